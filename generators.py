@@ -1,0 +1,355 @@
+"""From shards to batches: fetch ahead, read the tar, decode, resize, augment, batch.
+
+Nothing here knows a deep-learning framework: NumPy batches come out, whatever Keras runs on. The
+stages are plain generators, composed in `stream_batches`.
+"""
+
+import io
+import os
+import re
+import tarfile
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from landmarks import Shard, format_image_id
+from utils import ExpectedError, in_background, run_ahead
+
+MEMBER_NAME = re.compile(r"([0-9a-f])/([0-9a-f])/([0-9a-f])/(\1\2\3[0-9a-f]{13})\.jpg")
+MAX_MEMBER_BYTES = 64 << 20  # the largest JPEGs of the data set are a few MB
+MAX_DECODED_PIXELS = 64_000_000  # 192 MB as RGB, once in each decoding thread
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # what is found under the name .jpg
+MAX_BAD_SHARE = 0.05  # of a shard's images; more means that something else is wrong
+MIN_BAD_IMAGES = 3  # ... but a tiny shard may have a few
+MIN_CROP = 0.85  # side of a random crop, as a share of the picture's
+QUEUED_BATCHES = 4  # decoded ahead of the network; 4 x 64 images of 192 pixels are 28 MB
+
+
+class BadImageError(Exception):
+    """An image that cannot be read; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images for one step of the network.
+
+    Attributes:
+        images: (batch_size, image_size, image_size, 3) uint8 RGB. The shape never changes, since a
+            new one would compile the network again: a shard's last batch is filled up with images
+            that stand in it already.
+        image_ids: (n,) uint64 of the first n images; n < batch_size only where the filling must not
+            count, which is outside training.
+        class_indices: (n,) int32, or None where classes are unknown.
+    """
+
+    images: np.ndarray
+    image_ids: np.ndarray
+    class_indices: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class ShardEnd:
+    """Follows the last batch of a shard.
+
+    Attributes:
+        shard: `Shard`.
+        num_images: images that were decoded.
+        bad_images: tuple of (image id as int, reason).
+    """
+
+    shard: Shard
+    num_images: int
+    bad_images: tuple
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How shards are read: what `stream_batches` must know besides the shards.
+
+    Attributes:
+        image_size: side of the square images, in pixels.
+        batch_size: images in a batch.
+        class_of: function, image id -> class index or None (leave the image out). None itself:
+            every image of the shard that is in `image_ids`, without classes, in the tar's order.
+        image_ids: set of int, the images to read where `class_of` is None.
+        augment: flip and crop at random.
+        seed: of shuffling and augmentation.
+        num_threads: decoding threads.
+    """
+
+    image_size: int
+    batch_size: int
+    class_of: callable = None
+    image_ids: frozenset = field(default=frozenset(), repr=False)
+    augment: bool = False
+    seed: int = 0
+    num_threads: int = os.cpu_count() or 1
+
+    @property
+    def is_training(self):
+        """Tells whether the batches are shuffled and filled up to count in full."""
+        return self.class_of is not None
+
+
+# ---------------------------------------------------------------------------------- the pipeline
+
+
+def stream_batches(source, plan, reading):
+    """Streams the batches of shard after shard, everything done ahead in the background.
+
+    Args:
+        source: `landmarks.Source`.
+        plan: list of (epoch, `Shard`), in the order to read; the epoch seeds shuffling and crops.
+        reading: `Reading`.
+
+    Yields:
+        `Batch` after `Batch`, and a `ShardEnd` after the last one of each shard.
+
+    Raises:
+        ExpectedError: a shard cannot be had, or holds too many unreadable images.
+    """
+
+    def batches():
+        with ThreadPoolExecutor(reading.num_threads, "decode") as pool:
+            paths = fetch_ahead(source, [shard for _, shard in plan])
+            for (epoch, shard), path in zip(plan, paths, strict=True):
+                yield from read_shard(shard, path, reading, epoch, pool)
+
+    return run_ahead(batches, QUEUED_BATCHES)
+
+
+def fetch_ahead(source, shards):
+    """Yields the local path of each shard, fetching the next while the caller uses this one.
+
+    A shard is discarded when the next is asked for, so that two are on disk at most.
+    """
+    pending = in_background(source.fetch_shard, shards[0]) if shards else None
+    for position, shard in enumerate(shards):
+        path = pending.result()
+        if position + 1 < len(shards):
+            pending = in_background(source.fetch_shard, shards[position + 1])
+        try:
+            yield path
+        finally:
+            source.discard_shard(shard)
+
+
+def read_shard(shard, path, reading, epoch, pool):
+    """Yields the batches of one shard, then its `ShardEnd`.
+
+    Args:
+        shard, path: the shard and its local tar.
+        reading: `Reading`.
+        epoch: seeds shuffling and crops, together with the shard and the image.
+        pool: executor that decodes.
+    """
+    members = choose_members(list_members(path), reading)
+    if reading.is_training:
+        rng = np.random.default_rng([reading.seed, epoch, shard.number])
+        rng.shuffle(members)
+    bad_images, good_images = [], []
+
+    def good(results):
+        for member, image in results:
+            if isinstance(image, BadImageError):
+                bad_images.append((member.image_id, str(image)))
+            else:
+                good_images.append(member.image_id)
+                yield member, image
+
+    with open(path, "rb") as file:
+        images = good(decode_members(file.fileno(), members, reading, epoch, pool))
+        yield from batch_images(images, reading)
+    _check_bad_images(shard, bad_images, len(members))
+    yield ShardEnd(shard, len(good_images), tuple(bad_images))
+
+
+def _check_bad_images(shard, bad_images, num_images):
+    if len(bad_images) > max(MIN_BAD_IMAGES, MAX_BAD_SHARE * num_images):
+        image_id, reason = bad_images[0]
+        raise ExpectedError(
+            f"{shard.path}: {len(bad_images)} of {num_images} images cannot be read, first "
+            f"{format_image_id(image_id)} ({reason}); expected at most {MAX_BAD_SHARE:.0%}; "
+            "check the shard, or leave it out with the shard options"
+        )
+
+
+# ------------------------------------------------------------------------------------ the stages
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where an image lies in a tar: `size` bytes at `offset`."""
+
+    image_id: int
+    offset: int
+    size: int
+    class_index: int | None = None
+
+
+def list_members(path):
+    """Lists the images of a tar without reading them; anything else in the tar is left alone.
+
+    A tar is untrusted input: only regular files named a/b/c/<id>.jpg count, nothing is extracted.
+
+    Args:
+        path: an uncompressed tar.
+
+    Returns:
+        list of `Member`, in the tar's order; the first one where an id stands twice.
+
+    Raises:
+        ExpectedError: not a whole tar.
+    """
+    members, seen = [], set()
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                match = MEMBER_NAME.fullmatch(info.name) if info.isreg() else None
+                if match and match[4] not in seen:
+                    seen.add(match[4])
+                    members.append(Member(int(match[4], 16), info.offset_data, info.size))
+            _check_end(tar, path)
+    except (tarfile.TarError, EOFError) as error:
+        raise ExpectedError(
+            f"{path}: {error}; expected a whole uncompressed tar; check the shard, or leave it out "
+            "with the shard options"
+        ) from error
+    return members
+
+
+def _check_end(tar, path):
+    """Raises ReadError unless the tar ends as tars do; tarfile takes damage there for the end."""
+    tar.fileobj.seek(tar.offset)
+    end = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if end.strip(b"\0") or not end:
+        raise tarfile.ReadError(f"damaged or cut off at byte {tar.offset}")
+
+
+def choose_members(members, reading):
+    """Keeps the members to read, with their class indices."""
+    if not reading.is_training:
+        return [member for member in members if member.image_id in reading.image_ids]
+    classes = ((member, reading.class_of(member.image_id)) for member in members)
+    return [
+        Member(member.image_id, member.offset, member.size, class_index)
+        for member, class_index in classes
+        if class_index is not None
+    ]
+
+
+def decode_members(descriptor, members, reading, epoch, pool):
+    """Yields (member, image or BadImageError) in the order of `members`, decoded by the pool.
+
+    Args:
+        descriptor: of the open tar; positional reads let the threads share it.
+    """
+
+    def decode(member):
+        rng = None
+        if reading.augment:  # seeded by the image, so that the number of threads changes nothing
+            rng = np.random.default_rng([reading.seed, epoch, member.image_id])
+        try:
+            if member.size > MAX_MEMBER_BYTES:
+                raise BadImageError(f"{member.size} bytes")
+            data = os.pread(descriptor, member.size, member.offset)
+            return decode_image(data, reading.image_size, rng)
+        except BadImageError as error:
+            return error
+
+    ahead = reading.batch_size + 2 * reading.num_threads
+    futures = deque()
+    try:
+        for position, member in enumerate(members):
+            futures.append(pool.submit(decode, member))
+            if len(futures) > ahead:
+                yield members[position - ahead], futures.popleft().result()
+        for member in members[len(members) - len(futures) :]:
+            yield member, futures.popleft().result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def decode_image(data, image_size, rng=None):
+    """Decodes and resizes one image.
+
+    JPEGs are decoded at a half, quarter or eighth of their size where that still covers the target.
+
+    Args:
+        data: bytes of a JPEG (or of a PNG, WebP or GIF of that name).
+        image_size: side of the square result, in pixels; the aspect ratio is not kept.
+        rng: numpy Generator that crops and mirrors, or None.
+
+    Returns:
+        (image_size, image_size, 3) uint8 RGB.
+
+    Raises:
+        BadImageError: the bytes are not a readable image.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            return _resize(image, image_size, rng)
+    except UnidentifiedImageError as error:
+        raise BadImageError("not an image" if data else "empty") from error
+    except Image.DecompressionBombError as error:
+        raise BadImageError("too many pixels") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise BadImageError(str(error)) from error
+
+
+def _resize(image, image_size, rng):
+    crop = rng.uniform(MIN_CROP, 1, 2) if rng else np.ones(2)
+    offset = rng.uniform(size=2) * (1 - crop) if rng else np.zeros(2)
+    image.draft("RGB", (image_size, image_size))
+    if image.width * image.height > MAX_DECODED_PIXELS:
+        raise BadImageError(f"{image.width}x{image.height} pixels")
+    if "exif" in image.info:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits; convert() would cut off all above 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    size = np.array(image.size)
+    box = (*(offset * size), *((offset + crop) * size))
+    image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box)
+    pixels = np.asarray(image)
+    return pixels[:, ::-1] if rng and rng.random() < 0.5 else pixels
+
+
+def batch_images(images, reading):
+    """Gathers (member, image) pairs into batches of one shape.
+
+    In training, the last batch of a shard is filled up with the shard's first images (all of them
+    equally likely, since the shard is shuffled): no image is lost, and a mini-epoch is whole by
+    itself, so that continuing after it needs no images carried over.
+    """
+    shape = (reading.batch_size, reading.image_size, reading.image_size, 3)
+    first, pixels, members = None, np.empty(shape, np.uint8), []
+    for member, image in images:
+        pixels[len(members)] = image
+        members.append(member)
+        if len(members) == reading.batch_size:
+            first = first or (pixels, members)
+            yield _batch(pixels, members)
+            pixels, members = np.empty(shape, np.uint8), []
+    if members:
+        kept = list(members)
+        # A shard smaller than a batch repeats its own images.
+        fill_pixels, fill_members = first or (pixels.copy(), kept)
+        for place in range(len(kept), reading.batch_size):
+            source = (place - len(kept)) % len(fill_members)
+            pixels[place] = fill_pixels[source]
+            members.append(fill_members[source])
+        yield _batch(pixels, members if reading.is_training else kept)
+
+
+def _batch(pixels, members):
+    image_ids = np.array([member.image_id for member in members], np.uint64)
+    if members[0].class_index is None:
+        return Batch(pixels, image_ids, None)
+    class_indices = np.array([member.class_index for member in members], np.int32)
+    return Batch(pixels, image_ids, class_indices)

@@ -1,0 +1,166 @@
+"""The two scores of the challenge: GAP for recognition, mAP@100 for retrieval.
+
+python metrics.py recognition recognition_submission.csv recognition_solution_v2.1.csv
+python metrics.py retrieval retrieval_submission.csv retrieval_solution_v2.1.csv
+"""
+
+from submissions import (
+    MAX_RETRIEVED,
+    read_recognition_solution,
+    read_recognition_submission,
+    read_retrieval_solution,
+    read_retrieval_submission,
+)
+from utils import CommandLine, ExpectedError, run_command_line
+
+USAGES = ("Public", "Private")  # the two leaderboards; rows of any other usage are not scored
+
+
+def global_average_precision(predictions, solution):
+    """Computes global average precision (GAP, also micro-AP) of recognition predictions.
+
+    Predictions are ranked by confidence, ties by image id. A prediction for an image that shows no
+    landmark counts as wrong.
+
+    Args:
+        predictions: dict, image id -> (landmark id, confidence) or None; at most one per image.
+        solution: dict, image id -> set of true landmark ids, empty for "no landmark".
+
+    Returns:
+        GAP, a float in [0, 1].
+
+    Raises:
+        ValueError: a predicted image is not in `solution`, or no image shows a landmark.
+
+    Source: Weyand et al., arXiv:2004.01804, section on metrics; ties as in tensorflow/models,
+        research/delf/delf/python/datasets/google_landmarks_dataset/metrics.py
+    """
+    num_landmark_images = sum(bool(landmark_ids) for landmark_ids in solution.values())
+    if num_landmark_images == 0:
+        raise ValueError("no image of the solution shows a landmark")
+    if unknown := predictions.keys() - solution.keys():
+        raise ValueError(f"{len(unknown)} predicted images are not in the solution")
+    made = [(image_id, *made) for image_id, made in predictions.items() if made is not None]
+    made.sort(key=lambda prediction: (-prediction[2], prediction[0]))
+    num_right, total = 0, 0.0
+    for rank, (image_id, landmark_id, _) in enumerate(made, start=1):
+        if landmark_id in solution[image_id]:
+            num_right += 1
+            total += num_right / rank
+    return total / num_landmark_images
+
+
+def average_precision(retrieved, relevant):
+    """Computes the average precision at 100 of one query.
+
+    A repeated id earns nothing and costs a rank.
+
+    Args:
+        retrieved: list of index image ids, best first; those after the 100th do not count.
+        relevant: set of index image ids, not empty.
+
+    Returns:
+        A float in [0, 1].
+    """
+    found, total = set(), 0.0
+    for rank, image_id in enumerate(retrieved[:MAX_RETRIEVED], start=1):
+        if image_id in relevant and image_id not in found:
+            found.add(image_id)
+            total += len(found) / rank
+    return total / min(len(relevant), MAX_RETRIEVED)
+
+
+def mean_average_precision(retrieved, solution):
+    """Computes mAP@100 of a retrieval.
+
+    Args:
+        retrieved: dict, image id -> list of index image ids, best first; a missing query counts 0.
+        solution: dict, image id -> set of relevant index image ids; the queries with an empty set
+            are left out.
+
+    Returns:
+        mAP@100, a float in [0, 1].
+
+    Raises:
+        ValueError: a query is not in `solution`, or no query has a relevant image.
+
+    Source: Weyand et al., arXiv:2004.01804, section on metrics.
+    """
+    if unknown := retrieved.keys() - solution.keys():
+        raise ValueError(f"{len(unknown)} queries are not in the solution")
+    scored = {query: relevant for query, relevant in solution.items() if relevant}
+    if not scored:
+        raise ValueError("no query of the solution has a relevant image")
+    return sum(
+        average_precision(retrieved.get(query, []), relevant) for query, relevant in scored.items()
+    ) / len(scored)
+
+
+def score_recognition(submission_path, solution_path):
+    """Scores a recognition submission: dict, "Public", "Private" and "all" -> GAP.
+
+    Raises:
+        ExpectedError: a file is malformed, or they are not of the same test set.
+    """
+    submission = read_recognition_submission(submission_path)
+    solution = read_recognition_solution(solution_path)
+    truths = {image_id: (truth.landmark_ids, truth.usage) for image_id, truth in solution.items()}
+    return _score_usages(
+        global_average_precision, submission, submission_path, truths, solution_path
+    )
+
+
+def score_retrieval(submission_path, solution_path):
+    """Scores a retrieval submission: dict, "Public", "Private" and "all" -> mAP@100.
+
+    Raises:
+        ExpectedError: a file is malformed, or they are not of the same test set.
+    """
+    submission = read_retrieval_submission(submission_path)
+    solution = read_retrieval_solution(solution_path)
+    truths = {image_id: (truth.image_ids, truth.usage) for image_id, truth in solution.items()}
+    return _score_usages(mean_average_precision, submission, submission_path, truths, solution_path)
+
+
+def _score_usages(metric, submission, submission_path, truths, solution_path):
+    """Applies a metric to each leaderboard's rows; `truths`: image id -> (true ids, usage)."""
+    if unknown := submission.keys() - truths.keys():
+        raise ExpectedError(
+            f"{submission_path}: {len(unknown)} ids, first {min(unknown)!r}, are not in "
+            f"{solution_path}; expected ids of that test set; give the matching files"
+        )
+    scores = {}
+    for name in (*USAGES, "all"):
+        usages = USAGES if name == "all" else (name,)
+        solution = {key: truth for key, (truth, usage) in truths.items() if usage in usages}
+        if any(solution.values()):
+            scored = {key: row for key, row in submission.items() if key in solution}
+            scores[name] = metric(scored, solution)
+    if not scores:
+        raise ExpectedError(
+            f"{solution_path}: no row with a true id and Usage Public or Private; expected the "
+            "released ground truth; check the file"
+        )
+    return scores
+
+
+def format_scores(name, scores):
+    """Writes scores as one line, e.g. `GAP: Public 0.5123  Private 0.4987  all 0.5032`."""
+    return f"{name}: " + "  ".join(f"{usage} {score:.4f}" for usage, score in scores.items())
+
+
+def main(argv=None):
+    """Scores one submission, as the module's docstring shows."""
+    parser = CommandLine(description="Scores a submission against the released ground truth.")
+    parser.add_argument("challenge", choices=("recognition", "retrieval"))
+    parser.add_argument("submission", help="the CSV to score")
+    parser.add_argument("solution", help="recognition_solution_v2.1.csv or its retrieval sister")
+    args = parser.parse_args(argv)
+    if args.challenge == "recognition":
+        print(format_scores("GAP", score_recognition(args.submission, args.solution)))
+    else:
+        print(format_scores("mAP@100", score_retrieval(args.submission, args.solution)))
+
+
+if __name__ == "__main__":
+    run_command_line(main)

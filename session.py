@@ -1,0 +1,77 @@
+"""What every run has: an output folder, a source of shards, scratch space, a time to stop."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import demo
+from landmarks import CVDF_URL, Source
+from utils import Stop, on_kaggle, scratch_folder
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run of a script.
+
+    Attributes:
+        output: folder of the results.
+        source: `landmarks.Source`.
+        stop: `utils.Stop`.
+    """
+
+    output: Path
+    source: Source
+    stop: Stop
+
+
+def add_session_options(parser):
+    """Adds the options that every script has to its command line."""
+    parser.add_argument(
+        "--source", default=CVDF_URL, help="web address or folder in the CVDF layout"
+    )
+    parser.add_argument(
+        "--demo",
+        action="store_true",
+        help="draw the miniature landmark world, serve it on this machine and use it as the source",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("/kaggle/working" if on_kaggle() else "output"),
+        help="folder for the results, which are continued if they are there",
+    )
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        default=Path("/kaggle/tmp") if on_kaggle() else None,
+        help="folder for downloads, at most two shards at a time (default: <output>/scratch)",
+    )
+    parser.add_argument(
+        "--max-hours", type=float, metavar="H", help="stop in good order after H hours"
+    )
+
+
+def parse_session(parser, argv):
+    """Parses the command line; with --demo, the demo's settings become the defaults."""
+    args = parser.parse_args(argv)
+    if args.demo:
+        known = vars(args).keys()
+        parser.set_defaults(**{key: demo.DEFAULTS[key] for key in demo.DEFAULTS.keys() & known})
+        args = parser.parse_args(argv)
+    if args.scratch is None:
+        args.scratch = args.output / "scratch"
+    if args.max_hours is not None and not args.max_hours > 0:
+        parser.error(f"argument --max-hours: {args.max_hours} hours; expected more than 0")
+    return args
+
+
+@contextlib.contextmanager
+def open_session(args):
+    """Opens the session of a parsed command line; yields a `Session`."""
+    with Stop(args.max_hours) as stop, scratch_folder(args.scratch) as scratch:
+        if not args.demo:
+            yield Session(args.output, Source(args.source, scratch), stop)
+            return
+        world = demo.build_world(args.scratch / "demo-world")
+        with demo.serve(world) as address:
+            yield Session(args.output, Source(address, scratch), stop)

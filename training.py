@@ -1,0 +1,296 @@
+"""The training run: mini-epochs over a stream of shards, validation, checkpoint, history.
+
+Imports Keras, by way of `model`.
+"""
+
+import csv
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import model
+from generators import Reading, ShardEnd, stream_batches
+from landmarks import format_image_id
+from utils import ExpectedError, atomic_write, say
+
+MAX_VALID_IMAGES = 4096  # kept decoded in memory: 453 MB at 192 pixels
+HISTORY_COLUMNS = (
+    "mini_epoch", "epoch", "shard", "images", "bad_images", "loss", "accuracy", "valid_loss",
+    "valid_accuracy", "learning_rate", "images_per_s", "waited_s", "seconds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that shapes the trained weights; it must not change when a run continues."""
+
+    backbone: str
+    weights: str
+    image_size: int
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    min_images: int
+    train_shards: tuple
+    clean: bool
+    augment: bool
+    seed: int
+
+    @classmethod
+    def from_args(cls, args):
+        """Picks the recipe's settings from a parsed command line."""
+        return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})
+
+
+# ------------------------------------------------------------------------------- the whole run
+
+
+def train(session, recipe, class_table, labels, shards, valid_shards, valid_every, checkpoint):
+    """Trains shard after shard, from the checkpoint if there is one.
+
+    Args:
+        session: `Session`.
+        recipe: `Recipe`.
+        class_table, labels: `ClassTable` and `TrainLabels` of the source.
+        shards: list of train `Shard` of one epoch.
+        valid_shards: list of held-out train `Shard`.
+        valid_every: mini-epochs between validations.
+        checkpoint: path of the checkpoint, written after every mini-epoch.
+
+    Returns:
+        The trained network, or None when the run was stopped and can be continued.
+
+    Raises:
+        ExpectedError: data, network or disk fail, or the loss is no longer finite.
+    """
+    policy = model.set_up_keras(recipe.seed)
+    share = len(shards) / session.source.count_shards("train")
+    num_steps = round(len(labels) * share * recipe.epochs / recipe.batch_size)
+    network, rows = begin_or_continue(recipe, class_table, num_steps, checkpoint)
+    plan = [(epoch, shard) for epoch in range(recipe.epochs) for shard in shards]
+    if len(rows) == len(plan):
+        say(f"training is complete: {len(plan)} mini-epochs")
+        return network
+    say(f"{recipe.backbone}, {policy}, {recipe.image_size} pixels, {len(class_table):,} landmarks")
+    reading = Reading(
+        recipe.image_size, recipe.batch_size, labels.find, augment=recipe.augment, seed=recipe.seed
+    )
+    valid = load_valid_images(session.source, valid_shards, reading)
+    left = plan[len(rows) :]
+    stream = stream_batches(session.source, left, reading)
+    for mini_epoch in range(len(rows), len(plan)):
+        # A mini-epoch that would not fit into the time is not begun.
+        if session.stop.requested(max((row["seconds"] for row in rows[-10:]), default=0)):
+            break
+        rate = model.learning_rate_at(mini_epoch, len(plan), recipe.learning_rate)
+        network.optimizer.learning_rate = rate
+        row = train_mini_epoch(network, stream, session.stop)
+        if row is None:
+            break
+        row |= {"mini_epoch": mini_epoch + 1, "epoch": plan[mini_epoch][0] + 1}
+        row |= {"learning_rate": rate}
+        if (mini_epoch + 1) % valid_every == 0 or mini_epoch + 1 == len(plan):
+            row |= validate(network, valid, recipe.batch_size)
+        rows.append(row)
+        save_checkpoint(checkpoint, network, recipe, class_table, rows)
+        write_history(session.output, rows)
+        say(describe_progress(rows, len(plan)))
+    stream.close()
+    if len(rows) < len(plan):
+        say(
+            f"stopped by {session.stop.reason()}: {len(rows)} of {len(plan)} mini-epochs done; "
+            "run the same command again to continue"
+        )
+        return None
+    return network
+
+
+def train_mini_epoch(network, stream, stop):
+    """Trains on the batches of one shard.
+
+    Args:
+        network: compiled keras.Model.
+        stream: iterator of `Batch` and `ShardEnd`.
+        stop: `Stop`.
+
+    Returns:
+        dict, the part of a history row that is known here; None if `stop` was requested.
+
+    Raises:
+        ExpectedError: the loss is not finite.
+    """
+    begin, waited_s, losses, accuracies = time.perf_counter(), 0.0, [], []
+    while True:
+        asked = time.perf_counter()
+        item = next(stream)
+        waited_s += time.perf_counter() - asked
+        if isinstance(item, ShardEnd):
+            break
+        if stop.requested():
+            return None
+        loss, accuracy = network.train_on_batch(item.images, item.class_indices)
+        if not math.isfinite(loss):
+            raise ExpectedError(
+                f"the loss is {loss} in batch {len(losses) + 1} of a mini-epoch; expected a finite "
+                "number; lower --learning-rate and run again from the last checkpoint"
+            )
+        losses.append(loss)
+        accuracies.append(accuracy)
+    for image_id, reason in item.bad_images:
+        say(f"{item.shard.path}: image {format_image_id(image_id)} left out: {reason}")
+    seconds = time.perf_counter() - begin
+    return {
+        "shard": item.shard.number,
+        "images": item.num_images,
+        "bad_images": len(item.bad_images),
+        "loss": float(np.mean(losses)) if losses else math.nan,
+        "accuracy": float(np.mean(accuracies)) if losses else math.nan,
+        "images_per_s": item.num_images / seconds,
+        "waited_s": waited_s,
+        "seconds": seconds,
+    }
+
+
+# ---------------------------------------------------------------------------------- validation
+
+
+def load_valid_images(source, shards, reading):
+    """Decodes the held-out shards once, up to MAX_VALID_IMAGES, without crops or mirroring.
+
+    Returns:
+        list of `Batch`.
+    """
+    reading = dataclasses.replace(reading, augment=False)
+    batches, num_images = [], 0
+    for item in stream_batches(source, [(0, shard) for shard in shards], reading):
+        if num_images >= MAX_VALID_IMAGES:
+            break
+        if not isinstance(item, ShardEnd):
+            batches.append(item)
+            num_images += len(item.image_ids)
+    return batches
+
+
+def validate(network, batches, batch_size):
+    """Measures loss and accuracy on the held-out images; the history row's valid_ columns."""
+    if not batches:
+        return {}
+    results = [network.test_on_batch(batch.images, batch.class_indices) for batch in batches]
+    loss, accuracy = np.mean(results, axis=0)
+    return {"valid_loss": float(loss), "valid_accuracy": float(accuracy)}
+
+
+# ---------------------------------------------------------------------------------- checkpoint
+
+
+def save_checkpoint(path, network, recipe, class_table, rows):
+    """Writes weights, optimizer, settings, class table and history as one atomic file."""
+    page = {
+        "landmark_ids": class_table.landmark_ids.tolist(),
+        "recipe": dataclasses.asdict(recipe),
+        "history": rows,
+    }
+    model.save_model(network, path, page)
+
+
+def begin_or_continue(recipe, class_table, num_steps, checkpoint):
+    """Builds a new network, or restores the checkpoint's.
+
+    Returns:
+        (compiled keras.Model, list of history rows).
+
+    Raises:
+        ExpectedError: the checkpoint belongs to other settings or other landmarks.
+    """
+    if not checkpoint.exists():
+        network = model.build_network(
+            len(class_table), recipe.image_size, recipe.backbone, recipe.weights, num_steps
+        )
+        model.compile_network(network, recipe.learning_rate)
+        return network, []
+    network, page = model.load_model(checkpoint)
+    for name, value in dataclasses.asdict(recipe).items():
+        was = page["recipe"].get(name)
+        if was != (list(value) if isinstance(value, tuple) else value):
+            raise ExpectedError(
+                f"{checkpoint}: it was trained with {name} = {was}, now {value}; expected the same "
+                "settings to continue; give them again, or --fresh to start over"
+            )
+    if page["landmark_ids"] != class_table.landmark_ids.tolist():
+        raise ExpectedError(
+            f"{checkpoint}: its {len(page['landmark_ids'])} landmarks are not the "
+            f"{len(class_table)} of this source; expected the same class table; give the same "
+            "--source, or --fresh to start over"
+        )
+    return network, page["history"]
+
+
+# ------------------------------------------------------------------------------------- history
+
+
+def write_history(output, rows):
+    """Writes history.csv and history.png, a row and a point per mini-epoch."""
+    path = output / "history.csv"
+    with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, HISTORY_COLUMNS, restval="")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: _short(value) for key, value in row.items()})
+    with atomic_write(output / "history.png") as temporary:
+        draw_history(rows).savefig(temporary, dpi=110)
+
+
+def _short(value):
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def draw_history(rows):
+    """Draws loss, accuracy and speed over the mini-epochs as a matplotlib Figure."""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    loss, accuracy, speed = figure.subplots(1, 3)
+    steps = [row["mini_epoch"] for row in rows]
+    valid = [row for row in rows if "valid_loss" in row]
+    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+        axes.plot(steps, [row[name] for row in rows], label="train", color="tab:blue")
+        axes.plot(
+            [row["mini_epoch"] for row in valid],
+            [row[f"valid_{name}"] for row in valid],
+            label="held out", color="tab:orange", marker=".",
+        )  # fmt: skip
+        axes.set_title(name)
+        axes.legend()
+    accuracy.set_ylim(0, 1)
+    speed.plot(steps, [row["images_per_s"] for row in rows], color="tab:green")
+    speed.set_ylim(0)
+    speed.set_title("images/s")
+    for axes in (loss, accuracy, speed):
+        axes.set_xlabel("mini-epoch")
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def describe_progress(rows, num_mini_epochs):
+    """Writes the last mini-epoch as one line: loss, speed, share of waiting, time to go."""
+    row, recent = rows[-1], rows[-10:]
+    left_s = (num_mini_epochs - len(rows)) * np.mean([row["seconds"] for row in recent])
+    valid = f", held out {row['valid_accuracy']:.3f}" if "valid_accuracy" in row else ""
+    bad = f", {row['bad_images']} bad" if row["bad_images"] else ""
+    return (
+        f"mini-epoch {row['mini_epoch']}/{num_mini_epochs} (train shard {row['shard']:03d}): "
+        f"{row['images']:,} images{bad}, loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f}"
+        f"{valid}, {row['images_per_s']:.0f} images/s, {row['waited_s'] / row['seconds']:.0%} "
+        f"waiting for data, {format_duration(left_s)} to go"
+    )
+
+
+def format_duration(seconds):
+    """Writes seconds as a person reads them, e.g. `2 h 05 min` or `3 min 20 s`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -1,0 +1,289 @@
+"""Nothing about landmarks: one-line errors, atomic files, background work, stopping in time."""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import queue
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+CHUNK_BYTES = 1 << 20
+
+
+class ExpectedError(Exception):
+    """A failure of network, file or data that a person can act on, told in one line.
+
+    The message reads `<what, with the value>; <what was expected>; <what to do>`.
+    """
+
+
+class MissingFileError(ExpectedError):
+    """The source does not have the file that was asked for."""
+
+
+def say(text):
+    """Writes one line of progress to stderr, which keeps stdout for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def on_kaggle():
+    """Tells whether this process runs inside a Kaggle kernel."""
+    return "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+
+
+class CommandLine(argparse.ArgumentParser):
+    """An argument parser that shows defaults in its help and answers wrong use in one line."""
+
+    def __init__(self, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        """Ends the process with exit code 2 and one line instead of the whole usage."""
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def run_command_line(main):
+    """Runs `main()` and turns its outcome into an exit code.
+
+    0 is done, 1 an expected failure (one line), 130 Ctrl-C.
+
+    Args:
+        main: function without arguments. A bug in it keeps its traceback.
+    """
+    try:
+        main()
+    except ExpectedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(
+            "error: interrupted by Ctrl-C; run the same command again to continue", file=sys.stderr
+        )
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of stdout left, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """Gives a temporary path beside `path` that takes its name only when the block succeeds.
+
+    Args:
+        path: the final file. Its folder is made.
+
+    Yields:
+        The temporary `pathlib.Path`, with the same suffix as `path`.
+
+    Raises:
+        ExpectedError: the file could not be written (full disk, no permission).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise ExpectedError(
+            f"{path}: cannot be written ({reason}); expected a writable folder with free space; "
+            "free some space or choose another --output"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def file_md5(path):
+    """Computes the md5 of a file as 32 hex characters."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def require_free_space(folder, size_bytes, purpose):
+    """Raises ExpectedError if the disk of `folder` has less than `size_bytes` free."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    stats = os.statvfs(folder)
+    free_bytes = stats.f_bavail * stats.f_frsize
+    if free_bytes < size_bytes:
+        raise ExpectedError(
+            f"{folder}: {free_bytes / 1e9:.2f} GB free; expected {size_bytes / 1e9:.2f} GB or more "
+            f"for {purpose}; free some space or choose another folder"
+        )
+
+
+# ------------------------------------------------------------------------- in the background
+
+
+def in_background(function, *args):
+    """Starts `function(*args)` in a thread that never keeps the process alive; gives its Future."""
+    future = Future()
+
+    def run():
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=function.__name__, daemon=True).start()
+    return future
+
+
+def run_ahead(make_iterator, num_ahead):
+    """Yields what an iterator yields while a thread keeps up to `num_ahead` items ready.
+
+    Args:
+        make_iterator: function without arguments that gives the iterator; called in the thread.
+        num_ahead: items held at most.
+    """
+    items = queue.Queue(num_ahead)
+    stopped = threading.Event()
+
+    def put(item):
+        while not stopped.is_set():
+            try:
+                return items.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def run():
+        iterator = make_iterator()
+        try:
+            for item in iterator:
+                put((item, None))
+                if stopped.is_set():
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:
+            put((None, error))
+        finally:
+            iterator.close()
+
+    threading.Thread(target=run, name="run_ahead", daemon=True).start()
+    try:
+        while True:
+            item, error = items.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stopped.set()
+
+
+# --------------------------------------------------------------------------- stopping in time
+
+
+class Stop:
+    """Asks a long job to stop in good order: at a time limit, on SIGTERM, or on Ctrl-C.
+
+    A second Ctrl-C interrupts at once.
+
+    Args:
+        max_hours: hours from now, or None for no limit.
+    """
+
+    def __init__(self, max_hours=None):
+        self.deadline = None if max_hours is None else time.monotonic() + max_hours * 3600
+        self.signal_number = None
+
+    def __enter__(self):
+        self._handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number, frame):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.signal_number = number
+        say(f"{signal.Signals(number).name}: stopping after this batch")
+
+    def requested(self, needed_s=0.0):
+        """Tells whether to stop now, given that the next step takes `needed_s` seconds."""
+        if self.signal_number is not None:
+            return True
+        return self.deadline is not None and time.monotonic() + needed_s > self.deadline
+
+    def reason(self):
+        """Names what asked for the stop."""
+        if self.signal_number is not None:
+            return signal.Signals(self.signal_number).name
+        return "--max-hours"
+
+
+@contextlib.contextmanager
+def scratch_folder(parent):
+    """Gives a folder of this process alone below `parent`, removed at the end.
+
+    What killed processes of this machine left there is removed first.
+
+    Args:
+        parent: folder for scratch; made where missing.
+
+    Yields:
+        `pathlib.Path`.
+    """
+    parent = Path(parent)
+    for leftover in parent.glob(f"{socket.gethostname()}-*"):
+        if not _is_running(leftover.name.rpartition("-")[2]):
+            shutil.rmtree(leftover, ignore_errors=True)
+    folder = parent / f"{socket.gethostname()}-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExpectedError(
+            f"{parent}: cannot be made ({error.strerror}); expected a folder to write to; "
+            "choose another --scratch"
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process_id):
+    try:
+        os.kill(int(process_id), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, ValueError):
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def muted_stderr():
+    """Swallows what native libraries print to stderr in the block; shows it if the block fails."""
+    sys.stderr.flush()
+    original = os.dup(2)
+    with tempfile.TemporaryFile() as buffer:
+        os.dup2(buffer.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            buffer.seek(0)
+            os.write(original, buffer.read())
+            raise
+        finally:
+            os.dup2(original, 2)
+            os.close(original)
