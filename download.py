@@ -110,7 +110,9 @@ class _Transfer:
 
     def _write(self, chunk):
         try:
-            self.file.write(chunk)
+            rest = memoryview(chunk)
+            while rest:  # on a nearly full disk, a write takes only what fits
+                rest = rest[self.file.write(rest) :]
         except OSError as error:
             raise ExpectedError(
                 f"{self.file.name}: cannot be written ({error.strerror}); expected free space for "
@@ -125,8 +127,9 @@ class _Transfer:
             self.restart()
             raise _RetryError("the server refused the range") from error
         if error.code not in TEMPORARY_STATUSES:
+            reason = " ".join(str(error.reason).split())  # a redirect loop's has several lines
             raise MissingFileError(
-                f"{self.url}: HTTP {error.code} {error.reason}; expected a file; check --source"
+                f"{self.url}: HTTP {error.code} {reason}; expected a file; check --source"
             ) from error
         after = error.headers.get("Retry-After", "") if error.headers else ""
         raise _RetryError(f"HTTP {error.code}", float(after) if after.isdigit() else 0.0) from error
@@ -160,10 +163,10 @@ def download(url, path, md5=None, patience=PATIENCE):
                 reason = failure
             if attempt < patience.attempts:
                 _wait_before(attempt + 1, url, reason, patience)
-    raise ExpectedError(
-        f"{url}: {reason} after {patience.attempts} attempts; expected a whole file; "
-        "check the network and --source, then run the same command again"
-    )
+        raise ExpectedError(
+            f"{url}: {reason} after {patience.attempts} attempts; expected a whole file; "
+            "check the network and --source, then run the same command again"
+        )
 
 
 def _wait_before(attempt, url, reason, patience):
@@ -174,22 +177,50 @@ def _wait_before(attempt, url, reason, patience):
     time.sleep(wait_s)
 
 
+def download_range(url, offset, size_bytes, patience=PATIENCE):
+    """Downloads `size_bytes` bytes from `offset` on of a file.
+
+    Raises:
+        ExpectedError: the server cannot be reached or does not serve ranges.
+    """
+    headers = {"Range": f"bytes={offset}-{offset + size_bytes - 1}"}
+    with _open_patiently(urllib.request.Request(url, headers=headers), patience) as response:
+        data = response.read() if response.status == 206 else b""
+    if len(data) != size_bytes:
+        raise ExpectedError(
+            f"{url}: {len(data)} of {size_bytes} bytes from {offset} on; expected a server of byte "
+            "ranges; check --source"
+        )
+    return data
+
+
 def exists_online(url, patience=PATIENCE):
     """Tells whether a HEAD request for `url` finds a file.
 
     Raises:
         ExpectedError: the server cannot be reached.
     """
+    try:
+        with _open_patiently(urllib.request.Request(url, method="HEAD"), patience):
+            return True
+    except MissingFileError:
+        return False
+
+
+def _open_patiently(request, patience):
+    """Opens a request, with further attempts while the server or the network has a bad time."""
+    url = request.full_url
     for attempt in range(1, patience.attempts + 1):
-        request = urllib.request.Request(url, method="HEAD")
         try:
-            with urllib.request.urlopen(request, timeout=patience.timeout_s):
-                return True
+            return urllib.request.urlopen(request, timeout=patience.timeout_s)
         except urllib.error.HTTPError as error:
             if error.code not in TEMPORARY_STATUSES:
-                return False
+                reason = " ".join(str(error.reason).split())
+                raise MissingFileError(
+                    f"{url}: HTTP {error.code} {reason}; expected a file; check --source"
+                ) from error
             reason = _RetryError(f"HTTP {error.code}")
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             reason = _RetryError(getattr(error, "reason", None) or error)
         if attempt < patience.attempts:
             _wait_before(attempt + 1, url, reason, patience)

@@ -43,11 +43,13 @@ class Batch:
         image_ids: (n,) uint64 of the first n images; n < batch_size only where the filling must not
             count, which is outside training.
         class_indices: (n,) int32, or None where classes are unknown.
+        locations: (n, 2) int64, the offset and size in bytes of each image in the shard's tar.
     """
 
     images: np.ndarray
     image_ids: np.ndarray
     class_indices: np.ndarray | None
+    locations: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -208,12 +210,14 @@ def list_members(path):
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
+                if info.size < 0:  # would lead back, in circles
+                    raise tarfile.ReadError(f"negative size at byte {info.offset}")
                 match = MEMBER_NAME.fullmatch(info.name) if info.isreg() else None
                 if match and match[4] not in seen:
                     seen.add(match[4])
                     members.append(Member(int(match[4], 16), info.offset_data, info.size))
             _check_end(tar, path)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         raise ExpectedError(
             f"{path}: {error}; expected a whole uncompressed tar; check the shard, or leave it out "
             "with the shard options"
@@ -349,7 +353,8 @@ def batch_images(images, reading):
 
 def _batch(pixels, members):
     image_ids = np.array([member.image_id for member in members], np.uint64)
-    if members[0].class_index is None:
-        return Batch(pixels, image_ids, None)
-    class_indices = np.array([member.class_index for member in members], np.int32)
-    return Batch(pixels, image_ids, class_indices)
+    locations = np.array([(member.offset, member.size) for member in members], np.int64)
+    class_indices = None
+    if members[0].class_index is not None:
+        class_indices = np.array([member.class_index for member in members], np.int32)
+    return Batch(pixels, image_ids, class_indices, locations)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from download import download, exists_online
+from download import download, download_range, exists_online
 from utils import ExpectedError, MissingFileError, file_md5, say
 
 CVDF_URL = "https://s3.amazonaws.com/google-landmark/"
@@ -139,6 +139,14 @@ class Source:
         if self.is_online:
             (self.scratch / shard.path).unlink(missing_ok=True)
 
+    def read_range(self, shard, offset, size_bytes):
+        """Reads some bytes of a shard without fetching the rest of it."""
+        if self.is_online:
+            return download_range(self.location + shard.path, offset, size_bytes)
+        with open(self.fetch(shard.path), "rb") as file:
+            file.seek(offset)
+            return file.read(size_bytes)
+
     def _expected_md5(self, shard):
         try:
             path = self.fetch(shard.md5_path)
@@ -246,6 +254,14 @@ def format_image_id(image_id):
     return f"{int(image_id):016x}"
 
 
+def format_image_ids(image_ids):
+    """Writes many image ids at once: (n,) uint64 -> (n,) bytes of 16 hex characters."""
+    nibbles = np.repeat(image_ids.astype(">u8").view(np.uint8), 2)
+    nibbles[0::2] >>= 4
+    nibbles[1::2] &= 15
+    return np.frombuffer(b"0123456789abcdef", np.uint8)[nibbles].view("S16")
+
+
 # -------------------------------------------------------------------------------- metadata to read
 
 
@@ -255,7 +271,7 @@ def _read_columns(path, **types):
         return pa.csv.read_csv(
             path,
             convert_options=pa.csv.ConvertOptions(
-                include_columns=list(types), column_types=types, strings_can_be_null=False
+                include_columns=list(types), column_types=types, null_values=[]
             ),
             parse_options=pa.csv.ParseOptions(newlines_in_values=False),
         )

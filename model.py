@@ -155,9 +155,9 @@ def _name_weights(path):
 def _limit_memory(backbone, num_steps):
     """Lets batch normalisation forget its first statistics within a run, however short.
 
-    Its moving averages remember 100 steps (ResNet) or 1,000 (MobileNetV2). In a run of a few hundred
-    steps they would lag behind the weights, and prediction would differ from training. The tens of
-    thousands of steps of the full data set change nothing here.
+    Its moving averages remember 100 steps (ResNet) or 1,000 (MobileNetV2). In a run of a few
+    hundred steps they would lag behind the weights, and prediction would differ from training. The
+    tens of thousands of steps of the full data set change nothing here.
     """
     longest_memory = max(10, num_steps / 20)
     for layer in backbone.layers:
@@ -279,7 +279,8 @@ def load_model(path):
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
             page = json.loads(archive.read(LANDMARKS_MEMBER))
-        model = keras.models.load_model(path)
+        with muted_stderr():  # TensorFlow looks for a GPU here, and tells of it
+            model = keras.models.load_model(path)
     except KeyError as error:
         raise ExpectedError(
             f"{path}: no class table in it; expected a model written by recognition.py, which "

@@ -9,26 +9,22 @@ Run the same command again and it continues where it stopped.
 """
 
 import argparse
-import math
 from pathlib import Path
 
-import numpy as np
-
-from generators import Reading, ShardEnd, stream_batches
+from descriptions import QUERIES
 from landmarks import (
     MIN_IMAGES,
     RECOGNITION_SOLUTION,
     TEST_CSV,
     TRAIN_CLEAN_CSV,
     TRAIN_CSV,
-    format_image_id,
     read_image_ids,
     read_train_labels,
 )
 from metrics import format_scores, score_recognition
-from session import add_session_options, open_session, parse_session
+from session import add_session_options, number, open_session, parse_session
 from submissions import check_recognition_submission, write_recognition_submission
-from utils import CommandLine, MissingFileError, run_command_line, say
+from utils import CommandLine, run_command_line, say
 
 # --------------------------------------------------------------------------------- command line
 
@@ -41,21 +37,6 @@ def shard_range(text):
             f"{text!r} is no range of shards; expected FIRST:STOP with FIRST < STOP, e.g. 10:500"
         )
     return int(first), int(stop)
-
-
-def number(kind, lowest):
-    """Makes an argument type: a finite int or float of at least `lowest`."""
-
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value >= lowest):
-            raise argparse.ArgumentTypeError(f"{text!r}; expected a number from {lowest} up")
-        return value
-
-    return parse
 
 
 def make_parser():
@@ -161,9 +142,10 @@ def train(session, args):
     class_table, labels = read_train_labels(labels_csv, recipe.min_images)
     say(f"{source}: {len(labels):,} train images of {len(class_table):,} landmarks")
 
-    checkpoint = args.output / "checkpoint" / "training.keras"
+    checkpoint = args.output / "checkpoint" / "training.npz"
     if args.fresh:
         checkpoint.unlink(missing_ok=True)
+        training.previous_checkpoint(checkpoint).unlink(missing_ok=True)
     network = training.train(
         session, recipe, class_table, labels, shards, valid_shards, args.valid_every, checkpoint
     )
@@ -177,43 +159,32 @@ def train(session, args):
 
 
 def predict(session, model_path, args):
-    """Names the landmark of every test image; writes and scores recognition_submission.csv."""
+    """Names the landmark of every test image; writes and scores recognition_submission.csv.
+
+    The descriptors that come with it are kept in queries.npz, which retrieval.py takes up.
+    """
+    import describe
     import model
 
     source = session.source
     test_ids = read_image_ids(source.fetch(TEST_CSV))
     recogniser = model.load_recogniser(model_path)
-    predictor = model.build_predictor(recogniser.classifier, args.flipped_too)
-    reading = Reading(
-        recogniser.image_size, args.batch_size, image_ids=frozenset(test_ids.tolist())
-    )
-    image_ids, class_indices, confidences = [], [], []
-    plan = [(0, shard) for shard in source.select_shards("test")]
-    for item in stream_batches(source, plan, reading):
-        if isinstance(item, ShardEnd):
-            for image_id, reason in item.bad_images:
-                say(f"{item.shard.path}: image {format_image_id(image_id)} left empty: {reason}")
-            say(f"{item.shard.path}: {item.num_images:,} images predicted")
-            continue
-        best, confidence, _ = predictor.predict_on_batch(item.images)
-        image_ids.append(item.image_ids)
-        class_indices.append(best[: len(item.image_ids)])
-        confidences.append(confidence[: len(item.image_ids)])
-
+    describer = describe.Describer(recogniser, args.batch_size, args.flipped_too)
+    found = describe.describe_split(session, describer, "test", test_ids, args.output / QUERIES)
+    if found is None:
+        return
     path = args.output / "recognition_submission.csv"
-    landmark_ids = recogniser.class_table.landmark_ids[np.concatenate(class_indices)]
     write_recognition_submission(
-        path, test_ids, np.concatenate(image_ids), landmark_ids, np.concatenate(confidences)
+        path, test_ids, found.image_ids, found.landmark_ids, found.confidences
     )
     num_predicted = check_recognition_submission(path, test_ids, recogniser.class_table)
     say(f"{num_predicted:,} of {len(test_ids):,} test images predicted")
     print(path)
-    try:
+    if source.exists(RECOGNITION_SOLUTION):
         solution = source.fetch(RECOGNITION_SOLUTION)
-    except MissingFileError:
+        print(format_scores("GAP", score_recognition(path, solution)))
+    else:
         say(f"{source}: no {RECOGNITION_SOLUTION}; the submission is not scored")
-        return
-    print(format_scores("GAP", score_recognition(path, solution)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What every run has: an output folder, a source of shards, scratch space, a time to stop."""
 
+import argparse
 import contextlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,21 @@ class Session:
     output: Path
     source: Source
     stop: Stop
+
+
+def number(kind, lowest):
+    """Makes an argument type: a finite int or float of at least `lowest`."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= lowest):
+            raise argparse.ArgumentTypeError(f"{text!r}; expected a number from {lowest} up")
+        return value
+
+    return parse
 
 
 def add_session_options(parser):

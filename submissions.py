@@ -6,7 +6,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from landmarks import format_image_id
+from landmarks import format_image_id, format_image_ids
 from utils import ExpectedError, atomic_write
 
 MAX_RETRIEVED = 100  # ids in one row of a retrieval submission
@@ -157,6 +157,52 @@ def read_recognition_solution(path):
             ) from error
         solution[image_id] = RecognitionTruth(landmark_ids, usage)
     return solution
+
+
+def write_retrieval_submission(path, test_ids, query_ids, row_ends, image_ids):
+    """Writes a retrieval submission: a row for each test image, empty where nothing was retrieved.
+
+    Args:
+        path: the CSV, written atomically.
+        test_ids: (num_tests,) uint64, in the order to write.
+        query_ids: (num_queries,) uint64, the queries that were searched.
+        row_ends: (num_queries,) int64, where each query's images end in `image_ids`.
+        image_ids: (n,) uint64, index images, query after query, best first.
+    """
+    words = format_image_ids(image_ids)
+    begins = np.concatenate([[0], row_ends[:-1]]) if len(row_ends) else row_ends
+    spans = dict(
+        zip(query_ids.tolist(), zip(begins.tolist(), row_ends.tolist(), strict=True), strict=True)
+    )
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        file.write(b"id,images\n")
+        for test_id in test_ids.tolist():
+            begin, end = spans.get(test_id, (0, 0))
+            file.write(b"%016x,%s\n" % (test_id, b" ".join(words[begin:end].tolist())))
+
+
+def check_retrieval_submission(path, test_ids):
+    """Checks that a submission has every test id once and at most 100 different images for each.
+
+    Args:
+        path: the CSV.
+        test_ids: (num_queries,) uint64.
+
+    Returns:
+        The number of test images with at least one retrieved image.
+
+    Raises:
+        ExpectedError: what is wrong first.
+    """
+    retrieved = read_retrieval_submission(path)
+    _check_ids(path, retrieved, test_ids)
+    for image_id, images in retrieved.items():
+        if len(images) > MAX_RETRIEVED or len(set(images)) < len(images):
+            raise ExpectedError(
+                f"{path}: {image_id} has {len(images)} images, {len(set(images))} different; "
+                f"expected at most {MAX_RETRIEVED}, none twice; merge the parts again"
+            )
+    return sum(bool(images) for images in retrieved.values())
 
 
 def read_retrieval_submission(path):

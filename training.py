@@ -6,6 +6,7 @@ Imports Keras, by way of `model`.
 import csv
 import dataclasses
 import math
+import os
 import time
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 import model
 from generators import Reading, ShardEnd, stream_batches
 from landmarks import format_image_id
-from utils import ExpectedError, atomic_write, say
+from utils import ExpectedError, atomic_write, load_arrays, save_arrays, say
 
 MAX_VALID_IMAGES = 4096  # kept decoded in memory: 453 MB at 192 pixels
 HISTORY_COLUMNS = (
@@ -188,17 +189,55 @@ def validate(network, batches, batch_size):
 
 
 def save_checkpoint(path, network, recipe, class_table, rows):
-    """Writes weights, optimizer, settings, class table and history as one atomic file."""
+    """Writes weights, optimizer, settings, class table and history as one atomic file.
+
+    The checkpoint before it stays as a second one, in case that this one is damaged later.
+    """
     page = {
-        "landmark_ids": class_table.landmark_ids.tolist(),
+        "landmarks": class_table.fingerprint,
         "recipe": dataclasses.asdict(recipe),
         "history": rows,
     }
-    model.save_model(network, path, page)
+    variables = {f"v{i:05d}": np.asarray(v) for i, v in enumerate(_variables(network))}
+    if path.exists():
+        os.replace(path, previous_checkpoint(path))
+    save_arrays(path, page, **variables)
+
+
+def previous_checkpoint(path):
+    """Gives the name of the checkpoint before `path`."""
+    return path.with_name(f"previous-{path.name}")
+
+
+def _variables(network):
+    """Lists all that training changes, in an order that depends on the architecture alone."""
+    return [*network.variables, *network.optimizer.variables]
+
+
+def load_checkpoint(path):
+    """Reads the checkpoint, or the one before where it is damaged or missing.
+
+    Returns:
+        (dict of arrays, page dict), or None where there is no checkpoint.
+
+    Raises:
+        ExpectedError: there are checkpoints, and all are damaged.
+    """
+    present = [file for file in (path, previous_checkpoint(path)) if file.exists()]
+    failure = None
+    for file in present:
+        try:
+            return load_arrays(file)
+        except ExpectedError as error:
+            failure = error
+            say(f"{error}; trying the checkpoint before it")
+    if failure:
+        raise ExpectedError(f"{failure}, or start over with --fresh") from failure
+    return None
 
 
 def begin_or_continue(recipe, class_table, num_steps, checkpoint):
-    """Builds a new network, or restores the checkpoint's.
+    """Builds the network, and restores the checkpoint if there is one.
 
     Returns:
         (compiled keras.Model, list of history rows).
@@ -206,27 +245,38 @@ def begin_or_continue(recipe, class_table, num_steps, checkpoint):
     Raises:
         ExpectedError: the checkpoint belongs to other settings or other landmarks.
     """
-    if not checkpoint.exists():
-        network = model.build_network(
-            len(class_table), recipe.image_size, recipe.backbone, recipe.weights, num_steps
-        )
-        model.compile_network(network, recipe.learning_rate)
-        return network, []
-    network, page = model.load_model(checkpoint)
-    for name, value in dataclasses.asdict(recipe).items():
-        was = page["recipe"].get(name)
-        if was != (list(value) if isinstance(value, tuple) else value):
+    saved = load_checkpoint(checkpoint)
+    if saved:
+        _check_recipe(checkpoint, saved[1]["recipe"], recipe)
+        if saved[1]["landmarks"] != class_table.fingerprint:
             raise ExpectedError(
-                f"{checkpoint}: it was trained with {name} = {was}, now {value}; expected the same "
-                "settings to continue; give them again, or --fresh to start over"
+                f"{checkpoint}: its landmarks are not the {len(class_table)} of this source; "
+                "expected the same class table; give the same --source, or --fresh to start over"
             )
-    if page["landmark_ids"] != class_table.landmark_ids.tolist():
-        raise ExpectedError(
-            f"{checkpoint}: its {len(page['landmark_ids'])} landmarks are not the "
-            f"{len(class_table)} of this source; expected the same class table; give the same "
-            "--source, or --fresh to start over"
-        )
+    network = model.build_network(
+        len(class_table),
+        recipe.image_size,
+        recipe.backbone,
+        "none" if saved else recipe.weights,
+        num_steps,
+    )
+    model.compile_network(network, recipe.learning_rate)
+    network.optimizer.build(network.trainable_variables)
+    if not saved:
+        return network, []
+    arrays, page = saved
+    for variable, name in zip(_variables(network), sorted(arrays), strict=True):
+        variable.assign(arrays[name])
     return network, page["history"]
+
+
+def _check_recipe(checkpoint, was, recipe):
+    for name, value in dataclasses.asdict(recipe).items():
+        if was.get(name) != (list(value) if isinstance(value, tuple) else value):
+            raise ExpectedError(
+                f"{checkpoint}: it has {name} = {was.get(name)}, now it is {value}; expected the "
+                "same settings to continue; give them again, or --fresh to start over"
+            )
 
 
 # ------------------------------------------------------------------------------------- history

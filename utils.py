@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import queue
 import shutil
@@ -12,8 +13,12 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
+import zlib
 from concurrent.futures import Future
 from pathlib import Path
+
+import numpy as np
 
 CHUNK_BYTES = 1 << 20
 
@@ -61,6 +66,7 @@ def run_command_line(main):
     """
     try:
         main()
+        sys.stdout.flush()  # here, so that a broken pipe shows below and not at the exit
     except ExpectedError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -96,13 +102,47 @@ def atomic_write(path):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
+        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
         raise ExpectedError(
             f"{path}: cannot be written ({reason}); expected a writable folder with free space; "
             "free some space or choose another --output"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not there, or its folder is none
+            temporary.unlink()
+
+
+def save_arrays(path, page, **arrays):
+    """Writes NumPy arrays and a page of facts as one atomic .npz file.
+
+    Args:
+        path: the file, ending in .npz.
+        page: dict that JSON can hold.
+        arrays: name -> array.
+    """
+    with atomic_write(path) as temporary:
+        np.savez(temporary, page=json.dumps(page), **arrays)
+
+
+def load_arrays(path):
+    """Reads what `save_arrays` wrote, all of it, so that damage shows here.
+
+    Returns:
+        (dict of arrays, page).
+
+    Raises:
+        ExpectedError: no such file, a damaged one, or another kind of file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return arrays, json.loads(str(arrays.pop("page")))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
+        raise ExpectedError(
+            f"{path}: {reason}; expected a whole file written by this project; "
+            "write or copy it again"
+        ) from error
 
 
 def file_md5(path):
@@ -245,7 +285,8 @@ def scratch_folder(parent):
     """
     parent = Path(parent)
     for leftover in parent.glob(f"{socket.gethostname()}-*"):
-        if not _is_running(leftover.name.rpartition("-")[2]):
+        host, _, process_id = leftover.name.rpartition("-")
+        if host == socket.gethostname() and not _is_running(process_id):
             shutil.rmtree(leftover, ignore_errors=True)
     folder = parent / f"{socket.gethostname()}-{os.getpid()}"
     try:
@@ -266,7 +307,7 @@ def _is_running(process_id):
         os.kill(int(process_id), 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, ValueError):
+    except (PermissionError, ValueError, OverflowError):
         pass
     return True
 

@@ -1,0 +1,38 @@
+# make demo   the whole job on the miniature landmark world, offline, in minutes
+# make test   the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test check format clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.installed  ## recognition and retrieval on the miniature world, with both scores
+	$(BIN)/python recognition.py --demo --output output/demo
+	$(BIN)/python retrieval.py --demo --output output/demo
+
+test: $(VENV)/.installed-dev  ## all tests, a few minutes on 2 cores
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.installed-dev  ## format, lint and test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -q
+
+format: $(VENV)/.installed-dev  ## let ruff format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the results, keep the environment
+	rm -rf output .pytest_cache .ruff_cache
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@

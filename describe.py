@@ -1,0 +1,135 @@
+"""One forward pass over a split: the landmark, its confidence and the descriptor of every image.
+
+Recognition takes the landmarks, retrieval all of it. Imports Keras, by way of `model`.
+"""
+
+import numpy as np
+
+import model
+from descriptions import (
+    Descriptions,
+    concatenate,
+    description_path,
+    is_described,
+    load_descriptions,
+    save_descriptions,
+)
+from generators import Reading, ShardEnd, stream_batches
+from landmarks import format_image_id
+from utils import say
+
+
+class Describer:
+    """The network in the form that describes, with the settings that shape its rows.
+
+    Args:
+        recogniser: `model.Recogniser`.
+        batch_size: images in a step.
+        flipped_too: average with the mirrored image.
+        dtype: of the stored descriptors, "float32" or "float16".
+    """
+
+    def __init__(self, recogniser, batch_size, flipped_too=False, dtype="float32"):
+        self.recogniser = recogniser
+        self.predictor = model.build_predictor(recogniser.classifier, flipped_too)
+        self.batch_size, self.dtype = batch_size, dtype
+        # Two files of descriptions go together only if all of this is equal.
+        self.fingerprint = {
+            "model": recogniser.fingerprint,
+            "batch_size": batch_size,
+            "flipped_too": flipped_too,
+            "descriptor_dtype": dtype,
+        }
+
+    def describe(self, batch, shard):
+        """Describes one `Batch` of a shard."""
+        n = len(batch.image_ids)
+        class_indices, confidences, descriptors = self.predictor.predict_on_batch(batch.images)
+        return Descriptions(
+            batch.image_ids,
+            self.recogniser.class_table.landmark_ids[class_indices[:n]],
+            confidences[:n].astype(np.float32),
+            descriptors[:n].astype(self.dtype),
+            np.full(n, shard.number, np.int16),
+            batch.locations,
+        )
+
+    def empty(self):
+        """Gives `Descriptions` of no image."""
+        width = self.predictor.output[2].shape[-1]
+        return Descriptions(
+            np.empty(0, np.uint64),
+            np.empty(0, np.int64),
+            np.empty(0, np.float32),
+            np.empty((0, width), self.dtype),
+            np.empty(0, np.int16),
+            np.empty((0, 2), np.int64),
+        )
+
+
+def describe_shards(session, describer, shards, image_ids):
+    """Describes the images of some shards, each shard saved as it ends, so that nothing is redone.
+
+    Args:
+        session: `Session`; the files go to `<output>/descriptors/`.
+        describer: `Describer`.
+        shards: list of `Shard`.
+        image_ids: (n,) uint64, the images to describe; an unreadable one gets no row.
+
+    Returns:
+        list of the shards' files, or None when the session was stopped.
+
+    Raises:
+        ExpectedError: data, network or disk fail.
+    """
+    paths = {shard: description_path(session.output, shard) for shard in shards}
+    missing = [shard for shard in shards if not is_described(paths[shard], describer.fingerprint)]
+    size = describer.recogniser.image_size
+    reading = Reading(size, describer.batch_size, image_ids=frozenset(image_ids.tolist()))
+    stream = stream_batches(session.source, [(0, shard) for shard in missing], reading)
+    for done, shard in enumerate(missing, start=1):
+        pieces = [describer.empty()]
+        while not isinstance(item := next(stream), ShardEnd):
+            if session.stop.requested():
+                stream.close()
+                say(
+                    f"stopped by {session.stop.reason()}: {len(shards) - len(missing) + done - 1} "
+                    f"of {len(shards)} {shard.split} shards described; "
+                    "run the same command again to continue"
+                )
+                return None
+            pieces.append(describer.describe(item, shard))
+        for image_id, reason in item.bad_images:
+            say(f"{shard.path}: image {format_image_id(image_id)} left empty: {reason}")
+        say(f"{shard.path}: {item.num_images:,} images described ({done}/{len(missing)})")
+        save_descriptions(paths[shard], concatenate(pieces), describer.fingerprint)
+    return [paths[shard] for shard in shards]
+
+
+def describe_split(session, describer, split, image_ids, path):
+    """Describes all shards of a split and gathers them in one file.
+
+    Args:
+        session, describer: as for `describe_shards`.
+        split: "test" or "index".
+        image_ids: (n,) uint64, the images to describe.
+        path: the file; the shards' own files are removed when it is whole.
+
+    Returns:
+        `Descriptions` by ascending image id, or None when the session was stopped.
+    """
+    shards = session.source.select_shards(split)
+    files = describe_shards(session, describer, shards, image_ids)
+    if files is None:
+        return None
+    descriptions = gather(files, describer)
+    save_descriptions(path, descriptions, describer.fingerprint)
+    for file in files:
+        file.unlink()
+    return descriptions
+
+
+def gather(files, describer):
+    """Joins the files of shards into `Descriptions` by ascending image id."""
+    pieces = [describer.empty(), *(load_descriptions(file)[0] for file in files)]
+    return concatenate(pieces).sorted()

@@ -1,0 +1,169 @@
+"""Merges the parts of a search: the result is the same however many there were."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils import ExpectedError, load_arrays
+
+QUERY_BLOCK = 4096  # queries at a time: with 6 parts of 200 candidates, 0.3 GB
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a part found: the columns of part-K-of-N.npz.
+
+    Attributes:
+        query_ids: (num_queries,) uint64, ascending.
+        query_landmarks: (num_queries,) int64, as the recogniser names them.
+        query_places: (num_queries, 3) int64, shard number, offset and size of each picture.
+        index_ids, index_landmarks, index_places: the same of the part's index images.
+        row_ends, positions, distances: as in `search.Candidates`.
+    """
+
+    query_ids: np.ndarray
+    query_landmarks: np.ndarray
+    query_places: np.ndarray
+    index_ids: np.ndarray
+    index_landmarks: np.ndarray
+    index_places: np.ndarray
+    row_ends: np.ndarray
+    positions: np.ndarray
+    distances: np.ndarray
+
+    def candidates(self, first, last):
+        """Gives (rows, positions, distances) of the queries `first` to `last - 1`."""
+        ends = self.row_ends[first:last]
+        begin = self.row_ends[first - 1] if first else 0
+        counts = np.diff(ends, prepend=begin)
+        chosen = slice(begin, ends[-1])
+        rows = np.repeat(np.arange(first, last), counts)
+        return rows, self.positions[chosen], self.distances[chosen]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best index images of every query.
+
+    Attributes:
+        query_ids: (num_queries,) uint64, ascending.
+        row_ends: (num_queries,) int64; the images of query q end there.
+        image_ids: (n,) uint64, query after query, best first.
+        distances: (n,) float64, after the rerank.
+        parts, positions: (n,) int, where each image stands: the part, and its row in it.
+    """
+
+    query_ids: np.ndarray
+    row_ends: np.ndarray
+    image_ids: np.ndarray
+    distances: np.ndarray
+    parts: np.ndarray
+    positions: np.ndarray
+
+
+def load_parts(paths):
+    """Reads part files and checks that they are all the parts of one search.
+
+    Args:
+        paths: in any order.
+
+    Returns:
+        (list of `Part` by number, the fingerprint that they share).
+
+    Raises:
+        ExpectedError: a part is missing, repeated, damaged, or of another search.
+    """
+    parts, first_path, shared = {}, None, None
+    for path in paths:
+        arrays, fingerprint = load_arrays(path)
+        number = fingerprint.pop("part", None)
+        if number is None or arrays.keys() != Part.__annotations__.keys():
+            raise ExpectedError(
+                f"{path}: not a part of a search; expected a part-K-of-N.npz of retrieval.py; "
+                "leave it out"
+            )
+        if shared is None:
+            first_path, shared = path, fingerprint
+        for key in fingerprint.keys() | shared.keys():
+            if fingerprint.get(key) != shared.get(key):
+                raise ExpectedError(
+                    f"{path}: {key} is {fingerprint.get(key)}, but {shared.get(key)} in "
+                    f"{first_path}; expected parts of one search; search the odd one again"
+                )
+        if number in parts:
+            raise ExpectedError(
+                f"{path}: part {number} is given twice; expected each part once; leave one out"
+            )
+        parts[number] = Part(**arrays)
+    if missing := sorted(set(range(shared["parts"])) - parts.keys()):
+        raise ExpectedError(
+            f"part {', '.join(map(str, missing))} of {shared['parts']} is missing; expected all "
+            f"parts; run retrieval.py --part {missing[0]} --parts {shared['parts']}"
+        )
+    return [parts[number] for number in sorted(parts)], shared
+
+
+def merge_parts(parts, divisor, num_nearest):
+    """Merges the candidates of all parts into each query's best images.
+
+    Args:
+        parts: list of all `Part`s.
+        divisor: of the squared distance to images of the query's landmark; 1 = no rerank.
+        num_nearest: images wanted per query.
+
+    Returns:
+        `Ranking`.
+    """
+    query_ids, query_landmarks = parts[0].query_ids, parts[0].query_landmarks
+    counts, pieces = np.zeros(len(query_ids), np.int64), [[] for _ in range(4)]
+    for first in range(0, len(query_ids), QUERY_BLOCK):
+        last = min(first + QUERY_BLOCK, len(query_ids))
+        found = [part.candidates(first, last) for part in parts]
+        rows, positions, distances = (np.concatenate(column) for column in zip(*found, strict=True))
+        numbers = np.repeat(np.arange(len(parts)), [len(part_rows) for part_rows, _, _ in found])
+        image_ids = np.concatenate(
+            [part.index_ids[places] for part, (_, places, _) in zip(parts, found, strict=True)]
+        )
+        landmarks = np.concatenate(
+            [
+                part.index_landmarks[places]
+                for part, (_, places, _) in zip(parts, found, strict=True)
+            ]
+        )
+        agrees = landmarks == query_landmarks[rows]
+        kept, reranked = merge_candidates(rows, image_ids, distances, agrees, divisor, num_nearest)
+        counts += np.bincount(rows[kept], minlength=len(query_ids))
+        columns = (image_ids[kept], reranked, numbers[kept], positions[kept])
+        for piece, column in zip(pieces, columns, strict=True):
+            piece.append(column)
+    columns = [np.concatenate(piece) if piece else np.empty(0, np.uint64) for piece in pieces]
+    return Ranking(query_ids, np.cumsum(counts), *columns)
+
+
+def merge_candidates(rows, image_ids, distances, agrees, divisor, num_nearest):
+    """Merges the candidates of all parts: reranks, removes repetitions, cuts.
+
+    Args:
+        rows: (n,) int, the query of each candidate.
+        image_ids: (n,) uint64, index images.
+        distances: (n,) float32, squared L2.
+        agrees: (n,) bool, the recogniser names the same landmark for query and index image.
+        divisor: of the distances where `agrees`; 1 leaves them as they are.
+        num_nearest: images wanted per query.
+
+    Returns:
+        (kept (m,) int64 places in the arguments, by query, then nearest first; reranked distances
+        (m,) float64). Equal distances go by image id.
+    """
+    reranked = distances.astype(np.float64)
+    reranked[agrees] /= divisor
+    order = np.lexsort((image_ids, reranked, rows))
+    # The same image may lie in two shards: its first, nearest place counts.
+    _, first_places = np.unique(
+        np.rec.fromarrays([rows[order], image_ids[order]]), return_index=True
+    )
+    order = order[np.sort(first_places)]
+    sorted_rows = rows[order]
+    begins = np.searchsorted(sorted_rows, sorted_rows)
+    kept = order[np.arange(len(order)) - begins < num_nearest]
+    return kept, reranked[kept]

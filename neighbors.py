@@ -1,0 +1,141 @@
+"""neighbors.png: some queries with their nearest index images, right ones framed green."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from landmarks import Shard, format_image_id
+from metrics import average_precision
+
+NUM_SHOWN = 10  # nearest images in a row
+NUM_ROWS_EACH = 2  # best, median and worst queries
+RIGHT, WRONG, UNKNOWN = "#1a9641", "#d7191c", "#9a9a9a"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the source and what is written about it.
+
+    Attributes:
+        shard: `Shard` that holds it.
+        location: its (offset, size) in bytes there.
+        caption: lines to write under it.
+        is_right: it shows what the query shows; None where nobody knows.
+    """
+
+    shard: Shard
+    location: tuple
+    caption: str
+    is_right: bool | None = None
+
+
+@dataclass(frozen=True)
+class NeighborRow:
+    """A query `Picture`, a title such as `best: AP 1.00`, and its nearest images' `Picture`s."""
+
+    query: Picture
+    title: str
+    nearest: tuple
+
+
+def choose_rows(parts, ranking, solution, names):
+    """Chooses the best, median and worst queries by average precision.
+
+    Args:
+        parts: list of `merging.Part`.
+        ranking: `merging.Ranking`.
+        solution: dict, image id (str) -> RetrievalTruth; empty where nobody knows, which makes the
+            choice one of evenly spaced queries.
+        names: dict, landmark id -> name; may be empty.
+
+    Returns:
+        list of `NeighborRow`.
+    """
+    begins = np.concatenate([[0], ranking.row_ends])
+
+    def make_row(query, title, relevant):
+        nearest = []
+        for place in range(begins[query], min(begins[query] + NUM_SHOWN, begins[query + 1])):
+            part, position = parts[ranking.parts[place]], ranking.positions[place]
+            image_id = format_image_id(ranking.image_ids[place])
+            caption = f"{ranking.distances[place]:.4g}\n{name(part.index_landmarks[position])}"
+            is_right = None if relevant is None else image_id in relevant
+            nearest.append(_picture("index", part.index_places[position], caption, is_right))
+        caption = f"query\n{name(parts[0].query_landmarks[query])}"
+        return NeighborRow(
+            _picture("test", parts[0].query_places[query], caption), title, tuple(nearest)
+        )
+
+    def name(landmark_id):
+        return names.get(int(landmark_id), f"landmark {landmark_id}")[:24]
+
+    scored = []
+    for query, image_id in enumerate(map(format_image_id, ranking.query_ids)):
+        relevant = solution[image_id].image_ids if image_id in solution else None
+        if relevant:
+            retrieved = ranking.image_ids[begins[query] : begins[query + 1]]
+            retrieved = [format_image_id(other) for other in retrieved]
+            scored.append((average_precision(retrieved, relevant), query, relevant))
+    if not scored:
+        chosen = np.linspace(0, len(ranking.query_ids) - 1, 3 * NUM_ROWS_EACH).astype(int)
+        return [make_row(query, "", None) for query in np.unique(chosen)]
+    scored.sort(key=lambda row: (-row[0], row[1]))
+    middle = max(0, (len(scored) - NUM_ROWS_EACH) // 2)
+    groups = {
+        "best": scored[:NUM_ROWS_EACH],
+        "median": scored[middle : middle + NUM_ROWS_EACH],
+        "worst": scored[-NUM_ROWS_EACH:],
+    }
+    return [
+        make_row(query, f"{kind}: AP {precision:.2f}", relevant)
+        for kind, group in groups.items()
+        for precision, query, relevant in group
+    ]
+
+
+def _picture(split, place, caption, is_right=None):
+    number, offset, size = place.tolist()
+    return Picture(Shard(split, number), (offset, size), caption, is_right)
+
+
+def draw_neighbors(source, rows):
+    """Draws rows of a query and its nearest images, which are read by byte range.
+
+    Args:
+        source: `Source`.
+        rows: list of `NeighborRow`.
+
+    Returns:
+        matplotlib Figure.
+
+    Raises:
+        ExpectedError: the source does not give an image.
+    """
+    figure = Figure(figsize=(18, 2.25 * len(rows) + 0.4), layout="constrained")
+    grid = figure.subplots(len(rows), NUM_SHOWN + 1, squeeze=False)
+    for row, line in zip(rows, grid, strict=True):
+        _draw_picture(source, row.query, line[0], "black")
+        line[0].set_title(row.title, fontsize=10, fontweight="bold")
+        for axes, picture in zip(line[1:], row.nearest, strict=False):
+            colour = {True: RIGHT, False: WRONG, None: UNKNOWN}[picture.is_right]
+            _draw_picture(source, picture, axes, colour)
+        for axes in line[1 + len(row.nearest) :]:
+            axes.axis("off")
+    figure.suptitle("query, and its nearest index images: same landmark (green), other (red)")
+    return figure
+
+
+def _draw_picture(source, picture, axes, colour):
+    data = source.read_range(picture.shard, *picture.location)
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (256, 256))
+        thumbnail = image.convert("RGB")
+    thumbnail.thumbnail((256, 256))
+    axes.imshow(thumbnail)
+    axes.set(xticks=[], yticks=[])
+    axes.set_xlabel(picture.caption, fontsize=8)
+    for spine in axes.spines.values():
+        spine.set(color=colour, linewidth=3.5)

@@ -1,0 +1,290 @@
+"""Retrieves the 100 nearest index images for each test image, in parts that can run apart.
+
+    python retrieval.py --demo                    after recognition.py --demo: all parts, then merge
+    python retrieval.py --model M                 all parts one after another, then merge
+    python retrieval.py --model M --part 2        part 2 of 6 alone: writes part-2-of-6.npz
+    python retrieval.py merge part-*-of-6.npz     merges the parts: writes retrieval_submission.csv
+
+Run the same command again and it continues where it stopped. However many the parts, the submission
+is the same.
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from descriptions import QUERIES, is_described, load_descriptions
+from landmarks import (
+    CATEGORY_CSV,
+    INDEX_CSV,
+    RETRIEVAL_SOLUTION,
+    TEST_CSV,
+    read_image_ids,
+    read_landmark_names,
+)
+from merging import load_parts, merge_parts
+from metrics import format_scores, score_retrieval
+from neighbors import choose_rows, draw_neighbors
+from session import add_session_options, number, open_session, parse_session
+from submissions import (
+    MAX_RETRIEVED,
+    check_retrieval_submission,
+    read_retrieval_solution,
+    write_retrieval_submission,
+)
+from utils import CommandLine, ExpectedError, atomic_write, run_command_line, save_arrays, say
+
+
+def make_parser():
+    """Makes the parser of the command line; Keras and faiss are not loaded for it."""
+    parser = CommandLine(prog="retrieval.py", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "step", nargs="?", choices=("all", "merge"), default="all",
+        help="search the parts and merge them, or merge part files alone",
+    )  # fmt: skip
+    parser.add_argument("files", nargs="*", type=Path, help="part files to merge")
+    add_session_options(parser)
+    parser.add_argument(
+        "--model", type=Path, help="model.keras of recognition.py (default: <output>/model.keras)"
+    )
+    parser.add_argument(
+        "--part", type=number(int, 0), metavar="K",
+        help="search part K alone, counted from 0 (default: all parts, then the merge)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--parts", type=number(int, 1), default=6, metavar="N", help="parts of the index"
+    )
+    parser.add_argument(
+        "--queries", type=Path, metavar="FILE",
+        help="queries.npz of another run (default: <output>/queries.npz, described where missing)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",
+        help=f"images retrieved for a query, at most {MAX_RETRIEVED}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rerank-divisor", type=number(float, 1), default=1.5, metavar="D",
+        help="divide the squared distance to images of the query's landmark by D; 1 = off",
+    )  # fmt: skip
+    parser.add_argument(
+        "--normalise", action=argparse.BooleanOptionalAction, default=True,
+        help="compare descriptors scaled to length 1",
+    )  # fmt: skip
+    parser.add_argument(
+        "--descriptor-dtype", choices=("float32", "float16"), default="float32",
+        help="stored descriptors; float16 halves memory and disk",
+    )  # fmt: skip
+    parser.add_argument(
+        "--flipped-too", action="store_true",
+        help="average each image with its mirror image (test-time augmentation)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=number(int, 1), default=64, metavar="IMAGES", help="images in a step"
+    )
+    return parser
+
+
+def main(argv=None):
+    """Searches parts of the index and merges them, as the module's docstring shows."""
+    parser = make_parser()
+    args = parse_session(parser, argv)
+    if args.part is not None and args.part >= args.parts:
+        parser.error(f"argument --part: {args.part}; expected 0 to {args.parts - 1} of --parts")
+    if args.top > MAX_RETRIEVED:
+        parser.error(f"argument --top: {args.top}; expected at most {MAX_RETRIEVED}")
+    if (args.step == "merge") != bool(args.files):
+        parser.error("`merge` goes with part files, e.g. retrieval.py merge part-*-of-6.npz")
+    with open_session(args) as session:
+        files = args.files or search_parts(session, args)
+        if files and args.part is None:
+            merge(session, files, args)
+
+
+# ---------------------------------------------------------------------------------------- parts
+
+
+def search_parts(session, args):
+    """Searches one part, or all parts one after another.
+
+    Returns:
+        list of the part files, or None when the session was stopped.
+    """
+    import describe  # loads Keras: not before the command line proved right
+    import model
+
+    parts = range(args.parts) if args.part is None else [args.part]
+    recogniser = model.load_recogniser(args.model or args.output / "model.keras")
+    describer = describe.Describer(
+        recogniser, args.batch_size, args.flipped_too, args.descriptor_dtype
+    )
+    shards = session.source.select_shards("index")
+    index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
+    queries = describe_queries(session, describer, args.queries)
+    if queries is None:
+        return None
+    files = []
+    for part in parts:
+        of_part = np.array_split(shards, args.parts)[part].tolist()
+        path = search_part(session, describer, queries, part, of_part, index_ids, args)
+        if path is None:
+            return None
+        print(path)
+        files.append(path)
+    return files
+
+
+def describe_queries(session, describer, given_file):
+    """Describes the test images, or takes them from a file that another run wrote.
+
+    Returns:
+        `describe.Descriptions` by ascending image id, or None when the session was stopped.
+
+    Raises:
+        ExpectedError: the file was described by another model or with other settings.
+    """
+    import describe
+
+    test_ids = read_image_ids(session.source.fetch(TEST_CSV))
+    path = given_file or session.output / QUERIES
+    if given_file or path.exists():
+        queries, fingerprint = load_descriptions(path)
+        if fingerprint == describer.fingerprint and np.isin(queries.image_ids, test_ids).all():
+            say(f"{path}: {len(queries):,} queries")
+            return queries
+        if given_file:
+            raise ExpectedError(
+                f"{path}: its queries are of {json.dumps(fingerprint)}; expected those of "
+                f"{json.dumps(describer.fingerprint)} and this test.csv; give the file of this "
+                "model and these settings, or leave out --queries"
+            )
+    return describe.describe_split(session, describer, "test", test_ids, path)
+
+
+def search_part(session, describer, queries, part, shards, index_ids, args):
+    """Describes and searches one part of the index.
+
+    Args:
+        session, describer: as everywhere.
+        queries: `Descriptions` of the test images.
+        part: number of the part, from 0.
+        shards: list of index `Shard`, the part's share; may be empty.
+        index_ids: (n,) uint64, all of index.csv.
+        args: the parsed command line.
+
+    Returns:
+        The part's file, or None when the session was stopped.
+    """
+    import describe
+    import search
+
+    path = session.output / f"part-{part}-of-{args.parts}.npz"
+    fingerprint = describer.fingerprint | {
+        "part": part,
+        "parts": args.parts,
+        "top": args.top,
+        "normalise": args.normalise,
+        "queries": _digest(queries.image_ids),
+        "index": _digest(index_ids),
+    }
+    if is_described(path, fingerprint):
+        return path
+    pieces = describe.describe_shards(session, describer, shards, index_ids)
+    if pieces is None:
+        return None
+    index = describe.gather(pieces, describer)
+    found = search.find_candidates(
+        scale(queries.descriptors, args.normalise),
+        queries.landmark_ids,
+        scale(index.descriptors, args.normalise),
+        index.landmark_ids,
+        args.top,
+    )
+    save_arrays(
+        path,
+        fingerprint,
+        query_ids=queries.image_ids,
+        query_landmarks=queries.landmark_ids,
+        query_places=_places(queries),
+        index_ids=index.image_ids,
+        index_landmarks=index.landmark_ids,
+        index_places=_places(index),
+        row_ends=found.row_ends,
+        positions=found.positions,
+        distances=found.distances,
+    )
+    say(f"part {part} of {args.parts}: {len(queries):,} queries, {len(index):,} index images")
+    return path
+
+
+def scale(descriptors, normalise):
+    """Scales descriptors to length 1, if asked to; a descriptor of zeros stays as it is."""
+    if not normalise:
+        return descriptors
+    lengths = np.linalg.norm(descriptors.astype(np.float32), axis=1, keepdims=True)
+    return (descriptors / np.maximum(lengths, 1e-12)).astype(descriptors.dtype)
+
+
+def _digest(image_ids):
+    return hashlib.md5(image_ids.tobytes(), usedforsecurity=False).hexdigest()
+
+
+def _places(descriptions):
+    """Gives (n, 3) int64: shard number, offset and size, to find the pictures again."""
+    return np.column_stack([descriptions.shard_numbers, descriptions.locations])
+
+
+# ---------------------------------------------------------------------------------------- merge
+
+
+def merge(session, files, args):
+    """Merges all parts into the submission, checks it, scores it and draws neighbors.png.
+
+    Args:
+        session: `Session`.
+        files: paths of all the parts.
+        args: the parsed command line; of its search options only --rerank-divisor counts here.
+
+    Raises:
+        ExpectedError: parts are missing, repeated, damaged or do not belong together.
+    """
+    source = session.source
+    parts, fingerprint = load_parts(files)
+    test_ids = read_image_ids(source.fetch(TEST_CSV))
+
+    def write(path, divisor):
+        ranking = merge_parts(parts, divisor, fingerprint["top"])
+        write_retrieval_submission(
+            path, test_ids, ranking.query_ids, ranking.row_ends, ranking.image_ids
+        )
+        return ranking
+
+    path = args.output / "retrieval_submission.csv"
+    ranking = write(path, args.rerank_divisor)
+    num_answered = check_retrieval_submission(path, test_ids)
+    say(f"{num_answered:,} of {len(test_ids):,} test images have neighbors")
+    print(path)
+    solution = {}
+    if source.exists(RETRIEVAL_SOLUTION):
+        solution_csv = source.fetch(RETRIEVAL_SOLUTION)
+        solution = read_retrieval_solution(solution_csv)
+        if args.rerank_divisor > 1:
+            plain = source.scratch / "without_rerank.csv"
+            write(plain, 1)
+            scores = score_retrieval(plain, solution_csv)
+            print(format_scores("mAP@100 without the rerank", scores))
+        print(format_scores("mAP@100", score_retrieval(path, solution_csv)))
+    else:
+        say(f"{source}: no {RETRIEVAL_SOLUTION}; the submission is not scored")
+
+    names = read_landmark_names(source.fetch(CATEGORY_CSV)) if source.exists(CATEGORY_CSV) else {}
+    picture = args.output / "neighbors.png"
+    with atomic_write(picture) as temporary:
+        draw_neighbors(source, choose_rows(parts, ranking, solution, names)).savefig(temporary)
+    print(picture)
+
+
+if __name__ == "__main__":
+    run_command_line(main)

@@ -1,0 +1,607 @@
+"""Tests of the data set's layout: shards, sources, image ids, the class table."""
+
+import hashlib
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from fault_server import Fault, FaultServer
+
+import landmarks
+from landmarks import (
+    CVDF_URL,
+    ClassTable,
+    Shard,
+    Source,
+    TrainLabels,
+    format_image_id,
+    format_image_ids,
+    parse_image_ids,
+    read_image_ids,
+    read_landmark_names,
+    read_train_labels,
+)
+from utils import ExpectedError, MissingFileError
+
+TAR = random.Random(3).randbytes(50_000)
+SHARD = Shard("train", 0)
+
+
+@pytest.fixture(autouse=True)
+def no_waits(monkeypatch):
+    monkeypatch.setattr("download.time.sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def server():
+    with FaultServer() as server:
+        yield server
+
+
+@pytest.fixture
+def online(server, tmp_path):
+    """A source over HTTP with its scratch in `tmp_path`."""
+    return Source(server.address, tmp_path / "scratch")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An empty folder for a source; `add` fills it."""
+    (tmp_path / "source").mkdir()
+    return tmp_path / "source"
+
+
+def add(folder, path, content=b""):
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).write_bytes(content)
+
+
+def md5_line(content, name="images_000.tar"):
+    return f"{hashlib.md5(content).hexdigest()}  {name}\n".encode()
+
+
+def files_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def one_line(error):
+    """Checks that a message reads `what; expected; to do` in one line, and gives it."""
+    message = str(error)
+    assert message.splitlines() == [message]
+    assert message.count("; ") >= 2 and "; expected " in message
+    return message
+
+
+# ------------------------------------------------------------------------------------------ shards
+
+
+def test_a_shard_knows_its_place_in_the_layout():
+    assert Shard("train", 37).path == "train/images_037.tar"
+    assert Shard("train", 37).md5_path == "md5sum/train/md5.images_037.txt"
+    assert Shard("test", 0).path == "test/images_000.tar"
+    assert Shard("index", 1234).path == "index/images_1234.tar"
+
+
+def test_shards_sort_by_split_and_number():
+    shards = [Shard("train", 2), Shard("index", 10), Shard("train", 1)]
+    assert sorted(shards) == [shards[1], shards[2], shards[0]]
+
+
+# ----------------------------------------------------------------------------------------- sources
+
+
+def test_a_source_that_is_neither_folder_nor_address_is_an_expected_error(tmp_path):
+    with pytest.raises(ExpectedError) as caught:
+        Source(tmp_path / "nothing", tmp_path)
+    assert one_line(caught.value) == (
+        f"{tmp_path}/nothing: no such folder; expected a folder or http(s) address in the CVDF "
+        "layout; check --source"
+    )
+    with pytest.raises(ExpectedError):
+        Source("ftp://example.org/", tmp_path)
+
+
+def test_an_address_has_one_slash_at_its_end(tmp_path):
+    for address in ("http://host/data", "http://host/data/", "http://host/data//"):
+        assert str(Source(address, tmp_path)) == "http://host/data/"
+
+
+def test_a_folder_is_read_in_place(folder, tmp_path):
+    add(folder, "metadata/test.csv", b"id\n")
+    source = Source(str(folder), tmp_path / "scratch")
+    assert source.fetch("metadata/test.csv") == folder / "metadata/test.csv"
+    assert source.exists("metadata/test.csv")
+    assert not source.exists("metadata/index.csv")
+    assert not source.exists("metadata")
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_file_that_the_folder_lacks_is_told(folder, tmp_path):
+    with pytest.raises(MissingFileError) as caught:
+        Source(folder, tmp_path).fetch("metadata/test.csv")
+    assert one_line(caught.value).startswith(f"{folder}/metadata/test.csv: no such file; ")
+
+
+def test_a_file_is_fetched_once_over_http(server, online, tmp_path):
+    server.files["/metadata/test.csv"] = b"id\n"
+    assert online.fetch("metadata/test.csv") == tmp_path / "scratch" / "metadata/test.csv"
+    assert online.fetch("metadata/test.csv").read_bytes() == b"id\n"
+    assert len(server.requests) == 1
+    assert online.exists("metadata/test.csv")
+    assert not online.exists("metadata/index.csv")
+
+
+def test_a_file_that_the_server_lacks_is_told(server, online):
+    with pytest.raises(MissingFileError) as caught:
+        online.fetch("metadata/test.csv")
+    assert one_line(caught.value).startswith(f"{server.address}metadata/test.csv: HTTP 404")
+
+
+# ---------------------------------------------------------------------------------- counting shards
+
+
+@pytest.mark.parametrize("num_shards", range(10))
+def test_the_shards_of_a_folder_are_counted(folder, tmp_path, num_shards):
+    for number in range(num_shards):
+        add(folder, Shard("index", number).path)
+    add(folder, "train/images_000.tar")  # another split
+    assert Source(folder, tmp_path).count_shards("index") == num_shards
+
+
+@pytest.mark.parametrize("num_shards", range(10))
+def test_the_shards_of_a_server_are_counted_with_few_questions(server, online, num_shards):
+    server.files |= {f"/{Shard('index', number).path}": b"x" for number in range(num_shards)}
+    assert online.count_shards("index") == num_shards
+    assert len(server.requests) <= 8
+    assert {request.method for request in server.requests} == {"HEAD"}
+
+
+def test_a_hundred_shards_are_counted_with_few_questions(server, online):
+    server.files |= {f"/{Shard('index', number).path}": b"x" for number in range(100)}
+    assert online.count_shards("index") == 100
+    assert len(server.requests) <= 15
+
+
+@pytest.mark.parametrize("address", [CVDF_URL, CVDF_URL.rstrip("/")])
+def test_the_shards_of_the_real_data_set_are_known(tmp_path, address):
+    source = Source(address, tmp_path)
+    counts = [source.count_shards(split) for split in ("train", "index", "test")]
+    assert counts == [500, 100, 20]
+    assert source.select_shards("train", 10, 12) == [Shard("train", 10), Shard("train", 11)]
+
+
+def test_shards_are_selected_as_a_half_open_range(folder, tmp_path):
+    for number in range(5):
+        add(folder, Shard("train", number).path)
+    source = Source(folder, tmp_path)
+    assert source.select_shards("train") == [Shard("train", number) for number in range(5)]
+    assert source.select_shards("train", 3) == [Shard("train", 3), Shard("train", 4)]
+    assert source.select_shards("train", 1, 3) == [Shard("train", 1), Shard("train", 2)]
+    assert source.select_shards("train", 4, 5) == [Shard("train", 4)]
+
+
+@pytest.mark.parametrize(("first", "stop"), [(0, 6), (5, 6), (5, None), (3, 3), (4, 2), (-1, 2)])
+def test_shards_that_are_not_there_cannot_be_selected(folder, tmp_path, first, stop):
+    for number in range(5):
+        add(folder, Shard("train", number).path)
+    with pytest.raises(ExpectedError) as caught:
+        Source(folder, tmp_path).select_shards("train", first, stop)
+    assert one_line(caught.value) == (
+        f"{folder}: train shards {first}:{5 if stop is None else stop} asked for; expected a range "
+        "within 0:5, which is what the source has; change --train-shards"
+    )
+
+
+def test_a_source_without_shards_says_so(folder, tmp_path):
+    with pytest.raises(ExpectedError) as caught:
+        Source(folder, tmp_path).select_shards("test")
+    assert one_line(caught.value) == (
+        f"{folder}: no test/images_000.tar; expected shards in the CVDF layout; check --source"
+    )
+
+
+# ---------------------------------------------------------------------------------- fetching shards
+
+
+def test_a_right_shard_is_fetched_and_discarded(server, online, tmp_path, capsys):
+    server.files |= {f"/{SHARD.path}": TAR, f"/{SHARD.md5_path}": md5_line(TAR)}
+    local = online.fetch_shard(SHARD)
+    assert local == tmp_path / "scratch" / SHARD.path
+    assert local.read_bytes() == TAR
+    online.discard_shard(SHARD)
+    assert files_below(tmp_path / "scratch") == [SHARD.md5_path]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_discarded_shard_can_be_fetched_again(server, online):
+    server.files |= {f"/{SHARD.path}": TAR, f"/{SHARD.md5_path}": md5_line(TAR)}
+    online.fetch_shard(SHARD)
+    online.discard_shard(SHARD)
+    online.discard_shard(SHARD)  # twice is no fault
+    assert online.fetch_shard(SHARD).read_bytes() == TAR
+
+
+def test_a_shard_with_the_wrong_md5_is_an_error_and_not_kept(server, online, tmp_path):
+    server.files |= {f"/{SHARD.path}": TAR, f"/{SHARD.md5_path}": md5_line(b"another")}
+    with pytest.raises(ExpectedError) as caught:
+        online.fetch_shard(SHARD)
+    assert f"md5 differs (expected {hashlib.md5(b'another').hexdigest()})" in one_line(caught.value)
+    assert files_below(tmp_path / "scratch") == [SHARD.md5_path]
+
+
+def test_a_shard_that_arrives_damaged_once_is_right_in_the_end(server, online):
+    server.files |= {f"/{SHARD.path}": TAR, f"/{SHARD.md5_path}": md5_line(TAR)}
+    server.faults[f"/{SHARD.path}"] = [Fault(corrupt_at=40_000), Fault(close_after=10_000)]
+    assert online.fetch_shard(SHARD).read_bytes() == TAR
+
+
+def test_a_missing_shard_is_told(server, online):
+    server.files[f"/{SHARD.md5_path}"] = md5_line(TAR)
+    with pytest.raises(MissingFileError) as caught:
+        online.fetch_shard(SHARD)
+    assert one_line(caught.value).startswith(f"{server.address}{SHARD.path}: HTTP 404")
+
+
+def test_a_missing_md5_file_is_told_once_for_a_split(server, online, capsys):
+    shards = [Shard("train", 0), Shard("train", 1), Shard("index", 0), Shard("index", 1)]
+    server.files |= {f"/{shard.path}": TAR for shard in shards}
+    for shard in shards:
+        assert online.fetch_shard(shard).read_bytes() == TAR
+    assert capsys.readouterr().err.splitlines() == [
+        f"{server.address}: no md5 file for {split}/images_000.tar; such shards are checked by "
+        "length alone"
+        for split in ("train", "index")
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>sorry</html>", b"0123456789abcdef  short", b"g" * 32, b"0" * 33]
+)
+def test_a_malformed_md5_file_is_an_error(server, online, content):
+    server.files |= {f"/{SHARD.path}": TAR, f"/{SHARD.md5_path}": content}
+    with pytest.raises(ExpectedError) as caught:
+        online.fetch_shard(SHARD)
+    assert "no md5 in it; expected 32 hex characters" in one_line(caught.value)
+
+
+def test_an_md5_file_may_hold_the_md5_alone(server, online):
+    server.files |= {f"/{SHARD.path}": TAR, f"/{SHARD.md5_path}": md5_line(TAR)[:32]}
+    assert online.fetch_shard(SHARD).read_bytes() == TAR
+
+
+def test_a_shard_of_a_folder_is_checked_and_stays(folder, tmp_path):
+    add(folder, SHARD.path, TAR)
+    add(folder, SHARD.md5_path, md5_line(TAR))
+    source = Source(folder, tmp_path)
+    assert source.fetch_shard(SHARD) == folder / SHARD.path
+    source.discard_shard(SHARD)
+    assert (folder / SHARD.path).read_bytes() == TAR
+
+
+def test_a_damaged_shard_of_a_folder_is_an_error(folder, tmp_path):
+    add(folder, SHARD.path, TAR[:-1])
+    add(folder, SHARD.md5_path, md5_line(TAR))
+    with pytest.raises(ExpectedError) as caught:
+        Source(folder, tmp_path).fetch_shard(SHARD)
+    assert one_line(caught.value).startswith(f"{folder}/{SHARD.path}: md5 differs (expected ")
+
+
+def test_a_folder_without_md5_files_is_told_once(folder, tmp_path, capsys):
+    add(folder, "train/images_000.tar", TAR)
+    add(folder, "train/images_001.tar", TAR)
+    source = Source(folder, tmp_path)
+    assert source.fetch_shard(Shard("train", 0)) == folder / "train/images_000.tar"
+    assert source.fetch_shard(Shard("train", 1)) == folder / "train/images_001.tar"
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_part_of_a_shard_is_read_without_fetching_it(server, online, folder, tmp_path):
+    server.files[f"/{SHARD.path}"] = TAR
+    add(folder, SHARD.path, TAR)
+    for source in (online, Source(folder, tmp_path)):
+        assert source.read_range(SHARD, 1000, 24) == TAR[1000:1024]
+    assert [request.range for request in server.requests] == ["bytes=1000-1023"]
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_part_beyond_the_end_of_a_shard_is_an_error(server, online, folder, tmp_path):
+    server.files[f"/{SHARD.path}"] = TAR
+    add(folder, SHARD.path, TAR)
+    for source in (online, Source(folder, tmp_path)):
+        with pytest.raises(ExpectedError) as caught:
+            source.read_range(SHARD, len(TAR) - 10, 24)
+        one_line(caught.value)
+
+
+# --------------------------------------------------------------------------------------- image ids
+
+
+def test_image_ids_become_numbers_that_sort_the_same_way():
+    ids = ["0000000000000000", "ffffffffffffffff", "0123456789abcdef", "fedcba9876543210"]
+    numbers = parse_image_ids(ids, "x.csv")
+    assert numbers.dtype == np.uint64
+    assert numbers.tolist() == [0, 2**64 - 1, 0x0123456789ABCDEF, 0xFEDCBA9876543210]
+    assert [ids[place] for place in np.argsort(numbers)] == sorted(ids)
+    assert [format_image_id(number) for number in numbers] == ids
+    assert [word.decode() for word in format_image_ids(numbers)] == ids
+
+
+def test_random_image_ids_survive_the_way_to_numbers_and_back():
+    rng = random.Random(4)
+    ids = [f"{rng.getrandbits(64):016x}" for _ in range(1000)]
+    numbers = parse_image_ids(ids, "x.csv")
+    assert numbers.tolist() == [int(image_id, 16) for image_id in ids]
+    assert [word.decode() for word in format_image_ids(numbers)] == ids
+
+
+def test_no_image_ids_are_no_numbers():
+    for column in ([], pa.chunked_array([], pa.string()), pa.chunked_array([[]], pa.string())):
+        numbers = parse_image_ids(column, "x.csv")
+        assert (numbers.dtype, numbers.shape) == (np.uint64, (0,))
+    assert format_image_ids(np.empty(0, np.uint64)).tolist() == []
+
+
+def test_image_ids_are_read_from_any_part_of_a_column():
+    ids = [f"{number:016x}" for number in range(10)]
+    whole = pa.array(ids)
+    assert parse_image_ids(whole, "x.csv").tolist() == list(range(10))
+    assert parse_image_ids(whole[3:7], "x.csv").tolist() == [3, 4, 5, 6]
+    chunks = pa.chunked_array([whole[8:], whole[:0], whole[2:4]])
+    assert parse_image_ids(chunks, "x.csv").tolist() == [8, 9, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "",
+        "0123456789abcde",
+        "0123456789abcdef0",
+        "0123456789ABCDEF",
+        "0123456789abcdeg",
+        " 123456789abcdef",
+        "0123456789abcde\n",
+        "äääääääää",
+        "éééééééé",  # 16 bytes in UTF-8
+        None,
+    ],
+)
+def test_an_image_id_that_is_not_16_hex_characters_is_named(wrong):
+    right = "0123456789abcdef"
+    for column in ([wrong], [right, wrong, right], pa.chunked_array([[right], [right, wrong]])):
+        with pytest.raises(ExpectedError) as caught:
+            parse_image_ids(column, "x.csv")
+        assert one_line(caught.value) == (
+            f"x.csv: image id {wrong!r}; expected 16 hex characters; check the file"
+        )
+
+
+def test_two_ids_of_wrong_length_do_not_make_up_for_each_other():
+    with pytest.raises(ExpectedError, match="image id '0123456789abcde'"):
+        parse_image_ids(["0123456789abcde", "0123456789abcdef0"], "x.csv")
+
+
+def test_the_ids_of_a_csv_keep_their_order(tmp_path):
+    (tmp_path / "test.csv").write_text("id\n00000000000000ff\n000000000000000a\n")
+    assert read_image_ids(tmp_path / "test.csv").tolist() == [255, 10]
+    (tmp_path / "more.csv").write_text("url,id\nhttp://x,00000000000000ff\n")
+    assert read_image_ids(tmp_path / "more.csv").tolist() == [255]
+    (tmp_path / "none.csv").write_text("id\n")
+    assert read_image_ids(tmp_path / "none.csv").tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected a CSV with the columns id"),
+        (b"name\nx\n", "expected a CSV with the columns id"),
+        (b"id\n00000000000000ff\n00000000000000ff\n", "an id stands twice"),
+        (b"id\n00000000000000fg\n", "image id '00000000000000fg'"),
+        (b"id\nNA\n", "image id 'NA'"),
+        (b"id\n\xff\xfe00000000000000\n", "expected a CSV with the columns id"),
+        (b"id,url\n00000000000000ff\n", "expected a CSV with the columns id"),
+    ],
+)
+def test_a_csv_without_right_ids_is_an_error(tmp_path, content, message):
+    (tmp_path / "test.csv").write_bytes(content)
+    with pytest.raises(ExpectedError) as caught:
+        read_image_ids(tmp_path / "test.csv")
+    assert message in one_line(caught.value)
+    assert one_line(caught.value).startswith(f"{tmp_path}/test.csv: ")
+
+
+# ---------------------------------------------------------------------------------- the class table
+
+# Landmark 7 has three images, 40 two, 5 two and 9 one.
+TRAIN_ROWS = {
+    "00000000000000c1": 40,
+    "00000000000000a1": 7,
+    "00000000000000b1": 5,
+    "00000000000000a3": 7,
+    "00000000000000d1": 9,
+    "00000000000000a2": 7,
+    "00000000000000b2": 5,
+    "00000000000000c2": 40,
+}
+
+
+def write_train_csv(path, rows):
+    lines = [f"{image_id},http://x/{image_id}.jpg,{mark}" for image_id, mark in rows.items()]
+    path.write_text("\n".join(["id,url,landmark_id", *lines]) + "\n")
+    return path
+
+
+def write_train_clean_csv(path, rows):
+    images = {}
+    for image_id, landmark_id in rows.items():
+        images.setdefault(landmark_id, []).append(image_id)
+    lines = [f"{landmark_id},{' '.join(ids)}" for landmark_id, ids in images.items()]
+    path.write_text("\n".join(["landmark_id,images", *lines]) + "\n")
+    return path
+
+
+LAYOUTS = [write_train_csv, write_train_clean_csv]
+
+
+@pytest.mark.parametrize("write", LAYOUTS)
+def test_the_class_table_is_ascending_and_leaves_rare_landmarks_out(tmp_path, write):
+    table, labels = read_train_labels(write(tmp_path / "train.csv", TRAIN_ROWS), min_images=2)
+    assert table.landmark_ids.tolist() == [5, 7, 40]
+    assert table.landmark_ids.dtype == np.int64
+    assert len(table) == 3
+    assert [format_image_id(image_id)[-2:] for image_id in labels.image_ids] == [
+        "a1",
+        "a2",
+        "a3",
+        "b1",
+        "b2",
+        "c1",
+        "c2",
+    ]
+    assert labels.class_indices.tolist() == [1, 1, 1, 0, 0, 2, 2]
+    assert (labels.image_ids.dtype, labels.class_indices.dtype) == (np.uint64, np.int32)
+    assert len(labels) == 7
+
+
+@pytest.mark.parametrize(
+    ("min_images", "landmark_ids"), [(1, [5, 7, 9, 40]), (2, [5, 7, 40]), (3, [7])]
+)
+@pytest.mark.parametrize("write", LAYOUTS)
+def test_a_landmark_needs_min_images(tmp_path, write, min_images, landmark_ids):
+    table, labels = read_train_labels(write(tmp_path / "train.csv", TRAIN_ROWS), min_images)
+    assert table.landmark_ids.tolist() == landmark_ids
+    assert len(labels) == sum(mark in landmark_ids for mark in TRAIN_ROWS.values())
+
+
+def test_the_default_threshold_is_the_recipes(tmp_path):
+    rows = {f"{number:016x}": 1 for number in range(landmarks.MIN_IMAGES)}
+    rows |= {f"{number:016x}": 2 for number in range(100, 100 + landmarks.MIN_IMAGES - 1)}
+    table, _ = read_train_labels(write_train_csv(tmp_path / "train.csv", rows))
+    assert table.landmark_ids.tolist() == [1]
+
+
+def test_the_columns_may_stand_in_any_order(tmp_path):
+    (tmp_path / "a.csv").write_text("landmark_id,id\n7,00000000000000a1\n")
+    (tmp_path / "b.csv").write_text("images,landmark_id\n00000000000000a1,7\n")
+    for name in ("a.csv", "b.csv"):
+        table, labels = read_train_labels(tmp_path / name, min_images=1)
+        assert (table.landmark_ids.tolist(), labels.image_ids.tolist()) == ([7], [0xA1])
+
+
+def test_a_landmark_on_two_lines_of_the_clean_layout_is_one_class(tmp_path):
+    path = tmp_path / "train_clean.csv"
+    path.write_text("landmark_id,images\n7,00000000000000a1\n7,00000000000000a2\n")
+    table, labels = read_train_labels(path, min_images=2)
+    assert (table.landmark_ids.tolist(), labels.class_indices.tolist()) == ([7], [0, 0])
+
+
+@pytest.mark.parametrize("write", LAYOUTS)
+def test_the_labels_are_those_of_a_naive_reading(tmp_path, write):
+    rng = random.Random(5)
+    rows = {  # more than one of pyarrow's blocks of 1 MB
+        f"{rng.getrandbits(64):016x}": int(rng.paretovariate(0.4)) for _ in range(70_000)
+    }
+    path = write(tmp_path / "train.csv", rows)
+    assert path.stat().st_size > 1 << 20
+
+    counts = {}
+    for landmark_id in rows.values():
+        counts[landmark_id] = counts.get(landmark_id, 0) + 1
+    kept = sorted(landmark_id for landmark_id, count in counts.items() if count >= 3)
+    expected = {
+        int(image_id, 16): kept.index(landmark_id)
+        for image_id, landmark_id in rows.items()
+        if counts[landmark_id] >= 3
+    }
+    assert 10 < len(kept) < len(counts)
+
+    table, labels = read_train_labels(path, min_images=3)
+    assert table.landmark_ids.tolist() == kept
+    assert labels.image_ids.tolist() == sorted(expected)
+    found = dict(zip(labels.image_ids.tolist(), labels.class_indices.tolist(), strict=True))
+    assert found == expected
+
+
+def test_find_gives_the_class_of_an_image_or_none():
+    labels = TrainLabels(
+        np.array([0, 10, 20, 2**64 - 1], np.uint64), np.array([3, 0, 2, 1], np.int32)
+    )
+    assert [labels.find(image_id) for image_id in (0, 10, 20, 2**64 - 1)] == [3, 0, 2, 1]
+    assert [labels.find(image_id) for image_id in (1, 9, 11, 21, 2**64 - 2)] == [None] * 5
+    assert labels.find(np.uint64(10)) == 0
+    assert type(labels.find(10)) is int
+    none = TrainLabels(np.empty(0, np.uint64), np.empty(0, np.int32))
+    assert none.find(10) is None
+
+
+def test_the_fingerprint_changes_with_the_content_and_nothing_else():
+    def fingerprint(*landmark_ids, dtype=np.int64):
+        return ClassTable(np.array(landmark_ids, dtype)).fingerprint
+
+    assert fingerprint(5, 7, 40) == fingerprint(5, 7, 40, dtype=">i8")
+    others = {fingerprint(5, 7), fingerprint(5, 7, 41), fingerprint(7, 5, 40), fingerprint()}
+    assert len(others | {fingerprint(5, 7, 40)}) == 5
+    assert len(fingerprint(5, 7, 40)) == 12
+    assert fingerprint(5, 7, 40) == "b755bcb6bef1"  # checkpoints hold it: it must not move
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "expected a CSV with the columns id, landmark_id"),
+        ("id,url\n00000000000000a1,x\n", "expected a CSV with the columns id, landmark_id"),
+        ("url,landmark_id\nx,7\n", "expected a CSV with the columns id, landmark_id"),
+        ("images,url\nx,7\n", "expected a CSV with the columns landmark_id, images"),
+        ("id,landmark_id\n00000000000000a1,seven\n", "landmark_id"),
+        ("id,landmark_id\n00000000000000a1,7.5\n", "landmark_id"),
+        ("id,landmark_id\n00000000000000a1,\n", "landmark_id"),
+        ("id,landmark_id\n00000000000000a1,NA\n", "landmark_id"),
+        ("landmark_id,images\nseven,00000000000000a1\n", "landmark_id"),
+        ("landmark_id,images\n,00000000000000a1\n", "landmark_id"),
+        ("id,landmark_id\n00000000000000a1,7,8\n", "expected a CSV with the columns"),
+        ("id,landmark_id\n00000000000000A1,7\n", "image id '00000000000000A1'"),
+        ("id,landmark_id\n,7\n", "image id ''"),
+        ("landmark_id,images\n7,\n", "image id ''"),
+        ("landmark_id,images\n7,00000000000000a1 short\n", "image id 'short'"),
+        ("id,landmark_id\n" + "00000000000000a1,7\n" * 2, "image 00000000000000a1 stands twice"),
+        (
+            "id,landmark_id\n00000000000000a1,7\n00000000000000a1,8\n",
+            "image 00000000000000a1 stands twice",
+        ),
+        (
+            "landmark_id,images\n7,00000000000000a1 00000000000000a1\n",
+            "image 00000000000000a1 stands twice",
+        ),
+    ],
+)
+def test_a_malformed_train_csv_is_an_error(tmp_path, content, message):
+    (tmp_path / "train.csv").write_text(content)
+    with pytest.raises(ExpectedError) as caught:
+        read_train_labels(tmp_path / "train.csv", min_images=1)
+    assert message in one_line(caught.value)
+    assert one_line(caught.value).startswith(f"{tmp_path}/train.csv: ")
+
+
+@pytest.mark.parametrize("write", LAYOUTS)
+@pytest.mark.parametrize(("rows", "most"), [(TRAIN_ROWS, 3), ({}, 0)])
+def test_a_threshold_that_no_landmark_reaches_is_an_error(tmp_path, write, rows, most):
+    with pytest.raises(ExpectedError) as caught:
+        read_train_labels(write(tmp_path / "train.csv", rows), min_images=4)
+    assert one_line(caught.value) == (
+        f"{tmp_path}/train.csv: no landmark has 4 images (the most is {most}); expected at least "
+        "one class; lower --min-images"
+    )
+
+
+def test_the_names_of_landmarks_are_read_from_their_addresses(tmp_path):
+    (tmp_path / "names.csv").write_text(
+        "landmark_id,category\n"
+        "0,http://commons.wikimedia.org/wiki/Category:Berlin_Cathedral\n"
+        '9,"http://commons.wikimedia.org/wiki/Category:Tower,_Old"\n'
+        "5,Plain name\n"
+    )
+    assert read_landmark_names(tmp_path / "names.csv") == {
+        0: "Berlin Cathedral",
+        9: "Tower, Old",
+        5: "Plain name",
+    }

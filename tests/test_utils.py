@@ -1,0 +1,510 @@
+"""Tests of the helpers: exit codes, atomic files, background work, stopping, scratch folders."""
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import utils
+from utils import (
+    CommandLine,
+    ExpectedError,
+    MissingFileError,
+    Stop,
+    atomic_write,
+    file_md5,
+    in_background,
+    muted_stderr,
+    on_kaggle,
+    require_free_space,
+    run_ahead,
+    run_command_line,
+    say,
+    scratch_folder,
+)
+
+ROOT = Path(utils.__file__).parent
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def one_line(error):
+    """Checks that a message reads `what; expected; to do` in one line, and gives it."""
+    message = str(error)
+    assert message.splitlines() == [message]
+    assert message.count("; ") >= 2 and "; expected " in message
+    return message
+
+
+# ------------------------------------------------------------------------------- the command line
+
+
+def leave(main):
+    """Runs a command line that is expected to end the process; gives the exit code."""
+    with pytest.raises(SystemExit) as caught:
+        run_command_line(main)
+    return caught.value.code
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+def test_a_command_that_is_done_returns_without_a_word(capsys):
+    assert run_command_line(lambda: None) is None
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", [ExpectedError, MissingFileError])
+def test_an_expected_error_is_one_line_and_exit_code_1(capsys, kind):
+    assert leave(raising(kind("a.tar: gone; expected a file; check --source"))) == 1
+    assert capsys.readouterr() == ("", "error: a.tar: gone; expected a file; check --source\n")
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(capsys):
+    assert leave(raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr() == (
+        "",
+        "error: interrupted by Ctrl-C; run the same command again to continue\n",
+    )
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command_line(lambda: 1 // 0)
+
+
+def run_into_closed_pipe(code):
+    """Runs code whose reader of stdout has left; gives (exit code, stderr)."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    environment = {name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env=environment,
+        timeout=60,
+    )
+    os.close(write_end)
+    return done.returncode, done.stderr.decode()
+
+
+def test_a_reader_that_leaves_early_ends_the_command_quietly():
+    code = "import utils; utils.run_command_line(lambda: print('x' * 100_000))"
+    assert run_into_closed_pipe(code) == (1, "")
+
+
+def test_a_reader_that_leaves_before_the_last_line_ends_the_command_quietly():
+    code = "import utils; utils.run_command_line(lambda: print('short'))"
+    assert run_into_closed_pipe(code) == (1, "")
+
+
+def test_wrong_use_is_one_line_and_exit_code_2(capsys):
+    parser = CommandLine(prog="tool.py")
+    parser.add_argument("--epochs", type=int, default=1)
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(["--epochs", "many"])
+    assert caught.value.code == 2
+    assert capsys.readouterr() == (
+        "",
+        "error: argument --epochs: invalid int value: 'many'; see tool.py --help\n",
+    )
+
+
+def test_flags_are_not_abbreviated(capsys):
+    parser = CommandLine(prog="tool.py")
+    parser.add_argument("--epochs", type=int, default=1)
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(["--epo", "2"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: unrecognized arguments: --epo 2; see tool.py --help\n"
+    )
+
+
+def test_the_help_shows_defaults(capsys):
+    parser = CommandLine(prog="tool.py")
+    parser.add_argument("--epochs", type=int, default=17, help="passes over the data")
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(["--help"])
+    assert caught.value.code == 0
+    assert "passes over the data (default: 17)" in capsys.readouterr().out
+
+
+def test_progress_goes_to_stderr(capsys):
+    say("shard 3")
+    assert capsys.readouterr() == ("", "shard 3\n")
+
+
+def test_kaggle_is_known_by_its_environment(monkeypatch):
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    assert not on_kaggle()
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    assert on_kaggle()
+
+
+# ----------------------------------------------------------------------------------- atomic files
+
+
+def test_an_atomic_file_appears_whole_at_the_end(tmp_path):
+    path = tmp_path / "new" / "folder" / "table.csv"
+    with atomic_write(path) as temporary:
+        temporary.write_text("rows")
+        assert (temporary.parent, temporary.suffix) == (path.parent, ".csv")
+        assert not path.exists()
+    assert path.read_text() == "rows"
+    assert names_in(path.parent) == ["table.csv"]
+
+
+@pytest.mark.parametrize("error", [ValueError, ExpectedError, KeyboardInterrupt])
+def test_a_failure_keeps_the_old_file_and_passes_through(tmp_path, error):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(error), atomic_write(path) as temporary:
+        temporary.write_text("half")
+        raise error("no")
+    assert path.read_text() == "old"
+    assert names_in(tmp_path) == ["table.csv"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("two\nlines"), "two lines"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_a_write_that_fails_is_an_expected_error(tmp_path, error, reason):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(ExpectedError) as caught, atomic_write(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert one_line(caught.value).startswith(f"{path}: cannot be written ({reason}); expected ")
+    assert path.read_text() == "old"
+    assert names_in(tmp_path) == ["table.csv"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_expected_error(tmp_path):
+    (tmp_path / "output").write_text("a file")
+    with pytest.raises(ExpectedError) as caught, atomic_write(tmp_path / "output" / "table.csv"):
+        pass
+    assert "cannot be written (File exists)" in one_line(caught.value)
+
+
+def test_a_block_that_writes_nothing_is_an_expected_error(tmp_path):
+    with pytest.raises(ExpectedError), atomic_write(tmp_path / "table.csv"):
+        pass
+    assert names_in(tmp_path) == []
+
+
+def test_the_md5_of_a_file_covers_all_its_chunks(tmp_path):
+    content = bytes(range(256)) * (utils.CHUNK_BYTES // 256) + b"and a rest"
+    (tmp_path / "file").write_bytes(content)
+    assert file_md5(tmp_path / "file") == hashlib.md5(content).hexdigest()
+    (tmp_path / "empty").write_bytes(b"")
+    assert file_md5(tmp_path / "empty") == "d41d8cd98f00b204e9800998ecf8427e"
+
+
+def test_free_space_that_is_there_is_enough(tmp_path):
+    require_free_space(tmp_path / "new", 1, "a byte")
+    assert (tmp_path / "new").is_dir()
+
+
+def test_a_disk_too_small_is_an_expected_error(tmp_path):
+    with pytest.raises(ExpectedError) as caught:
+        require_free_space(tmp_path, 10**18, "two shards")
+    message = one_line(caught.value)
+    assert message.startswith(f"{tmp_path}: ")
+    assert " GB free; expected 1000000000.00 GB or more for two shards; " in message
+
+
+def test_a_folder_for_free_space_that_cannot_be_made_is_an_expected_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExpectedError) as caught:
+        require_free_space(tmp_path / "file" / "scratch", 1, "a byte")
+    one_line(caught.value)
+
+
+# ---------------------------------------------------------------------------------- in background
+
+
+def test_background_work_gives_its_result():
+    assert in_background(divmod, 17, 5).result(timeout=30) == (3, 2)
+
+
+def test_background_work_gives_its_exception():
+    future = in_background(divmod, 1, 0)
+    with pytest.raises(ZeroDivisionError):
+        future.result(timeout=30)
+
+
+@pytest.mark.parametrize("num_ahead", [1, 2, 100])
+def test_run_ahead_keeps_the_order(num_ahead):
+    assert list(run_ahead(lambda: (n * n for n in range(50)), num_ahead)) == [
+        n * n for n in range(50)
+    ]
+
+
+def test_run_ahead_takes_none_for_an_item():
+    assert list(run_ahead(lambda: (item for item in (None, 1, None)), 2)) == [None, 1, None]
+
+
+def test_run_ahead_of_nothing_is_nothing():
+    assert list(run_ahead(lambda: (item for item in ()), 2)) == []
+
+
+def test_an_exception_passes_through_run_ahead_after_the_items_before_it():
+    def items():
+        yield 1
+        yield 2
+        raise ExpectedError("third")
+
+    received = []
+    with pytest.raises(ExpectedError, match="third"):
+        for item in run_ahead(items, 1):
+            received.append(item)
+    assert received == [1, 2]
+
+
+def test_run_ahead_works_in_another_thread():
+    def items():
+        yield threading.current_thread()
+
+    (thread,) = run_ahead(items, 1)
+    assert thread is not threading.current_thread()
+
+
+def test_run_ahead_closes_the_iterator_when_the_consumer_leaves_early():
+    closed = threading.Event()
+
+    def items():
+        try:
+            yield from range(1000)
+        finally:
+            closed.set()
+
+    ahead = run_ahead(items, 2)
+    assert next(ahead) == 0
+    assert not closed.is_set()
+    ahead.close()
+    assert closed.wait(timeout=30)
+
+
+def test_run_ahead_closes_the_iterator_at_its_end():
+    closed = threading.Event()
+
+    def items():
+        try:
+            yield 1
+        finally:
+            closed.set()
+
+    assert list(run_ahead(items, 2)) == [1]
+    assert closed.wait(timeout=30)
+
+
+def test_run_ahead_starts_nothing_before_the_first_item_is_asked_for():
+    started = []
+    ahead = run_ahead(lambda: started.append(1) or iter(()), 2)
+    ahead.close()
+    assert started == []
+
+
+def test_run_ahead_is_bounded():
+    made = []
+
+    def items():
+        for item in range(40):
+            made.append(item)
+            yield item
+
+    for item in run_ahead(items, 3):
+        time.sleep(0.002)  # time in which an unbounded thread would run away
+        assert len(made) - (item + 1) <= 3 + 1  # those held, and one that waits for its place
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_iterator_that_cannot_be_made_raises_in_the_consumer():
+    def cannot():
+        raise ExpectedError("no iterator")
+
+    result = in_background(lambda: list(run_ahead(cannot, 1)))
+    with pytest.raises(ExpectedError, match="no iterator"):
+        result.result(timeout=2)
+
+
+# --------------------------------------------------------------------------------- stopping in time
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until a test moves it: [seconds]."""
+    now = [1000.0]
+    monkeypatch.setattr("utils.time.monotonic", lambda: now[0])
+    return now
+
+
+def test_a_stop_without_a_limit_is_never_requested(clock):
+    with Stop() as stop:
+        clock[0] += 1e9
+        assert not stop.requested(needed_s=1e9)
+
+
+def test_a_stop_is_requested_when_the_next_step_would_pass_the_limit(clock):
+    with Stop(max_hours=0.5) as stop:
+        assert not stop.requested()
+        assert not stop.requested(needed_s=1800)
+        assert stop.requested(needed_s=1801)
+        clock[0] += 1500
+        assert not stop.requested(needed_s=300)
+        assert stop.requested(needed_s=301)
+        clock[0] += 301
+        assert stop.requested()
+        assert stop.reason() == "--max-hours"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_requests_the_stop_and_is_told(capsys, number):
+    with Stop(max_hours=1) as stop:
+        assert not stop.requested()
+        signal.raise_signal(number)
+        assert stop.requested()
+        assert stop.reason() == number.name
+    assert capsys.readouterr().err == f"{number.name}: stopping after this batch\n"
+
+
+def test_a_second_ctrl_c_interrupts_at_once():
+    with Stop():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGTERM, signal.SIGINT])
+def test_the_signal_handlers_are_restored(number):
+    def handlers():
+        return signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+    before = handlers()
+    with pytest.raises(ValueError, match="in the block"), Stop():
+        assert handlers() != before
+        if number is not None:
+            signal.raise_signal(number)
+        raise ValueError("in the block")
+    assert handlers() == before
+
+
+def test_a_stop_in_a_thread_leaves_the_signals_alone():
+    def requested():
+        with Stop(max_hours=1) as stop:
+            return stop.requested()
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert in_background(requested).result(timeout=30) is False
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# ---------------------------------------------------------------------------------- scratch folders
+
+
+def dead_process_id():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_scratch_folder_is_of_this_process_alone_and_removed(tmp_path):
+    with scratch_folder(tmp_path / "new" / "scratch") as folder:
+        assert folder.parent == tmp_path / "new" / "scratch"
+        assert str(os.getpid()) in folder.name
+        (folder / "shard.tar").write_bytes(b"x")
+    assert names_in(tmp_path / "new" / "scratch") == []
+
+
+def test_a_scratch_folder_is_removed_after_a_failure(tmp_path):
+    with pytest.raises(ValueError, match="no"), scratch_folder(tmp_path) as folder:
+        (folder / "shard.tar").write_bytes(b"x")
+        raise ValueError("no")
+    assert names_in(tmp_path) == []
+
+
+def test_what_a_dead_process_left_is_removed(tmp_path):
+    leftover = tmp_path / f"{socket.gethostname()}-{dead_process_id()}"
+    (leftover / "train").mkdir(parents=True)
+    (leftover / "train" / "images_000.tar").write_bytes(b"x")
+    with scratch_folder(tmp_path) as folder:
+        assert names_in(tmp_path) == [folder.name]
+
+
+def test_what_is_no_leftover_stays(tmp_path):
+    host = socket.gethostname()
+    strangers = sorted(
+        [
+            f"{host}-{os.getppid()}",  # a process that runs
+            f"another-{host}-{dead_process_id()}",  # of another machine
+            f"{host}-notes",
+            f"{host}-99999999999999999999",
+            "demo-world",
+        ]
+    )
+    for name in strangers:
+        (tmp_path / name).mkdir()
+    with scratch_folder(tmp_path):
+        pass
+    assert names_in(tmp_path) == strangers
+
+
+def test_the_scratch_of_a_machine_with_a_longer_name_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.socket.gethostname", lambda: "gpu")
+    stranger = f"gpu-2-{dead_process_id()}"  # dead here, but it is the machine gpu-2 that counts
+    (tmp_path / stranger).mkdir()
+    with scratch_folder(tmp_path):
+        pass
+    assert names_in(tmp_path) == [stranger]
+
+
+def test_a_scratch_folder_that_cannot_be_made_is_an_expected_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExpectedError) as caught, scratch_folder(tmp_path / "file"):
+        pass
+    assert one_line(caught.value).endswith("; choose another --scratch")
+
+
+# ------------------------------------------------------------------------------------ muted stderr
+
+
+def test_native_chatter_is_swallowed(capfd):
+    with muted_stderr():
+        os.write(2, b"chatter\n")
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"
+
+
+def test_native_chatter_is_shown_when_the_block_fails(capfd):
+    with pytest.raises(ImportError), muted_stderr():
+        os.write(2, b"why it failed\n")
+        raise ImportError("no")
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "why it failed\nafter\n"
+
+
+def test_muting_leaves_stdout_alone(capfd):
+    with muted_stderr():
+        os.write(1, b"result\n")
+    assert capfd.readouterr().out == "result\n"
