@@ -49,7 +49,7 @@ from landmarks import (
 )
 from utils import CommandLine, ExpectedError, atomic_write, file_md5, run_command_line, say
 
-# What `--demo` sets differently from the full job: small images and a few epochs from random weights,
+# What `--demo` sets differently from the full job: small images, a few epochs from random weights,
 # for 2 CPU cores and a few minutes.
 DEFAULTS = {
     "train_shards": (0, 11),
@@ -58,7 +58,7 @@ DEFAULTS = {
     "weights": "none",
     "image_size": 64,
     "batch_size": 32,
-    "epochs": 6,
+    "epochs": 5,
     "learning_rate": 1e-3,
 }
 

@@ -14,9 +14,8 @@ from descriptions import (
     load_descriptions,
     save_descriptions,
 )
-from generators import Reading, ShardEnd, stream_batches
-from landmarks import format_image_id
-from utils import say
+from generators import Reading, ShardEnd, stream_batches, tell_problems
+from utils import StoppedError, say
 
 
 class Describer:
@@ -67,7 +66,7 @@ class Describer:
         )
 
 
-def describe_shards(session, describer, shards, image_ids):
+def describe_shards(session, describer, shards, image_ids, num_skippable=0):
     """Describes the images of some shards, each shard saved as it ends, so that nothing is redone.
 
     Args:
@@ -75,53 +74,49 @@ def describe_shards(session, describer, shards, image_ids):
         describer: `Describer`.
         shards: list of `Shard`.
         image_ids: (n,) uint64, the images to describe; an unreadable one gets no row.
+        num_skippable: broken shards to leave out before one more is an error.
 
     Returns:
-        list of the shards' files, or None when the session was stopped.
+        list of the shards' files.
 
     Raises:
+        StoppedError: the session was asked to stop; the shards described so far are saved.
         ExpectedError: data, network or disk fail.
     """
     paths = {shard: description_path(session.output, shard) for shard in shards}
     missing = [shard for shard in shards if not is_described(paths[shard], describer.fingerprint)]
     size = describer.recogniser.image_size
     reading = Reading(size, describer.batch_size, image_ids=frozenset(image_ids.tolist()))
-    stream = stream_batches(session.source, [(0, shard) for shard in missing], reading)
-    for done, shard in enumerate(missing, start=1):
+    plan = [(0, shard) for shard in missing]
+    stop = session.stop
+    stream = stream_batches(session.source, plan, reading, stop.requested, num_skippable)
+    for left, shard in enumerate(missing):
         pieces = [describer.empty()]
         while not isinstance(item := next(stream), ShardEnd):
-            if session.stop.requested():
-                stream.close()
-                say(
-                    f"stopped by {session.stop.reason()}: {len(shards) - len(missing) + done - 1} "
-                    f"of {len(shards)} {shard.split} shards described; "
-                    "run the same command again to continue"
-                )
-                return None
+            if stop.requested():
+                num_done = len(shards) - len(missing) + left
+                done = f"{num_done} of {len(shards)} {shard.split} shards described"
+                raise StoppedError(stop, done)
             pieces.append(describer.describe(item, shard))
-        for image_id, reason in item.bad_images:
-            say(f"{shard.path}: image {format_image_id(image_id)} left empty: {reason}")
-        say(f"{shard.path}: {item.num_images:,} images described ({done}/{len(missing)})")
+        tell_problems(item, "left empty")
+        say(f"{shard.path}: {item.num_images:,} images described ({left + 1}/{len(missing)})")
         save_descriptions(paths[shard], concatenate(pieces), describer.fingerprint)
     return [paths[shard] for shard in shards]
 
 
-def describe_split(session, describer, split, image_ids, path):
+def describe_split(session, describer, shards, image_ids, path, num_skippable=0):
     """Describes all shards of a split and gathers them in one file.
 
     Args:
-        session, describer: as for `describe_shards`.
-        split: "test" or "index".
+        session, describer, num_skippable: as for `describe_shards`.
+        shards: list of all `Shard`s of the split.
         image_ids: (n,) uint64, the images to describe.
         path: the file; the shards' own files are removed when it is whole.
 
     Returns:
-        `Descriptions` by ascending image id, or None when the session was stopped.
+        `Descriptions` by ascending image id.
     """
-    shards = session.source.select_shards(split)
-    files = describe_shards(session, describer, shards, image_ids)
-    if files is None:
-        return None
+    files = describe_shards(session, describer, shards, image_ids, num_skippable)
     descriptions = gather(files, describer)
     save_descriptions(path, descriptions, describer.fingerprint)
     for file in files:

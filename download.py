@@ -194,17 +194,19 @@ def download_range(url, offset, size_bytes, patience=PATIENCE):
     return data
 
 
-def exists_online(url, patience=PATIENCE):
-    """Tells whether a HEAD request for `url` finds a file.
+def online_size(url, patience=PATIENCE):
+    """Asks how large the file at `url` is.
+
+    Returns:
+        Its size in bytes; 0 where the server does not say.
 
     Raises:
+        MissingFileError: there is no such file.
         ExpectedError: the server cannot be reached.
     """
-    try:
-        with _open_patiently(urllib.request.Request(url, method="HEAD"), patience):
-            return True
-    except MissingFileError:
-        return False
+    with _open_patiently(urllib.request.Request(url, method="HEAD"), patience) as response:
+        length = response.headers.get("Content-Length") or ""
+        return int(length) if length.isdigit() else 0
 
 
 def _open_patiently(request, patience):

@@ -9,14 +9,14 @@ import os
 import re
 import tarfile
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from landmarks import Shard, format_image_id
-from utils import ExpectedError, in_background, run_ahead
+from utils import ExpectedError, in_background, run_ahead, say
 
 MEMBER_NAME = re.compile(r"([0-9a-f])/([0-9a-f])/([0-9a-f])/(\1\2\3[0-9a-f]{13})\.jpg")
 MAX_MEMBER_BYTES = 64 << 20  # the largest JPEGs of the data set are a few MB
@@ -60,11 +60,13 @@ class ShardEnd:
         shard: `Shard`.
         num_images: images that were decoded.
         bad_images: tuple of (image id as int, reason).
+        problem: why the shard was left out; empty if it was not.
     """
 
     shard: Shard
     num_images: int
     bad_images: tuple
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,15 @@ class Reading:
 # ---------------------------------------------------------------------------------- the pipeline
 
 
-def stream_batches(source, plan, reading):
+def stream_batches(source, plan, reading, is_stopped=lambda: False, num_skippable=0):
     """Streams the batches of shard after shard, everything done ahead in the background.
 
     Args:
         source: `landmarks.Source`.
         plan: list of (epoch, `Shard`), in the order to read; the epoch seeds shuffling and crops.
         reading: `Reading`.
+        is_stopped: function without arguments; once it says True, None may come instead of a batch.
+        num_skippable: broken shards to leave out before one more is an error.
 
     Yields:
         `Batch` after `Batch`, and a `ShardEnd` after the last one of each shard.
@@ -115,26 +119,39 @@ def stream_batches(source, plan, reading):
     """
 
     def batches():
+        num_skipped = 0
+        fetched = fetch_ahead(source, [shard for _, shard in plan])
         with ThreadPoolExecutor(reading.num_threads, "decode") as pool:
-            paths = fetch_ahead(source, [shard for _, shard in plan])
-            for (epoch, shard), path in zip(plan, paths, strict=True):
-                yield from read_shard(shard, path, reading, epoch, pool)
+            for (epoch, shard), path in zip(plan, fetched, strict=True):
+                try:
+                    yield from read_shard(shard, path.result(), reading, epoch, pool)
+                except ExpectedError as error:
+                    num_skipped += 1
+                    if num_skipped > num_skippable:
+                        raise
+                    yield ShardEnd(shard, 0, (), str(error))
 
-    return run_ahead(batches, QUEUED_BATCHES)
+    return run_ahead(batches, QUEUED_BATCHES, is_stopped)
 
 
 def fetch_ahead(source, shards):
     """Yields the local path of each shard, fetching the next while the caller uses this one.
 
     A shard is discarded when the next is asked for, so that two are on disk at most.
+
+    Yields:
+        A Future of the path, which is done: its `result()` gives the path or raises ExpectedError.
     """
+    if shards:
+        source.require_space(shards[0])
     pending = in_background(source.fetch_shard, shards[0]) if shards else None
     for position, shard in enumerate(shards):
-        path = pending.result()
+        wait([pending])
+        fetched = pending
         if position + 1 < len(shards):
             pending = in_background(source.fetch_shard, shards[position + 1])
         try:
-            yield path
+            yield fetched
         finally:
             source.discard_shard(shard)
 
@@ -167,6 +184,20 @@ def read_shard(shard, path, reading, epoch, pool):
         yield from batch_images(images, reading)
     _check_bad_images(shard, bad_images, len(members))
     yield ShardEnd(shard, len(good_images), tuple(bad_images))
+
+
+def tell_problems(shard_end, consequence):
+    """Names what went wrong in a shard: each unreadable image, or the shard itself.
+
+    Args:
+        shard_end: `ShardEnd`.
+        consequence: what became of the images, e.g. `left out`.
+    """
+    shard = shard_end.shard
+    if shard_end.problem:
+        say(f"{shard.path} {consequence}: {shard_end.problem}")
+    for image_id, reason in shard_end.bad_images:
+        say(f"{shard.path}: image {format_image_id(image_id)} {consequence}: {reason}")
 
 
 def _check_bad_images(shard, bad_images, num_images):
@@ -316,6 +347,7 @@ def _resize(image, image_size, rng):
     if image.mode.startswith("I"):  # 16 bits; convert() would cut off all above 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode != "RGB":
+        image.info.pop("transparency", None)  # Pillow warns of what it leaves out
         image = image.convert("RGB")
     size = np.array(image.size)
     box = (*(offset * size), *((offset + crop) * size))

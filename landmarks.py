@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from download import download, download_range, exists_online
-from utils import ExpectedError, MissingFileError, file_md5, say
+from download import download, download_range, online_size
+from utils import ExpectedError, MissingFileError, file_md5, require_free_space, say
 
 CVDF_URL = "https://s3.amazonaws.com/google-landmark/"
 NUM_CVDF_SHARDS = {"train": 500, "index": 100, "test": 20}
@@ -84,9 +84,13 @@ class Source:
 
     def exists(self, path):
         """Tells whether the source has the file `path` (relative, as in the layout)."""
-        if self.is_online:
-            return exists_online(self.location + path)
-        return (self.location / path).is_file()
+        if not self.is_online:
+            return (self.location / path).is_file()
+        try:
+            online_size(self.location + path)
+        except MissingFileError:
+            return False
+        return True
 
     def fetch(self, path):
         """Gives a local copy of a small file of the layout; fetched once by each Source.
@@ -132,6 +136,12 @@ class Source:
                 "names; copy it again, or leave it out with the shard options"
             )
         return local
+
+    def require_space(self, shard):
+        """Raises ExpectedError unless scratch has room for two shards, the most that are there."""
+        if self.is_online:
+            size_bytes = 2.1 * online_size(self.location + shard.path)  # shards differ a little
+            require_free_space(self.scratch, size_bytes, "two shards")
 
     def discard_shard(self, shard):
         """Removes the local copy of a shard that was downloaded; a folder's own file stays."""

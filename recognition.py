@@ -22,7 +22,7 @@ from landmarks import (
     read_train_labels,
 )
 from metrics import format_scores, score_recognition
-from session import add_session_options, number, open_session, parse_session
+from session import add_session_options, num_skippable, number, open_session, parse_session
 from submissions import check_recognition_submission, write_recognition_submission
 from utils import CommandLine, run_command_line, say
 
@@ -117,8 +117,9 @@ def main(argv=None):
     if args.model and args.step != "predict":
         parser.error("--model goes with `recognition.py predict`; training writes its own")
     with open_session(args) as session:
-        is_trained = args.step == "predict" or train(session, args)
-        if is_trained and args.step != "train":
+        if args.step != "predict":
+            train(session, args)
+        if args.step != "train":
             predict(session, args.model or args.output / "model.keras", args)
 
 
@@ -126,11 +127,7 @@ def main(argv=None):
 
 
 def train(session, args):
-    """Trains on the source's shards, continuing where an earlier run stopped; writes model.keras.
-
-    Returns:
-        True when training is complete, False when it was stopped and can be continued.
-    """
+    """Trains on the source's shards, from the checkpoint if there is one; writes model.keras."""
     import model  # these two load Keras: not before the command line proved right
     import training
 
@@ -147,15 +144,20 @@ def train(session, args):
         checkpoint.unlink(missing_ok=True)
         training.previous_checkpoint(checkpoint).unlink(missing_ok=True)
     network = training.train(
-        session, recipe, class_table, labels, shards, valid_shards, args.valid_every, checkpoint
+        session,
+        recipe,
+        class_table,
+        labels,
+        shards,
+        valid_shards,
+        args.valid_every,
+        num_skippable(args, shards),
+        checkpoint,
     )
-    if network is None:
-        return False
     path = args.output / "model.keras"
     page = {"landmark_ids": class_table.landmark_ids.tolist()}
     model.save_model(model.build_classifier(network), path, page)
     print(path)
-    return True
 
 
 def predict(session, model_path, args):
@@ -170,9 +172,10 @@ def predict(session, model_path, args):
     test_ids = read_image_ids(source.fetch(TEST_CSV))
     recogniser = model.load_recogniser(model_path)
     describer = describe.Describer(recogniser, args.batch_size, args.flipped_too)
-    found = describe.describe_split(session, describer, "test", test_ids, args.output / QUERIES)
-    if found is None:
-        return
+    shards = source.select_shards("test")
+    found = describe.describe_split(
+        session, describer, shards, test_ids, args.output / QUERIES, num_skippable(args, shards)
+    )
     path = args.output / "recognition_submission.csv"
     write_recognition_submission(
         path, test_ids, found.image_ids, found.landmark_ids, found.confidences

@@ -28,7 +28,7 @@ from landmarks import (
 from merging import load_parts, merge_parts
 from metrics import format_scores, score_retrieval
 from neighbors import choose_rows, draw_neighbors
-from session import add_session_options, number, open_session, parse_session
+from session import add_session_options, num_skippable, number, open_session, parse_session
 from submissions import (
     MAX_RETRIEVED,
     check_retrieval_submission,
@@ -99,7 +99,7 @@ def main(argv=None):
         parser.error("`merge` goes with part files, e.g. retrieval.py merge part-*-of-6.npz")
     with open_session(args) as session:
         files = args.files or search_parts(session, args)
-        if files and args.part is None:
+        if args.part is None:
             merge(session, files, args)
 
 
@@ -110,7 +110,7 @@ def search_parts(session, args):
     """Searches one part, or all parts one after another.
 
     Returns:
-        list of the part files, or None when the session was stopped.
+        list of the part files.
     """
     import describe  # loads Keras: not before the command line proved right
     import model
@@ -122,25 +122,21 @@ def search_parts(session, args):
     )
     shards = session.source.select_shards("index")
     index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
-    queries = describe_queries(session, describer, args.queries)
-    if queries is None:
-        return None
+    queries = describe_queries(session, describer, args)
     files = []
     for part in parts:
         of_part = np.array_split(shards, args.parts)[part].tolist()
         path = search_part(session, describer, queries, part, of_part, index_ids, args)
-        if path is None:
-            return None
         print(path)
         files.append(path)
     return files
 
 
-def describe_queries(session, describer, given_file):
+def describe_queries(session, describer, args):
     """Describes the test images, or takes them from a file that another run wrote.
 
     Returns:
-        `describe.Descriptions` by ascending image id, or None when the session was stopped.
+        `Descriptions` by ascending image id.
 
     Raises:
         ExpectedError: the file was described by another model or with other settings.
@@ -148,19 +144,22 @@ def describe_queries(session, describer, given_file):
     import describe
 
     test_ids = read_image_ids(session.source.fetch(TEST_CSV))
-    path = given_file or session.output / QUERIES
-    if given_file or path.exists():
+    path = args.queries or args.output / QUERIES
+    if args.queries or path.exists():
         queries, fingerprint = load_descriptions(path)
         if fingerprint == describer.fingerprint and np.isin(queries.image_ids, test_ids).all():
             say(f"{path}: {len(queries):,} queries")
             return queries
-        if given_file:
+        if args.queries:
             raise ExpectedError(
                 f"{path}: its queries are of {json.dumps(fingerprint)}; expected those of "
                 f"{json.dumps(describer.fingerprint)} and this test.csv; give the file of this "
                 "model and these settings, or leave out --queries"
             )
-    return describe.describe_split(session, describer, "test", test_ids, path)
+    shards = session.source.select_shards("test")
+    return describe.describe_split(
+        session, describer, shards, test_ids, path, num_skippable(args, shards)
+    )
 
 
 def search_part(session, describer, queries, part, shards, index_ids, args):
@@ -175,7 +174,7 @@ def search_part(session, describer, queries, part, shards, index_ids, args):
         args: the parsed command line.
 
     Returns:
-        The part's file, or None when the session was stopped.
+        The part's file.
     """
     import describe
     import search
@@ -191,9 +190,9 @@ def search_part(session, describer, queries, part, shards, index_ids, args):
     }
     if is_described(path, fingerprint):
         return path
-    pieces = describe.describe_shards(session, describer, shards, index_ids)
-    if pieces is None:
-        return None
+    pieces = describe.describe_shards(
+        session, describer, shards, index_ids, num_skippable(args, shards)
+    )
     index = describe.gather(pieces, describer)
     found = search.find_candidates(
         scale(queries.descriptors, args.normalise),

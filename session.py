@@ -10,6 +10,8 @@ import demo
 from landmarks import CVDF_URL, Source
 from utils import Stop, on_kaggle, scratch_folder
 
+MAX_SKIPPED_SHARE = 0.02  # of the shards; more means that something else is wrong
+
 
 @dataclass(frozen=True)
 class Session:
@@ -66,6 +68,16 @@ def add_session_options(parser):
     parser.add_argument(
         "--max-hours", type=float, metavar="H", help="stop in good order after H hours"
     )
+    parser.add_argument(
+        "--skip-bad-shards",
+        action="store_true",
+        help=f"leave out shards that stay broken, up to {MAX_SKIPPED_SHARE:.0%}, not stop",
+    )
+
+
+def num_skippable(args, shards):
+    """Gives how many of these shards may be left out as broken."""
+    return math.ceil(MAX_SKIPPED_SHARE * len(shards)) if args.skip_bad_shards else 0
 
 
 def parse_session(parser, argv):

@@ -14,14 +14,21 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import model
-from generators import Reading, ShardEnd, stream_batches
-from landmarks import format_image_id
-from utils import ExpectedError, atomic_write, load_arrays, save_arrays, say
+from generators import Reading, ShardEnd, stream_batches, tell_problems
+from utils import (
+    ExpectedError,
+    StoppedError,
+    atomic_write,
+    load_arrays,
+    require_free_space,
+    save_arrays,
+    say,
+)
 
 MAX_VALID_IMAGES = 4096  # kept decoded in memory: 453 MB at 192 pixels
 HISTORY_COLUMNS = (
     "mini_epoch", "epoch", "shard", "images", "bad_images", "loss", "accuracy", "valid_loss",
-    "valid_accuracy", "learning_rate", "images_per_s", "waited_s", "seconds",
+    "valid_accuracy", "learning_rate", "images_per_s", "waited_s", "seconds", "problem",
 )  # fmt: skip
 
 
@@ -50,7 +57,17 @@ class Recipe:
 # ------------------------------------------------------------------------------- the whole run
 
 
-def train(session, recipe, class_table, labels, shards, valid_shards, valid_every, checkpoint):
+def train(
+    session,
+    recipe,
+    class_table,
+    labels,
+    shards,
+    valid_shards,
+    valid_every,
+    num_skippable,
+    checkpoint,
+):
     """Trains shard after shard, from the checkpoint if there is one.
 
     Args:
@@ -60,12 +77,14 @@ def train(session, recipe, class_table, labels, shards, valid_shards, valid_ever
         shards: list of train `Shard` of one epoch.
         valid_shards: list of held-out train `Shard`.
         valid_every: mini-epochs between validations.
+        num_skippable: broken shards to leave out before one more is an error.
         checkpoint: path of the checkpoint, written after every mini-epoch.
 
     Returns:
-        The trained network, or None when the run was stopped and can be continued.
+        The trained network.
 
     Raises:
+        StoppedError: the session was asked to stop; the checkpoint holds what is done.
         ExpectedError: data, network or disk fail, or the loss is no longer finite.
     """
     policy = model.set_up_keras(recipe.seed)
@@ -80,48 +99,48 @@ def train(session, recipe, class_table, labels, shards, valid_shards, valid_ever
     reading = Reading(
         recipe.image_size, recipe.batch_size, labels.find, augment=recipe.augment, seed=recipe.seed
     )
-    valid = load_valid_images(session.source, valid_shards, reading)
-    left = plan[len(rows) :]
-    stream = stream_batches(session.source, left, reading)
+    require_free_space(checkpoint.parent, 2 * size_on_disk(network), "two checkpoints")
+    valid = load_valid_images(session, valid_shards, reading)
+    stream = stream_batches(
+        session.source, plan[len(rows) :], reading, session.stop.requested, num_skippable
+    )
     for mini_epoch in range(len(rows), len(plan)):
+        done = f"{mini_epoch} of {len(plan)} mini-epochs done"
         # A mini-epoch that would not fit into the time is not begun.
         if session.stop.requested(max((row["seconds"] for row in rows[-10:]), default=0)):
-            break
+            raise StoppedError(session.stop, done)
         rate = model.learning_rate_at(mini_epoch, len(plan), recipe.learning_rate)
         network.optimizer.learning_rate = rate
-        row = train_mini_epoch(network, stream, session.stop)
-        if row is None:
-            break
-        row |= {"mini_epoch": mini_epoch + 1, "epoch": plan[mini_epoch][0] + 1}
+        row = {"mini_epoch": mini_epoch + 1, "epoch": plan[mini_epoch][0] + 1}
+        row |= train_mini_epoch(network, stream, session.stop, done)
         row |= {"learning_rate": rate}
-        if (mini_epoch + 1) % valid_every == 0 or mini_epoch + 1 == len(plan):
-            row |= validate(network, valid, recipe.batch_size)
+        is_milestone = (mini_epoch + 1) % valid_every == 0 or mini_epoch + 1 == len(plan)
+        if is_milestone:
+            row |= validate(network, valid)
         rows.append(row)
         save_checkpoint(checkpoint, network, recipe, class_table, rows)
-        write_history(session.output, rows)
+        write_history(session.output / "history.csv", rows)
+        if is_milestone:
+            with atomic_write(session.output / "history.png") as temporary:
+                draw_history(rows).savefig(temporary, dpi=110)
         say(describe_progress(rows, len(plan)))
-    stream.close()
-    if len(rows) < len(plan):
-        say(
-            f"stopped by {session.stop.reason()}: {len(rows)} of {len(plan)} mini-epochs done; "
-            "run the same command again to continue"
-        )
-        return None
     return network
 
 
-def train_mini_epoch(network, stream, stop):
+def train_mini_epoch(network, stream, stop, done):
     """Trains on the batches of one shard.
 
     Args:
         network: compiled keras.Model.
         stream: iterator of `Batch` and `ShardEnd`.
         stop: `Stop`.
+        done: what to say is done, if `stop` asks to stop here.
 
     Returns:
-        dict, the part of a history row that is known here; None if `stop` was requested.
+        dict, the part of a history row that is known here.
 
     Raises:
+        StoppedError: `stop` asked to; this mini-epoch will be trained again.
         ExpectedError: the loss is not finite.
     """
     begin, waited_s, losses, accuracies = time.perf_counter(), 0.0, [], []
@@ -132,7 +151,7 @@ def train_mini_epoch(network, stream, stop):
         if isinstance(item, ShardEnd):
             break
         if stop.requested():
-            return None
+            raise StoppedError(stop, done)
         loss, accuracy = network.train_on_batch(item.images, item.class_indices)
         if not math.isfinite(loss):
             raise ExpectedError(
@@ -141,33 +160,36 @@ def train_mini_epoch(network, stream, stop):
             )
         losses.append(loss)
         accuracies.append(accuracy)
-    for image_id, reason in item.bad_images:
-        say(f"{item.shard.path}: image {format_image_id(image_id)} left out: {reason}")
+    tell_problems(item, "left out")
     seconds = time.perf_counter() - begin
     return {
         "shard": item.shard.number,
         "images": item.num_images,
         "bad_images": len(item.bad_images),
-        "loss": float(np.mean(losses)) if losses else math.nan,
-        "accuracy": float(np.mean(accuracies)) if losses else math.nan,
+        "loss": float(np.mean(losses)) if losses else None,  # a shard without images of a class
+        "accuracy": float(np.mean(accuracies)) if losses else None,
         "images_per_s": item.num_images / seconds,
         "waited_s": waited_s,
         "seconds": seconds,
+        "problem": item.problem,
     }
 
 
 # ---------------------------------------------------------------------------------- validation
 
 
-def load_valid_images(source, shards, reading):
+def load_valid_images(session, shards, reading):
     """Decodes the held-out shards once, up to MAX_VALID_IMAGES, without crops or mirroring.
 
     Returns:
         list of `Batch`.
     """
     reading = dataclasses.replace(reading, augment=False)
+    plan = [(0, shard) for shard in shards]
     batches, num_images = [], 0
-    for item in stream_batches(source, [(0, shard) for shard in shards], reading):
+    for item in stream_batches(session.source, plan, reading, session.stop.requested):
+        if session.stop.requested():
+            raise StoppedError(session.stop, "no mini-epoch begun")
         if num_images >= MAX_VALID_IMAGES:
             break
         if not isinstance(item, ShardEnd):
@@ -176,7 +198,7 @@ def load_valid_images(source, shards, reading):
     return batches
 
 
-def validate(network, batches, batch_size):
+def validate(network, batches):
     """Measures loss and accuracy on the held-out images; the history row's valid_ columns."""
     if not batches:
         return {}
@@ -202,6 +224,11 @@ def save_checkpoint(path, network, recipe, class_table, rows):
     if path.exists():
         os.replace(path, previous_checkpoint(path))
     save_arrays(path, page, **variables)
+
+
+def size_on_disk(network):
+    """Estimates the bytes of a checkpoint."""
+    return sum(4 * math.prod(variable.shape) for variable in _variables(network))
 
 
 def previous_checkpoint(path):
@@ -282,26 +309,22 @@ def _check_recipe(checkpoint, was, recipe):
 # ------------------------------------------------------------------------------------- history
 
 
-def write_history(output, rows):
-    """Writes history.csv and history.png, a row and a point per mini-epoch."""
-    path = output / "history.csv"
+def write_history(path, rows):
+    """Writes history.csv, a row per mini-epoch."""
     with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, HISTORY_COLUMNS, restval="")
         writer.writeheader()
         for row in rows:
-            writer.writerow({key: _short(value) for key, value in row.items()})
-    with atomic_write(output / "history.png") as temporary:
-        draw_history(rows).savefig(temporary, dpi=110)
-
-
-def _short(value):
-    return f"{value:.6g}" if isinstance(value, float) else value
+            writer.writerow(
+                {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()}
+            )
 
 
 def draw_history(rows):
     """Draws loss, accuracy and speed over the mini-epochs as a matplotlib Figure."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     loss, accuracy, speed = figure.subplots(1, 3)
+    rows = [row for row in rows if row["loss"] is not None]
     steps = [row["mini_epoch"] for row in rows]
     valid = [row for row in rows if "valid_loss" in row]
     for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
@@ -329,11 +352,13 @@ def describe_progress(rows, num_mini_epochs):
     left_s = (num_mini_epochs - len(rows)) * np.mean([row["seconds"] for row in recent])
     valid = f", held out {row['valid_accuracy']:.3f}" if "valid_accuracy" in row else ""
     bad = f", {row['bad_images']} bad" if row["bad_images"] else ""
+    learned = ""
+    if row["loss"] is not None:
+        learned = f", loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f}"
     return (
         f"mini-epoch {row['mini_epoch']}/{num_mini_epochs} (train shard {row['shard']:03d}): "
-        f"{row['images']:,} images{bad}, loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f}"
-        f"{valid}, {row['images_per_s']:.0f} images/s, {row['waited_s'] / row['seconds']:.0%} "
-        f"waiting for data, {format_duration(left_s)} to go"
+        f"{row['images']:,} images{bad}{learned}{valid}, {row['images_per_s']:.0f} images/s, "
+        f"{row['waited_s'] / row['seconds']:.0%} waiting for data, {format_duration(left_s)} to go"
     )
 
 

@@ -34,6 +34,21 @@ class MissingFileError(ExpectedError):
     """The source does not have the file that was asked for."""
 
 
+class StoppedError(Exception):
+    """The run was asked to stop and did so in good order.
+
+    Args:
+        stop: the `Stop` that asked.
+        done: what is done, e.g. `12 of 490 mini-epochs done`.
+    """
+
+    def __init__(self, stop, done):
+        super().__init__(
+            f"stopped by {stop.reason()}: {done}; run the same command again to continue"
+        )
+        self.exit_code = 130 if stop.signal_number == signal.SIGINT else 0
+
+
 def say(text):
     """Writes one line of progress to stderr, which keeps stdout for results."""
     print(text, file=sys.stderr, flush=True)
@@ -59,7 +74,7 @@ class CommandLine(argparse.ArgumentParser):
 def run_command_line(main):
     """Runs `main()` and turns its outcome into an exit code.
 
-    0 is done, 1 an expected failure (one line), 130 Ctrl-C.
+    0 is done or stopped in good order, 1 an expected failure (one line), 130 Ctrl-C.
 
     Args:
         main: function without arguments. A bug in it keeps its traceback.
@@ -70,6 +85,9 @@ def run_command_line(main):
     except ExpectedError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except StoppedError as stopped:
+        say(stopped)
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         print(
             "error: interrupted by Ctrl-C; run the same command again to continue", file=sys.stderr
@@ -183,12 +201,14 @@ def in_background(function, *args):
     return future
 
 
-def run_ahead(make_iterator, num_ahead):
+def run_ahead(make_iterator, num_ahead, is_stopped=lambda: False):
     """Yields what an iterator yields while a thread keeps up to `num_ahead` items ready.
 
     Args:
         make_iterator: function without arguments that gives the iterator; called in the thread.
         num_ahead: items held at most.
+        is_stopped: function without arguments; while it says True and nothing is ready, None is
+            yielded instead of waiting on.
     """
     items = queue.Queue(num_ahead)
     stopped = threading.Event()
@@ -216,7 +236,12 @@ def run_ahead(make_iterator, num_ahead):
     threading.Thread(target=run, name="run_ahead", daemon=True).start()
     try:
         while True:
-            item, error = items.get()
+            try:
+                item, error = items.get(timeout=0.2)
+            except queue.Empty:
+                if is_stopped():
+                    yield None
+                continue
             if isinstance(error, StopIteration):
                 return
             if error is not None:

@@ -9,7 +9,7 @@ import socket
 import pytest
 from fault_server import Fault, FaultServer
 
-from download import Patience, download, download_range, exists_online
+from download import Patience, download, download_range, online_size
 from utils import ExpectedError, MissingFileError
 
 DATA = random.Random(1).randbytes(300_000)
@@ -125,9 +125,11 @@ def test_a_broken_chunked_transfer_continues_where_it_broke(server, tmp_path):
 
 
 def test_a_trickle_counts_as_a_broken_transfer(server, tmp_path, capsys):
+    server.files[PATH] = DATA[:100]  # five seconds of dripping at most
     patience = Patience(5, 0.001, 0.002, timeout_s=20, stall_s=0.2, stall_bytes=1000)
-    assert fetch(server, tmp_path, Fault(drip_after=0), patience=patience) == DATA
-    assert 0 < int(server.requests[1].range[len("bytes=") : -1]) < 1000
+    dripping = Fault(drip_after=0)
+    assert fetch(server, tmp_path, dripping, md5=None, patience=patience) == DATA[:100]
+    assert 0 < int(server.requests[1].range[len("bytes=") : -1]) < 100
     assert "stalled at" in capsys.readouterr().err
 
 
@@ -393,35 +395,42 @@ def test_a_disk_that_fails_in_the_middle_is_told_with_its_reason(server, tmp_pat
 # --------------------------------------------------------------------------- asking without a body
 
 
-def test_a_file_that_is_there_exists_online(server):
-    assert exists_online(server.address + PATH[1:], PATIENT) is True
+def test_the_size_of_a_file_is_asked_without_fetching_it(server):
+    assert online_size(server.address + PATH[1:], PATIENT) == len(DATA)
     assert [request.method for request in server.requests] == ["HEAD"]
 
 
+def test_a_server_that_does_not_say_the_size_makes_it_0(server):
+    server.faults[PATH] = [Fault(raw=b"HTTP/1.1 200 OK\r\n\r\n")]
+    assert online_size(server.address + PATH[1:], PATIENT) == 0
+
+
 @pytest.mark.parametrize("status", [403, 404])
-def test_a_file_that_is_missing_does_not_exist_online(server, status):
+def test_a_missing_file_has_no_size(server, status):
     server.faults[PATH] = [Fault(status=status)]
-    assert exists_online(server.address + PATH[1:], PATIENT) is False
+    with pytest.raises(MissingFileError) as caught:
+        online_size(server.address + PATH[1:], PATIENT)
+    assert f"HTTP {status} " in one_line(caught.value)
     assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("fault", [Fault(status=503), Fault(raw=b""), Fault(raw=b"nonsense\r\n")])
-def test_a_temporary_fault_does_not_tell_whether_a_file_exists(server, fault):
+def test_a_size_is_asked_for_again_after_a_temporary_fault(server, fault):
     server.faults[PATH] = [fault]
-    assert exists_online(server.address + PATH[1:], PATIENT) is True
+    assert online_size(server.address + PATH[1:], PATIENT) == len(DATA)
     assert len(server.requests) == 2
 
 
 def test_a_question_to_a_server_that_always_fails_ends_in_one_line(server):
     server.faults[PATH] = [Fault(status=500)] * 5
     with pytest.raises(ExpectedError) as caught:
-        exists_online(server.address + PATH[1:], PATIENT)
+        online_size(server.address + PATH[1:], PATIENT)
     assert "HTTP 500 after 5 attempts; expected a reachable host" in one_line(caught.value)
 
 
 def test_a_question_honours_retry_after(server, waits):
     server.faults[PATH] = [Fault(status=503, headers={"Retry-After": "7"})]
-    assert exists_online(server.address + PATH[1:], PATIENT) is True
+    assert online_size(server.address + PATH[1:], PATIENT) == len(DATA)
     assert waits == [7.0]
 
 
@@ -471,7 +480,7 @@ def test_a_range_of_a_missing_file_is_told_at_once(server):
 @pytest.mark.parametrize("rest", ["a b.tar", "\x01.tar"])
 def test_an_address_that_is_none_ends_in_one_line(server, tmp_path, rest):
     for ask in (
-        lambda: exists_online(server.address + rest, PATIENT),
+        lambda: online_size(server.address + rest, PATIENT),
         lambda: download(server.address + rest, tmp_path / "a.tar", MD5, PATIENT),
     ):
         with pytest.raises(ExpectedError) as caught:

@@ -296,6 +296,23 @@ def test_a_folder_without_md5_files_is_told_once(folder, tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_scratch_needs_room_for_two_shards(server, online, tmp_path):
+    server.files[f"/{SHARD.path}"] = TAR
+    online.require_space(SHARD)
+    server.faults[f"/{SHARD.path}"] = [Fault(headers={"Content-Length": 10**17})]
+    with pytest.raises(ExpectedError) as caught:
+        online.require_space(SHARD)
+    message = one_line(caught.value)
+    assert message.startswith(f"{tmp_path}/scratch: ")
+    assert "expected 210000000.00 GB or more for two shards; " in message
+    assert [request.method for request in server.requests] == ["HEAD", "HEAD"]
+
+
+def test_a_folder_needs_no_room(folder, tmp_path):
+    Source(folder, tmp_path / "scratch").require_space(SHARD)
+    assert not (tmp_path / "scratch").exists()
+
+
 def test_a_part_of_a_shard_is_read_without_fetching_it(server, online, folder, tmp_path):
     server.files[f"/{SHARD.path}"] = TAR
     add(folder, SHARD.path, TAR)

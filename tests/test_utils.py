@@ -18,6 +18,7 @@ from utils import (
     ExpectedError,
     MissingFileError,
     Stop,
+    StoppedError,
     atomic_write,
     file_md5,
     in_background,
@@ -79,6 +80,24 @@ def test_ctrl_c_is_one_line_and_exit_code_130(capsys):
         "",
         "error: interrupted by Ctrl-C; run the same command again to continue\n",
     )
+
+
+def test_a_run_that_stopped_at_its_time_limit_is_done(capsys):
+    stop = Stop(max_hours=1)
+    assert leave(raising(StoppedError(stop, "12 of 490 mini-epochs done"))) == 0
+    assert capsys.readouterr() == (
+        "",
+        "stopped by --max-hours: 12 of 490 mini-epochs done; run the same command again to "
+        "continue\n",
+    )
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_run_that_stopped_on_a_signal_tells_which(capsys, number, exit_code):
+    with Stop() as stop:
+        signal.raise_signal(number)
+    assert leave(raising(StoppedError(stop, "nothing done"))) == exit_code
+    assert f"stopped by {number.name}: nothing done; run " in capsys.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback():
@@ -166,7 +185,9 @@ def test_an_atomic_file_appears_whole_at_the_end(tmp_path):
         temporary.write_text("rows")
         assert (temporary.parent, temporary.suffix) == (path.parent, ".csv")
         assert not path.exists()
+        inode = temporary.stat().st_ino
     assert path.read_text() == "rows"
+    assert path.stat().st_ino == inode  # renamed, not copied
     assert names_in(path.parent) == ["table.csv"]
 
 
@@ -291,11 +312,13 @@ def test_run_ahead_works_in_another_thread():
 
 
 def test_run_ahead_closes_the_iterator_when_the_consumer_leaves_early():
-    closed = threading.Event()
+    closed, made = threading.Event(), []
 
     def items():
         try:
-            yield from range(1000)
+            for item in range(1000):
+                made.append(item)
+                yield item
         finally:
             closed.set()
 
@@ -304,6 +327,7 @@ def test_run_ahead_closes_the_iterator_when_the_consumer_leaves_early():
     assert not closed.is_set()
     ahead.close()
     assert closed.wait(timeout=30)
+    assert len(made) <= 1 + 2 + 1
 
 
 def test_run_ahead_closes_the_iterator_at_its_end():
@@ -337,6 +361,31 @@ def test_run_ahead_is_bounded():
     for item in run_ahead(items, 3):
         time.sleep(0.002)  # time in which an unbounded thread would run away
         assert len(made) - (item + 1) <= 3 + 1  # those held, and one that waits for its place
+
+
+def test_run_ahead_yields_none_when_stopped_with_nothing_ready():
+    more, stopped = threading.Event(), threading.Event()
+
+    def items():
+        yield 1
+        more.wait(30)
+        yield 2
+
+    ahead = run_ahead(items, 2, stopped.is_set)
+    assert next(ahead) == 1
+    stopped.set()
+    assert [next(ahead), next(ahead)] == [None, None]
+    more.set()
+    assert [item for item in ahead if item is not None] == [2]
+
+
+def test_run_ahead_waits_for_slow_items_unless_stopped():
+    def items():
+        for item in range(2):
+            time.sleep(0.3)  # longer than it waits before it looks whether to stop
+            yield item
+
+    assert list(run_ahead(items, 2)) == [0, 1]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -1,0 +1,806 @@
+"""Tests of the way from a shard to batches: hostile tars, bad images, batches, background work."""
+
+import contextlib
+import gzip
+import io
+import itertools
+import re
+import struct
+import tarfile
+import threading
+import time
+import zlib
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic import (
+    draw,
+    encode,
+    entry,
+    make_image_id,
+    make_source,
+    member_name,
+    pack,
+    write_shard,
+)
+
+import demo
+import generators
+from generators import (
+    MAX_MEMBER_BYTES,
+    BadImageError,
+    Reading,
+    ShardEnd,
+    decode_image,
+    fetch_ahead,
+    list_members,
+    stream_batches,
+)
+from landmarks import Shard, Source
+from utils import ExpectedError
+
+LEFT, RIGHT = (200, 40, 30), (30, 50, 210)  # colours of the two halves of the test picture
+
+
+def two_halves(width=32, height=32):
+    """A picture whose left half has one colour and its right half another."""
+    pixels = np.empty((height, width, 3), np.uint8)
+    pixels[:, : width // 2], pixels[:, width // 2 :] = LEFT, RIGHT
+    return Image.fromarray(pixels)
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of_size(width, height):
+    """A PNG of a few bytes that claims to be so large."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(b"\0" * 1000)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+# ------------------------------------------------------------------------- images that are read
+
+PICTURE = two_halves()
+GRAY = PICTURE.convert("L")
+GRAY_LEFT, GRAY_RIGHT = (GRAY.getpixel((0, 0)),) * 3, (GRAY.getpixel((31, 0)),) * 3
+SIXTEEN_BITS = Image.fromarray(np.asarray(GRAY).astype(np.uint16) * 256 + 99)
+PALETTE = PICTURE.convert("P", palette=Image.Palette.ADAPTIVE, colors=2)
+TRANSPARENT = PICTURE.convert("RGBA")
+TRANSPARENT.putalpha(128)
+
+READABLE = {
+    "JPEG": (encode(PICTURE, quality=95), LEFT, RIGHT),
+    "progressive JPEG": (encode(PICTURE, quality=95, progressive=True), LEFT, RIGHT),
+    "JPEG with bytes after its end": (encode(PICTURE, quality=95) + b"\0" * 99, LEFT, RIGHT),
+    "large JPEG, decoded at an eighth": (
+        encode(two_halves(2000, 1600), quality=95),
+        LEFT,
+        RIGHT,
+    ),
+    "PNG": (encode(PICTURE, "PNG"), LEFT, RIGHT),
+    "lossless WebP": (encode(PICTURE, "WEBP", lossless=True), LEFT, RIGHT),
+    "GIF": (encode(PICTURE, "GIF"), LEFT, RIGHT),
+    "animated GIF, its first frame": (
+        encode(PICTURE, "GIF", save_all=True, append_images=[PICTURE.rotate(180)]),
+        LEFT,
+        RIGHT,
+    ),
+    "gray JPEG": (encode(GRAY, quality=95), GRAY_LEFT, GRAY_RIGHT),
+    "gray PNG with transparency": (encode(GRAY.convert("LA"), "PNG"), GRAY_LEFT, GRAY_RIGHT),
+    "gray PNG of 16 bits": (encode(SIXTEEN_BITS, "PNG"), GRAY_LEFT, GRAY_RIGHT),
+    "PNG of 1 bit": (encode(GRAY.point(lambda v: 255 * (v > 80)).convert("1"), "PNG"), None, None),
+    "CMYK JPEG": (encode(PICTURE.convert("CMYK"), quality=95), LEFT, RIGHT),
+    "PNG with transparency": (encode(TRANSPARENT, "PNG"), LEFT, RIGHT),
+    "PNG of a palette": (encode(PALETTE, "PNG"), LEFT, RIGHT),
+    "PNG of a palette with transparency": (
+        encode(PALETTE, "PNG", transparency=b"\x80\x10"),
+        LEFT,
+        RIGHT,
+    ),
+    "JPEG of one pixel": (encode(Image.new("RGB", (1, 1), LEFT), quality=95), LEFT, LEFT),
+    "JPEG of 1x20000 pixels": (encode(Image.new("RGB", (1, 20000), LEFT)), LEFT, LEFT),
+    "JPEG of 20000x1 pixels": (encode(two_halves(20000, 1), quality=95), LEFT, RIGHT),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("crops", [False, True], ids=["plain", "augmented"])
+@pytest.mark.parametrize(("data", "left", "right"), READABLE.values(), ids=READABLE)
+def test_every_format_found_under_the_name_jpg_is_decoded_in_its_colours(data, left, right, crops):
+    rng = np.random.default_rng(1) if crops else None
+    pixels = decode_image(data, 24, rng)
+    assert pixels.shape == (24, 24, 3)
+    assert pixels.dtype == np.uint8
+    if left is not None and rng is None:
+        np.testing.assert_allclose(pixels[:, 1].mean(axis=0), left, atol=6)
+        np.testing.assert_allclose(pixels[:, -2].mean(axis=0), right, atol=6)
+
+
+def test_a_gray_picture_of_16_bits_keeps_its_high_byte():
+    values = np.array([[0x0000, 0x00FF], [0x8000, 0xFFFF]], np.uint16)
+    pixels = decode_image(encode(Image.fromarray(values), "PNG"), 2)
+    assert pixels[..., 0].tolist() == [[0, 0], [128, 255]]
+
+
+# What EXIF's orientation 1..8 says must be done to the stored pixels to see them upright.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize(("orientation", "turn"), UPRIGHT.items())
+def test_the_pixels_are_turned_as_exif_says(orientation, turn):
+    stored = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(stored), "PNG", exif=exif)
+    np.testing.assert_array_equal(decode_image(data, 16), turn(stored))
+
+
+def test_a_jpeg_of_a_turned_camera_is_decoded_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the stored left side is the top
+    pixels = decode_image(encode(two_halves(320, 240), quality=95, exif=exif), 24)
+    np.testing.assert_allclose(pixels[1].mean(axis=0), LEFT, atol=6)
+    np.testing.assert_allclose(pixels[-2].mean(axis=0), RIGHT, atol=6)
+
+
+def damaged_exif(damage):
+    """A good JPEG whose EXIF asks for a half turn and has one more tag, which is damaged."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    exif[0x0100] = 77  # image width
+    data = encode(PICTURE, quality=95, exif=exif)
+    tag = data.index(bytes([0x01, 0x00, 0x00, 0x04]))
+    return data[:tag] + damage + data[tag + len(damage) :]
+
+
+@pytest.mark.xfail(strict=True, reason="exif_transpose writes all of the EXIF again, and fails")
+@pytest.mark.parametrize(
+    "damage",
+    [b"\x01\x00\x00\x02", b"\x01\x1a\x00\x02"],
+    ids=["a number given as text", "a ratio given as text"],
+)
+def test_a_damaged_exif_does_not_cost_the_picture(damage):
+    pixels = decode_image(damaged_exif(damage), 24)
+    np.testing.assert_allclose(pixels[:, 1].mean(axis=0), RIGHT, atol=6)
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read")
+@pytest.mark.parametrize("length", [1, 7, 30])
+def test_an_exif_that_is_cut_off_does_not_cost_the_picture(length):
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    data = encode(PICTURE, quality=95, exif=exif.tobytes()[:length])
+    np.testing.assert_allclose(decode_image(data, 24)[:, 1].mean(axis=0), LEFT, atol=6)
+
+
+def test_decoding_equals_a_plain_decode_and_resize_by_pillow():
+    data = encode(draw(17, np.random.default_rng(3)), quality=90)  # 48x36: nothing to skip
+    with Image.open(io.BytesIO(data)) as image:
+        plain = image.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(decode_image(data, 32), np.asarray(plain))
+
+
+def test_decoding_at_a_fraction_of_the_size_looks_like_decoding_in_full():
+    small = draw(17, np.random.default_rng(3))
+    data = encode(small.resize((48 * 32, 36 * 32), Image.Resampling.BICUBIC), quality=95)
+    with Image.open(io.BytesIO(data)) as image:
+        plain = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR))
+    difference = decode_image(data, 64).astype(int) - plain
+    assert np.abs(difference).mean() < 2
+
+
+def test_a_crop_keeps_most_of_the_picture_and_half_of_them_are_mirrored(monkeypatch):
+    data = encode(PICTURE, "PNG")
+    plain = decode_image(data, 32)
+    views = [decode_image(data, 32, np.random.default_rng(seed)) for seed in range(40)]
+    mirrored = sum(tuple(view[0, 0]) == RIGHT for view in views)
+    assert 8 <= mirrored <= 32
+    assert all(view.shape == plain.shape for view in views)
+    monkeypatch.setattr(generators, "MIN_CROP", 1.0)  # nothing is left to chance but the mirror
+    for seed in range(10):
+        view = decode_image(data, 32, np.random.default_rng(seed))
+        assert np.array_equal(view, plain) or np.array_equal(view, plain[:, ::-1])
+
+
+# --------------------------------------------------------------------- images that are not read
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+JPEG = encode(draw(17, np.random.default_rng(0)), quality=95)
+HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
+
+UNREADABLE = {
+    "empty": (b"", "empty"),
+    "a page of HTML": (HTML, "not an image"),
+    "zero bytes": (b"\0" * 5000, "not an image"),
+    "a TIFF": (encode(PICTURE, "TIFF"), "not an image"),
+    "a JPEG cut within its header": (JPEG[:20], "not an image|truncated|cannot|broken"),
+    "a JPEG cut within its pixels": (JPEG[: len(JPEG) // 2], "truncated"),
+    "a JPEG without its last bytes": (JPEG[:-40], "truncated"),
+    "a PNG cut within its pixels": (encode(NOISE, "PNG")[:1000], "."),
+    "a WebP cut within its pixels": (encode(NOISE, "WEBP", lossless=True)[:1000], "."),
+    "a GIF cut within its pixels": (encode(NOISE, "GIF")[:1000], "."),
+    "a PNG with a damaged chunk": (
+        encode(PICTURE, "PNG").replace(b"IDAT", b"IDAX"),
+        "broken|cannot|not an image",
+    ),
+    "a PNG that claims 81 million pixels": (png_of_size(9000, 9000), "9000x9000 pixels"),
+    "a PNG that claims 10 billion pixels": (png_of_size(100_000, 100_000), "too many pixels"),
+    "a GIF that claims 4 billion pixels": (
+        b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"\x2c" + b"\0" * 40,
+        "too many pixels",
+    ),
+    "a PNG of no width": (png_of_size(0, 10), "."),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("data", "reason"), UNREADABLE.values(), ids=UNREADABLE)
+def test_every_unreadable_image_is_refused_with_a_reason_of_one_line(data, reason):
+    with pytest.raises(BadImageError, match=reason) as caught:
+        decode_image(data, 24)
+    assert "\n" not in str(caught.value)
+    assert " at 0x" not in str(caught.value)  # no Python object
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_a_file_cut_or_damaged_anywhere_is_an_image_or_refused(image_format):
+    data = encode(draw(17, np.random.default_rng(0)), image_format)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(data)
+        for place in rng.integers(0, len(data), 3):
+            damaged[place] = rng.integers(256)
+        damaged = bytes(damaged[: rng.integers(1, len(data) + 1)])
+        with contextlib.suppress(BadImageError):
+            assert decode_image(damaged, 16).shape == (16, 16, 3)
+
+
+# ------------------------------------------------------------------------------- hostile tars
+
+GOOD_ID = make_image_id("good")
+OTHER_ID = make_image_id("other")
+ESCAPED = f"../../../{GOOD_ID}.jpg"
+
+LEFT_ALONE = {
+    "a name that leads out": entry(ESCAPED, JPEG),
+    "a name that leads out and in again": entry(f"../{member_name(GOOD_ID)}", JPEG),
+    "an absolute name": entry(f"/{member_name(GOOD_ID)}", JPEG),
+    "a name with a dot": entry(f"./{member_name(GOOD_ID)}", JPEG),
+    "a name without folders": entry(f"{GOOD_ID}.jpg", JPEG),
+    "a folder too deep": entry(f"train/{member_name(GOOD_ID)}", JPEG),
+    "a folder that is another id's": entry(f"0/0/0/f{GOOD_ID[1:]}.jpg", JPEG),
+    "capitals": entry(member_name(GOOD_ID).upper().replace("JPG", "jpg"), JPEG),
+    "another suffix": entry(member_name(GOOD_ID) + ".txt", JPEG),
+    "an id too long": entry(member_name(GOOD_ID + "0"), JPEG),
+    "a line break at the end": entry(member_name(GOOD_ID) + "\n", JPEG),
+    "a symbolic link": entry(member_name(GOOD_ID), type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+    "a hard link": entry(member_name(GOOD_ID), type=tarfile.LNKTYPE, linkname="/etc/passwd"),
+    "a character device": entry(member_name(GOOD_ID), type=tarfile.CHRTYPE, devmajor=1, devminor=5),
+    "a block device": entry(member_name(GOOD_ID), type=tarfile.BLKTYPE, devmajor=8),
+    "a fifo": entry(member_name(GOOD_ID), type=tarfile.FIFOTYPE),
+    "a folder": entry(member_name(GOOD_ID), type=tarfile.DIRTYPE, mode=0o777),
+    "an index of the shard": entry("index.html", HTML),
+}
+
+
+def tree(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def read_all(source, shard, **settings):
+    """Reads one shard; gives (list of batches, ShardEnd)."""
+    *batches, end = stream_batches(source, [(0, shard)], Reading(24, 4, **settings))
+    return batches, end
+
+
+@pytest.mark.parametrize("odd", LEFT_ALONE.values(), ids=LEFT_ALONE)
+def test_anything_but_a_regular_image_at_its_place_is_left_alone(odd, tmp_path):
+    path = tmp_path / "shard.tar"
+    path.write_bytes(pack([odd, entry(member_name(OTHER_ID), JPEG), odd]))
+    assert [member.image_id for member in list_members(path)] == [int(OTHER_ID, 16)]
+
+
+@pytest.mark.parametrize(
+    "tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+)
+def test_a_shard_full_of_hostile_entries_gives_its_one_image_and_writes_nothing(
+    tmp_path, tar_format
+):
+    folder, shard = tmp_path / "a" / "b" / "source", Shard("test", 0)
+    wanted = frozenset({int(GOOD_ID, 16), int(OTHER_ID, 16)})
+    write_shard(
+        folder, shard, pack([*LEFT_ALONE.values(), entry(member_name(OTHER_ID), JPEG)], tar_format)
+    )
+    before = tree(tmp_path)
+    batches, end = read_all(Source(folder, tmp_path / "scratch"), shard, image_ids=wanted)
+    assert [batch.image_ids.tolist() for batch in batches] == [[int(OTHER_ID, 16)]]
+    assert end == ShardEnd(shard, 1, ())
+    assert tree(tmp_path) == before
+
+
+def test_of_an_id_that_stands_twice_the_first_is_read(tmp_path):
+    path = tmp_path / "shard.tar"
+    path.write_bytes(
+        pack([entry(member_name(GOOD_ID), b"first"), entry(member_name(GOOD_ID), b"second one")])
+    )
+    (member,) = list_members(path)
+    assert path.read_bytes()[member.offset :][: member.size] == b"first"
+
+
+def test_a_member_is_found_where_it_lies_whatever_stands_before_it(tmp_path):
+    path = tmp_path / "shard.tar"
+    data = {make_image_id(n): bytes([n]) * (n * 300) for n in range(8)}
+    entries = [entry(member_name(image_id), content) for image_id, content in data.items()]
+    path.write_bytes(pack([*LEFT_ALONE.values(), *entries], tarfile.PAX_FORMAT))
+    tar = path.read_bytes()
+    found = {f"{m.image_id:016x}": tar[m.offset :][: m.size] for m in list_members(path)}
+    assert found == data
+
+
+def test_ids_that_are_not_wanted_are_not_decoded(tmp_path):
+    shard, ids = Shard("test", 0), [make_image_id(n) for n in range(4)]
+    bad = [entry(member_name(image_id), HTML) for image_id in ids[:3]]
+    write_shard(tmp_path, shard, pack([*bad, entry(member_name(ids[3]), JPEG)]))
+    source = Source(tmp_path, tmp_path / "scratch")
+    wanted = int(ids[3], 16)
+    _, end = read_all(source, shard, image_ids=frozenset({wanted, 12345}))
+    assert end == ShardEnd(shard, 1, ())
+    _, end = read_all(source, shard, class_of={wanted: 7}.get)
+    assert end == ShardEnd(shard, 1, ())
+
+
+def test_a_huge_member_is_a_bad_image_and_is_not_read(tmp_path, monkeypatch):
+    shard, path = Shard("test", 0), tmp_path / "test" / "images_000.tar"
+    path.parent.mkdir()
+    info, _ = entry(member_name(GOOD_ID))
+    info.size = MAX_MEMBER_BYTES + 1
+    with open(path, "wb") as file:  # a file with a hole: it takes no space on the disk
+        file.write(info.tobuf(tarfile.USTAR_FORMAT))
+        file.truncate(512 + MAX_MEMBER_BYTES + 512 + 1024)
+    real_pread = generators.os.pread
+    monkeypatch.setattr(
+        generators.os, "pread", lambda *args: real_pread(*args) if args[1] < 99_999 else 1 / 0
+    )
+    _, end = read_all(
+        Source(tmp_path, tmp_path / "s"), shard, image_ids=frozenset({int(GOOD_ID, 16)})
+    )
+    assert end == ShardEnd(shard, 0, ((int(GOOD_ID, 16), f"{MAX_MEMBER_BYTES + 1} bytes"),))
+
+
+# ------------------------------------------------------------------------------- damaged tars
+
+THREE = pack([entry(member_name(make_image_id(n)), bytes(700)) for n in range(3)])
+MEMBER_BYTES = 1536  # a header of 512 bytes and 700 bytes of data, filled up to blocks
+
+
+def assert_refused(path, data):
+    path.write_bytes(data)
+    with pytest.raises(ExpectedError) as caught:
+        list_members(path)
+    message = str(caught.value)
+    assert re.fullmatch(
+        rf"{re.escape(str(path))}: .+; expected a whole uncompressed tar; "
+        "check the shard, or leave it out with the shard options",
+        message,
+    ), message
+    return message
+
+
+def test_three_whole_members_are_listed(tmp_path):
+    path = tmp_path / "shard.tar"
+    path.write_bytes(THREE)
+    assert [m.offset for m in list_members(path)] == [512, 512 + 1536, 512 + 2 * 1536]
+
+
+def damaged_header(place, content):
+    """THREE with other bytes in the second member's header, its checksum put right."""
+    header = bytearray(THREE[MEMBER_BYTES : MEMBER_BYTES + 512])
+    header[place : place + len(content)] = content
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return THREE[:MEMBER_BYTES] + bytes(header) + THREE[MEMBER_BYTES + 512 :]
+
+
+def base_256(value):
+    """A size as tar writes numbers too large for octal digits, or negative."""
+    return (value % 256**12 | (0x80 << 88 if value >= 0 else 0)).to_bytes(12, "big")
+
+
+SIZE_FIELD, TYPE_FIELD = 124, 156
+
+DAMAGED = {
+    "an empty file": b"",
+    "a short file": b"x",
+    "a page of HTML": HTML * 20,
+    "a compressed tar": gzip.compress(THREE),
+    "a JPEG": JPEG * 3,
+    "cut within the first header": THREE[:300],
+    "cut after the first header": THREE[:512],
+    "cut within data": THREE[: MEMBER_BYTES + 800],
+    "cut where the data ends, before its block does": THREE[: 2 * MEMBER_BYTES + 512 + 700],
+    "cut within a later header": THREE[: 2 * MEMBER_BYTES + 100],
+    "cut between two members": THREE[: 2 * MEMBER_BYTES],
+    "cut before the end blocks": THREE[: 3 * MEMBER_BYTES],
+    "a header with a wrong checksum": THREE.replace(make_image_id(1).encode(), b"x" * 16),
+    "garbage for a header": THREE[:MEMBER_BYTES] + b"\xa5" * 512 + THREE[MEMBER_BYTES + 512 :],
+    "garbage at the end": THREE[: 3 * MEMBER_BYTES] + b"\xa5" * 1024,
+    "a size beyond the end": damaged_header(SIZE_FIELD, b"00000777777\0"),
+    "a size of no digits": damaged_header(SIZE_FIELD, b"abcdefghijk\0"),
+    "a size that leads back": damaged_header(SIZE_FIELD, base_256(-2 * MEMBER_BYTES)),
+    "a size that leads before the file": damaged_header(SIZE_FIELD, base_256(-(1 << 40))),
+    "a size of 2**87": damaged_header(SIZE_FIELD, base_256(1 << 87)),
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
+def test_a_file_that_is_no_whole_tar_is_refused_in_one_line(data, tmp_path):
+    assert_refused(tmp_path / "shard.tar", data)
+
+
+def test_a_tar_cut_anywhere_before_its_end_blocks_is_refused(tmp_path):
+    for cut in range(0, 3 * MEMBER_BYTES + 1, 97):
+        assert_refused(tmp_path / "shard.tar", THREE[:cut])
+
+
+def test_an_extended_header_of_an_absurd_size_is_refused(tmp_path):
+    for kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+        for size in (1 << 87, -1024):
+            header = bytearray(damaged_header(SIZE_FIELD, base_256(size)))
+            block = header[MEMBER_BYTES : MEMBER_BYTES + 512]
+            block[TYPE_FIELD : TYPE_FIELD + 1] = kind
+            block[148:156] = b" " * 8
+            block[148:156] = b"%06o\0 " % sum(block)
+            header[MEMBER_BYTES : MEMBER_BYTES + 512] = block
+            assert_refused(tmp_path / "shard.tar", bytes(header))
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 20])
+def test_a_tar_of_end_blocks_alone_is_an_empty_shard(num_blocks, tmp_path):
+    shard = Shard("test", 0)
+    write_shard(tmp_path, shard, bytes(512 * num_blocks))
+    for settings in ({"class_of": {}.get}, {"image_ids": frozenset({1})}):
+        batches, end = read_all(Source(tmp_path, tmp_path / "s"), shard, **settings)
+        assert (batches, end) == ([], ShardEnd(shard, 0, ()))
+
+
+# ------------------------------------------------------------------------------------- batches
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_source(tmp_path_factory.mktemp("generators") / "source")
+
+
+@pytest.fixture
+def source(made, tmp_path):
+    return Source(made.folder, tmp_path / "scratch")
+
+
+def class_of_all(made, split="train"):
+    """Numbers the images of a split, so that each class index tells which image it belongs to."""
+    return {int(image_id, 16): n for n, image_id in enumerate(made.of_split(split))}
+
+
+def jpegs(made, shard):
+    """Gives image id -> bytes of a shard, read by tarfile."""
+    with tarfile.open(made.folder / shard.path) as tar:
+        return {int(info.name[6:-4], 16): tar.extractfile(info).read() for info in tar}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_batches"), [(1, 20), (3, 7), (8, 3), (10, 2), (19, 2), (20, 1)]
+)
+def test_training_batches_are_all_full_and_hold_every_image(made, source, batch_size, num_batches):
+    shard, classes = Shard("train", 0), class_of_all(made)
+    reading = Reading(24, batch_size, classes.get)
+    *batches, end = stream_batches(source, [(0, shard)], reading)
+    assert end == ShardEnd(shard, 20, ())
+    assert len(batches) == num_batches
+    for batch in batches:
+        assert batch.images.shape == (batch_size, 24, 24, 3)
+        assert batch.images.dtype == np.uint8
+        assert batch.image_ids.shape == batch.class_indices.shape == (batch_size,)
+        assert batch.class_indices.dtype == np.int32
+        assert batch.class_indices.tolist() == [classes[i] for i in batch.image_ids.tolist()]
+    seen = np.concatenate([batch.image_ids for batch in batches])
+    assert set(seen.tolist()) == {int(i, 16) for i in made.image_ids[shard]}
+    assert len(set(seen[:20].tolist())) == 20
+    assert seen[20:].tolist() == seen[: len(seen) - 20].tolist()  # filled up from the beginning
+
+
+def test_every_row_of_a_batch_shows_the_image_of_its_id(made, source):
+    shard, classes = Shard("train", 0), class_of_all(made)
+    data = jpegs(made, shard)
+    for settings in ({"class_of": classes.get}, {"image_ids": frozenset(classes)}):
+        batches, _ = read_all(source, shard, **settings)
+        for batch in batches:
+            for image_id, pixels in zip(batch.image_ids.tolist(), batch.images, strict=False):
+                np.testing.assert_array_equal(pixels, decode_image(data[image_id], 24))
+
+
+def test_prediction_batches_follow_the_tar_and_the_filling_does_not_count(made, source):
+    shard = Shard("test", 0)
+    wanted = frozenset(class_of_all(made, "test"))
+    batches, end = read_all(source, shard, image_ids=wanted)
+    assert [len(batch.image_ids) for batch in batches] == [4, 4, 1]
+    assert {batch.images.shape for batch in batches} == {(4, 24, 24, 3)}
+    assert all(batch.class_indices is None for batch in batches)
+    found = [f"{i:016x}" for batch in batches for i in batch.image_ids.tolist()]
+    assert found == made.image_ids[shard]
+    assert end == ShardEnd(shard, 9, ())
+
+
+def test_a_batch_tells_where_its_images_lie_in_the_tar(made, source):
+    shard = Shard("test", 0)
+    tar, data = (made.folder / shard.path).read_bytes(), jpegs(made, shard)
+    batches, _ = read_all(source, shard, image_ids=frozenset(data))
+    for batch in batches:
+        rows = zip(batch.image_ids.tolist(), batch.locations.tolist(), strict=True)
+        for image_id, (offset, size) in rows:
+            assert tar[offset : offset + size] == data[image_id]
+
+
+def test_a_shard_of_fewer_images_than_a_batch_repeats_its_own(made, source):
+    shard = Shard("train", 0)
+    chosen = {int(i, 16): n for n, i in enumerate(made.image_ids[shard][:3])}
+    *batches, end = stream_batches(source, [(0, shard)], Reading(24, 8, chosen.get))
+    (batch,) = batches
+    assert sorted(batch.class_indices[:3].tolist()) == [0, 1, 2]
+    assert batch.class_indices[3:6].tolist() == batch.class_indices[:3].tolist()
+    assert batch.class_indices[6:].tolist() == batch.class_indices[:2].tolist()
+    np.testing.assert_array_equal(batch.images[3:6], batch.images[:3])
+    assert end == ShardEnd(shard, 3, ())
+
+
+def test_a_shard_without_a_wanted_image_has_an_end_and_no_batch(source):
+    shards = [Shard("train", 0), Shard("train", 1)]
+    items = list(stream_batches(source, [(0, s) for s in shards], Reading(24, 4, {}.get)))
+    assert items == [ShardEnd(shard, 0, ()) for shard in shards]
+
+
+# ----------------------------------------------------------------------- order and augmentation
+
+
+def train_stream(source, made, plan, **settings):
+    """Gives (image ids in order, all pixels) of a training plan."""
+    reading = Reading(24, 5, class_of_all(made).get, **settings)
+    items = list(stream_batches(source, plan, reading))
+    batches = [item for item in items if not isinstance(item, ShardEnd)]
+    ids = np.concatenate([batch.image_ids for batch in batches]).tolist()
+    return ids, np.concatenate([batch.images for batch in batches])
+
+
+PLAN = [(epoch, Shard("train", number)) for epoch in range(2) for number in range(2)]
+
+
+def test_the_same_seed_gives_the_same_order_and_pixels_with_any_number_of_threads(made, source):
+    ids, pixels = train_stream(source, made, PLAN, augment=True, num_threads=1)
+    for num_threads in (2, 5):
+        again = train_stream(source, made, PLAN, augment=True, num_threads=num_threads)
+        assert again[0] == ids
+        np.testing.assert_array_equal(again[1], pixels)
+
+
+def test_what_a_shard_gives_depends_on_nothing_that_was_read_before_it(made, source):
+    ids, pixels = train_stream(source, made, PLAN, augment=True)
+    last_ids, last_pixels = train_stream(source, made, PLAN[3:], augment=True)
+    assert ids[-20:] == last_ids
+    np.testing.assert_array_equal(pixels[-20:], last_pixels)
+
+
+def test_another_epoch_seed_or_shard_has_another_order(made, source):
+    def places(epoch, number, seed):
+        shard = Shard("train", number)
+        ids, _ = train_stream(source, made, [(epoch, shard)], seed=seed)
+        in_tar = made.image_ids[shard]
+        return tuple(in_tar.index(f"{i:016x}") for i in ids)
+
+    orders = [places(*key) for key in itertools.product((0, 1), (0, 1), (0, 1))]
+    assert all(sorted(order) == list(range(20)) for order in orders)
+    assert len(set(orders)) == 8
+    assert tuple(range(20)) not in orders
+
+
+def test_augmentation_differs_between_epochs_and_seeds_and_is_absent_when_off(made, source):
+    data = {i: d for n in range(2) for i, d in jpegs(made, Shard("train", n)).items()}
+
+    def views(epoch, **settings):
+        ids, pixels = train_stream(source, made, [(epoch, Shard("train", 0))], **settings)
+        return {image_id: view.tobytes() for image_id, view in zip(ids, pixels, strict=True)}
+
+    first = views(0, augment=True)
+    for other in (views(1, augment=True), views(0, augment=True, seed=1)):
+        assert all(other[image_id] != first[image_id] for image_id in first)
+    plain = {image_id: decode_image(data[image_id], 24).tobytes() for image_id in first}
+    assert views(0) == views(1) == views(0, seed=1) == plain
+
+
+# --------------------------------------------------------------------------------- bad images
+
+
+def bad_source(folder, num_bad, per_shard=20):
+    """A source whose train shard 1 has `num_bad` unreadable images."""
+    shard = Shard("train", 1)
+    replaced = {(shard, n): HTML for n in range(num_bad)}
+    made = make_source(folder, train_shards=3, per_train_shard=per_shard, replaced=replaced)
+    return made, Source(folder, folder / "scratch"), shard
+
+
+@pytest.mark.parametrize(("num_bad", "per_shard"), [(1, 20), (3, 20), (3, 4), (4, 80)])
+def test_a_few_bad_images_are_reported_and_left_out(tmp_path, num_bad, per_shard):
+    made, source, shard = bad_source(tmp_path, num_bad, per_shard)
+    batches, end = read_all(source, shard, class_of=class_of_all(made).get)
+    bad_ids = {int(image_id, 16) for image_id in made.image_ids[shard][:num_bad]}
+    assert end.num_images == per_shard - num_bad
+    assert dict(end.bad_images) == dict.fromkeys(bad_ids, "not an image")
+    seen = {i for batch in batches for i in batch.image_ids.tolist()}
+    assert seen == {int(i, 16) for i in made.image_ids[shard]} - bad_ids
+
+
+@pytest.mark.parametrize(("num_bad", "per_shard"), [(4, 20), (4, 4), (5, 80)])
+def test_too_many_bad_images_stop_the_stream_in_one_line(tmp_path, num_bad, per_shard):
+    made, source, shard = bad_source(tmp_path, num_bad, per_shard)
+    with pytest.raises(ExpectedError) as caught:
+        read_all(source, shard, class_of=class_of_all(made).get)
+    assert re.fullmatch(
+        rf"train/images_001\.tar: {num_bad} of {per_shard} images cannot be read, first "
+        r"[0-9a-f]{16} \(not an image\); expected at most 5%; check the shard, or leave it out "
+        r"with the shard options",
+        str(caught.value),
+    )
+
+
+# ------------------------------------------------------------------------------ in the background
+
+
+class RecordingSource:
+    """Stands for a `Source`: notes what is fetched and discarded."""
+
+    def __init__(self):
+        self.on_disk, self.most, self.fetched = set(), 0, []
+        self.lock = threading.Lock()
+        self.gate = None  # a Future that `fetch_shard` waits for
+
+    def fetch_shard(self, shard):
+        if self.gate is not None:
+            self.gate.result(timeout=60)
+        with self.lock:
+            self.fetched.append(shard)
+            self.on_disk.add(shard)
+            self.most = max(self.most, len(self.on_disk))
+        return shard.path
+
+    def discard_shard(self, shard):
+        with self.lock:
+            self.on_disk.discard(shard)
+
+
+def wait_until(condition):
+    """Waits for something that happens in another thread; fails when it never does."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+SHARDS = [Shard("train", number) for number in range(5)]
+
+
+def test_at_most_two_shards_are_on_the_disk_and_none_at_the_end():
+    source = RecordingSource()
+    for position, path in enumerate(fetch_ahead(source, SHARDS)):
+        assert path == SHARDS[position].path
+        wait_until(lambda: len(source.fetched) == min(position + 2, 5))  # noqa: B023 - at once
+        assert SHARDS[position] in source.on_disk
+    assert source.fetched == SHARDS
+    assert source.most == 2
+    assert source.on_disk == set()
+
+
+def test_no_shards_are_no_work():
+    assert list(fetch_ahead(RecordingSource(), [])) == []
+
+
+def test_a_consumer_that_leaves_early_leaves_no_shard_it_has_seen():
+    source = RecordingSource()
+    paths = fetch_ahead(source, SHARDS[:1])
+    next(paths)
+    paths.close()
+    assert source.on_disk == set()
+
+
+@pytest.mark.xfail(strict=True, reason="the shard that was fetched ahead is not discarded")
+@pytest.mark.parametrize("is_there", [True, False], ids=["there", "on its way"])
+def test_a_consumer_that_leaves_early_leaves_no_shard_that_was_fetched_ahead(is_there):
+    source = RecordingSource()
+    paths = fetch_ahead(source, SHARDS)
+    next(paths)
+    if is_there:
+        wait_until(lambda: len(source.fetched) == 2)
+        paths.close()
+    else:
+        source.gate = Future()
+        next(paths)  # shard 1 is in use, shard 2 waits at the gate
+        paths.close()
+        source.gate.set_result(None)
+    wait_until(lambda: len(source.fetched) >= 2)
+    time.sleep(0.1)
+    assert source.on_disk == set()
+
+
+def num_stream_threads():
+    names = [thread.name for thread in threading.enumerate()]
+    return sum(name.startswith(("run_ahead", "decode")) for name in names)
+
+
+def test_over_http_the_shards_come_and_go_and_two_at_most_are_there(made, tmp_path):
+    with demo.serve(made.folder) as address:
+        source = Source(address, tmp_path)
+        reading = Reading(24, 4, class_of_all(made).get)
+        ids = []
+        for item in stream_batches(source, [(0, shard) for shard in SHARDS[:4]], reading):
+            assert len(list((tmp_path / "train").iterdir())) <= 2
+            if isinstance(item, ShardEnd):
+                assert item.num_images in (20, 23)
+            else:
+                ids += item.image_ids.tolist()
+    assert {f"{i:016x}" for i in ids} == set(made.of_split("train"))
+    wait_until(lambda: list((tmp_path / "train").iterdir()) == [])
+
+
+def test_a_consumer_that_leaves_early_ends_the_threads_behind_it(made, source):
+    wait_until(lambda: num_stream_threads() == 0)
+    stream = stream_batches(source, PLAN, Reading(24, 4, class_of_all(made).get))
+    next(stream)
+    assert num_stream_threads() > 0
+    stream.close()
+    wait_until(lambda: num_stream_threads() == 0)
+
+
+def test_an_error_in_a_later_shard_reaches_the_consumer_after_the_shards_before_it(tmp_path):
+    made = make_source(tmp_path)
+    write_shard(tmp_path, Shard("train", 1), THREE[:900])
+    stream = stream_batches(
+        Source(tmp_path, tmp_path / "scratch"), PLAN, Reading(24, 20, class_of_all(made).get)
+    )
+    assert len(next(stream).image_ids) == 20
+    assert next(stream) == ShardEnd(Shard("train", 0), 20, ())
+    with pytest.raises(ExpectedError, match=r"train/images_001\.tar: .*whole uncompressed tar"):
+        next(stream)
+
+
+def test_a_shard_that_differs_from_its_md5_reaches_the_consumer(tmp_path):
+    make_source(tmp_path)
+    with open(tmp_path / Shard("train", 0).path, "ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ExpectedError, match=r"train/images_000\.tar: md5 differs"):
+        next(stream_batches(Source(tmp_path, tmp_path / "s"), PLAN, Reading(24, 4, {}.get)))
+
+
+def test_a_shard_that_is_not_there_reaches_the_consumer(source):
+    plan = [(0, Shard("train", 99))]
+    with pytest.raises(ExpectedError, match=r"train/images_099\.tar: no such file"):
+        next(stream_batches(source, plan, Reading(24, 4, {}.get)))
+
+
+def test_a_bug_in_the_background_reaches_the_consumer_as_it_is(source):
+    def broken(image_id):
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        next(stream_batches(source, PLAN, Reading(24, 4, broken)))
