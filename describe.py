@@ -15,6 +15,7 @@ from descriptions import (
     save_descriptions,
 )
 from generators import Reading, ShardEnd, stream_batches, tell_problems
+from session import find_inputs
 from utils import StoppedError, say
 
 
@@ -84,7 +85,11 @@ def describe_shards(session, describer, shards, image_ids, num_skippable=0):
         ExpectedError: data, network or disk fail.
     """
     paths = {shard: description_path(session.output, shard) for shard in shards}
+    for shard, path in paths.items():  # an earlier session of this kernel may have begun
+        if not path.exists() and (earlier := find_inputs(f"descriptors/{path.name}")):
+            paths[shard] = earlier[0]
     missing = [shard for shard in shards if not is_described(paths[shard], describer.fingerprint)]
+    paths |= {shard: description_path(session.output, shard) for shard in missing}
     size = describer.recogniser.image_size
     reading = Reading(size, describer.batch_size, image_ids=frozenset(image_ids.tolist()))
     plan = [(0, shard) for shard in missing]
@@ -119,8 +124,8 @@ def describe_split(session, describer, shards, image_ids, path, num_skippable=0)
     files = describe_shards(session, describer, shards, image_ids, num_skippable)
     descriptions = gather(files, describer)
     save_descriptions(path, descriptions, describer.fingerprint)
-    for file in files:
-        file.unlink()
+    for shard in shards:
+        description_path(session.output, shard).unlink(missing_ok=True)
     return descriptions
 
 

@@ -124,7 +124,10 @@ def draw_neighbors(source, rows):
             _draw_picture(source, picture, axes, colour)
         for axes in line[1 + len(row.nearest) :]:
             axes.axis("off")
-    figure.suptitle("query, and its nearest index images: same landmark (green), other (red)")
+    figure.suptitle(
+        "each query and its nearest index images: same landmark green, other red; "
+        "below, the squared distance and the landmark that the recogniser names"
+    )
     return figure
 
 

@@ -9,6 +9,7 @@ Run the same command again and it continues where it stopped.
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 from descriptions import QUERIES
@@ -22,9 +23,17 @@ from landmarks import (
     read_train_labels,
 )
 from metrics import format_scores, score_recognition
-from session import add_session_options, num_skippable, number, open_session, parse_session
+from session import (
+    add_session_options,
+    find_inputs,
+    find_result,
+    num_skippable,
+    number,
+    open_session,
+    parse_session,
+)
 from submissions import check_recognition_submission, write_recognition_submission
-from utils import CommandLine, run_command_line, say
+from utils import CommandLine, atomic_write, run_command_line, say
 
 # --------------------------------------------------------------------------------- command line
 
@@ -120,7 +129,7 @@ def main(argv=None):
         if args.step != "predict":
             train(session, args)
         if args.step != "train":
-            predict(session, args.model or args.output / "model.keras", args)
+            predict(session, args.model or find_result(args.output, "model.keras"), args)
 
 
 # ---------------------------------------------------------------------------------------- steps
@@ -143,6 +152,11 @@ def train(session, args):
     if args.fresh:
         checkpoint.unlink(missing_ok=True)
         training.previous_checkpoint(checkpoint).unlink(missing_ok=True)
+    elif not checkpoint.exists():
+        for earlier in find_inputs("checkpoint/training.npz")[:1]:
+            say(f"{earlier}: continuing this session")
+            with atomic_write(checkpoint) as temporary:
+                shutil.copyfile(earlier, temporary)
     network = training.train(
         session,
         recipe,

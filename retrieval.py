@@ -3,7 +3,7 @@
     python retrieval.py --demo                    after recognition.py --demo: all parts, then merge
     python retrieval.py --model M                 all parts one after another, then merge
     python retrieval.py --model M --part 2        part 2 of 6 alone: writes part-2-of-6.npz
-    python retrieval.py merge part-*-of-6.npz     merges the parts: writes retrieval_submission.csv
+    python retrieval.py merge [FILES]             merges the parts: writes retrieval_submission.csv
 
 Run the same command again and it continues where it stopped. However many the parts, the submission
 is the same.
@@ -28,7 +28,15 @@ from landmarks import (
 from merging import load_parts, merge_parts
 from metrics import format_scores, score_retrieval
 from neighbors import choose_rows, draw_neighbors
-from session import add_session_options, num_skippable, number, open_session, parse_session
+from session import (
+    add_session_options,
+    find_inputs,
+    find_result,
+    num_skippable,
+    number,
+    open_session,
+    parse_session,
+)
 from submissions import (
     MAX_RETRIEVED,
     check_retrieval_submission,
@@ -95,10 +103,10 @@ def main(argv=None):
         parser.error(f"argument --part: {args.part}; expected 0 to {args.parts - 1} of --parts")
     if args.top > MAX_RETRIEVED:
         parser.error(f"argument --top: {args.top}; expected at most {MAX_RETRIEVED}")
-    if (args.step == "merge") != bool(args.files):
-        parser.error("`merge` goes with part files, e.g. retrieval.py merge part-*-of-6.npz")
+    if args.files and args.step != "merge":
+        parser.error(f"{args.files[0]}: part files go with `retrieval.py merge`")
     with open_session(args) as session:
-        files = args.files or search_parts(session, args)
+        files = find_parts(args) if args.step == "merge" else search_parts(session, args)
         if args.part is None:
             merge(session, files, args)
 
@@ -116,7 +124,7 @@ def search_parts(session, args):
     import model
 
     parts = range(args.parts) if args.part is None else [args.part]
-    recogniser = model.load_recogniser(args.model or args.output / "model.keras")
+    recogniser = model.load_recogniser(args.model or find_result(args.output, "model.keras"))
     describer = describe.Describer(
         recogniser, args.batch_size, args.flipped_too, args.descriptor_dtype
     )
@@ -144,18 +152,21 @@ def describe_queries(session, describer, args):
     import describe
 
     test_ids = read_image_ids(session.source.fetch(TEST_CSV))
-    path = args.queries or args.output / QUERIES
-    if args.queries or path.exists():
-        queries, fingerprint = load_descriptions(path)
+    path = args.output / QUERIES
+    for given in [args.queries] if args.queries else [path, *find_inputs(QUERIES)]:
+        if not (args.queries or given.exists()):
+            continue
+        queries, fingerprint = load_descriptions(given)
         if fingerprint == describer.fingerprint and np.isin(queries.image_ids, test_ids).all():
-            say(f"{path}: {len(queries):,} queries")
+            say(f"{given}: {len(queries):,} queries")
             return queries
         if args.queries:
             raise ExpectedError(
-                f"{path}: its queries are of {json.dumps(fingerprint)}; expected those of "
+                f"{given}: its queries are of {json.dumps(fingerprint)}; expected those of "
                 f"{json.dumps(describer.fingerprint)} and this test.csv; give the file of this "
                 "model and these settings, or leave out --queries"
             )
+        say(f"{given}: of another model or other settings, not used")
     shards = session.source.select_shards("test")
     return describe.describe_split(
         session, describer, shards, test_ids, path, num_skippable(args, shards)
@@ -236,6 +247,18 @@ def _places(descriptions):
 
 
 # ---------------------------------------------------------------------------------------- merge
+
+
+def find_parts(args):
+    """Gives the part files to merge: those named, or those of the output and of other kernels."""
+    name = f"part-*-of-{args.parts}.npz"
+    files = args.files or sorted(args.output.glob(name)) or sorted(find_inputs(name))
+    if not files:
+        raise ExpectedError(
+            f"{args.output}: no {name} there; expected the files of all parts; search the parts "
+            "first, or name the files"
+        )
+    return files
 
 
 def merge(session, files, args):

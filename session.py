@@ -8,8 +8,9 @@ from pathlib import Path
 
 import demo
 from landmarks import CVDF_URL, Source
-from utils import Stop, on_kaggle, scratch_folder
+from utils import KAGGLE, ExpectedError, Stop, on_kaggle, scratch_folder
 
+KAGGLE_HOURS = 11.0  # a kernel is cut after 12 hours, and its output lost
 MAX_SKIPPED_SHARE = 0.02  # of the shards; more means that something else is wrong
 
 
@@ -56,22 +57,64 @@ def add_session_options(parser):
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("/kaggle/working" if on_kaggle() else "output"),
+        default=KAGGLE / "working" if on_kaggle() else Path("output"),
         help="folder for the results, which are continued if they are there",
     )
     parser.add_argument(
         "--scratch",
         type=Path,
-        default=Path("/kaggle/tmp") if on_kaggle() else None,
+        default=KAGGLE / "tmp" if on_kaggle() else None,
         help="folder for downloads, at most two shards at a time (default: <output>/scratch)",
     )
     parser.add_argument(
-        "--max-hours", type=float, metavar="H", help="stop in good order after H hours"
+        "--max-hours",
+        type=float,
+        metavar="H",
+        default=KAGGLE_HOURS if on_kaggle() else None,
+        help="stop in good order after H hours",
     )
     parser.add_argument(
         "--skip-bad-shards",
         action="store_true",
         help=f"leave out shards that stay broken, up to {MAX_SKIPPED_SHARE:.0%}, not stop",
+    )
+
+
+def find_inputs(name):
+    """Finds files of other kernels and data sets below /kaggle/input, wherever Kaggle mounts them.
+
+    Args:
+        name: path below a kernel's output, e.g. `checkpoint/training.npz`; may have wildcards.
+
+    Returns:
+        list of paths, newest first; empty outside Kaggle.
+    """
+    if not on_kaggle():
+        return []
+    # The mounts moved in 2026; the last pattern finds any other place, but may have to walk far.
+    for mount in ("notebooks/*/*", "datasets/*/*", "*", "**"):
+        found = [path for path in (KAGGLE / "input").glob(f"{mount}/{name}") if path.is_file()]
+        if found:
+            return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    return []
+
+
+def find_result(output, name):
+    """Finds a result in the output folder, or in that of another kernel.
+
+    Raises:
+        ExpectedError: it is nowhere; the message lists what is there.
+    """
+    found = [output / name] if (output / name).is_file() else find_inputs(name)
+    if found:
+        return found[0]
+    places = f"{output}"
+    if on_kaggle():
+        there = sorted(str(path) for path in (KAGGLE / "input").glob("*/*/*"))[:8]
+        places += f" or {KAGGLE / 'input'}, where there is {', '.join(there) or 'nothing'}"
+    raise ExpectedError(
+        f"{name}: not in {places}; expected it from recognition.py; run that first, or name the "
+        "file with --model"
     )
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 
 CHUNK_BYTES = 1 << 20
+# Where a kernel's folders are; the variable lets a kernel be tried out on another machine.
+KAGGLE = Path(os.environ.get("KAGGLE_PREFIX", "/kaggle"))
 
 
 class ExpectedError(Exception):
