@@ -131,8 +131,7 @@ class _Transfer:
             raise MissingFileError(
                 f"{self.url}: HTTP {error.code} {reason}; expected a file; check --source"
             ) from error
-        after = error.headers.get("Retry-After", "") if error.headers else ""
-        raise _RetryError(f"HTTP {error.code}", float(after) if after.isdigit() else 0.0) from error
+        raise _RetryError(f"HTTP {error.code}", _retry_after_s(error)) from error
 
 
 def download(url, path, md5=None, patience=PATIENCE):
@@ -161,12 +160,19 @@ def download(url, path, md5=None, patience=PATIENCE):
                 raise _RetryError(f"md5 differs (expected {md5})")
             except _RetryError as failure:
                 reason = failure
+                if md5 is None and transfer.validator is None:
+                    transfer.restart()  # nothing would tell if the rest were of another file
             if attempt < patience.attempts:
                 _wait_before(attempt + 1, url, reason, patience)
         raise ExpectedError(
             f"{url}: {reason} after {patience.attempts} attempts; expected a whole file; "
             "check the network and --source, then run the same command again"
         )
+
+
+def _retry_after_s(error):
+    after = error.headers.get("Retry-After", "") if error.headers else ""
+    return float(after) if after.isdigit() else 0.0
 
 
 def _wait_before(attempt, url, reason, patience):
@@ -183,9 +189,13 @@ def download_range(url, offset, size_bytes, patience=PATIENCE):
     Raises:
         ExpectedError: the server cannot be reached or does not serve ranges.
     """
+
+    def receive(response):
+        content_range = response.headers.get("Content-Range", "")
+        return response.read() if content_range.startswith(f"bytes {offset}-") else b""
+
     headers = {"Range": f"bytes={offset}-{offset + size_bytes - 1}"}
-    with _open_patiently(urllib.request.Request(url, headers=headers), patience) as response:
-        data = response.read() if response.status == 206 else b""
+    data = _ask_patiently(urllib.request.Request(url, headers=headers), receive, patience)
     if len(data) != size_bytes:
         raise ExpectedError(
             f"{url}: {len(data)} of {size_bytes} bytes from {offset} on; expected a server of byte "
@@ -204,24 +214,28 @@ def online_size(url, patience=PATIENCE):
         MissingFileError: there is no such file.
         ExpectedError: the server cannot be reached.
     """
-    with _open_patiently(urllib.request.Request(url, method="HEAD"), patience) as response:
+
+    def receive(response):
         length = response.headers.get("Content-Length") or ""
         return int(length) if length.isdigit() else 0
 
+    return _ask_patiently(urllib.request.Request(url, method="HEAD"), receive, patience)
 
-def _open_patiently(request, patience):
-    """Opens a request, with further attempts while the server or the network has a bad time."""
+
+def _ask_patiently(request, receive, patience):
+    """Gives `receive(response)`, with further attempts while server or network have a bad time."""
     url = request.full_url
     for attempt in range(1, patience.attempts + 1):
         try:
-            return urllib.request.urlopen(request, timeout=patience.timeout_s)
+            with urllib.request.urlopen(request, timeout=patience.timeout_s) as response:
+                return receive(response)
         except urllib.error.HTTPError as error:
             if error.code not in TEMPORARY_STATUSES:
                 reason = " ".join(str(error.reason).split())
                 raise MissingFileError(
                     f"{url}: HTTP {error.code} {reason}; expected a file; check --source"
                 ) from error
-            reason = _RetryError(f"HTTP {error.code}")
+            reason = _RetryError(f"HTTP {error.code}", _retry_after_s(error))
         except (OSError, http.client.HTTPException) as error:
             reason = _RetryError(getattr(error, "reason", None) or error)
         if attempt < patience.attempts:

@@ -153,9 +153,16 @@ class Source:
         """Reads some bytes of a shard without fetching the rest of it."""
         if self.is_online:
             return download_range(self.location + shard.path, offset, size_bytes)
-        with open(self.fetch(shard.path), "rb") as file:
+        local = self.fetch(shard.path)
+        with open(local, "rb") as file:
             file.seek(offset)
-            return file.read(size_bytes)
+            data = file.read(size_bytes)
+        if len(data) != size_bytes:
+            raise ExpectedError(
+                f"{local}: {len(data)} of {size_bytes} bytes from {offset} on; expected the whole "
+                "shard; copy it again"
+            )
+        return data
 
     def _expected_md5(self, shard):
         try:

@@ -176,8 +176,14 @@ def file_md5(path):
 
 def require_free_space(folder, size_bytes, purpose):
     """Raises ExpectedError if the disk of `folder` has less than `size_bytes` free."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    stats = os.statvfs(folder)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        stats = os.statvfs(folder)
+    except OSError as error:
+        raise ExpectedError(
+            f"{folder}: cannot be made ({error.strerror}); expected a folder with space for "
+            f"{purpose}; choose another folder"
+        ) from error
     free_bytes = stats.f_bavail * stats.f_frsize
     if free_bytes < size_bytes:
         raise ExpectedError(
@@ -207,8 +213,8 @@ def run_ahead(make_iterator, num_ahead, is_stopped=lambda: False):
     """Yields what an iterator yields while a thread keeps up to `num_ahead` items ready.
 
     Args:
-        make_iterator: function without arguments that gives the iterator; called in the thread.
-        num_ahead: items held at most.
+        make_iterator: function without arguments that gives a generator; called in the thread.
+        num_ahead: items held at most, besides the one that waits for its place.
         is_stopped: function without arguments; while it says True and nothing is ready, None is
             yielded instead of waiting on.
     """
@@ -223,17 +229,15 @@ def run_ahead(make_iterator, num_ahead, is_stopped=lambda: False):
                 continue
 
     def run():
-        iterator = make_iterator()
         try:
-            for item in iterator:
-                put((item, None))
-                if stopped.is_set():
-                    return
+            with contextlib.closing(make_iterator()) as iterator:
+                for item in iterator:
+                    put((item, None))
+                    if stopped.is_set():
+                        return
             put((None, StopIteration()))
         except BaseException as error:
             put((None, error))
-        finally:
-            iterator.close()
 
     threading.Thread(target=run, name="run_ahead", daemon=True).start()
     try:

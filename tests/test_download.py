@@ -243,7 +243,6 @@ def test_a_change_that_no_etag_tells_is_found_by_the_md5(tmp_path, etag):
         assert ranges(server) == [None, "bytes=1000-", None]
 
 
-@pytest.mark.xfail(strict=True, reason="defect: continued unverifiably")
 @pytest.mark.parametrize("etag", ["weak", None])
 def test_a_transfer_with_neither_etag_nor_md5_never_mixes_two_files(tmp_path, etag):
     with FaultServer({PATH: DATA}, etag) as server:
@@ -429,7 +428,6 @@ def test_a_question_to_a_server_that_always_fails_ends_in_one_line(server):
     assert "HTTP 500 after 5 attempts; expected a reachable host" in one_line(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: Retry-After is dropped")
 def test_a_question_honours_retry_after(server, waits):
     server.faults[PATH] = [Fault(status=503, headers={"Retry-After": "7"})]
     assert online_size(server.address + PATH[1:], PATIENT) == len(DATA)
@@ -451,14 +449,12 @@ def test_a_range_is_asked_for_again_after_a_temporary_fault(server, fault):
     assert len(server.requests) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="defect: read outside the attempts")
 @pytest.mark.parametrize("fault", [Fault(close_after=20), Fault(reset_after=0)])
 def test_a_range_that_breaks_off_is_asked_for_again(server, fault):
     server.faults[PATH] = [fault]
     assert download_range(server.address + PATH[1:], 1000, 50, PATIENT) == DATA[1000:1050]
 
 
-@pytest.mark.xfail(strict=True, reason="defect: Content-Range is not read")
 def test_a_range_that_begins_elsewhere_is_not_taken(server):
     server.faults[PATH] = [Fault(offset_error=7)] * 5
     with pytest.raises(ExpectedError) as caught:

@@ -322,7 +322,6 @@ def test_a_part_of_a_shard_is_read_without_fetching_it(server, online, folder, t
     assert not (tmp_path / "scratch").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="defect: a short read passes")
 def test_a_part_beyond_the_end_of_a_shard_is_an_error(server, online, folder, tmp_path):
     server.files[f"/{SHARD.path}"] = TAR
     add(folder, SHARD.path, TAR)

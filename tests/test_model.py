@@ -42,7 +42,7 @@ def tiny_network(num_steps=100, seed=0, name="mobilenet_v2"):
 
 
 def arrays(variables):
-    return [np.array(variable) for variable in variables]
+    return [keras.ops.convert_to_numpy(variable) for variable in variables]
 
 
 def assert_same_arrays(ours, theirs):
@@ -92,7 +92,7 @@ def pixels_seen(monkeypatch, name):
 
     monkeypatch.setitem(model.BACKBONES, name, replace(model.BACKBONES[name], build=build))
     network = build_network(4, 32, name, "none", 100)
-    return np.array(keras.Model(network.input, inputs[0]).predict_on_batch(IMAGES))
+    return keras.Model(network.input, inputs[0]).predict_on_batch(IMAGES)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101"])
@@ -155,7 +155,7 @@ def test_the_softmax_stays_in_float32_under_mixed_precision(tiny_backbones, floa
     assert network.get_layer("logits").compute_dtype == "float32"
     assert network.output.dtype == classifier.output.dtype == "float32"
     assert [output.dtype for output in predictor.output] == ["int32", "float32", "float32"]
-    probabilities = np.array(classifier.predict_on_batch(IMAGES))
+    probabilities = classifier.predict_on_batch(IMAGES)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
@@ -174,7 +174,7 @@ def classifier():
 
 def test_the_predictor_gives_the_best_class_its_probability_and_the_pooled_layer(classifier):
     best, confidences, descriptors = build_predictor(classifier).predict_on_batch(IMAGES)
-    probabilities = np.array(classifier.predict_on_batch(IMAGES))
+    probabilities = classifier.predict_on_batch(IMAGES)
     pooled = keras.Model(classifier.input, classifier.get_layer("descriptor").output)
     assert len(set(best.tolist())) > 1
     assert (best.dtype, confidences.dtype, descriptors.dtype) == ("int32", "float32", "float32")
@@ -386,6 +386,7 @@ WRONG_WEIGHTS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "write"), WRONG_WEIGHTS.values(), ids=WRONG_WEIGHTS)
 def test_a_file_that_holds_no_fitting_weights_is_refused(tmp_path, name, write, capsys):
     write(tmp_path / name)
@@ -398,6 +399,14 @@ def test_a_file_that_holds_no_fitting_weights_is_refused(tmp_path, name, write, 
     assert f"weights: {tmp_path / name}, md5 {md5} (not a file we know)" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.xfail(strict=True, reason="Keras warns once for each layer that does not fit")
+def test_weights_that_do_not_fit_are_told_of_once(tmp_path):
+    save_tiny_weights(tmp_path / "x.weights.h5")
+    assert "could not be loaded" in weights_error(tmp_path / "x.weights.h5")
+
+
+@pytest.mark.filterwarnings("ignore:.input_shape. is undefined")
 def test_a_download_of_weights_that_fails_is_an_error_of_one_line(monkeypatch):
     def refuse(*args, **kwargs):
         raise Exception("URL fetch failure on https://x: None -- no network\nmore lines")
@@ -444,6 +453,6 @@ def test_a_random_resnet50_starts_with_closed_branches_and_survives_its_file(tmp
     recogniser = load_recogniser(tmp_path / "model.keras")
     best, confidences, descriptors = build_predictor(recogniser.classifier).predict_on_batch(IMAGES)
     assert descriptors.shape == (8, 2048)
-    probabilities = np.array(classifier.predict_on_batch(IMAGES))
+    probabilities = classifier.predict_on_batch(IMAGES)
     assert best.tolist() == probabilities.argmax(axis=1).tolist()
     np.testing.assert_allclose(confidences, probabilities.max(axis=1), rtol=1e-5)

@@ -255,7 +255,6 @@ def test_a_disk_too_small_is_an_expected_error(tmp_path):
     assert " GB free; expected 1000000000.00 GB or more for two shards; " in message
 
 
-@pytest.mark.xfail(strict=True, reason="defect: traceback")
 def test_a_folder_for_free_space_that_cannot_be_made_is_an_expected_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExpectedError) as caught:
@@ -389,7 +388,6 @@ def test_run_ahead_waits_for_slow_items_unless_stopped():
     assert list(run_ahead(items, 2)) == [0, 1]
 
 
-@pytest.mark.xfail(strict=True, reason="defect: waits for ever")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_iterator_that_cannot_be_made_raises_in_the_consumer():
     def cannot():

@@ -1,0 +1,447 @@
+"""Tests of the training run: it learns, stops, continues, and refuses what does not go together."""
+
+import csv
+import math
+from dataclasses import fields, replace
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic import RARE_LANDMARK, make_source
+from tiny_network import in_place_of_backbones
+
+import model
+import training
+from landmarks import TRAIN_CSV, ClassTable, Shard, Source, TrainLabels, read_train_labels
+from session import Session
+from training import (
+    HISTORY_COLUMNS,
+    Recipe,
+    begin_or_continue,
+    describe_progress,
+    format_duration,
+    load_valid_images,
+    save_checkpoint,
+)
+from utils import ExpectedError, Stop
+
+RECIPE = Recipe(
+    backbone="mobilenet_v2",
+    weights="none",
+    image_size=32,
+    batch_size=8,
+    epochs=2,
+    learning_rate=0.01,
+    min_images=5,
+    train_shards=(1, 4),
+    clean=False,
+    augment=True,
+    seed=0,
+)
+NUM_MINI_EPOCHS, BATCHES_PER_SHARD = 6, 3  # 2 epochs of 3 shards of 20 images
+CALLS_PER_MINI_EPOCH = 1 + BATCHES_PER_SHARD  # of `Stop.requested`
+TIMES = {"seconds", "waited_s", "images_per_s"}  # columns of the history that no two runs share
+
+
+class CountedStop:
+    """Stands for `Stop`: asks to stop when it has been asked `num_calls` times."""
+
+    def __init__(self, num_calls=math.inf):
+        self.left = num_calls
+
+    def requested(self, needed_s=0.0):
+        self.left -= 1
+        return self.left < 0
+
+    def reason(self):
+        return "the test"
+
+
+def run(folder, output, stop=None, recipe=RECIPE, class_table=None, valid_every=2):
+    """Trains on a folder as recognition.py does; gives the network, or None when it was stopped."""
+    session = Session(output, Source(folder, output / "scratch"), stop or CountedStop())
+    table, labels = read_train_labels(session.source.fetch(TRAIN_CSV), recipe.min_images)
+    return training.train(
+        session,
+        recipe,
+        class_table or table,
+        labels,
+        session.source.select_shards("train", *recipe.train_shards),
+        session.source.select_shards("train", 0, 1),
+        valid_every,
+        checkpoint_of(output),
+    )
+
+
+def checkpoint_of(output):
+    return output / "checkpoint" / "training.keras"
+
+
+def history_of(output):
+    """Reads the rows that a checkpoint keeps, without the columns of time."""
+    _, page = model.load_model(checkpoint_of(output))
+    return [{key: row[key] for key in row.keys() - TIMES} for row in page["history"]]
+
+
+def state_of(network):
+    """Gives every number that training goes on from."""
+    variables = [*network.variables, *network.optimizer.variables]
+    return [keras.ops.convert_to_numpy(variable) for variable in variables]
+
+
+@pytest.fixture(autouse=True)
+def tiny(tiny_backbones):
+    """All networks of this file are tiny."""
+
+
+@pytest.fixture(scope="module")
+def whole_run(data_set, tmp_path_factory):
+    """A run that nothing interrupts: (network, output folder)."""
+    output = tmp_path_factory.mktemp("training") / "output"
+    with in_place_of_backbones():
+        return run(data_set.folder, output), output
+
+
+# ------------------------------------------------------------------------------------ learning
+
+
+def test_training_learns_to_tell_the_landmarks_apart(whole_run):
+    rows = history_of(whole_run[1])
+    assert len(rows) == NUM_MINI_EPOCHS
+    assert rows[-1]["loss"] < rows[0]["loss"] / 2
+    assert rows[-1]["accuracy"] > 0.8
+    assert rows[-1]["valid_accuracy"] > 0.8
+    assert rows[-1]["valid_loss"] < rows[1]["valid_loss"]
+
+
+def test_the_history_tells_shard_epoch_and_images_of_each_mini_epoch(whole_run):
+    rows = history_of(whole_run[1])
+    assert [row["mini_epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["epoch"] for row in rows] == [1, 1, 1, 2, 2, 2]
+    assert [row["shard"] for row in rows] == [1, 2, 3, 1, 2, 3]
+    assert [row["images"] for row in rows] == [20] * 6  # without the rare landmark's
+    assert [row["bad_images"] for row in rows] == [0] * 6
+    assert [("valid_loss" in row) for row in rows] == [False, True] * 3
+
+
+def test_the_optimizer_trains_at_the_rate_of_the_schedule(data_set, tmp_path, monkeypatch):
+    rates, real = [], training.train_mini_epoch
+
+    def noting(network, *args):
+        rates.append(float(network.optimizer.learning_rate))
+        return real(network, *args)
+
+    monkeypatch.setattr(training, "train_mini_epoch", noting)
+    run(data_set.folder, tmp_path)
+    # 6 mini-epochs: 35% is the second, 70% the fourth, 80% the fifth
+    assert rates == pytest.approx([0.01, 0.01, 0.005, 0.005, 0.002, 0.001])
+    assert [row["learning_rate"] for row in history_of(tmp_path)] == pytest.approx(rates)
+
+
+def test_the_last_mini_epoch_is_validated_whatever_the_interval(data_set, tmp_path):
+    run(data_set.folder, tmp_path, recipe=replace(RECIPE, epochs=1), valid_every=100)
+    assert [("valid_loss" in row) for row in history_of(tmp_path)] == [False, False, True]
+
+
+def test_history_csv_has_a_row_for_each_mini_epoch(whole_run):
+    output = whole_run[1]
+    with open(output / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == HISTORY_COLUMNS
+    kept = history_of(output)
+    assert len(rows) == len(kept) == NUM_MINI_EPOCHS
+    for row, known in zip(rows, kept, strict=True):
+        assert float(row["loss"]) == pytest.approx(known["loss"], rel=1e-5)
+        assert int(row["shard"]) == known["shard"]
+        assert (row["valid_loss"] == "") == ("valid_loss" not in known)
+        assert float(row["images_per_s"]) > 0
+        assert 0 <= float(row["waited_s"]) <= float(row["seconds"])
+
+
+def test_history_png_is_a_picture(whole_run):
+    with Image.open(whole_run[1] / "history.png") as image:
+        assert image.format == "PNG"
+        assert image.width > 1000
+        assert len(image.convert("RGB").resize((200, 60)).getcolors(1 << 16)) > 10
+
+
+# ------------------------------------------------------------------------ stopping, continuing
+
+
+@pytest.mark.parametrize(
+    "num_calls",
+    [
+        CALLS_PER_MINI_EPOCH,
+        3 * CALLS_PER_MINI_EPOCH,
+        2 * CALLS_PER_MINI_EPOCH + 1,
+        4 * CALLS_PER_MINI_EPOCH + 3,
+    ],
+    ids=["after the first", "after an epoch", "before a batch", "in the middle of a later one"],
+)
+def test_a_run_that_was_stopped_continues_as_if_it_had_not_been(
+    data_set, whole_run, tmp_path, num_calls
+):
+    assert run(data_set.folder, tmp_path, CountedStop(num_calls)) is None
+    assert len(history_of(tmp_path)) == num_calls // CALLS_PER_MINI_EPOCH
+    network = run(data_set.folder, tmp_path)
+    assert history_of(tmp_path) == history_of(whole_run[1])
+    for ours, theirs in zip(state_of(network), state_of(whole_run[0]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_run_stopped_again_and_again_ends_as_one_that_never_was(data_set, whole_run, tmp_path):
+    for _ in range(NUM_MINI_EPOCHS):
+        network = run(data_set.folder, tmp_path, CountedStop(CALLS_PER_MINI_EPOCH + 2))
+    assert history_of(tmp_path) == history_of(whole_run[1])
+    for ours, theirs in zip(state_of(network), state_of(whole_run[0]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_stop_says_how_far_the_run_came_and_what_to_do(data_set, tmp_path, capsys):
+    assert run(data_set.folder, tmp_path, CountedStop(CALLS_PER_MINI_EPOCH + 2)) is None
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "stopped by the test: 1 of 6 mini-epochs done; run the same command again to continue"
+    )
+
+
+def test_a_stop_before_the_first_batch_leaves_no_checkpoint(data_set, tmp_path):
+    assert run(data_set.folder, tmp_path, CountedStop(0)) is None
+    assert not checkpoint_of(tmp_path).exists()
+
+
+def test_a_mini_epoch_that_would_not_fit_into_the_time_is_not_begun(data_set, tmp_path):
+    class ShortOfTime(CountedStop):
+        def requested(self, needed_s=0.0):
+            return needed_s > 0
+
+    assert run(data_set.folder, tmp_path, ShortOfTime()) is None
+    assert len(history_of(tmp_path)) == 1  # only of the first one the length is not known
+
+
+def test_a_run_of_no_time_says_what_stopped_it(data_set, tmp_path, capsys):
+    with Stop(max_hours=1e-9) as stop:
+        assert run(data_set.folder, tmp_path, stop) is None
+    assert "stopped by --max-hours: 0 of 6 mini-epochs done" in capsys.readouterr().err
+
+
+def test_a_run_that_is_complete_reads_no_shard_again(data_set, whole_run, monkeypatch, capsys):
+    monkeypatch.setattr(training, "stream_batches", lambda *_: pytest.fail("reads a shard"))
+    network = run(data_set.folder, whole_run[1])
+    for ours, theirs in zip(state_of(network), state_of(whole_run[0]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert capsys.readouterr().err == "training is complete: 6 mini-epochs\n"
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_it(
+    data_set, whole_run, tmp_path, monkeypatch
+):
+    real, num_saved = keras.Model.save, []
+
+    def save(network, path, *args, **kwargs):
+        num_saved.append(path)
+        if len(num_saved) < 3:
+            return real(network, path, *args, **kwargs)
+        path.write_bytes(b"half of a checkp")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "save", save)
+        with pytest.raises(ExpectedError, match="cannot be written .No space left on device."):
+            run(data_set.folder, tmp_path)
+    assert [path.name for path in checkpoint_of(tmp_path).parent.iterdir()] == ["training.keras"]
+    assert len(history_of(tmp_path)) == 2
+    run(data_set.folder, tmp_path)
+    assert history_of(tmp_path) == history_of(whole_run[1])
+
+
+OTHER_SETTINGS = {
+    "backbone": "resnet50",
+    "weights": "imagenet",
+    "image_size": 64,
+    "batch_size": 4,
+    "epochs": 3,
+    "learning_rate": 0.02,
+    "min_images": 6,
+    "train_shards": (1, 3),
+    "clean": True,
+    "augment": False,
+    "seed": 1,
+}
+
+
+def test_every_setting_of_a_recipe_is_among_those_tried():
+    assert set(OTHER_SETTINGS) == {field.name for field in fields(Recipe)}
+
+
+@pytest.mark.parametrize(("name", "value"), OTHER_SETTINGS.items())
+def test_a_changed_setting_is_named_and_refused(data_set, whole_run, name, value):
+    path = checkpoint_of(whole_run[1])
+    table, _ = read_train_labels(data_set.folder / TRAIN_CSV, RECIPE.min_images)
+    was = getattr(RECIPE, name)
+    was = list(was) if isinstance(was, tuple) else was
+    with pytest.raises(ExpectedError) as caught:
+        begin_or_continue(replace(RECIPE, **{name: value}), table, 100, path)
+    assert str(caught.value) == (
+        f"{path}: it was trained with {name} = {was}, now {value}; expected the same settings to "
+        "continue; give them again, or --fresh to start over"
+    )
+
+
+@pytest.mark.parametrize(
+    "landmark_ids", [[17, 402, 90_001], [17, 402, 90_001, 203_094], [402, 17, 90_001, 203_093]]
+)
+def test_another_class_table_is_refused(whole_run, landmark_ids):
+    path = checkpoint_of(whole_run[1])
+    with pytest.raises(ExpectedError) as caught:
+        begin_or_continue(RECIPE, ClassTable(np.array(landmark_ids)), 100, path)
+    assert str(caught.value) == (
+        f"{path}: its 4 landmarks are not the {len(landmark_ids)} of this source; expected the "
+        "same class table; give the same --source, or --fresh to start over"
+    )
+
+
+def test_a_damaged_checkpoint_is_refused(data_set, whole_run, tmp_path):
+    data = checkpoint_of(whole_run[1]).read_bytes()
+    path = checkpoint_of(tmp_path)
+    path.parent.mkdir()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ExpectedError, match="expected a whole .keras file"):
+        run(data_set.folder, tmp_path)
+
+
+def test_a_checkpoint_keeps_what_json_can_hardly_hold(whole_run, tmp_path):
+    rows = [{"loss": math.nan, "shard": 3, "seconds": 0.1 + 0.2}]
+    table = ClassTable(np.array([1, 2, 3, 1 << 60]))
+    save_checkpoint(checkpoint_of(tmp_path), whole_run[0], RECIPE, table, rows)
+    _, (row,) = begin_or_continue(RECIPE, table, 100, checkpoint_of(tmp_path))
+    assert math.isnan(row["loss"])
+    assert row["seconds"] == 0.1 + 0.2
+
+
+# ------------------------------------------------------------------------------ data and losses
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(data_set, tmp_path, monkeypatch, wrong):
+    real, num_steps = keras.Model.train_on_batch, []
+
+    def train_on_batch(network, *args, **kwargs):
+        num_steps.append(1)
+        loss, accuracy = real(network, *args, **kwargs)
+        return (wrong if len(num_steps) == BATCHES_PER_SHARD + 2 else loss), accuracy
+
+    monkeypatch.setattr(keras.Model, "train_on_batch", train_on_batch)
+    with pytest.raises(ExpectedError) as caught:
+        run(data_set.folder, tmp_path)
+    assert str(caught.value) == (
+        f"the loss is {wrong} in batch 2 of a mini-epoch; expected a finite number; "
+        "lower --learning-rate and run again from the last checkpoint"
+    )
+    assert len(history_of(tmp_path)) == 1
+
+
+def test_bad_images_are_counted_and_named(tmp_path, capsys):
+    shard = Shard("train", 2)
+    replaced = {(shard, 5): b"not an image", (shard, 7): b""}
+    made = make_source(tmp_path / "source", replaced=replaced)
+    run(tmp_path / "source", tmp_path / "output", recipe=replace(RECIPE, epochs=1))
+    rows = history_of(tmp_path / "output")
+    assert [row["bad_images"] for row in rows] == [0, 2, 0]
+    assert [row["images"] for row in rows] == [20, 18, 20]
+    lines = capsys.readouterr().err.splitlines()
+    prefix = "train/images_002.tar: image"
+    assert f"{prefix} {made.image_ids[shard][5]} left out: not an image" in lines
+    assert f"{prefix} {made.image_ids[shard][7]} left out: empty" in lines
+    assert any("(train shard 002): 18 images, 2 bad, loss" in line for line in lines)
+
+
+def test_a_shard_without_a_known_landmark_is_a_mini_epoch_without_a_loss(data_set, tmp_path):
+    source = Source(data_set.folder, tmp_path / "scratch")
+    table, labels = read_train_labels(source.fetch(TRAIN_CSV), RECIPE.min_images)
+    in_shard = [int(image_id, 16) for image_id in data_set.image_ids[Shard("train", 1)]]
+    kept = np.isin(labels.image_ids, np.array(in_shard, np.uint64))
+    fewer = TrainLabels(labels.image_ids[kept], labels.class_indices[kept])
+    shards = [Shard("train", 1), Shard("train", 2)]
+    session = Session(tmp_path, source, CountedStop())
+    recipe = replace(RECIPE, epochs=1)
+    network = training.train(
+        session, recipe, table, fewer, shards, shards[1:], 1, checkpoint_of(tmp_path)
+    )
+    assert network is not None
+    first, second = history_of(tmp_path)
+    assert math.isfinite(first["loss"])
+    assert math.isnan(second["loss"])
+    assert second["images"] == 0
+    assert "valid_loss" not in second  # the held-out shard has no known landmark either
+
+
+def test_an_error_of_the_data_reaches_the_caller_and_keeps_the_checkpoint(tmp_path):
+    folder = tmp_path / "source"
+    make_source(folder)
+    with open(folder / Shard("train", 2).path, "ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ExpectedError, match=r"train/images_002\.tar: md5 differs"):
+        run(folder, tmp_path / "output")
+    assert len(history_of(tmp_path / "output")) == 1
+
+
+def test_the_held_out_images_are_plain_and_not_more_than_fit_into_memory(data_set, monkeypatch):
+    source = Source(data_set.folder, "scratch")
+    _, labels = read_train_labels(source.fetch(TRAIN_CSV), RECIPE.min_images)
+    reading = training.Reading(32, 8, labels.find, augment=True)
+    batches, again = (load_valid_images(source, [Shard("train", 0)], reading) for _ in range(2))
+    assert len(batches) == 3
+    for batch, other in zip(batches, again, strict=True):
+        np.testing.assert_array_equal(batch.images, other.images)
+    plain = training.Reading(32, 8, labels.find)
+    *expected, _ = training.stream_batches(source, [(0, Shard("train", 0))], plain)
+    for batch, other in zip(batches, expected, strict=True):
+        np.testing.assert_array_equal(batch.images, other.images)
+    monkeypatch.setattr(training, "MAX_VALID_IMAGES", 9)
+    both = [Shard("train", 0), Shard("train", 1)]
+    assert len(load_valid_images(source, both, reading)) == 2
+
+
+def test_landmarks_with_too_few_images_are_not_trained_on(data_set, whole_run):
+    _, page = model.load_model(checkpoint_of(whole_run[1]))
+    assert page["landmark_ids"] == [17, 402, 90_001, 203_093]
+    assert RARE_LANDMARK in data_set.landmark_of.values()
+
+
+# ---------------------------------------------------------------------------------- what is said
+
+DURATIONS = {
+    0: "0 s",
+    0.4: "0 s",
+    59.4: "59 s",
+    59.6: "1 min 00 s",
+    200: "3 min 20 s",
+    3599.4: "59 min 59 s",
+    3599.5: "1 h 00 min",
+    7500: "2 h 05 min",
+    360_000: "100 h 00 min",
+}
+
+
+@pytest.mark.parametrize(("seconds", "text"), DURATIONS.items())
+def test_a_duration_reads_as_a_person_says_it(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def test_progress_is_one_line_with_all_that_matters():
+    row = {
+        "mini_epoch": 3, "shard": 12, "images": 7132, "bad_images": 2, "loss": 1.23456,
+        "accuracy": 0.5, "valid_accuracy": 0.25, "images_per_s": 71.32, "waited_s": 5.0,
+        "seconds": 100.0,
+    }  # fmt: skip
+    assert describe_progress([row], 10) == (
+        "mini-epoch 3/10 (train shard 012): 7,132 images, 2 bad, loss 1.235, accuracy 0.500, held "
+        "out 0.250, 71 images/s, 5% waiting for data, 15 min 00 s to go"
+    )
+    plain = row | {"bad_images": 0}
+    del plain["valid_accuracy"]
+    assert describe_progress([row] * 4 + [plain], 10) == (
+        "mini-epoch 3/10 (train shard 012): 7,132 images, loss 1.235, accuracy 0.500, "
+        "71 images/s, 5% waiting for data, 8 min 20 s to go"
+    )
