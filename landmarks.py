@@ -380,19 +380,18 @@ def read_train_labels(path, min_images=MIN_IMAGES):
             f"{path}: no landmark has {min_images} images (the most is {counts.max(initial=0)}); "
             "expected at least one class; lower --min-images"
         )
-    class_of_rank = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)
-    class_indices = class_of_rank[ranks]
-    chosen = class_indices >= 0
-    image_ids, class_indices = image_ids[chosen], class_indices[chosen]
     order = np.argsort(image_ids, kind="stable")
-    labels = TrainLabels(image_ids[order], class_indices[order])
-    repeated = np.flatnonzero(labels.image_ids[1:] == labels.image_ids[:-1])
+    image_ids = image_ids[order]
+    repeated = np.flatnonzero(image_ids[1:] == image_ids[:-1])
     if len(repeated):
         raise ExpectedError(
-            f"{path}: image {format_image_id(labels.image_ids[repeated[0]])} stands twice; "
+            f"{path}: image {format_image_id(image_ids[repeated[0]])} stands twice; "
             "expected each image once; check the file"
         )
-    return ClassTable(landmark_ids[kept]), labels
+    class_of_rank = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)
+    class_indices = class_of_rank[ranks][order]
+    chosen = class_indices >= 0
+    return ClassTable(landmark_ids[kept]), TrainLabels(image_ids[chosen], class_indices[chosen])
 
 
 def _read_train_csv(path):

@@ -13,7 +13,7 @@ from submissions import (
 )
 from utils import CommandLine, ExpectedError, run_command_line
 
-USAGES = ("Public", "Private")  # the two leaderboards; rows of any other usage are not scored
+LEADERBOARDS = ("Public", "Private")  # rows of the third usage, Ignored, are not scored
 
 
 def global_average_precision(predictions, solution):
@@ -130,8 +130,8 @@ def _score_usages(metric, submission, submission_path, truths, solution_path):
             f"{solution_path}; expected ids of that test set; give the matching files"
         )
     scores = {}
-    for name in (*USAGES, "all"):
-        usages = USAGES if name == "all" else (name,)
+    for name in (*LEADERBOARDS, "all"):
+        usages = LEADERBOARDS if name == "all" else (name,)
         solution = {key: truth for key, (truth, usage) in truths.items() if usage in usages}
         if any(solution.values()):
             scored = {key: row for key, row in submission.items() if key in solution}

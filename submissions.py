@@ -9,6 +9,7 @@ import numpy as np
 from landmarks import format_image_id, format_image_ids
 from utils import ExpectedError, atomic_write
 
+USAGES = ("Public", "Private", "Ignored")  # the two leaderboards, and rows that are not scored
 MAX_RETRIEVED = 100  # ids in one row of a retrieval submission
 
 csv.field_size_limit(1 << 27)  # a query of the retrieval ground truth can have thousands of images
@@ -51,6 +52,11 @@ def _read_rows(path, *columns):
                         "expected each id once; check the file"
                     )
                 seen.add(row[places[0]])
+                if columns[-1] == "Usage" and row[places[-1]] not in USAGES:
+                    raise ExpectedError(
+                        f"{path}: line {reader.line_num} has the usage {row[places[-1]]!r}; "
+                        f"expected {', '.join(USAGES)}; check the file"
+                    )
                 yield reader.line_num, *(row[place] for place in places)
         except (UnicodeDecodeError, csv.Error) as error:
             raise ExpectedError(

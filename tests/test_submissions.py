@@ -179,9 +179,18 @@ def test_a_row_with_too_few_or_too_many_cells_is_named(csv_file, read, columns):
         )
 
 
+@pytest.mark.parametrize("read", [read_recognition_solution, read_retrieval_solution])
+def test_an_unknown_usage_is_named(csv_file, read):
+    column = "landmarks" if read is read_recognition_solution else "images"
+    path = csv_file(f"id,{column},Usage", f"{A},,Public", f"{B},,public")
+    assert error_of(read, path) == (
+        "line 3 has the usage 'public'; expected Public, Private, Ignored; check the file"
+    )
+
+
 @pytest.mark.parametrize(("read", "columns"), READERS)
 def test_a_repeated_id_is_named(csv_file, read, columns):
-    rest = "," * (len(columns) - 1)
+    rest = "," * (len(columns) - 1) + ("Public" if columns[-1] == "Usage" else "")
     path = csv_file(",".join(columns), A + rest, B + rest, A + rest)
     assert error_of(read, path) == (
         f"line 4 repeats the id {A!r}; expected each id once; check the file"
