@@ -28,6 +28,7 @@ CATEGORY_CSV = "metadata/train_label_to_category.csv"
 RECOGNITION_SOLUTION = "ground_truth/recognition_solution_v2.1.csv"
 RETRIEVAL_SOLUTION = "ground_truth/retrieval_solution_v2.1.csv"
 
+LANDMARK_LEFT_OUT_IN_2019 = 138982  # its author does not say why
 MIN_IMAGES = 20  # the 2019 recipe's threshold; it leaves ~55k of 203,094 landmarks
 
 # ------------------------------------------------------------------------------ shards and sources
@@ -319,7 +320,8 @@ class ClassTable:
     """The landmarks that a network knows; a landmark's class index is its place in the table.
 
     Attributes:
-        landmark_ids: (num_classes,) int64, ascending, so that the order depends on nothing else.
+        landmark_ids: (num_classes,) int64, ascending, so that the order depends on nothing else
+            (the model published in 2019 has its own order).
     """
 
     landmark_ids: np.ndarray
@@ -392,6 +394,21 @@ def read_train_labels(path, min_images=MIN_IMAGES):
     class_indices = class_of_rank[ranks][order]
     chosen = class_indices >= 0
     return ClassTable(landmark_ids[kept]), TrainLabels(image_ids[chosen], class_indices[chosen])
+
+
+def read_2019_classes(path):
+    """Reads the `ClassTable` of the model published in 2019 from train.csv.
+
+    Its classes are the landmarks with at least 20 images by their first row in train.csv, without
+    landmark 138982. Source: mayukh18/Google-Landmark-Recognition-Retrieval-2019, recognition.py
+    """
+    _, landmark_of_image = _read_train_csv(path)
+    landmark_ids, first_rows, counts = np.unique(
+        landmark_of_image, return_index=True, return_counts=True
+    )
+    kept = (counts >= MIN_IMAGES) & (landmark_ids != LANDMARK_LEFT_OUT_IN_2019)
+    by_first_row = np.argsort(first_rows[kept])
+    return ClassTable(landmark_ids[kept][by_first_row])
 
 
 def _read_train_csv(path):

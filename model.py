@@ -4,10 +4,12 @@ Every network takes uint8 RGB images (batch, image_size, image_size, 3).
 """
 
 import json
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from landmarks import ClassTable
@@ -44,6 +46,8 @@ BACKBONES = {
     "resnet101": Backbone(keras.applications.ResNet101, _caffe),
     "mobilenet_v2": Backbone(keras.applications.MobileNetV2, _signed_unit),
 }
+
+POOLING = (keras.layers.GlobalMaxPooling2D, keras.layers.GlobalAveragePooling2D)
 
 # md5 of the published ImageNet weights without top that people pass as a file.
 KNOWN_WEIGHTS = {
@@ -206,14 +210,14 @@ def build_predictor(classifier, flipped_too=False):
         keras.Model, images -> [class indices (batch,) int32, confidences (batch,) float32,
         descriptors (batch, 2048) float32].
     """
-    both = keras.Model(
-        classifier.input, [classifier.output, classifier.get_layer("descriptor").output]
-    )
+    pooling = [layer for layer in classifier.layers if isinstance(layer, POOLING)][-1]
+    both = keras.Model(classifier.input, [classifier.output, pooling.output])
     images = keras.Input(classifier.input.shape[1:], dtype="uint8", name="images")
-    probabilities, descriptors = both(images)
+    pixels = keras.ops.cast(images, classifier.input.dtype)  # the 2019 model takes float32
+    probabilities, descriptors = both(pixels)
     descriptors = keras.ops.cast(descriptors, "float32")
     if flipped_too:
-        mirrored = both(keras.ops.flip(images, axis=2))
+        mirrored = both(keras.ops.flip(pixels, axis=2))
         probabilities = (probabilities + mirrored[0]) / 2
         descriptors = (descriptors + keras.ops.cast(mirrored[1], "float32")) / 2
     class_indices = keras.ops.argmax(probabilities, axis=-1)
@@ -299,8 +303,44 @@ def load_model(path):
     return model, page
 
 
-def load_recogniser(path):
-    """Reads model.keras as a `Recogniser`; raises ExpectedError as `load_model` does."""
-    classifier, page = load_model(path)
-    class_table = ClassTable(np.array(page["landmark_ids"], np.int64))
+def load_recogniser(path, read_2019_classes=None):
+    """Reads a recogniser: model.keras, or the whole-model HDF5 file published in 2019.
+
+    Args:
+        path: the file.
+        read_2019_classes: function without arguments that gives the `ClassTable` of 2019; asked for
+            an HDF5 file alone, which does not hold its landmarks.
+
+    Returns:
+        `Recogniser`.
+
+    Raises:
+        ExpectedError: as `load_model` does; or the outputs are not those of the 2019 table.
+    """
+    if read_2019_classes and h5py.is_hdf5(path):
+        classifier, class_table = _load_hdf5(path), read_2019_classes()
+        if classifier.output.shape[-1] != len(class_table):
+            raise ExpectedError(
+                f"{path}: {classifier.output.shape[-1]} outputs for the {len(class_table)} classes "
+                "of 2019 in this source's train.csv; expected as many; check --model and --source"
+            )
+    else:
+        classifier, page = load_model(path)
+        class_table = ClassTable(np.array(page["landmark_ids"], np.int64))
     return Recogniser(classifier, class_table, file_md5(path))
+
+
+def _load_hdf5(path):
+    """Loads a whole-model HDF5 file with its own graph, which takes raw RGB 0..255 as float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(folder, "model.h5")  # Keras goes by the name, and the file is a `.model`
+        named.symlink_to(Path(path).resolve())
+        try:
+            with muted_stderr():
+                loaded = keras.models.load_model(named, compile=False)
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise ExpectedError(
+                f"{path}: {str(error).splitlines()[0]}; expected a whole model saved by Keras 2; "
+                "take another copy"
+            ) from error
+    return keras.Model(loaded.inputs[0], loaded.outputs[0])  # Keras 2 put each into a list

@@ -19,6 +19,7 @@ from landmarks import (
     TEST_CSV,
     TRAIN_CLEAN_CSV,
     TRAIN_CSV,
+    read_2019_classes,
     read_image_ids,
     read_train_labels,
 )
@@ -184,7 +185,9 @@ def predict(session, model_path, args):
 
     source = session.source
     test_ids = read_image_ids(source.fetch(TEST_CSV))
-    recogniser = model.load_recogniser(model_path)
+    recogniser = model.load_recogniser(
+        model_path, lambda: read_2019_classes(source.fetch(TRAIN_CSV))
+    )
     describer = describe.Describer(recogniser, args.batch_size, args.flipped_too)
     shards = source.select_shards("test")
     found = describe.describe_split(

@@ -22,6 +22,8 @@ from landmarks import (
     INDEX_CSV,
     RETRIEVAL_SOLUTION,
     TEST_CSV,
+    TRAIN_CSV,
+    read_2019_classes,
     read_image_ids,
     read_landmark_names,
 )
@@ -124,7 +126,10 @@ def search_parts(session, args):
     import model
 
     parts = range(args.parts) if args.part is None else [args.part]
-    recogniser = model.load_recogniser(args.model or find_result(args.output, "model.keras"))
+    recogniser = model.load_recogniser(
+        args.model or find_result(args.output, "model.keras"),
+        lambda: read_2019_classes(session.source.fetch(TRAIN_CSV)),
+    )
     describer = describe.Describer(
         recogniser, args.batch_size, args.flipped_too, args.descriptor_dtype
     )

@@ -42,7 +42,7 @@ def tiny_network(num_steps=100, seed=0, name="mobilenet_v2"):
 
 
 def arrays(variables):
-    return [keras.ops.convert_to_numpy(variable) for variable in variables]
+    return [variable.numpy() for variable in variables]
 
 
 def assert_same_arrays(ours, theirs):

@@ -108,7 +108,7 @@ def history_of(output):
 def assert_same_state(network, other):
     """Checks that two networks have every bit in common that training goes on from."""
     ours, theirs = (
-        [keras.ops.convert_to_numpy(v) for v in (*each.variables, *each.optimizer.variables)]
+        [v.numpy() for v in (*each.variables, *each.optimizer.variables)]
         for each in (network, other)
     )
     assert len(ours) > 20
@@ -137,8 +137,8 @@ def test_training_learns_to_tell_the_landmarks_apart(whole_run):
     rows = history_of(whole_run[1])
     assert len(rows) == NUM_MINI_EPOCHS
     assert rows[-1]["loss"] < rows[0]["loss"] / 2
-    assert rows[-1]["accuracy"] > 0.8
-    assert rows[-1]["valid_accuracy"] > 0.8
+    assert rows[-1]["accuracy"] > 0.7
+    assert rows[-1]["valid_accuracy"] > 0.6
     assert rows[-1]["valid_loss"] < rows[1]["valid_loss"]
 
 
