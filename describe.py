@@ -15,6 +15,7 @@ from descriptions import (
     save_descriptions,
 )
 from generators import Reading, ShardEnd, stream_batches, tell_problems
+from replicas import set_up_replicas
 from session import find_inputs
 from utils import StoppedError, say
 
@@ -23,15 +24,21 @@ class Describer:
     """The network in the form that describes, with the settings that shape its rows.
 
     Args:
-        recogniser: `model.Recogniser`.
+        model_path: the recogniser's file.
+        read_2019_classes: as for `model.load_recogniser`.
         batch_size: images in a step.
         flipped_too: average with the mirrored image.
         dtype: of the stored descriptors, "float32" or "float16".
     """
 
-    def __init__(self, recogniser, batch_size, flipped_too=False, dtype="float32"):
+    def __init__(
+        self, model_path, read_2019_classes, batch_size, flipped_too=False, dtype="float32"
+    ):
+        self.replicas = set_up_replicas(batch_size)
+        with self.replicas.scope():
+            recogniser = model.load_recogniser(model_path, read_2019_classes)
+            self.predictor = model.build_predictor(recogniser.classifier, flipped_too)
         self.recogniser = recogniser
-        self.predictor = model.build_predictor(recogniser.classifier, flipped_too)
         self.batch_size, self.dtype = batch_size, dtype
         # Two files of descriptions go together only if all of this is equal.
         self.fingerprint = {
@@ -44,7 +51,9 @@ class Describer:
     def describe(self, batch, shard):
         """Describes one `Batch` of a shard."""
         n = len(batch.image_ids)
-        class_indices, confidences, descriptors = self.predictor.predict_on_batch(batch.images)
+        class_indices, confidences, descriptors = self.replicas.predict_on_batch(
+            self.predictor, batch.images
+        )
         return Descriptions(
             batch.image_ids,
             self.recogniser.class_table.landmark_ids[class_indices[:n]],

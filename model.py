@@ -18,6 +18,8 @@ from utils import ExpectedError, atomic_write, file_md5, muted_stderr, say
 with muted_stderr():  # TensorFlow's start-up chatter
     import keras
 
+    from replicas import list_gpus
+
 LANDMARKS_MEMBER = "landmarks.json"  # our page in the .keras file, which is a zip archive
 CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)  # of ImageNet, as ResNet's published weights expect
 
@@ -68,15 +70,6 @@ def learning_rate_at(mini_epoch, num_mini_epochs, first_rate):
     return first_rate * LEARNING_RATE_STEPS[-1][1]
 
 
-def has_gpu():
-    """Tells whether the Keras backend sees a GPU."""
-    try:
-        with muted_stderr():
-            return bool(keras.distribution.list_devices("gpu"))
-    except (RuntimeError, ValueError, NotImplementedError):  # JAX raises where there is none
-        return False
-
-
 def set_up_keras(seed):
     """Seeds Keras and chooses the precision: mixed float16 on a GPU, float32 elsewhere.
 
@@ -84,7 +77,7 @@ def set_up_keras(seed):
         The name of the precision policy.
     """
     keras.utils.set_random_seed(seed)
-    policy = "mixed_float16" if has_gpu() else "float32"
+    policy = "mixed_float16" if list_gpus() else "float32"
     keras.mixed_precision.set_global_policy(policy)
     return policy
 
@@ -187,7 +180,7 @@ def compile_network(network, learning_rate):
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["sparse_categorical_accuracy"],
         # XLA makes the step slower on a CPU (measured 0.62x under TensorFlow).
-        jit_compile="auto" if has_gpu() or keras.backend.backend() != "tensorflow" else False,
+        jit_compile="auto" if list_gpus() or keras.backend.backend() != "tensorflow" else False,
     )
 
 

@@ -181,14 +181,15 @@ def predict(session, model_path, args):
     The descriptors that come with it are kept in queries.npz, which retrieval.py takes up.
     """
     import describe
-    import model
 
     source = session.source
     test_ids = read_image_ids(source.fetch(TEST_CSV))
-    recogniser = model.load_recogniser(
-        model_path, lambda: read_2019_classes(source.fetch(TRAIN_CSV))
+    describer = describe.Describer(
+        model_path,
+        lambda: read_2019_classes(source.fetch(TRAIN_CSV)),
+        args.batch_size,
+        args.flipped_too,
     )
-    describer = describe.Describer(recogniser, args.batch_size, args.flipped_too)
     shards = source.select_shards("test")
     found = describe.describe_split(
         session, describer, shards, test_ids, args.output / QUERIES, num_skippable(args, shards)
@@ -197,7 +198,7 @@ def predict(session, model_path, args):
     write_recognition_submission(
         path, test_ids, found.image_ids, found.landmark_ids, found.confidences
     )
-    num_predicted = check_recognition_submission(path, test_ids, recogniser.class_table)
+    num_predicted = check_recognition_submission(path, test_ids, describer.recogniser.class_table)
     say(f"{num_predicted:,} of {len(test_ids):,} test images predicted")
     print(path)
     if source.exists(RECOGNITION_SOLUTION):

@@ -123,15 +123,14 @@ def search_parts(session, args):
         list of the part files.
     """
     import describe  # loads Keras: not before the command line proved right
-    import model
 
     parts = range(args.parts) if args.part is None else [args.part]
-    recogniser = model.load_recogniser(
+    describer = describe.Describer(
         args.model or find_result(args.output, "model.keras"),
         lambda: read_2019_classes(session.source.fetch(TRAIN_CSV)),
-    )
-    describer = describe.Describer(
-        recogniser, args.batch_size, args.flipped_too, args.descriptor_dtype
+        args.batch_size,
+        args.flipped_too,
+        args.descriptor_dtype,
     )
     shards = session.source.select_shards("index")
     index_ids = read_image_ids(session.source.fetch(INDEX_CSV))

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 import model
 from generators import Reading, ShardEnd, stream_batches, tell_problems
+from replicas import set_up_replicas
 from utils import (
     ExpectedError,
     StoppedError,
@@ -90,7 +91,9 @@ def train(
     policy = model.set_up_keras(recipe.seed)
     share = len(shards) / session.source.count_shards("train")
     num_steps = round(len(labels) * share * recipe.epochs / recipe.batch_size)
-    network, rows = begin_or_continue(recipe, class_table, num_steps, checkpoint)
+    replicas = set_up_replicas(recipe.batch_size)
+    with replicas.scope():
+        network, rows = begin_or_continue(recipe, class_table, num_steps, checkpoint)
     plan = [(epoch, shard) for epoch in range(recipe.epochs) for shard in shards]
     if len(rows) == len(plan):
         say(f"training is complete: {len(plan)} mini-epochs")
@@ -112,7 +115,7 @@ def train(
         rate = model.learning_rate_at(mini_epoch, len(plan), recipe.learning_rate)
         network.optimizer.learning_rate = rate
         row = {"mini_epoch": mini_epoch + 1, "epoch": plan[mini_epoch][0] + 1}
-        row |= train_mini_epoch(network, stream, session.stop, done)
+        row |= train_mini_epoch(replicas, network, stream, session.stop, done)
         row |= {"learning_rate": rate}
         is_milestone = (mini_epoch + 1) % valid_every == 0 or mini_epoch + 1 == len(plan)
         if is_milestone:
@@ -127,10 +130,11 @@ def train(
     return network
 
 
-def train_mini_epoch(network, stream, stop, done):
+def train_mini_epoch(replicas, network, stream, stop, done):
     """Trains on the batches of one shard.
 
     Args:
+        replicas: how batches run, of `set_up_replicas`.
         network: compiled keras.Model.
         stream: iterator of `Batch` and `ShardEnd`.
         stop: `Stop`.
@@ -152,7 +156,7 @@ def train_mini_epoch(network, stream, stop, done):
             break
         if stop.requested():
             raise StoppedError(stop, done)
-        loss, accuracy = network.train_on_batch(item.images, item.class_indices)
+        loss, accuracy = replicas.train_on_batch(network, item.images, item.class_indices)
         if not math.isfinite(loss):
             raise ExpectedError(
                 f"the loss is {loss} in batch {len(losses) + 1} of a mini-epoch; expected a finite "

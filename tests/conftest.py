@@ -56,7 +56,9 @@ class Run:
 
 @pytest.fixture(scope="session")
 def recognition_run(data_set, tmp_path_factory):
-    """The whole of `recognition.py` on the synthetic data set, with a real MobileNetV2."""
+    """The whole of `recognition.py` on the synthetic data set, with a tiny network."""
+    from tiny_network import in_place_of_backbones
+
     import recognition
 
     output = tmp_path_factory.mktemp("recognition") / "output"
@@ -65,9 +67,10 @@ def recognition_run(data_set, tmp_path_factory):
         *("--train-shards", "1:4", "--valid-shards", "0:1", "--valid-every", "2"),
         *("--min-images", "5", "--backbone", "mobilenet_v2", "--weights", "none"),
         *("--image-size", "32", "--batch-size", "8", "--epochs", "2", "--no-augment"),
-        *("--learning-rate", "0.005"),
+        *("--learning-rate", "0.03"),
     ]
     with (
+        in_place_of_backbones(),
         contextlib.redirect_stdout(io.StringIO()) as stdout,
         contextlib.redirect_stderr(io.StringIO()) as stderr,
     ):

@@ -1,0 +1,106 @@
+"""One network on several GPUs of a machine: every batch is split over them.
+
+The only place that speaks to TensorFlow itself; on JAX, Keras' own distribution does the same, and
+on one device nothing is done.
+"""
+
+import contextlib
+
+import keras
+import numpy as np
+
+from utils import ExpectedError, muted_stderr, say
+
+
+def list_gpus():
+    """Lists the GPUs that the Keras backend sees, e.g. `["gpu:0", "gpu:1"]`."""
+    try:
+        with muted_stderr():
+            return keras.distribution.list_devices("gpu")
+    except (RuntimeError, ValueError, NotImplementedError):  # JAX raises where there is none
+        return []
+
+
+class OneDevice:
+    """Runs batches on the one device that Keras chooses."""
+
+    def scope(self):
+        """Gives the context in which networks must be built and loaded."""
+        return contextlib.nullcontext()
+
+    def train_on_batch(self, network, images, class_indices):
+        """Trains on one batch; gives (loss, accuracy) as floats."""
+        return network.train_on_batch(images, class_indices)
+
+    def predict_on_batch(self, network, images):
+        """Gives the network's outputs as a list of NumPy arrays."""
+        return network.predict_on_batch(images)
+
+
+class TensorFlowReplicas(OneDevice):
+    """Mirrors networks on several devices; each takes its share of a batch, gradients are summed.
+
+    Batch normalisation works within a share.
+
+    Args:
+        devices: list of TensorFlow device names.
+    """
+
+    def __init__(self, devices):
+        import tensorflow as tf
+
+        self.num_devices = len(devices)
+        self.strategy = tf.distribute.MirroredStrategy(devices)
+
+    def scope(self):
+        return self.strategy.scope()
+
+    def train_on_batch(self, network, images, class_indices):
+        # Keras' own train_on_batch would give each device the whole batch.
+        if network.train_function is None:
+            network.test_on_batch(images, class_indices)  # makes the metrics' variables in time
+            network.make_train_function()
+        network.reset_metrics()
+        shares = (self._split(images), self._split(class_indices))
+        logs = network.train_function(iter([shares]))
+        return float(logs["loss"]), float(logs["sparse_categorical_accuracy"])
+
+    def predict_on_batch(self, network, images):
+        network.make_predict_function()
+        outputs = network.predict_function([(self._split(images),)])
+        return [np.asarray(output) for output in outputs]
+
+    def _split(self, batch):
+        shares = np.split(batch, self.num_devices)
+        return self.strategy.experimental_distribute_values_from_function(
+            lambda context: keras.ops.convert_to_tensor(shares[context.replica_id_in_sync_group])
+        )
+
+
+def set_up_replicas(batch_size):
+    """Chooses how batches run here, and says so where there are several GPUs.
+
+    Args:
+        batch_size: images in a step, over all GPUs together.
+
+    Returns:
+        `OneDevice` or `TensorFlowReplicas`.
+
+    Raises:
+        ExpectedError: the batch cannot be split evenly.
+    """
+    gpus = list_gpus()
+    if len(gpus) < 2 or keras.backend.backend() == "torch":
+        return OneDevice()
+    if batch_size % len(gpus):
+        raise ExpectedError(
+            f"--batch-size {batch_size}: {len(gpus)} GPUs here; expected a multiple of that; "
+            "change --batch-size"
+        )
+    say(f"{len(gpus)} GPUs, each takes {batch_size // len(gpus)} images of a batch")
+    if keras.backend.backend() == "jax":
+        keras.distribution.set_distribution(
+            keras.distribution.DataParallel(auto_shard_dataset=False)
+        )
+        return OneDevice()
+    return TensorFlowReplicas([f"GPU:{number}" for number in range(len(gpus))])

@@ -1,0 +1,112 @@
+"""Tests of what imports what: modules know only those below them, and few know a framework."""
+
+import ast
+import functools
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A module may import those after it; the first three are scripts and never import each other.
+SCRIPTS = ("recognition", "retrieval", "kernels")
+ORDER = (
+    *SCRIPTS,
+    "training",
+    "describe",
+    "session",
+    "demo",
+    "demo_art",
+    "generators",
+    "model",
+    "replicas",
+    "neighbors",
+    "merging",
+    "search",
+    "descriptions",
+    "metrics",
+    "submissions",
+    "landmarks",
+    "download",
+    "utils",
+)
+FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
+WITHOUT_FRAMEWORK = (
+    "demo", "demo_art", "session", "generators", "neighbors", "merging", "search", "descriptions",
+    "metrics", "submissions", "landmarks", "download", "utils",
+)  # fmt: skip
+PRESENT = tuple(name for name in ORDER if (ROOT / f"{name}.py").exists())
+
+
+@functools.cache
+def parse(name):
+    return ast.parse((ROOT / f"{name}.py").read_text(), f"{name}.py")
+
+
+def imports_below(node):
+    """Names the top-level packages that are imported anywhere below a node of a syntax tree."""
+    found = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in part.names}
+        elif isinstance(part, ast.ImportFrom):
+            found.add((part.module or "").partition(".")[0])
+    return found
+
+
+@functools.cache
+def imports_of(name):
+    return imports_below(parse(name))
+
+
+@functools.cache
+def imports_at_start(name):
+    """Names what is imported when the module is, and not only when a function is called."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    statements = [part for part in parse(name).body if not isinstance(part, functions)]
+    return set().union(*map(imports_below, statements))
+
+
+def closure(name, imports):
+    """Names all that a module imports, and what that imports, and so on."""
+    found, left = set(), [name]
+    while left:
+        new = imports(left.pop()) - found
+        found |= new
+        left += new & set(PRESENT)
+    return found
+
+
+def test_every_module_of_the_project_has_its_place_in_the_order():
+    assert {path.stem for path in ROOT.glob("*.py")} <= set(ORDER)
+
+
+@pytest.mark.parametrize("name", PRESENT)
+def test_a_module_imports_only_those_below_it(name):
+    allowed = set(ORDER[ORDER.index(name) + 1 :]) - set(SCRIPTS)
+    assert imports_of(name) & set(ORDER) <= allowed
+
+
+@pytest.mark.parametrize("name", PRESENT)
+def test_no_module_imports_all_names_of_another(name):
+    stars = [
+        node.module
+        for node in ast.walk(parse(name))
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
+    ]
+    assert stars == []
+
+
+@pytest.mark.parametrize("name", [name for name in PRESENT if name in WITHOUT_FRAMEWORK])
+def test_the_data_and_the_scores_know_no_deep_learning_framework(name):
+    assert not closure(name, imports_of) & FRAMEWORKS
+
+
+@pytest.mark.parametrize("name", [name for name in PRESENT if name in SCRIPTS])
+def test_a_script_answers_before_it_loads_a_framework(name):
+    slow = {"faiss", "matplotlib"} if name != "retrieval" else {"faiss"}  # it draws neighbours
+    assert not closure(name, imports_at_start) & (FRAMEWORKS | slow)
+
+
+def test_only_the_search_knows_faiss():
+    assert [name for name in PRESENT if "faiss" in imports_of(name)] in ([], ["search"])

@@ -1,0 +1,68 @@
+"""Two replicas of a network share each batch; two logical CPUs stand for two GPUs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+TWO_CPUS = """
+import sys
+import numpy as np
+import tensorflow as tf
+
+sys.path[:0] = [{root!r}, {tests!r}]
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+import keras
+import model
+from replicas import OneDevice, TensorFlowReplicas
+
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, (6, 8, 16, 16, 3), np.uint8)
+classes = rng.integers(0, 3, (6, 8)).astype(np.int32)
+
+
+def run(replicas):
+    # No batch normalisation: it works within a share, so that two shares differ from one batch.
+    with replicas.scope():
+        model.set_up_keras(0)
+        inputs = keras.Input((16, 16, 3), dtype="uint8")
+        pixels = keras.layers.Rescaling(1 / 255)(inputs)
+        features = keras.layers.Conv2D(4, 3, activation="relu")(pixels)
+        pooled = keras.layers.GlobalMaxPooling2D(name="descriptor")(features)
+        network = keras.Model(inputs, keras.layers.Dense(3, name="logits")(pooled))
+        model.compile_network(network, 0.01)
+        network.optimizer.build(network.trainable_variables)
+        losses = [replicas.train_on_batch(network, x, y) for x, y in zip(images, classes)]
+        predictor = model.build_predictor(model.build_classifier(network))
+        outputs = replicas.predict_on_batch(predictor, images[0])
+        valid = network.test_on_batch(images[1], classes[1])
+    return np.array(losses), outputs, np.array(valid)
+
+
+one = run(OneDevice())
+two = run(TensorFlowReplicas(["CPU:0", "CPU:1"]))
+np.testing.assert_allclose(two[0], one[0], rtol=2e-3, atol=2e-4)
+np.testing.assert_allclose(two[2], one[2], rtol=2e-3, atol=2e-4)
+assert one[1][0].tolist() == two[1][0].tolist()
+np.testing.assert_allclose(two[1][2], one[1][2], rtol=2e-2, atol=1e-3)
+print("equal")
+"""
+
+
+def test_two_replicas_train_and_predict_as_one_device_does():
+    tests = Path(__file__).resolve().parent
+    code = TWO_CPUS.format(root=str(tests.parent), tests=str(tests))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "equal", done.stderr[-2000:]
+
+
+def test_a_batch_that_two_gpus_cannot_share_is_refused(monkeypatch):
+    import pytest
+
+    import replicas
+    from utils import ExpectedError
+
+    monkeypatch.setattr(replicas, "list_gpus", lambda: ["gpu:0", "gpu:1"])
+    with pytest.raises(ExpectedError, match="--batch-size 33: 2 GPUs here"):
+        replicas.set_up_replicas(33)
