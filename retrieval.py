@@ -45,7 +45,15 @@ from submissions import (
     read_retrieval_solution,
     write_retrieval_submission,
 )
-from utils import CommandLine, ExpectedError, atomic_write, run_command_line, save_arrays, say
+from utils import (
+    CommandLine,
+    ExpectedError,
+    atomic_write,
+    require_package,
+    run_command_line,
+    save_arrays,
+    say,
+)
 
 
 def make_parser():
@@ -122,6 +130,7 @@ def search_parts(session, args):
     Returns:
         list of the part files.
     """
+    require_package("faiss", "faiss-cpu")  # before hours are spent on descriptors
     import describe  # loads Keras: not before the command line proved right
 
     parts = range(args.parts) if args.part is None else [args.part]

@@ -3,12 +3,14 @@
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import queue
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -59,6 +61,31 @@ def say(text):
 def on_kaggle():
     """Tells whether this process runs inside a Kaggle kernel."""
     return "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+
+
+def require_package(module, package):
+    """Makes sure that a Python package is there; a Kaggle kernel installs it where it is missing.
+
+    Args:
+        module: name to import.
+        package: name to install.
+
+    Raises:
+        ExpectedError: it is missing and cannot be installed.
+    """
+    if importlib.util.find_spec(module):
+        return
+    if on_kaggle():
+        say(f"installing {package}, which this image does not have")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", package]
+        installed = subprocess.run(command, check=False).returncode == 0
+        importlib.invalidate_caches()
+        if installed and importlib.util.find_spec(module):
+            return
+    raise ExpectedError(
+        f"{module} is missing; expected the package {package}; pip install {package} (a Kaggle "
+        "kernel does so by itself when its internet is on)"
+    )
 
 
 class CommandLine(argparse.ArgumentParser):

@@ -557,3 +557,26 @@ def test_muting_leaves_stdout_alone(capfd):
     with muted_stderr():
         os.write(1, b"result\n")
     assert capfd.readouterr().out == "result\n"
+
+
+def test_a_package_that_is_there_is_not_installed(monkeypatch):
+    monkeypatch.setattr(utils.subprocess, "run", lambda *args, **kwargs: pytest.fail("installed"))
+    utils.require_package("json", "json")
+
+
+def test_a_missing_package_is_named_with_what_to_do(monkeypatch):
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    with pytest.raises(ExpectedError, match="no_such_module is missing; .*pip install no-such;?"):
+        utils.require_package("no_such_module", "no-such")
+
+
+def test_a_kernel_installs_a_missing_package(monkeypatch, tmp_path):
+    def install(command, check):
+        assert command[-2:] == ["--no-deps", "made-up"]
+        (tmp_path / "made_up_package.py").write_text("")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(utils.subprocess, "run", install)
+    utils.require_package("made_up_package", "made-up")
