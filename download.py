@@ -72,7 +72,8 @@ class _Transfer:
                 self._accept(response)
                 self._receive(response)
         except urllib.error.HTTPError as error:
-            self._refuse(error)
+            with error:  # it holds the connection
+                self._refuse(error)
         except (OSError, urllib.error.URLError, http.client.HTTPException) as error:
             raise _RetryError(getattr(error, "reason", None) or error) from error
         if self.total_bytes is not None and self.num_bytes != self.total_bytes:
@@ -230,6 +231,7 @@ def _ask_patiently(request, receive, patience):
             with urllib.request.urlopen(request, timeout=patience.timeout_s) as response:
                 return receive(response)
         except urllib.error.HTTPError as error:
+            error.close()  # it holds the connection
             if error.code not in TEMPORARY_STATUSES:
                 reason = " ".join(str(error.reason).split())
                 raise MissingFileError(

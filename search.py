@@ -78,7 +78,7 @@ def _nearest_of_same_landmark(queries, query_landmarks, index, index_landmarks, 
     sorted_landmarks = index_landmarks[index_order]
     query_order = np.argsort(query_landmarks, kind="stable")
     landmarks, begins = np.unique(query_landmarks[query_order], return_index=True)
-    for landmark, query_rows in zip(landmarks, np.split(query_order, begins[1:]), strict=True):
+    for landmark, query_rows in zip(landmarks, np.split(query_order, begins)[1:], strict=True):
         first, last = np.searchsorted(sorted_landmarks, [landmark, landmark + 1])
         if first == last:
             continue

@@ -76,7 +76,7 @@ def add_session_options(parser):
     parser.add_argument(
         "--skip-bad-shards",
         action="store_true",
-        help=f"leave out shards that stay broken, up to {MAX_SKIPPED_SHARE:.0%}, not stop",
+        help=f"leave out shards that stay broken, up to {MAX_SKIPPED_SHARE:.0%}%, not stop",
     )
 
 

@@ -392,6 +392,18 @@ def test_a_model_that_is_missing(data_set, tmp_path, capsys):
     )
 
 
+def test_a_checkpoint_in_the_place_of_a_model(data_set, recognition_run, tmp_path, capsys):
+    checkpoint = recognition_run.output / "checkpoint" / "training.npz"
+    line = failure(
+        capsys,
+        *("predict", "--source", data_set.folder, "--output", tmp_path, "--model", checkpoint),
+    )
+    assert line == (
+        f"error: {checkpoint}: no class table in it; expected a model written by recognition.py, "
+        "which knows the landmark of each output; check --model"
+    )
+
+
 def test_prediction_before_training(data_set, tmp_path, capsys):
     line = failure(capsys, "predict", "--source", data_set.folder, "--output", tmp_path / "empty")
     assert line == (

@@ -1,0 +1,680 @@
+"""Tests of the Kaggle side: the real `kaggle` client against a stand-in for Kaggle on loopback."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+import pytest
+from kaggle_mock import IDS, RESULTS, KaggleMock, Outcome
+
+import kernels
+from utils import ExpectedError
+
+ROOT = Path(kernels.__file__).parent
+USER = "someone"
+RECOGNITION = "landmark-recognition"
+PARTS = [f"landmark-retrieval-part-{part}" for part in range(6)]
+MERGE = "landmark-retrieval-merge"
+UNFINISHED = {"checkpoint/training.npz": "weights", "history.csv": "mini_epoch\n1\n"}
+
+
+def client_problem():
+    """Says why the real client cannot be used here, or nothing."""
+    client = Path(sys.executable).with_name("kaggle")
+    if not client.is_file():
+        return "the kaggle client is not installed (pip install kaggle six)"
+    done = subprocess.run([client, "--version"], capture_output=True, text=True)
+    return f"the kaggle client does not start: {done.stderr[-200:]}" if done.returncode else ""
+
+
+PROBLEM = client_problem()
+needs_client = pytest.mark.skipif(bool(PROBLEM), reason=PROBLEM)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(kernels, "RETRY_PAUSES_S", (0.01, 0.01))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Kernels built once."""
+    folder = tmp_path_factory.mktemp("built")
+    build(folder)
+    return folder
+
+
+@pytest.fixture
+def mock(monkeypatch, tmp_path):
+    """Kaggle on loopback, with the client in a process of its own for each call."""
+    home = tmp_path / "home"
+    home.mkdir()
+    with KaggleMock() as server:
+        for name, value in server.environment(home).items():
+            monkeypatch.setenv(name, value)
+        for name in ("KAGGLE_API_TOKEN", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        yield server
+
+
+@pytest.fixture
+def kaggle(monkeypatch, mock):
+    """Kaggle on loopback, with the client's own code called in this process: quicker."""
+    cli = importlib.import_module("kaggle.cli")
+    lock, run_apart = threading.Lock(), subprocess.run
+
+    def run(command, **kwargs):
+        if Path(command[0]).name != "kaggle":
+            return run_apart(command, **kwargs)
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with lock, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            monkeypatch.setattr(sys, "argv", command)
+            try:
+                cli.main()
+            except SystemExit as stop:
+                code = stop.code
+            except Exception:
+                traceback.print_exc()
+                code = 1
+        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+    monkeypatch.setattr(kernels.subprocess, "run", run)
+    return mock
+
+
+def build(folder, *arguments):
+    kernels.main(["build", "--user", USER, "--kernels", str(folder), *arguments])
+
+
+def command(name, folder, *arguments):
+    """Runs a command on built kernels, without pauses."""
+    poll = ["--poll-s", "0.001"] if name in ("push", "run") else []
+    kernels.main([name, "--kernels", str(folder), *poll, *arguments])
+
+
+def run(folder, output, *arguments):
+    command("run", folder, "--output", str(output), *arguments)
+
+
+def refusal(name, folder, *arguments):
+    """Runs a command that is expected to fail, and gives its one line."""
+    with pytest.raises(ExpectedError) as caught:
+        command(name, folder, *arguments)
+    message = str(caught.value)
+    assert message.splitlines() == [message]
+    assert message.count("; ") >= 2 and "; expected " in message
+    return message
+
+
+def files_of(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# ----------------------------------------------------------------------------------------- build
+
+
+def test_the_same_source_builds_the_same_bytes_at_any_time_and_place(built, tmp_path):
+    os.environ["TZ"], zone = "Asia/Tokyo", os.environ.get("TZ")
+    try:
+        build(tmp_path)
+    finally:
+        os.environ.pop("TZ") if zone is None else os.environ.update(TZ=zone)
+    assert files_of(tmp_path) == files_of(built)
+    assert len(files_of(built)) == 16
+
+
+def test_the_metadata_is_what_kaggle_expects(built):
+    metadata = {
+        name: json.loads((built / name / "kernel-metadata.json").read_text())
+        for name in kernels.KERNELS
+    }
+    recognition, part, merge = metadata["recognition"], metadata["part-3"], metadata["merge"]
+    for name, page in metadata.items():
+        assert page["id"] == f"someone/{page['title'].lower().replace(' ', '-')}"
+        assert len(page["title"]) >= 5 and (built / name / page["code_file"]).is_file()
+        assert (page["language"], page["kernel_type"]) == ("python", "script")
+        assert page["is_private"] is True and page["enable_internet"] is True
+        assert page["dataset_sources"] == page["competition_sources"] == []
+        assert page["enable_gpu"] is (name != "merge")
+        assert page.get("machine_shape") == (None if name == "merge" else "NvidiaTeslaT4")
+    assert recognition["kernel_sources"] == [recognition["id"]]
+    assert part["kernel_sources"] == [recognition["id"], part["id"]]
+    assert merge["kernel_sources"] == [metadata[f"part-{k}"]["id"] for k in range(6)]
+
+
+def facts_of(folder, name):
+    (script,) = (folder / name).glob("*.py")
+    return kernels.ast.literal_eval(
+        re.search(r"^FACTS = (\{.*?^\})", script.read_text(), re.M | re.S)[1]
+    )
+
+
+def test_each_kernel_does_its_share(built, tmp_path):
+    assert facts_of(built, "recognition")["arguments"] == ["--max-hours", "11"]
+    assert facts_of(built, "part-3")["arguments"] == [
+        *("--part", "3", "--parts", "6", "--max-hours", "11")
+    ]  # fmt: skip
+    assert facts_of(built, "merge")["arguments"] == ["merge"]
+    build(
+        tmp_path, "--recognition-args", "--clean --image-size 224", "--max-hours", "8.5",
+        "--retrieval-args", "--rerank-divisor 2", "--dataset", "a/data",
+    )  # fmt: skip
+    assert facts_of(tmp_path, "recognition")["arguments"] == [
+        *("--max-hours", "8.5", "--clean", "--image-size", "224")
+    ]
+    assert facts_of(tmp_path, "merge")["arguments"] == ["merge", "--rerank-divisor", "2"]
+    page = json.loads((tmp_path / "merge" / "kernel-metadata.json").read_text())
+    assert page["dataset_sources"] == ["a/data"]
+
+
+def test_a_build_has_another_name_when_arguments_or_sources_change(built, tmp_path, monkeypatch):
+    before = facts_of(built, "recognition")
+    build(tmp_path, "--recognition-args", "--clean")
+    assert facts_of(tmp_path, "recognition")["source"] == before["source"]
+    assert facts_of(tmp_path, "recognition")["build"] != before["build"]
+    assert facts_of(tmp_path, "merge") == facts_of(built, "merge")
+    modules = kernels.find_modules() | {"utils": b"changed"}
+    monkeypatch.setattr(kernels, "find_modules", lambda: modules)
+    build(tmp_path)
+    after = facts_of(tmp_path, "recognition")
+    assert after["source"] != before["source"] and after["build"] != before["build"]
+
+
+def test_all_modules_that_the_scripts_need_are_packed_and_no_others():
+    modules = kernels.find_modules()
+    assert {"recognition", "retrieval", "model", "search", "demo_art", "utils"} <= modules.keys()
+    assert "kernels" not in modules and "numpy" not in modules
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--recognition-args", "--clan"], "unrecognized arguments: --clan; expected options of"),
+        (["--recognition-args", "--image-size 3"], "'3'; expected a number from 32 up"),
+        (["--retrieval-args", "--parts=3"], "--parts=3 is set for each kernel"),
+        (["--retrieval-args", "'"], "No closing quotation"),
+        (["--user", "a/b"], "--user a/b; expected a name"),
+    ],
+)
+def test_wrong_arguments_for_a_kernel_are_refused_before_anything_is_written(
+    tmp_path, arguments, told
+):
+    with pytest.raises(ExpectedError, match=re.escape(told)) as caught:
+        kernels.main(["build", "--user", USER, "--kernels", str(tmp_path / "built"), *arguments])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "built").exists()
+
+
+# ------------------------------------------------------------------------- the generated script
+
+
+@pytest.fixture
+def trivial(tmp_path, monkeypatch):
+    """Builds kernels of a script that leaves a result and says where its source is."""
+
+    def make(body):
+        modules = {
+            "recognition": f"import sys\nimport utils\ndef main(argv):\n{body}".encode(),
+            "utils": (ROOT / "utils.py").read_bytes(),
+        }
+        monkeypatch.setattr(kernels, "find_modules", lambda: modules)
+        build(tmp_path / "built")
+        working = tmp_path / "working"
+        working.mkdir()
+        script = tmp_path / "built" / "recognition" / f"{RECOGNITION}.py"
+        done = subprocess.run([sys.executable, script], cwd=working, capture_output=True, text=True)
+        return done, working
+
+    return make
+
+
+def test_a_kernel_unpacks_outside_of_its_output_runs_the_script_and_reports(trivial):
+    done, working = trivial(
+        "    open('recognition_submission.csv', 'w').write('id')\n    print(utils.__file__, argv)\n"
+    )
+    assert done.returncode == 0, done.stderr
+    place, _, argv = done.stdout.strip().partition(" ")
+    assert working not in Path(place).parents and ROOT not in Path(place).parents
+    assert not Path(place).exists()
+    assert argv == "['--max-hours', '11']"
+    assert sorted(files_of(working)) == ["kernel.json", "recognition_submission.csv"]
+    report = json.loads((working / "kernel.json").read_text())
+    assert report["finished"] is True and report["files"] == {"recognition_submission.csv": 2}
+    assert report["started"] <= report["ended"]
+    assert re.search(
+        r"^kernel recognition, source \S+, build [0-9a-f]{12}: recognition.py --max-hours 11$",
+        done.stderr, re.M,
+    )  # fmt: skip
+
+
+def test_a_kernel_that_stopped_in_time_reports_that_it_is_not_finished(trivial):
+    done, working = trivial("    open('history.csv', 'w').write('row')\n    sys.exit(0)\n")
+    assert done.returncode == 0
+    report = json.loads((working / "kernel.json").read_text())
+    assert report["finished"] is False and report["files"] == {"history.csv": 3}
+
+
+def test_a_kernel_that_fails_ends_with_one_line_and_no_report(trivial):
+    done, working = trivial("    raise utils.ExpectedError('a; expected b; do c')\n")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1:] == ["error: a; expected b; do c"]
+    assert files_of(working) == {}
+
+
+def test_a_built_kernel_starts_the_real_script(built, tmp_path):
+    text = (built / "merge" / f"{MERGE}.py").read_text()
+    (tmp_path / "script.py").write_text(text.replace("['merge']", "['merge', '--parts', '0']"))
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[1:] == [
+        "error: argument --parts: '0'; expected a number from 1 up; see retrieval.py --help"
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["script.py"]
+
+
+# ----------------------------------------------------------------------------- the whole way
+
+
+@needs_client
+def test_run_does_it_all_with_the_real_client_and_never_more_than_two_gpu_sessions(
+    built, mock, tmp_path, capsys
+):
+    mock.outcomes[RECOGNITION] = [
+        Outcome(is_finished=False, files=UNFINISHED),
+        Outcome(files=UNFINISHED | {"model.keras": "network", "queries.npz": "arrays"}),
+    ]
+    output = tmp_path / "collected"
+    run(built, output, "--submit")
+    pushes = mock.pushes()
+    assert pushes == [RECOGNITION, RECOGNITION, *PARTS, MERGE]
+    assert (mock.most_gpus, mock.num_refused) == (2, 0)
+    first, second = mock.sessions[0].request, mock.sessions[1].request
+    assert first["text"] == (built / "recognition" / f"{RECOGNITION}.py").read_text()
+    assert first["slug"] == f"someone/{RECOGNITION}" and first["machineShape"] == "NvidiaTeslaT4"
+    assert first["isPrivate"] and first["enableGpu"] and first["enableInternet"]
+    assert second["kernelDataSources"] == [f"someone/{RECOGNITION}"]
+    assert [one.started > mock.sessions[1].ended for one in mock.sessions[2:]] == [True] * 7
+    assert mock.sessions[-1].started > max(one.ended for one in mock.sessions[:-1])
+    collected = files_of(output)
+    assert sorted(path for path in collected if not path.endswith("kernel.json")) == [
+        "merge/retrieval_submission.csv",
+        "recognition/history.csv",
+        "recognition/model.keras",
+        "recognition/recognition_submission.csv",
+    ]
+    assert [(name, content.decode()) for name, _, content in mock.submissions] == [
+        ("landmark-recognition-2019", RESULTS["recognition_submission.csv"]),
+        ("landmark-retrieval-2019", RESULTS["retrieval_submission.csv"]),
+    ]
+    out = capsys.readouterr().out
+    assert f"{output}/merge/retrieval_submission.csv\n" in out
+    assert "landmark-retrieval-2019: " in out
+
+
+@needs_client
+def test_everything_finished_is_left_alone_and_submitted_only_once(built, kaggle, tmp_path, capsys):
+    run(built, tmp_path, "--submit")
+    num_pushes, downloads = len(kaggle.pushes()), kaggle.calls.count("ListKernelSessionOutput")
+    kept = (tmp_path / "merge" / "retrieval_submission.csv").stat().st_mtime_ns
+    capsys.readouterr()
+    run(built, tmp_path, "--submit")
+    assert len(kaggle.pushes()) == num_pushes == 8 and downloads
+    assert (tmp_path / "merge" / "retrieval_submission.csv").stat().st_mtime_ns == kept
+    assert len(kaggle.submissions) == 2
+    assert "is submitted already" in capsys.readouterr().out
+
+
+@needs_client
+def test_a_run_that_was_stopped_in_the_middle_goes_on_from_what_kaggle_says(
+    built, kaggle, tmp_path, monkeypatch
+):
+    """Stopped when two parts run; they go on meanwhile, and none is pushed twice."""
+    sleep = kernels.time.sleep
+
+    def interrupt(seconds):
+        if len(kaggle.pushes()) == 3:
+            raise KeyboardInterrupt
+        sleep(seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels.time, "sleep", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(built, tmp_path)
+    assert kaggle.pushes() == [RECOGNITION, *PARTS[:2]]
+    run(built, tmp_path)
+    assert kaggle.pushes() == [RECOGNITION, *PARTS, MERGE]
+    assert (kaggle.most_gpus, kaggle.num_refused) == (2, 0)
+
+
+@needs_client
+def test_push_waits_in_between_but_not_for_the_last(built, kaggle):
+    command("push", built)
+    assert kaggle.pushes() == [RECOGNITION, *PARTS, MERGE]
+    assert kaggle.sessions[-1].ended is None
+
+
+@needs_client
+def test_status_shows_a_table(built, kaggle, capsys):
+    kaggle.outcomes[RECOGNITION] = [Outcome(is_finished=False, files=UNFINISHED)]
+    kernels.push(kernels.read_built(built)["recognition"], kernels.State("absent"))
+    capsys.readouterr()
+    command("status", built)
+    command("status", built)
+    command("status", built)
+    lines = capsys.readouterr().out.splitlines()
+    name = facts_of(built, "recognition")["build"]
+    assert lines[0].split() == ["kernel", "status", "build", "outputs"]
+    assert lines[1].split() == ["recognition", "QUEUED"]
+    assert lines[10].split() == ["recognition", "RUNNING"]
+    assert lines[19].split() == [
+        *("recognition", "UNFINISHED", name, "*"),
+        *["history.csv", "0.0", "MB"],
+    ]
+    assert lines[26].split() == ["merge", "absent"]
+
+
+# --------------------------------------------------------------------------- what can go wrong
+
+
+def finish(kaggle, built, *names):
+    """Lets kernels be finished already."""
+    for name in names:
+        one = kernels.read_built(built)[name]
+        assert kernels.push(one, kernels.State("absent"))
+        session = kaggle.sessions[-1]
+        session.looks, session.ended = 9, next(kaggle.clock)
+
+
+@needs_client
+def test_a_failed_part_stops_the_run_with_its_reason_and_is_pushed_again_by_name(
+    built, kaggle, tmp_path
+):
+    finish(kaggle, built, "recognition")
+    log = "kernel part-1, build x\nerror: a.tar: gone; expected a file; check it\n"
+    kaggle.outcomes[PARTS[1]] = [Outcome("ERROR", log=log)]
+    told = refusal("run", built)
+    assert told.startswith(f"someone/{PARTS[1]}: ERROR (a.tar: gone; expected a file; check it)")
+    assert told.endswith("push it again with: python kernels.py push part-1")
+    assert refusal("run", built).startswith(f"someone/{PARTS[1]}: ERROR")  # not again by itself
+    command("push", built, "part-1")
+    run(built, tmp_path)
+    assert kaggle.pushes().count(PARTS[1]) == 2 and kaggle.pushes()[-1] == MERGE
+
+
+@needs_client
+def test_what_failed_is_pushed_by_itself_once_it_is_mended_and_built_anew(built, kaggle, tmp_path):
+    build(tmp_path / "faulty", "--recognition-args", "--batch-size 4096")
+    name = facts_of(tmp_path / "faulty", "recognition")["build"]
+    log = f"kernel recognition, source x, build {name}: recognition.py\nboom\n"
+    kaggle.outcomes[RECOGNITION] = [Outcome("ERROR", log=log)]
+    assert "ERROR (it failed)" in refusal("push", tmp_path / "faulty")
+    command("push", built)
+    assert kaggle.pushes() == [RECOGNITION, RECOGNITION, *PARTS, MERGE]
+
+
+@needs_client
+def test_a_push_that_kaggle_refuses_is_one_line_with_its_words(built, kaggle):
+    kaggle.faults["SaveKernel"] = [{"error": "Weekly GPU quota is exhausted."}]
+    told = refusal("run", built)
+    assert "Kernel push error: Weekly GPU quota is exhausted." in told
+    assert kaggle.pushes() == []
+
+
+@needs_client
+def test_a_dropped_source_is_an_error_but_for_the_first_push_of_recognition(built, kaggle):
+    kaggle.outcomes[RECOGNITION] = [Outcome(is_finished=False, files=UNFINISHED)]
+    kaggle.dropped.add(f"someone/{RECOGNITION}")
+    told = refusal("run", built)
+    assert (
+        f"not valid kernel sources and could not be added to the kernel: ['someone/{RECOGNITION}']"
+        in told
+    )
+    assert kaggle.pushes() == [RECOGNITION, RECOGNITION]  # the first was accepted
+
+
+@needs_client
+def test_a_part_without_the_model_is_an_error(built, kaggle):
+    finish(kaggle, built, "recognition")
+    kaggle.dropped.add(f"someone/{RECOGNITION}")
+    assert "not valid kernel sources" in refusal("run", built)
+    assert kaggle.pushes() == [RECOGNITION, PARTS[0]]
+
+
+@needs_client
+def test_gpu_sessions_of_somebody_else_are_waited_for(built, kaggle, capsys):
+    kaggle.foreign_gpus = 3
+    command("push", built)
+    assert kaggle.pushes() == [RECOGNITION, *PARTS, MERGE]
+    assert capsys.readouterr().err.count("no session free") == 1
+
+
+@needs_client
+def test_an_answer_that_tells_of_the_session_before_starts_no_third_session(built, kaggle):
+    kaggle.outcomes[RECOGNITION] = [
+        Outcome(is_finished=False, files=UNFINISHED, stale_looks=2),
+        Outcome(stale_looks=3),
+    ]
+    command("push", built)
+    assert kaggle.pushes() == [RECOGNITION, RECOGNITION, *PARTS, MERGE]
+
+
+@needs_client
+def test_training_that_never_ends_is_given_up(built, kaggle):
+    kaggle.outcomes[RECOGNITION] = [Outcome(is_finished=False) for _ in range(9)]
+    told = refusal("run", built, "--max-sessions", "3")
+    assert "not finished after 3 sessions" in told
+    assert kaggle.pushes() == [RECOGNITION] * 3
+
+
+@needs_client
+def test_a_part_that_stopped_in_time_is_continued_but_a_merge_without_result_is_an_error(
+    built, kaggle
+):
+    finish(kaggle, built, "recognition")
+    kaggle.outcomes |= {PARTS[1]: [Outcome(is_finished=False)], MERGE: [Outcome(is_finished=False)]}
+    assert "it stopped without retrieval_submission.csv" in refusal("run", built)
+    assert [kaggle.pushes().count(slug) for slug in (*PARTS, MERGE)] == [1, 2, 1, 1, 1, 1, 1]
+
+
+@needs_client
+def test_a_kernel_of_the_same_name_that_is_not_ours_is_not_overwritten(built, kaggle):
+    kaggle.outcomes[RECOGNITION] = [Outcome(has_report=False, files={"kernel.json": "[1]"})]
+    finish(kaggle, built, "recognition")
+    assert "its output has no kernel.json" in refusal("run", built)
+    assert len(kaggle.pushes()) == 1
+
+
+@needs_client
+def test_what_another_build_finished_is_neither_redone_nor_used_without_a_word(
+    built, kaggle, tmp_path
+):
+    finish(kaggle, built, "recognition")
+    build(tmp_path, "--recognition-args", "--clean")
+    assert "finished by build" in refusal("push", tmp_path)
+    command("push", tmp_path, "--any-build")
+    assert kaggle.pushes() == [RECOGNITION, *PARTS, MERGE]
+
+
+@needs_client
+def test_parts_that_are_older_than_the_model_are_searched_again(built, kaggle):
+    finish(kaggle, built, "recognition", "part-0", "recognition")
+    command("push", built)
+    assert kaggle.pushes() == [*(RECOGNITION, PARTS[0], RECOGNITION), *PARTS, MERGE]
+
+
+@needs_client
+def test_push_by_name_asks_for_finished_inputs_and_no_running_session(built, kaggle):
+    assert "its input recognition is not finished" in refusal("push", built, "part-2")
+    command("push", built, "recognition")
+    assert "its session is QUEUED" in refusal("push", built, "recognition")
+    assert kaggle.pushes() == [RECOGNITION]
+
+
+@needs_client
+@pytest.mark.parametrize("fault", [503, "drop"])
+def test_a_failing_network_is_tried_again(built, kaggle, capsys, fault):
+    kaggle.faults |= {
+        "GetKernelSessionStatus": [fault, fault], "ListKernelSessionOutput": [fault],
+        "SaveKernel": [fault],
+    }  # fmt: skip
+    command("push", built)
+    assert kaggle.pushes() == [RECOGNITION, *PARTS, MERGE]
+    assert "next try in" in capsys.readouterr().err
+
+
+@needs_client
+def test_a_network_that_stays_away_is_one_line(built, kaggle):
+    kaggle.faults["GetKernelSessionStatus"] = [503] * 9
+    told = refusal("run", built)
+    assert told.startswith("kaggle kernels status: 503 Server Error")
+    assert told.endswith("run the command again when the network is back")
+
+
+@needs_client
+def test_a_push_whose_answer_is_lost_is_not_repeated(built, kaggle):
+    kaggle.outcomes[RECOGNITION] = [Outcome(looks=5)]
+    kaggle.faults["SaveKernel"] = ["lose"]
+    command("push", built)
+    assert kaggle.pushes() == [RECOGNITION, *PARTS, MERGE]
+
+
+# -------------------------------------------------------------------------- collect and submit
+
+
+@needs_client
+def test_collect_repeats_a_download_that_came_incomplete(built, kaggle, tmp_path, capsys):
+    finish(kaggle, built, "recognition", "part-0")
+    kaggle.faults["recognition_submission.csv"] = [503]
+    capsys.readouterr()
+    command("collect", built, "recognition", "part-0", "--output", str(tmp_path))
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path}/recognition/recognition_submission.csv",
+        f"{tmp_path}/part-0/part-0-of-6.npz",
+    ]
+    path = tmp_path / "recognition" / "recognition_submission.csv"
+    assert path.read_text() == RESULTS["recognition_submission.csv"]
+
+
+@needs_client
+def test_collect_says_what_is_not_there_yet(built, kaggle, tmp_path):
+    told = refusal("collect", built, "--output", str(tmp_path))
+    assert told.startswith(f"someone/{RECOGNITION}: no output (absent)")
+
+
+@needs_client
+def test_there_is_nothing_to_collect_of_a_failed_session(built, kaggle, tmp_path):
+    name = facts_of(built, "recognition")["build"]
+    log = f"kernel recognition, source x, build {name}: recognition.py\nerror: a; b; c\n"
+    kaggle.outcomes[RECOGNITION] = [Outcome("ERROR", log=log)]
+    finish(kaggle, built, "recognition")
+    told = refusal("collect", built, "--output", str(tmp_path))
+    assert told.startswith(f"someone/{RECOGNITION}: no output (ERROR)")
+
+
+def submission_files(output):
+    for challenge in kernels.CHALLENGES.values():
+        (output / challenge[0]).mkdir()
+        (output / challenge[0] / challenge[1]).write_text(RESULTS[challenge[1]])
+
+
+@needs_client
+@pytest.mark.parametrize(
+    ("kernel", "name", "content", "told"),
+    [
+        ("recognition", "recognition_submission.csv", f"id,landmarks\n{IDS[0]},x y\n", "has 'x y'"),
+        ("merge", "retrieval_submission.csv", f"id,images\n{IDS[0]},\n", "1 missing ids"),
+        ("merge", "retrieval_submission.csv", "busy", "no column 'id'"),
+    ],
+)
+def test_nothing_is_submitted_unless_both_files_are_right(
+    kaggle, tmp_path, kernel, name, content, told
+):
+    submission_files(tmp_path)
+    (tmp_path / kernel / name).write_text(content)
+    with pytest.raises(ExpectedError, match=re.escape(told)):
+        kernels.main(["submit", "--output", str(tmp_path)])
+    assert kaggle.submissions == []
+
+
+@needs_client
+def test_one_challenge_alone_can_be_submitted_elsewhere_with_other_words(kaggle, tmp_path):
+    submission_files(tmp_path)
+    kernels.main(
+        ["submit", "--output", str(tmp_path), "--recognition-competition", "",
+         "--retrieval-competition", "landmark-retrieval-2020", "--message", "second try"]
+    )  # fmt: skip
+    ((competition, words, content),) = kaggle.submissions
+    assert competition == "landmark-retrieval-2020"
+    assert re.fullmatch(r"second try \[[0-9a-f]{8}\]", words)
+    assert content.decode() == RESULTS["retrieval_submission.csv"]
+
+
+@needs_client
+def test_a_refused_submission_is_one_line(kaggle, tmp_path):
+    submission_files(tmp_path)
+    kaggle.faults["CreateSubmission"] = [{"message": "Daily limit reached"}]
+    with pytest.raises(ExpectedError, match="Daily limit reached; expected Kaggle to take"):
+        kernels.main(["submit", "--output", str(tmp_path)])
+
+
+# ------------------------------------------------------------------------------ without a client
+
+
+def test_a_missing_client_is_one_line(built, monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert refusal("status", built) == (
+        "no command `kaggle`; expected Kaggle's official client; install it with: "
+        "pip install kaggle six"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("ModuleNotFoundError: No module named 'six'", "pip install kaggle six"),
+        ("Authentication required to call the Kaggle API.", "log in with: kaggle auth login"),
+        ("kaggle: error: unrecognized arguments: --file-pattern", "pip install --upgrade kaggle"),
+    ],
+)
+def test_a_client_that_cannot_work_is_one_line(built, monkeypatch, tmp_path, words, told):
+    client = tmp_path / "kaggle"
+    client.write_text(f'#!/bin/sh\necho "{words}" >&2\nexit 1\n')
+    client.chmod(0o755)
+    monkeypatch.setattr(kernels.sys, "executable", str(tmp_path / "python"))
+    assert refusal("status", built).endswith(told)
+
+
+def test_kernels_that_are_not_built_are_one_line(tmp_path):
+    assert refusal("status", tmp_path).endswith("python kernels.py build --user NAME")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["push", "part-9"], "'part-9'; expected one of recognition, part-0"),
+        (["submit", "--recognition-competition", "", "--retrieval-competition", ""], "no compet"),
+        (["run", "--recognition-args", "--clean"], "options of a build go with --user"),
+        (["run", "--gpu-sessions", "0"], "'0'; expected a number above 0"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(capsys, arguments, told):
+    with pytest.raises(SystemExit) as caught:
+        kernels.main(arguments)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
