@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from landmarks import Shard, format_image_id
 from utils import ExpectedError, in_background, run_ahead, say
@@ -22,6 +22,16 @@ MEMBER_NAME = re.compile(r"([0-9a-f])/([0-9a-f])/([0-9a-f])/(\1\2\3[0-9a-f]{13})
 MAX_MEMBER_BYTES = 64 << 20  # the largest JPEGs of the data set are a few MB
 MAX_DECODED_PIXELS = 64_000_000  # 192 MB as RGB, once in each decoding thread
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # what is found under the name .jpg
+EXIF_ORIENTATION = 0x0112
+EXIF_TURNS = {  # how to undo each orientation; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MAX_BAD_SHARE = 0.05  # of a shard's images; more means that something else is wrong
 MIN_BAD_IMAGES = 3  # ... but a tiny shard may have a few
 MIN_CROP = 0.85  # side of a random crop, as a share of the picture's
@@ -142,16 +152,21 @@ def fetch_ahead(source, shards):
     Yields:
         A Future of the path, which is done: its `result()` gives the path or raises ExpectedError.
     """
-    if shards:
-        source.require_space(shards[0])
-    pending = in_background(source.fetch_shard, shards[0]) if shards else None
-    for position, shard in enumerate(shards):
+    if not shards:
+        return
+    source.require_space(shards[0])
+    pending = in_background(source.fetch_shard, shards[0])
+    for shard, next_shard in zip(shards, [*shards[1:], None], strict=True):
         wait([pending])
         fetched = pending
-        if position + 1 < len(shards):
-            pending = in_background(source.fetch_shard, shards[position + 1])
+        if next_shard:
+            pending = in_background(source.fetch_shard, next_shard)
         try:
             yield fetched
+        except GeneratorExit:  # nobody will ask for the next one
+            if next_shard:
+                pending.add_done_callback(lambda _, left=next_shard: source.discard_shard(left))
+            raise
         finally:
             source.discard_shard(shard)
 
@@ -343,7 +358,8 @@ def _resize(image, image_size, rng):
     if image.width * image.height > MAX_DECODED_PIXELS:
         raise BadImageError(f"{image.width}x{image.height} pixels")
     if "exif" in image.info:
-        image = ImageOps.exif_transpose(image)
+        turn = EXIF_TURNS.get(image.getexif().get(EXIF_ORIENTATION))
+        image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I"):  # 16 bits; convert() would cut off all above 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode != "RGB":

@@ -198,18 +198,19 @@ class Source:
             lower, upper = (middle, upper) if has(middle - 1) else (lower, middle)
         return lower
 
-    def select_shards(self, split, first=0, stop=None):
-        """Lists the shards `first` to `stop - 1` of a split.
+    def select_shards(self, split, first=0, stop=None, option=None):
+        """Lists the shards `first` to `stop - 1` of a split; `option` is what a person changes.
 
         Raises:
             ExpectedError: the source has no such shards.
         """
+        option = option or f"--{split}-shards"
         num_shards = self.count_shards(split)
         stop = num_shards if stop is None else stop
         if not 0 <= first < stop <= num_shards:
             raise ExpectedError(
                 f"{self}: {split} shards {first}:{stop} asked for; expected a range within "
-                f"0:{num_shards}, which is what the source has; change --{split}-shards"
+                f"0:{num_shards}, which is what the source has; change {option}"
                 if num_shards
                 else f"{self}: no {split}/images_000.tar; expected shards in the CVDF layout; "
                 "check --source"

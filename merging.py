@@ -157,13 +157,27 @@ def merge_candidates(rows, image_ids, distances, agrees, divisor, num_nearest):
     """
     reranked = distances.astype(np.float64)
     reranked[agrees] /= divisor
-    order = np.lexsort((image_ids, reranked, rows))
+    table = _table_of(rows)
+    ids = image_ids[table]
+    # Rows of a table are sorted several times faster than all candidates at once.
+    order = np.lexsort((ids, np.where(table >= 0, reranked[table], np.inf)), axis=1)
+    table, ids = np.take_along_axis(table, order, axis=1), np.take_along_axis(ids, order, axis=1)
     # The same image may lie in two shards: its first, nearest place counts.
-    _, first_places = np.unique(
-        np.rec.fromarrays([rows[order], image_ids[order]]), return_index=True
-    )
-    order = order[np.sort(first_places)]
-    sorted_rows = rows[order]
-    begins = np.searchsorted(sorted_rows, sorted_rows)
-    kept = order[np.arange(len(order)) - begins < num_nearest]
+    by_image = np.argsort(ids, axis=1, kind="stable")
+    ids = np.take_along_axis(ids, by_image, axis=1)
+    is_repeated = np.zeros(table.shape, bool)
+    np.put_along_axis(is_repeated, by_image[:, 1:], ids[:, 1:] == ids[:, :-1], axis=1)
+    is_kept = (table >= 0) & ~is_repeated
+    is_kept &= np.cumsum(is_kept, axis=1) <= num_nearest
+    kept = table[is_kept]
     return kept, reranked[kept]
+
+
+def _table_of(rows):
+    """Gives the places of `rows`, one row of the table for each value in it; -1 fills up."""
+    order = np.argsort(rows, kind="stable")
+    _, begins, counts = np.unique(rows[order], return_index=True, return_counts=True)
+    table = np.full((len(counts), counts.max(initial=0)), -1)
+    columns = np.arange(len(rows)) - np.repeat(begins, counts)
+    table[np.repeat(np.arange(len(counts)), counts), columns] = order
+    return table

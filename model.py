@@ -3,8 +3,10 @@
 Every network takes uint8 RGB images (batch, image_size, image_size, 3).
 """
 
+import hashlib
 import json
 import tempfile
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +124,8 @@ def _build_backbone(backbone, images, weights):
     if source not in (None, "imagenet"):
         _name_weights(source)
     try:
-        return backbone.build(include_top=False, weights=source, input_tensor=pixels).output
+        with warnings.catch_warnings(action="ignore"):  # Keras warns of each layer before it fails
+            return backbone.build(include_top=False, weights=source, input_tensor=pixels).output
     except Exception as error:  # Keras raises Exception itself when a download fails
         if source is None:
             raise
@@ -228,12 +231,18 @@ class Recogniser:
     Attributes:
         classifier: keras.Model, images -> probabilities (batch, num_classes) float32.
         class_table: `ClassTable` of num_classes landmarks.
-        fingerprint: md5 of the file it was read from.
     """
 
     classifier: keras.Model
     class_table: ClassTable
-    fingerprint: str
+
+    @property
+    def fingerprint(self):
+        """32 hex characters that differ for other weights or other landmarks."""
+        digest = hashlib.md5(self.class_table.fingerprint.encode(), usedforsecurity=False)
+        for variable in self.classifier.variables:
+            digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)))
+        return digest.hexdigest()
 
     @property
     def image_size(self):
@@ -275,15 +284,16 @@ def load_model(path):
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
-            page = json.loads(archive.read(LANDMARKS_MEMBER))
+            has_page = LANDMARKS_MEMBER in archive.namelist()
+            page = json.loads(archive.read(LANDMARKS_MEMBER)) if has_page else {}
+        if "landmark_ids" not in page:
+            raise ExpectedError(
+                f"{path}: no class table in it; expected a model written by recognition.py, which "
+                "knows the landmark of each output; check --model"
+            )
         with muted_stderr():  # TensorFlow looks for a GPU here, and tells of it
             model = keras.models.load_model(path)
-    except KeyError as error:
-        raise ExpectedError(
-            f"{path}: no class table in it; expected a model written by recognition.py, which "
-            "knows the landmark of each output; check --model"
-        ) from error
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, ValueError, TypeError, KeyError, OSError) as error:
         raise ExpectedError(
             f"{path}: {str(error).splitlines()[0]}; expected a whole .keras file; "
             "take another copy, or train again"
@@ -320,7 +330,7 @@ def load_recogniser(path, read_2019_classes=None):
     else:
         classifier, page = load_model(path)
         class_table = ClassTable(np.array(page["landmark_ids"], np.int64))
-    return Recogniser(classifier, class_table, file_md5(path))
+    return Recogniser(classifier, class_table)
 
 
 def _load_hdf5(path):
