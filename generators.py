@@ -7,6 +7,7 @@ stages are plain generators, composed in `stream_batches`.
 import io
 import os
 import re
+import struct
 import tarfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -358,7 +359,7 @@ def _resize(image, image_size, rng):
     if image.width * image.height > MAX_DECODED_PIXELS:
         raise BadImageError(f"{image.width}x{image.height} pixels")
     if "exif" in image.info:
-        turn = EXIF_TURNS.get(image.getexif().get(EXIF_ORIENTATION))
+        turn = EXIF_TURNS.get(_orientation(image))
         image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I"):  # 16 bits; convert() would cut off all above 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -371,6 +372,14 @@ def _resize(image, image_size, rng):
     image = image.resize((image_size, image_size), Image.Resampling.HAMMING, box)
     pixels = np.asarray(image)
     return pixels[:, ::-1] if rng and rng.random() < 0.5 else pixels
+
+
+def _orientation(image):
+    """Gives EXIF's orientation, or None; a damaged EXIF does not cost the picture."""
+    try:
+        return image.getexif().get(EXIF_ORIENTATION)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return None
 
 
 def batch_images(images, reading):

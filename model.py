@@ -51,6 +51,7 @@ BACKBONES = {
     "mobilenet_v2": Backbone(keras.applications.MobileNetV2, _signed_unit),
 }
 
+to_numpy = keras.ops.convert_to_numpy  # of a variable, on every backend
 POOLING = (keras.layers.GlobalMaxPooling2D, keras.layers.GlobalAveragePooling2D)
 
 # md5 of the published ImageNet weights without top that people pass as a file.
@@ -60,7 +61,8 @@ KNOWN_WEIGHTS = {
 }
 KERAS_2_WEIGHTS_MD5 = "a268eb855778b3df3c7506639542a6af"
 
-# The 2019 steps: x1 for shards 10-179, x0.5 to 339, x0.2 to 389, x0.1 to 499, as shares of a run.
+# About the 2019 steps (x1 for shards 10-179, x0.5 to 339, x0.2 to 389, x0.1 to 499), as shares of a
+# run.
 LEARNING_RATE_STEPS = ((0.35, 1.0), (0.70, 0.5), (0.80, 0.2), (1.0, 0.1))
 
 
@@ -173,7 +175,7 @@ def _close_branches(backbone):
     """
     for layer in backbone.layers:
         if layer.name.endswith("_3_bn"):  # the last of a bottleneck block
-            layer.gamma.assign(keras.ops.zeros_like(layer.gamma))
+            layer.gamma.assign(np.zeros(layer.gamma.shape, np.float32))
 
 
 def compile_network(network, learning_rate):
@@ -241,7 +243,7 @@ class Recogniser:
         """32 hex characters that differ for other weights or other landmarks."""
         digest = hashlib.md5(self.class_table.fingerprint.encode(), usedforsecurity=False)
         for variable in self.classifier.variables:
-            digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)))
+            digest.update(np.ascontiguousarray(to_numpy(variable)))
         return digest.hexdigest()
 
     @property

@@ -80,8 +80,9 @@ def choose_rows(parts, ranking, solution, names):
             retrieved = [format_image_id(other) for other in retrieved]
             scored.append((average_precision(retrieved, relevant), query, relevant))
     if not scored:
-        chosen = np.linspace(0, len(ranking.query_ids) - 1, 3 * NUM_ROWS_EACH).astype(int)
-        return [make_row(query, "", None) for query in np.unique(chosen)]
+        num_queries = len(ranking.query_ids)
+        chosen = np.linspace(0, num_queries - 1, min(num_queries, 3 * NUM_ROWS_EACH)).astype(int)
+        return [make_row(query, "", None) for query in chosen]
     scored.sort(key=lambda row: (-row[0], row[1]))
     middle = max(0, (len(scored) - NUM_ROWS_EACH) // 2)
     groups = {
@@ -115,7 +116,7 @@ def draw_neighbors(source, rows):
         ExpectedError: the source does not give an image.
     """
     figure = Figure(figsize=(18, 2.25 * len(rows) + 0.4), layout="constrained")
-    grid = figure.subplots(len(rows), NUM_SHOWN + 1, squeeze=False)
+    grid = figure.subplots(len(rows), NUM_SHOWN + 1, squeeze=False) if rows else []
     for row, line in zip(rows, grid, strict=True):
         _draw_picture(source, row.query, line[0], "black")
         line[0].set_title(row.title, fontsize=10, fontweight="bold")

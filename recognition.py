@@ -150,10 +150,11 @@ def train(session, args):
     say(f"{source}: {len(labels):,} train images of {len(class_table):,} landmarks")
 
     checkpoint = args.output / "checkpoint" / "training.npz"
+    checkpoints = (checkpoint, training.previous_checkpoint(checkpoint))
     if args.fresh:
-        checkpoint.unlink(missing_ok=True)
-        training.previous_checkpoint(checkpoint).unlink(missing_ok=True)
-    elif not checkpoint.exists():
+        for path in (*checkpoints, args.output / "model.keras"):
+            path.unlink(missing_ok=True)
+    elif not any(path.exists() for path in checkpoints):
         for earlier in find_inputs("checkpoint/training.npz")[:1]:
             say(f"{earlier}: continuing this session")
             with atomic_write(checkpoint) as temporary:

@@ -34,7 +34,8 @@ class OneDevice:
 
     def predict_on_batch(self, network, images):
         """Gives the network's outputs as a list of NumPy arrays."""
-        return network.predict_on_batch(images)
+        outputs = network.predict_on_batch(images)
+        return outputs if isinstance(outputs, list) else [outputs]
 
 
 class TensorFlowReplicas(OneDevice):
@@ -68,6 +69,7 @@ class TensorFlowReplicas(OneDevice):
     def predict_on_batch(self, network, images):
         network.make_predict_function()
         outputs = network.predict_function([(self._split(images),)])
+        outputs = outputs if isinstance(outputs, list) else [outputs]
         return [np.asarray(output) for output in outputs]
 
     def _split(self, batch):

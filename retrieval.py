@@ -115,6 +115,8 @@ def main(argv=None):
         parser.error(f"argument --top: {args.top}; expected at most {MAX_RETRIEVED}")
     if args.files and args.step != "merge":
         parser.error(f"{args.files[0]}: part files go with `retrieval.py merge`")
+    if args.part is not None and args.step == "merge":
+        parser.error("--part goes with a search; expected `retrieval.py merge` alone or with files")
     with open_session(args) as session:
         files = find_parts(args) if args.step == "merge" else search_parts(session, args)
         if args.part is None:
@@ -169,7 +171,13 @@ def describe_queries(session, describer, args):
     for given in [args.queries] if args.queries else [path, *find_inputs(QUERIES)]:
         if not (args.queries or given.exists()):
             continue
-        queries, fingerprint = load_descriptions(given)
+        try:
+            queries, fingerprint = load_descriptions(given)
+        except ExpectedError as error:
+            if args.queries:
+                raise
+            say(f"{error}: not used")
+            continue
         if fingerprint == describer.fingerprint and np.isin(queries.image_ids, test_ids).all():
             say(f"{given}: {len(queries):,} queries")
             return queries
@@ -265,7 +273,10 @@ def _places(descriptions):
 def find_parts(args):
     """Gives the part files to merge: those named, or those of the output and of other kernels."""
     name = f"part-*-of-{args.parts}.npz"
-    files = args.files or sorted(args.output.glob(name)) or sorted(find_inputs(name))
+    found = {}  # a part of the output goes before the newest of other kernels
+    for path in [*args.output.glob(name), *find_inputs(name)]:
+        found.setdefault(path.name, path)
+    files = args.files or sorted(found.values(), key=lambda path: path.name)
     if not files:
         raise ExpectedError(
             f"{args.output}: no {name} there; expected the files of all parts; search the parts "
@@ -288,6 +299,11 @@ def merge(session, files, args):
     source = session.source
     parts, fingerprint = load_parts(files)
     test_ids = read_image_ids(source.fetch(TEST_CSV))
+    if not np.isin(parts[0].query_ids, test_ids).all():
+        raise ExpectedError(
+            f"{files[0]}: it has queries that are not in {TEST_CSV} of {source}; expected parts of "
+            "this source; check --source"
+        )
 
     def write(path, divisor):
         ranking = merge_parts(parts, divisor, fingerprint["top"])

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,6 +141,8 @@ def parse_session(parser, argv):
 @contextlib.contextmanager
 def open_session(args):
     """Opens the session of a parsed command line; yields a `Session`."""
+    # What Pillow warns of is a bad image, which is counted and named anyway.
+    warnings.filterwarnings("ignore", module="PIL")
     with Stop(args.max_hours) as stop, scratch_folder(args.scratch) as scratch:
         if not args.demo:
             yield Session(args.output, Source(args.source, scratch), stop)

@@ -119,7 +119,7 @@ def train(
         row |= {"learning_rate": rate}
         is_milestone = (mini_epoch + 1) % valid_every == 0 or mini_epoch + 1 == len(plan)
         if is_milestone:
-            row |= validate(network, valid)
+            row |= validate(replicas, network, valid)
         rows.append(row)
         save_checkpoint(checkpoint, network, recipe, class_table, rows)
         write_history(session.output / "history.csv", rows)
@@ -202,13 +202,24 @@ def load_valid_images(session, shards, reading):
     return batches
 
 
-def validate(network, batches):
+def validate(replicas, network, batches):
     """Measures loss and accuracy on the held-out images; the history row's valid_ columns."""
-    if not batches:
+    losses, seen = {}, {}
+    for batch in batches:
+        (logits,) = replicas.predict_on_batch(network, batch.images)
+        rows = np.arange(len(logits))
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        loss = np.log(np.exp(shifted).sum(axis=1)) - shifted[rows, batch.class_indices]
+        # By image, so that those which fill up the last batch do not count twice.
+        losses |= dict(zip(batch.image_ids.tolist(), loss.tolist(), strict=True))
+        is_right = logits.argmax(axis=1) == batch.class_indices
+        seen |= dict(zip(batch.image_ids.tolist(), is_right.tolist(), strict=True))
+    if not seen:
         return {}
-    results = [network.test_on_batch(batch.images, batch.class_indices) for batch in batches]
-    loss, accuracy = np.mean(results, axis=0)
-    return {"valid_loss": float(loss), "valid_accuracy": float(accuracy)}
+    return {
+        "valid_loss": float(np.mean(list(losses.values()))),
+        "valid_accuracy": float(np.mean(list(seen.values()))),
+    }
 
 
 # ---------------------------------------------------------------------------------- checkpoint
@@ -224,7 +235,7 @@ def save_checkpoint(path, network, recipe, class_table, rows):
         "recipe": dataclasses.asdict(recipe),
         "history": rows,
     }
-    variables = {f"v{i:05d}": np.asarray(v) for i, v in enumerate(_variables(network))}
+    variables = {f"v{i:05d}": model.to_numpy(v) for i, v in enumerate(_variables(network))}
     if path.exists():
         os.replace(path, previous_checkpoint(path))
     save_arrays(path, page, **variables)

@@ -187,6 +187,21 @@ def test_an_exif_that_is_cut_off_does_not_cost_the_picture(length):
     np.testing.assert_allclose(decode_image(data, 24)[:, 1].mean(axis=0), LEFT, atol=6)
 
 
+NO_EXIF = {
+    "text": b"Exif\0\0no TIFF at all",
+    "cut within its first number": b"Exif\0\0MM\0*\0\0",
+    "another kind of data": b"http://ns.adobe.com/xap/1.0/",
+}
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read")
+@pytest.mark.parametrize("exif", NO_EXIF.values(), ids=NO_EXIF)
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def test_an_exif_that_is_none_does_not_cost_the_picture(image_format, exif):
+    data = encode(PICTURE, image_format, exif=exif)
+    assert decode_image(data, 24).shape == (24, 24, 3)
+
+
 def test_decoding_equals_a_plain_decode_and_resize_by_pillow():
     data = encode(draw(17, np.random.default_rng(3)), quality=90)  # 48x36: nothing to skip
     with Image.open(io.BytesIO(data)) as image:

@@ -204,11 +204,7 @@ def test_flipped_too_averages_with_the_mirrored_image(classifier):
 # --------------------------------------------------------------------------------------- files
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-def test_a_saved_network_goes_on_training_as_if_it_had_never_been_saved(
-    tiny_backbones, float32_afterwards, tmp_path, policy
-):
-    keras.config.set_dtype_policy(policy)
+def test_a_saved_network_goes_on_training_as_if_it_had_never_been_saved(tiny_backbones, tmp_path):
     network = tiny_network(name="resnet50")
     for _ in range(3):
         network.train_on_batch(IMAGES, CLASSES)

@@ -168,14 +168,11 @@ def test_running_again_gives_no_model_whose_descriptors_would_have_to_be_made_ag
 
 @pytest.mark.slow
 def test_a_real_mobilenet_does_the_whole_job(data_set, tmp_path, capsys):
-    arguments = small(data_set, tmp_path, "--train-shards", "1:2")
-    assert run(*arguments) == 0
-    assert run(*arguments) == 0  # from its checkpoint
+    assert run(*small(data_set, tmp_path, "--train-shards", "1:2")) == 0
     queries, _ = load_descriptions(tmp_path / "queries.npz")
     assert queries.descriptors.shape == (18, 1280)
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"GAP: Public 0\.\d{4}  Private 0\.\d{4}  all 0\.\d{4}", lines[2])
-    assert lines[3:] == lines[:3]
+    assert re.fullmatch(r"GAP: Public 0\.\d{4}  Private 0\.\d{4}  all 0\.\d{4}", lines[-1])
 
 
 # ---------------------------------------------------------------------------- prediction alone
