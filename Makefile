@@ -1,10 +1,11 @@
 # make demo   the whole job on the miniature landmark world, offline, in minutes
 # make test   the tests
+# make bench  the measurements, about 15 minutes
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check bench format clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +22,9 @@ check: $(VENV)/.installed-dev  ## format, lint and test
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -q
 
+bench: $(VENV)/.installed-bench  ## measure all targets, written into benchmarks/README.md
+	$(BIN)/python benchmarks/run_all.py
+
 format: $(VENV)/.installed-dev  ## let ruff format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -35,4 +39,8 @@ $(VENV)/.installed: requirements.txt
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	touch $@

@@ -148,5 +148,7 @@ def open_session(args):
             yield Session(args.output, Source(args.source, scratch), stop)
             return
         world = demo.build_world(args.scratch / "demo-world")
+        if not (args.output / demo.OVERVIEW).exists():
+            demo.draw_overview(world, args.output / demo.OVERVIEW)
         with demo.serve(world) as address:
             yield Session(args.output, Source(address, scratch), stop)

@@ -97,6 +97,7 @@ def train(
     plan = [(epoch, shard) for epoch in range(recipe.epochs) for shard in shards]
     if len(rows) == len(plan):
         say(f"training is complete: {len(plan)} mini-epochs")
+        write_history(session.output, rows, True)  # an earlier session's lies elsewhere
         return network
     say(f"{recipe.backbone}, {policy}, {recipe.image_size} pixels, {len(class_table):,} landmarks")
     reading = Reading(
@@ -122,10 +123,7 @@ def train(
             row |= validate(replicas, network, valid)
         rows.append(row)
         save_checkpoint(checkpoint, network, recipe, class_table, rows)
-        write_history(session.output / "history.csv", rows)
-        if is_milestone:
-            with atomic_write(session.output / "history.png") as temporary:
-                draw_history(rows).savefig(temporary, dpi=110)
+        write_history(session.output, rows, is_milestone)
         say(describe_progress(rows, len(plan)))
     return network
 
@@ -324,8 +322,9 @@ def _check_recipe(checkpoint, was, recipe):
 # ------------------------------------------------------------------------------------- history
 
 
-def write_history(path, rows):
-    """Writes history.csv, a row per mini-epoch."""
+def write_history(output, rows, with_picture):
+    """Writes history.csv, a row per mini-epoch, and history.png if asked to."""
+    path = output / "history.csv"
     with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, HISTORY_COLUMNS, restval="")
         writer.writeheader()
@@ -333,6 +332,9 @@ def write_history(path, rows):
             writer.writerow(
                 {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()}
             )
+    if with_picture:
+        with atomic_write(output / "history.png") as temporary:
+            draw_history(rows).savefig(temporary, dpi=110)
 
 
 def draw_history(rows):

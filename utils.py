@@ -77,14 +77,18 @@ def require_package(module, package):
         return
     if on_kaggle():
         say(f"installing {package}, which this image does not have")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", package]
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        wheels = (KAGGLE / "input").glob(f"**/{package.replace('-', '_')}-*.whl")
+        if folders := sorted({wheel.parent for wheel in wheels}):  # the internet may be off
+            command += ["--no-index", *(f"--find-links={folder}" for folder in folders)]
+        command += [package]
         installed = subprocess.run(command, check=False).returncode == 0
         importlib.invalidate_caches()
         if installed and importlib.util.find_spec(module):
             return
     raise ExpectedError(
         f"{module} is missing; expected the package {package}; pip install {package} (a Kaggle "
-        "kernel does so by itself when its internet is on)"
+        "kernel does so by itself when its internet is on, or its wheel is in a data set)"
     )
 
 

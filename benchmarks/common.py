@@ -1,6 +1,6 @@
 """What the benchmarks share: interleaved timing, Markdown tables, the machine, realistic shards.
 
-Results also go to output/benchmarks/<name>.json; `epoch_estimate.py` reads what it needs there.
+Results also go to <name>.json in the cache; `epoch_estimate.py` reads what it needs there.
 """
 
 import contextlib
@@ -13,19 +13,20 @@ import statistics
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from utils import atomic_write, say
 
-CACHE = ROOT / "output" / "benchmarks"  # shards and CSVs made once, and the results as JSON
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = Path(tempfile.gettempdir()) / "landmark-benchmarks"  # what is made once, and the results
 WIDTH, HEIGHT = 800, 600  # pixels, the most frequent size of the data set's pictures
 JPEG_QUALITY = 85
 NUM_LEAVES = 700  # shapes that hide one another in a picture
@@ -112,8 +113,9 @@ def print_verdict(target, value, is_reached):
 
 def print_machine(*packages):
     """Prints what the figures were measured on."""
-    names = [line for line in Path("/proc/cpuinfo").open() if line.startswith("model name")]
-    cpu = names[0].partition(":")[2].strip() if names else platform.processor()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = names[0] if names else platform.processor()
     versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
     parts = [f"{os.cpu_count()} cores of {cpu}", f"Python {platform.python_version()}", *versions]
     print(f"Machine: {', '.join(parts)}; load {os.getloadavg()[0]:.1f} at the start.\n")
@@ -191,15 +193,19 @@ def make_shard(num_images, folder=None):
     if path.exists():
         return path
     say(f"drawing {num_images} photographs into {path}")
-    with atomic_write(path) as temporary, tarfile.open(temporary, "w") as tar:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            photos = pool.map(encode_photo, range(num_images))
-            for image_id, data in zip(shard_ids(num_images), photos, strict=True):
-                name = f"{image_id:016x}"
-                info = tarfile.TarInfo(f"{name[0]}/{name[1]}/{name[2]}/{name}.jpg")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        write_shard(path, shard_ids(num_images), pool.map(encode_photo, range(num_images)))
     return path
+
+
+def write_shard(path, image_ids, photos):
+    """Writes a tar of JPEGs (iterable of bytes) under these ids, in the data set's layout."""
+    with atomic_write(path) as temporary, tarfile.open(temporary, "w") as tar:
+        for image_id, data in zip(image_ids, photos, strict=True):
+            name = f"{image_id:016x}"
+            info = tarfile.TarInfo(f"{name[0]}/{name[1]}/{name[2]}/{name}.jpg")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
 
 
 def shard_ids(num_images):

@@ -1,11 +1,13 @@
 """Tests of the Kaggle side: the real `kaggle` client against a stand-in for Kaggle on loopback."""
 
+import ast
 import contextlib
 import importlib.util
 import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -15,7 +17,9 @@ from pathlib import Path
 import pytest
 from kaggle_mock import IDS, RESULTS, KaggleMock, Outcome
 
+import chain
 import kernels
+import packing
 from utils import ExpectedError
 
 ROOT = Path(kernels.__file__).parent
@@ -41,7 +45,8 @@ needs_client = pytest.mark.skipif(bool(PROBLEM), reason=PROBLEM)
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(kernels, "RETRY_PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr(chain, "RETRY_PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr(chain, "POLL_S", 0.001)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +91,7 @@ def kaggle(monkeypatch, mock):
                 code = 1
         return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
-    monkeypatch.setattr(kernels.subprocess, "run", run)
+    monkeypatch.setattr(chain.subprocess, "run", run)
     return mock
 
 
@@ -95,9 +100,8 @@ def build(folder, *arguments):
 
 
 def command(name, folder, *arguments):
-    """Runs a command on built kernels, without pauses."""
-    poll = ["--poll-s", "0.001"] if name in ("push", "run") else []
-    kernels.main([name, "--kernels", str(folder), *poll, *arguments])
+    """Runs a command on built kernels."""
+    kernels.main([name, "--kernels", str(folder), *arguments])
 
 
 def run(folder, output, *arguments):
@@ -138,7 +142,7 @@ def test_the_same_source_builds_the_same_bytes_at_any_time_and_place(built, tmp_
 def test_the_metadata_is_what_kaggle_expects(built):
     metadata = {
         name: json.loads((built / name / "kernel-metadata.json").read_text())
-        for name in kernels.KERNELS
+        for name in packing.KERNELS
     }
     recognition, part, merge = metadata["recognition"], metadata["part-3"], metadata["merge"]
     for name, page in metadata.items():
@@ -156,9 +160,7 @@ def test_the_metadata_is_what_kaggle_expects(built):
 
 def facts_of(folder, name):
     (script,) = (folder / name).glob("*.py")
-    return kernels.ast.literal_eval(
-        re.search(r"^FACTS = (\{.*?^\})", script.read_text(), re.M | re.S)[1]
-    )
+    return ast.literal_eval(re.search(r"^FACTS = (\{.*?^\})", script.read_text(), re.M | re.S)[1])
 
 
 def test_each_kernel_does_its_share(built, tmp_path):
@@ -169,14 +171,14 @@ def test_each_kernel_does_its_share(built, tmp_path):
     assert facts_of(built, "merge")["arguments"] == ["merge"]
     build(
         tmp_path, "--recognition-args", "--clean --image-size 224", "--max-hours", "8.5",
-        "--retrieval-args", "--rerank-divisor 2", "--dataset", "a/data",
+        "--retrieval-args", "--rerank-divisor 2", "--dataset", "a/data", "--no-internet",
     )  # fmt: skip
     assert facts_of(tmp_path, "recognition")["arguments"] == [
         *("--max-hours", "8.5", "--clean", "--image-size", "224")
     ]
     assert facts_of(tmp_path, "merge")["arguments"] == ["merge", "--rerank-divisor", "2"]
     page = json.loads((tmp_path / "merge" / "kernel-metadata.json").read_text())
-    assert page["dataset_sources"] == ["a/data"]
+    assert page["dataset_sources"] == ["a/data"] and page["enable_internet"] is False
 
 
 def test_a_build_has_another_name_when_arguments_or_sources_change(built, tmp_path, monkeypatch):
@@ -185,15 +187,15 @@ def test_a_build_has_another_name_when_arguments_or_sources_change(built, tmp_pa
     assert facts_of(tmp_path, "recognition")["source"] == before["source"]
     assert facts_of(tmp_path, "recognition")["build"] != before["build"]
     assert facts_of(tmp_path, "merge") == facts_of(built, "merge")
-    modules = kernels.find_modules() | {"utils": b"changed"}
-    monkeypatch.setattr(kernels, "find_modules", lambda: modules)
+    modules = packing.find_modules() | {"utils": b"changed"}
+    monkeypatch.setattr(packing, "find_modules", lambda: modules)
     build(tmp_path)
     after = facts_of(tmp_path, "recognition")
     assert after["source"] != before["source"] and after["build"] != before["build"]
 
 
 def test_all_modules_that_the_scripts_need_are_packed_and_no_others():
-    modules = kernels.find_modules()
+    modules = packing.find_modules()
     assert {"recognition", "retrieval", "model", "search", "demo_art", "utils"} <= modules.keys()
     assert "kernels" not in modules and "numpy" not in modules
 
@@ -229,7 +231,7 @@ def trivial(tmp_path, monkeypatch):
             "recognition": f"import sys\nimport utils\ndef main(argv):\n{body}".encode(),
             "utils": (ROOT / "utils.py").read_bytes(),
         }
-        monkeypatch.setattr(kernels, "find_modules", lambda: modules)
+        monkeypatch.setattr(packing, "find_modules", lambda: modules)
         build(tmp_path / "built")
         working = tmp_path / "working"
         working.mkdir()
@@ -343,7 +345,7 @@ def test_a_run_that_was_stopped_in_the_middle_goes_on_from_what_kaggle_says(
     built, kaggle, tmp_path, monkeypatch
 ):
     """Stopped when two parts run; they go on meanwhile, and none is pushed twice."""
-    sleep = kernels.time.sleep
+    sleep = chain.time.sleep
 
     def interrupt(seconds):
         if len(kaggle.pushes()) == 3:
@@ -351,7 +353,7 @@ def test_a_run_that_was_stopped_in_the_middle_goes_on_from_what_kaggle_says(
         sleep(seconds)
 
     with monkeypatch.context() as patch:
-        patch.setattr(kernels.time, "sleep", interrupt)
+        patch.setattr(chain.time, "sleep", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(built, tmp_path)
     assert kaggle.pushes() == [RECOGNITION, *PARTS[:2]]
@@ -370,7 +372,7 @@ def test_push_waits_in_between_but_not_for_the_last(built, kaggle):
 @needs_client
 def test_status_shows_a_table(built, kaggle, capsys):
     kaggle.outcomes[RECOGNITION] = [Outcome(is_finished=False, files=UNFINISHED)]
-    kernels.push(kernels.read_built(built)["recognition"], kernels.State("absent"))
+    chain.push(chain.read_built(built)["recognition"], chain.State("absent"))
     capsys.readouterr()
     command("status", built)
     command("status", built)
@@ -393,8 +395,8 @@ def test_status_shows_a_table(built, kaggle, capsys):
 def finish(kaggle, built, *names):
     """Lets kernels be finished already."""
     for name in names:
-        one = kernels.read_built(built)[name]
-        assert kernels.push(one, kernels.State("absent"))
+        one = chain.read_built(built)[name]
+        assert chain.push(one, chain.State("absent"))
         session = kaggle.sessions[-1]
         session.looks, session.ended = 9, next(kaggle.clock)
 
@@ -475,9 +477,9 @@ def test_an_answer_that_tells_of_the_session_before_starts_no_third_session(buil
 @needs_client
 def test_training_that_never_ends_is_given_up(built, kaggle):
     kaggle.outcomes[RECOGNITION] = [Outcome(is_finished=False) for _ in range(9)]
-    told = refusal("run", built, "--max-sessions", "3")
-    assert "not finished after 3 sessions" in told
-    assert kaggle.pushes() == [RECOGNITION] * 3
+    told = refusal("run", built)
+    assert "not finished after 4 sessions" in told
+    assert kaggle.pushes() == [RECOGNITION] * 4
 
 
 @needs_client
@@ -586,7 +588,7 @@ def test_there_is_nothing_to_collect_of_a_failed_session(built, kaggle, tmp_path
 
 
 def submission_files(output):
-    for challenge in kernels.CHALLENGES.values():
+    for challenge in chain.CHALLENGES.values():
         (output / challenge[0]).mkdir()
         (output / challenge[0] / challenge[1]).write_text(RESULTS[challenge[1]])
 
@@ -611,15 +613,12 @@ def test_nothing_is_submitted_unless_both_files_are_right(
 
 
 @needs_client
-def test_one_challenge_alone_can_be_submitted_elsewhere_with_other_words(kaggle, tmp_path):
+def test_one_challenge_alone_can_be_submitted(kaggle, tmp_path):
     submission_files(tmp_path)
-    kernels.main(
-        ["submit", "--output", str(tmp_path), "--recognition-competition", "",
-         "--retrieval-competition", "landmark-retrieval-2020", "--message", "second try"]
-    )  # fmt: skip
+    kernels.main(["submit", "retrieval", "--output", str(tmp_path)])
     ((competition, words, content),) = kaggle.submissions
-    assert competition == "landmark-retrieval-2020"
-    assert re.fullmatch(r"second try \[[0-9a-f]{8}\]", words)
+    assert competition == "landmark-retrieval-2019"
+    assert re.fullmatch(r"landmarks [0-9a-f]{8}", words)
     assert content.decode() == RESULTS["retrieval_submission.csv"]
 
 
@@ -635,7 +634,7 @@ def test_a_refused_submission_is_one_line(kaggle, tmp_path):
 
 
 def test_a_missing_client_is_one_line(built, monkeypatch, tmp_path):
-    monkeypatch.setattr(kernels.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(chain.sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert refusal("status", built) == (
         "no command `kaggle`; expected Kaggle's official client; install it with: "
@@ -655,7 +654,7 @@ def test_a_client_that_cannot_work_is_one_line(built, monkeypatch, tmp_path, wor
     client = tmp_path / "kaggle"
     client.write_text(f'#!/bin/sh\necho "{words}" >&2\nexit 1\n')
     client.chmod(0o755)
-    monkeypatch.setattr(kernels.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(chain.sys, "executable", str(tmp_path / "python"))
     assert refusal("status", built).endswith(told)
 
 
@@ -667,9 +666,9 @@ def test_kernels_that_are_not_built_are_one_line(tmp_path):
     ("arguments", "told"),
     [
         (["push", "part-9"], "'part-9'; expected one of recognition, part-0"),
-        (["submit", "--recognition-competition", "", "--retrieval-competition", ""], "no compet"),
+        (["submit", "both"], "'both'; expected one of recognition, retrieval"),
         (["run", "--recognition-args", "--clean"], "options of a build go with --user"),
-        (["run", "--gpu-sessions", "0"], "'0'; expected a number above 0"),
+        (["build", "--user", "a", "--max-hours", "12"], "12.0; expected more than 0, below 12"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(capsys, arguments, told):
@@ -678,3 +677,16 @@ def test_wrong_use_is_one_line_and_exit_code_2(capsys, arguments, told):
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
+
+
+DOCUMENTATION = (ROOT / "docs" / "kaggle.md").read_text(encoding="utf-8").replace("\\\n", "")
+
+
+@pytest.mark.parametrize(
+    "line", re.findall("python kernels.py (.*?) *(?:#.*|`.*)?$", DOCUMENTATION, re.M)
+)
+def test_each_command_of_the_documentation_parses(line):
+    args = kernels.parse_command_line(shlex.split(line))
+    if args.command in ("build", "run"):
+        packing.parse_arguments("recognition", args.recognition_args)
+        packing.parse_arguments("retrieval", args.retrieval_args)

@@ -12,6 +12,8 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = ("recognition", "retrieval", "kernels")
 ORDER = (
     *SCRIPTS,
+    "chain",
+    "packing",
     "training",
     "describe",
     "session",
@@ -32,8 +34,8 @@ ORDER = (
 )
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 WITHOUT_FRAMEWORK = (
-    "demo", "demo_art", "session", "generators", "neighbors", "merging", "search", "descriptions",
-    "metrics", "submissions", "landmarks", "download", "utils",
+    "chain", "packing", "demo", "demo_art", "session", "generators", "neighbors", "merging",
+    "search", "descriptions", "metrics", "submissions", "landmarks", "download", "utils",
 )  # fmt: skip
 PRESENT = tuple(name for name in ORDER if (ROOT / f"{name}.py").exists())
 
@@ -106,6 +108,11 @@ def test_the_data_and_the_scores_know_no_deep_learning_framework(name):
 def test_a_script_answers_before_it_loads_a_framework(name):
     slow = {"faiss", "matplotlib"} if name != "retrieval" else {"faiss"}  # it draws neighbours
     assert not closure(name, imports_at_start) & (FRAMEWORKS | slow)
+
+
+def test_the_kaggle_side_runs_without_the_modules_that_it_packs():
+    modules = closure("kernels", imports_of) & set(ORDER)
+    assert modules <= {"chain", "packing", "submissions", "landmarks", "download", "utils"}
 
 
 def test_only_the_search_knows_faiss():

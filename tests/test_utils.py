@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -580,3 +581,29 @@ def test_a_kernel_installs_a_missing_package(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(utils.subprocess, "run", install)
     utils.require_package("made_up_package", "made-up")
+
+
+def test_a_kernel_without_internet_installs_from_a_wheel_in_a_data_set(monkeypatch, tmp_path):
+    """With the real pip, into another folder."""
+    wheel = (
+        tmp_path / "input" / "datasets" / "somebody" / "wheels" / "shipped_one-1-py3-none-any.whl"
+    )
+    wheel.parent.mkdir(parents=True)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("shipped_one.py", "")
+        archive.writestr(
+            "shipped_one-1.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: shipped-one\nVersion: 1\n",
+        )
+        archive.writestr(
+            "shipped_one-1.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        archive.writestr("shipped_one-1.dist-info/RECORD", "")
+    (tmp_path / "packages").mkdir()
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "packages"))
+    monkeypatch.setattr(utils, "KAGGLE", tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    utils.require_package("shipped_one", "shipped-one")
+    assert (tmp_path / "packages" / "shipped_one.py").exists()

@@ -1,0 +1,227 @@
+"""What does a long stream over a bad network cost? Disk, memory and faults over 50 small shards.
+
+    python benchmarks/endurance.py [--shards 50]
+
+A server on this machine (that of the tests, in a process of its own) breaks, delays or falsifies
+every second download. The shards stream through `generators.stream_batches` as for a prediction; a
+thread watches the disk.
+"""
+
+import argparse
+import contextlib
+import functools
+import gc
+import hashlib
+import io
+import itertools
+import multiprocessing
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from unittest import mock
+
+import common
+import numpy as np
+from common import print_table, print_verdict
+from PIL import Image
+
+sys.path.insert(0, str(common.ROOT / "tests"))
+
+from fault_server import Fault, FaultServer
+from synthetic import entry, make_image_id, member_name, pack
+
+import landmarks
+from download import Patience, download
+from generators import Reading, ShardEnd, decode_image, stream_batches
+from landmarks import Shard, Source
+
+NUM_IMAGES = 64  # in a shard, 1.5 MB
+IMAGE_SIZE, BATCH_SIZE = 192, 32  # a shard's images take 7 MB when decoded
+SAMPLE_S = 0.002
+IMPATIENT = Patience(
+    first_wait_s=0.01, longest_wait_s=0.05, timeout_s=0.3, stall_s=0.3, stall_bytes=10_000
+)
+
+
+def make_faults(size_bytes):
+    """Gives name -> list of faults of successive answers, for a tar of so many bytes."""
+    middle = size_bytes // 2
+    return {
+        "closed half-way": [Fault(close_after=middle)],
+        "reset half-way": [Fault(reset_after=middle)],
+        "a wrong byte": [Fault(corrupt_at=middle)],
+        "HTTP 503": [Fault(status=503)],
+        "no answer": [Fault(raw=b"")],
+        "range ignored": [Fault(close_after=middle), Fault(ignore_range=True)],
+        "a wrong Content-Length": [Fault(length_error=1000)],
+        "silence": [Fault(silence_after=middle)],
+        "a drip": [Fault(drip_after=middle)],
+        "three in a row": [Fault(close_after=10), Fault(corrupt_at=middle), Fault(status=500)],
+    }
+
+
+def make_photos():
+    """Makes the JPEGs that every shard holds, under ids of its own."""
+    rng = np.random.default_rng(0)
+    photos = []
+    for _ in range(NUM_IMAGES):
+        file = io.BytesIO()
+        pixels = rng.integers(0, 256, (120, 160, 3), np.uint8)
+        Image.fromarray(pixels).save(file, "JPEG", quality=85)
+        photos.append(file.getvalue())
+    return photos
+
+
+def make_files(shards, photos):
+    """Makes the server's files: path -> bytes."""
+    files = {}
+    for shard in shards:
+        members = zip(image_ids_of(shard), photos, strict=True)
+        tar = pack([entry(member_name(image_id), photo) for image_id, photo in members])
+        files[f"/{shard.path}"] = tar
+        files[f"/{shard.md5_path}"] = f"{hashlib.md5(tar).hexdigest()}  {shard.path}\n".encode()
+    return files
+
+
+def image_ids_of(shard):
+    """Lists the image ids of a shard, in the order of the photos."""
+    return [make_image_id(shard, number) for number in range(NUM_IMAGES)]
+
+
+def serve(pipe, shards, photos):
+    """Serves the shards with their faults until told to stop.
+
+    Sends (address, bytes of a shard), and at the end (faults injected, kinds of fault).
+    """
+    files = make_files(shards, photos)
+    size_bytes = len(files[f"/{shards[0].path}"])
+    kinds = make_faults(size_bytes).items()
+    with FaultServer(files) as server:
+        for shard, (_, script) in zip(shards[::2], itertools.cycle(kinds), strict=False):
+            # The first question is for the size, to see whether the disk has room.
+            first = [Fault()] if shard == shards[0] else []
+            server.faults[f"/{shard.path}"] = first + list(script)
+        num_faults = sum(map(len, server.faults.values())) - 1
+        pipe.send((server.address, size_bytes))
+        pipe.recv()
+        num_unused = sum(map(len, server.faults.values()))
+        pipe.send((num_faults - num_unused, min(len(kinds), len(server.faults))))
+
+
+class DiskWatch(threading.Thread):
+    """Samples a folder during a `with` block: the most tars in it at a time, and the most bytes."""
+
+    def __init__(self, folder):
+        super().__init__(daemon=True)
+        self.folder, self.is_over = folder, threading.Event()
+        self.num_tars = self.num_bytes = 0
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.is_over.set()
+        self.join()
+
+    def run(self):
+        """Looks every few milliseconds."""
+        while not self.is_over.wait(SAMPLE_S):
+            sizes = []
+            for path in self.folder.rglob("*.tar"):  # unfinished ones too
+                with contextlib.suppress(FileNotFoundError):
+                    sizes.append(path.stat().st_size)
+            self.num_tars = max(self.num_tars, len(sizes))
+            self.num_bytes = max(self.num_bytes, sum(sizes))
+
+
+def resident_bytes():
+    """Gives the memory that this process holds."""
+    gc.collect()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+
+def stream(source, shards, photo_of, expected, memory_after):
+    """Streams all shards; gives (Counter of image ids, number of wrong images, memory by shard)."""
+    reading = Reading(IMAGE_SIZE, BATCH_SIZE, image_ids=frozenset(photo_of))
+    seen, num_wrong, memory, num_ended = Counter(), 0, {}, 0
+    for item in stream_batches(source, [(0, shard) for shard in shards], reading):
+        if isinstance(item, ShardEnd):
+            num_ended += 1
+            if num_ended in memory_after:
+                memory[num_ended] = resident_bytes()
+            continue
+        ids = item.image_ids.tolist()
+        seen.update(ids)
+        for image_id, image in zip(ids, item.images, strict=False):
+            num_wrong += not np.array_equal(image, expected[photo_of[image_id]])
+    return seen, num_wrong, memory
+
+
+def main():
+    """Streams the shards and prints what that took, as the module's docstring shows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shards", type=int, default=50, help="number of shards (default: 50)")
+    num_shards = parser.parse_args().shards
+    common.print_machine("pillow", "numpy")
+    shards = [Shard("index", number) for number in range(num_shards)]
+    photos = make_photos()
+    expected = [decode_image(photo, IMAGE_SIZE) for photo in photos]
+    photo_of = {
+        int(image_id, 16): number
+        for shard in shards
+        for number, image_id in enumerate(image_ids_of(shard))
+    }
+    pipe, far_end = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=serve, args=(far_end, shards, photos), daemon=True)
+    server.start()
+    address, size_bytes = pipe.recv()
+    impatient = functools.partial(download, patience=IMPATIENT)
+    early = max(1, num_shards // 5)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        DiskWatch(Path(scratch)) as watch,
+        mock.patch.object(landmarks, "download", impatient),
+        contextlib.redirect_stderr(io.StringIO()) as told,
+    ):
+        begin = time.perf_counter()
+        source = Source(address, scratch)
+        seen, num_wrong, memory = stream(source, shards, photo_of, expected, (early, num_shards))
+        seconds = time.perf_counter() - begin
+        num_left = len(list(Path(scratch).rglob("*.tar")))
+    pipe.send("stop")
+    num_faults, num_kinds = pipe.recv()
+    server.join()
+    num_once = sum(count == 1 for count in seen.values())
+    growth = memory[num_shards] - memory[early]
+    print_table(
+        ("what", "figure"),
+        [
+            ("shards, MB each", f"{num_shards}, {size_bytes / 1e6:.2f}"),
+            ("downloads with a fault", f"{len(shards[::2])} of {num_shards}"),
+            ("faults injected", f"{num_faults} of {num_kinds} kinds"),
+            ("further attempts told", told.getvalue().count("; attempt ")),
+            ("shards lost", num_shards - len(seen) // NUM_IMAGES),
+            ("images read exactly once", f"{num_once:,} of {len(photo_of):,}"),
+            ("images with a wrong pixel", num_wrong),
+            ("tars on disk at most", watch.num_tars),
+            ("MB on disk at most", watch.num_bytes / 1e6),
+            ("tars left at the end", num_left),
+            (f"memory after shard {early}, MB", memory[early] / 1e6),
+            (f"memory after shard {num_shards}, MB", memory[num_shards] / 1e6),
+            ("seconds", seconds),
+        ],
+    )
+    is_exact = num_once == len(photo_of) == len(seen) and num_wrong == 0
+    print_verdict("every image read once and right", f"{num_once:,}", is_exact)
+    print_verdict("two shards on disk at most", watch.num_tars, watch.num_tars <= 2)
+    # A shard that stayed would be 7 MB of decoded images, 40 of them 280 MB.
+    print_verdict("memory grows by less than 30 MB", growth / 1e6, growth < 30e6)
+
+
+if __name__ == "__main__":
+    main()

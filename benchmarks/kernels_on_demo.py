@@ -1,0 +1,162 @@
+"""The eight generated scripts one after another in an emulated Kaggle, against the direct run.
+
+    make demo && python benchmarks/kernels_on_demo.py --expected output/demo
+    python benchmarks/kernels_on_demo.py --session-hours 0.01 \\
+        --recognition-args "--epochs 9 --image-size 32 --backbone mobilenet_v2 --train-shards 0:3"
+
+Recognition is stopped once by its time budget, so that a second session continues from the first
+one's output. Without --expected the scripts run directly first, with the same arguments.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import ROOT
+
+import demo
+import kernels
+from packing import KERNELS, REPORT
+from utils import say
+
+SUBMISSIONS = {
+    "recognition": "recognition_submission.csv",
+    "merge": "retrieval_submission.csv",
+}
+
+
+def build(folder, recognition_args, max_hours):
+    """Builds the kernels for the demo."""
+    arguments = [
+        *("--user", "somebody", "--kernels", str(folder), "--max-hours", str(max_hours)),
+        *("--recognition-args", f"--demo {recognition_args}", "--retrieval-args", "--demo"),
+    ]
+    done = subprocess.run(
+        [sys.executable, kernels.__file__, "build", *arguments], capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(done.stderr.strip())
+
+
+def run_script(command, log, **kwargs):
+    """Runs a Python script with its words going to a file; ends this process if it fails."""
+    with open(log, "w") as file:
+        done = subprocess.run([sys.executable, *command], stdout=file, stderr=file, **kwargs)
+    if done.returncode:
+        print(*log.read_text().splitlines()[-20:], sep="\n", file=sys.stderr)
+        sys.exit(f"{command[0]} ended with exit code {done.returncode}; all it said is in {log}")
+
+
+def run_kernel(folder, prefix):
+    """Runs one session of a built kernel, in empty folders as Kaggle gives them.
+
+    Args:
+        folder: of the built kernel.
+        prefix: stands for /kaggle; `outputs/` beside what Kaggle has there keeps the outputs.
+
+    Returns:
+        Folder of the output.
+    """
+    metadata = json.loads((folder / "kernel-metadata.json").read_text())
+    working, inputs = prefix / "working", prefix / "input"
+    for empty in (working, inputs):
+        shutil.rmtree(empty, ignore_errors=True)
+        empty.mkdir()
+    for source in metadata["kernel_sources"]:
+        if (prefix / "outputs" / source).exists():
+            mount = inputs / "notebooks" / source
+            shutil.copytree(prefix / "outputs" / source, mount, copy_function=os.link)
+    environment = {
+        **os.environ,
+        "KAGGLE_PREFIX": str(prefix),
+        "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+    }
+    begin = time.perf_counter()
+    log = prefix / f"{folder.name}.log"
+    run_script([folder / metadata["code_file"]], log, cwd=working, env=environment)
+    seconds = time.perf_counter() - begin
+    files = [path for path in working.rglob("*") if path.is_file()]
+    size_bytes = sum(path.stat().st_size for path in files)
+    report = json.loads((working / REPORT).read_text())
+    state = "finished" if report["finished"] else "to be continued"
+    print(
+        f"{folder.name:<12} {seconds:6.1f} s {len(files):4} files {size_bytes:12,} bytes  {state}",
+        flush=True,
+    )
+    output = prefix / "outputs" / metadata["id"]
+    shutil.rmtree(output, ignore_errors=True)
+    shutil.copytree(working, output, copy_function=os.link)
+    return output
+
+
+def run_directly(folder, recognition_args, scratch):
+    """Runs both scripts as `make demo` does; gives the folder of their results."""
+    common = ["--demo", "--output", folder, "--scratch", scratch]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for script, more in (("recognition", recognition_args.split()), ("retrieval", [])):
+        say(f"running {script}.py directly")
+        run_script([ROOT / f"{script}.py", *common, *more], folder / f"{script}.log")
+    return folder
+
+
+def count_mini_epochs(output):
+    """Counts the mini-epochs that a session of recognition left."""
+    history = output / "history.csv"
+    return len(history.read_text().splitlines()) - 1 if history.exists() else 0
+
+
+def interrupt_recognition(prefix, recognition_args, max_hours):
+    """Runs sessions of recognition, each with more time, until one stops in the middle."""
+    num_mini_epochs = 0
+    while not num_mini_epochs:
+        build(prefix / "built-short", recognition_args, max_hours)
+        output = run_kernel(prefix / "built-short" / "recognition", prefix)
+        num_mini_epochs = count_mini_epochs(output)
+        max_hours *= 1.5
+    if json.loads((output / REPORT).read_text())["finished"]:
+        sys.exit("recognition was not stopped in the middle; lower --session-hours")
+    say(f"recognition stopped after {num_mini_epochs} mini-epochs")
+
+
+def main():
+    """Runs the kernels and compares, as the module's docstring says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--expected", type=Path, help="output folder of the same run without Kaggle"
+    )
+    parser.add_argument("--recognition-args", default="", help="more than --demo, to be quicker")
+    parser.add_argument(
+        "--session-hours", type=float, default=0.03, metavar="H",
+        help="time budget of recognition's first session, hours",
+    )  # fmt: skip
+    parser.add_argument("--prefix", type=Path, help="folder to keep that stands for /kaggle")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kaggle-") as temporary:
+        prefix = (args.prefix or Path(temporary)).resolve()
+        (prefix / "tmp").mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(prefix / "outputs", ignore_errors=True)
+        demo.build_world(prefix / "tmp" / "demo-world")  # once for all
+        expected = args.expected or run_directly(
+            prefix / "expected", args.recognition_args, prefix / "tmp"
+        )
+        interrupt_recognition(prefix, args.recognition_args, args.session_hours)
+        build(prefix / "built", args.recognition_args, 11)
+        is_equal = True
+        for name in KERNELS:
+            output = run_kernel(prefix / "built" / name, prefix)
+            if name in SUBMISSIONS:
+                files = [folder / SUBMISSIONS[name] for folder in (output, expected)]
+                is_equal &= files[0].read_bytes() == files[1].read_bytes()
+    print("equal" if is_equal else "differs")
+    sys.exit(not is_equal)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Do download, decode and step overlap? A mini-epoch against the longest of the three.
+
+    python benchmarks/overlap.py [--unit 1.0] [--mini-epochs 6]
+
+Simulated: sleeps of L, D and T seconds a shard in place of download, decode and step, through the
+real `generators.stream_batches` and `training.train_mini_epoch`. Real: shards of drawn photographs
+served over HTTP on this machine, downloaded, verified and decoded; the step alone is a sleep. The
+first mini-epoch waits for the first download and is left out.
+"""
+
+import argparse
+import hashlib
+import shutil
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import common
+import numpy as np
+from common import print_table, print_verdict
+
+import demo
+import generators
+import training
+from generators import Reading, ShardEnd, stream_batches
+from landmarks import Shard, Source
+from replicas import OneDevice
+from utils import Stop
+
+PROPORTIONS = ((1, 1, 1), (1, 0.5, 0.5), (0.5, 1, 0.5), (0.5, 0.5, 1), (1, 0.9, 0.3), (0.3, 1, 0.9))
+NUM_TINY = 320  # images in a simulated shard, 40 batches; a real one has 130
+TINY_BATCH, TINY_SIZE = 8, 8
+REAL_BATCH, REAL_SIZE = 64, 192
+
+
+class SleepingNetwork:
+    """Stands for a network on an accelerator: a step takes time, but not the processor's."""
+
+    def __init__(self, step_s):
+        self.step_s = step_s
+
+    def train_on_batch(self, images, class_indices):
+        """Sleeps for a step; gives a loss and an accuracy."""
+        time.sleep(self.step_s)
+        return 1.0, 0.0
+
+
+class SleepingSource:
+    """A source whose downloads are sleeps; every shard is the same file."""
+
+    def __init__(self, tar, download_s):
+        self.tar, self.download_s = tar, download_s
+
+    def require_space(self, shard):
+        """There is always space."""
+
+    def fetch_shard(self, shard):
+        """Sleeps for a download."""
+        time.sleep(self.download_s)
+        return self.tar
+
+    def discard_shard(self, shard):
+        """Nothing is kept."""
+
+
+def run(source, reading, step_s, mini_epochs):
+    """Trains some mini-epochs; gives (seconds, waited seconds) of one, in the steady state."""
+    plan = [(0, Shard("train", number)) for number in range(mini_epochs)]
+    stream = stream_batches(source, plan, reading)
+    what = (OneDevice(), SleepingNetwork(step_s), stream, Stop(), "")
+    training.train_mini_epoch(*what)
+    begin = time.perf_counter()
+    rows = [training.train_mini_epoch(*what) for _ in plan[1:]]
+    seconds = (time.perf_counter() - begin) / len(rows)
+    return seconds, float(np.mean([row["waited_s"] for row in rows]))
+
+
+def simulate(tar, step_s, decode_s, download_s, mini_epochs):
+    """Runs with sleeps of these lengths for a shard."""
+    reading = Reading(TINY_SIZE, TINY_BATCH, lambda image_id: 0, num_threads=2)
+    image = np.zeros((TINY_SIZE, TINY_SIZE, 3), np.uint8)
+
+    def decode_image(*_):
+        time.sleep(decode_s * reading.num_threads / NUM_TINY)
+        return image
+
+    with mock.patch.object(generators, "decode_image", decode_image):
+        source = SleepingSource(tar, download_s)
+        return run(source, reading, step_s * TINY_BATCH / NUM_TINY, mini_epochs)
+
+
+def write_tiny_shard(path):
+    """Writes a tar of NUM_TINY members that no one decodes."""
+    with tarfile.open(path, "w") as tar:
+        for image_id in common.shard_ids(NUM_TINY):
+            name = f"{image_id:016x}"
+            tar.addfile(tarfile.TarInfo(f"{name[0]}/{name[1]}/{name[2]}/{name}.jpg"))
+
+
+def write_world(folder, tar, num_shards):
+    """Lays out a folder in the CVDF layout, whose shards are all the same photographs."""
+    digest = hashlib.md5(tar.read_bytes()).hexdigest()
+    for number in range(num_shards):
+        shard = Shard("train", number)
+        for path in (folder / shard.path, folder / shard.md5_path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tar, folder / shard.path)
+        (folder / shard.md5_path).write_text(f"{digest}  {Path(shard.path).name}\n")
+
+
+def measure_alone(address, tar, scratch, reading):
+    """Measures (decode, download) of a shard, each alone, in seconds."""
+    source, shard = Source(address, scratch), Shard("train", 0)
+    download_s = []
+    for _ in range(3):
+        download_s.append(common.timed(source.fetch_shard, shard)[1])
+        source.discard_shard(shard)
+    plan = [(0, Shard("train", number)) for number in range(4)]
+    stream = stream_batches(SleepingSource(tar, 0), plan, reading)
+    ends = [time.perf_counter() for item in stream if isinstance(item, ShardEnd)]
+    return float(np.median(np.diff(ends))), float(np.median(download_s))
+
+
+def run_real(num_images, mini_epochs):
+    """Runs over HTTP with real decoding, once bound by the step and once by the decode.
+
+    Returns:
+        list of (name, T, D, L, seconds, waited seconds).
+    """
+    tar = common.make_shard(num_images)
+    reading = Reading(REAL_SIZE, REAL_BATCH, lambda image_id: 0, num_threads=2)
+    results = []
+    with tempfile.TemporaryDirectory(dir=common.CACHE) as folder:
+        write_world(Path(folder, "world"), tar, mini_epochs)
+        with demo.serve(Path(folder, "world")) as address:
+            scratch = Path(folder, "scratch")
+            decode_s, download_s = measure_alone(address, tar, scratch, reading)
+            for name, step_s in (("step", 1.5 * decode_s), ("decode", 0.7 * decode_s)):
+                source = Source(address, scratch)
+                per_batch = step_s / -(-num_images // REAL_BATCH)
+                seconds, waited_s = run(source, reading, per_batch, mini_epochs)
+                results.append(
+                    (f"real, {name} longest", step_s, decode_s, download_s, seconds, waited_s)
+                )
+    return results
+
+
+def main():
+    """Prints the table, as the module's docstring says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--unit", type=float, default=1.0, help="seconds that stand for 1")
+    parser.add_argument("--mini-epochs", type=int, default=6, help="mini-epochs of each run")
+    parser.add_argument("--images", type=int, default=512, help="images in a real shard")
+    args = parser.parse_args()
+    common.CACHE.mkdir(parents=True, exist_ok=True)
+    common.print_machine("numpy", "pillow")
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        tar = Path(folder, "tiny.tar")
+        write_tiny_shard(tar)
+        for proportion in PROPORTIONS:
+            times = [args.unit * share for share in proportion]
+            found = simulate(tar, *times, args.mini_epochs)
+            results.append(("simulated", *times, *found))
+    results += run_real(args.images, args.mini_epochs)
+    rows = [(*row[:5], row[4] / max(row[1:4]), row[5]) for row in results]
+    header = ("run", "step T, s", "decode D, s", "download L, s", "mini-epoch, s")
+    print_table((*header, "/ max(T, D, L)", "waited, s"), rows)
+    for kind in ("simulated", "real"):
+        worst = max(row[5] for row in rows if row[0].startswith(kind))
+        print_verdict(f"{kind}: at most 1.10 x max(T, D, L), worst", worst, worst <= 1.10)
+    common.save_results("overlap", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""The eight kernels of the Kaggle chain, and how each is packed into one script.
+
+`kaggle kernels push` sends a single file: it carries all modules of the project that it needs.
+"""
+
+import ast
+import base64
+import hashlib
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils import ExpectedError, atomic_write, say
+
+ROOT = Path(__file__).resolve().parent
+NUM_PARTS = 6
+REPORT = "kernel.json"  # what a kernel leaves beside its results, to know it by
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of the chain.
+
+    Attributes:
+        name: short name on our command line.
+        title: Kaggle's title; the slug follows from it.
+        entry: script to run.
+        arguments: tuple, what makes the script do this kernel's share.
+        result: the output file that a finished session has, and an unfinished one has not.
+        inputs: tuple of the kernels whose outputs it reads. With itself among them, a session
+            continues the one before.
+        has_gpu: whether it asks for GPUs.
+    """
+
+    name: str
+    title: str
+    entry: str
+    arguments: tuple
+    result: str
+    inputs: tuple
+    has_gpu: bool = True
+
+    @property
+    def slug(self):
+        return self.title.lower().replace(" ", "-")
+
+
+PARTS = tuple(f"part-{part}" for part in range(NUM_PARTS))
+_CHAIN = (
+    Kernel(
+        "recognition", "Landmark recognition", "recognition", (), "recognition_submission.csv",
+        inputs=("recognition",),
+    ),
+    *(
+        Kernel(
+            name, f"Landmark retrieval part {part}", "retrieval",
+            ("--part", str(part), "--parts", str(NUM_PARTS)), f"part-{part}-of-{NUM_PARTS}.npz",
+            inputs=("recognition", name),
+        )
+        for part, name in enumerate(PARTS)
+    ),
+    Kernel(
+        "merge", "Landmark retrieval merge", "retrieval", ("merge",), "retrieval_submission.csv",
+        inputs=PARTS, has_gpu=False,
+    ),
+)  # fmt: skip
+KERNELS = {kernel.name: kernel for kernel in _CHAIN}  # in the order to push
+
+
+SCRIPT = '''\
+"""$title$: built by kernels.py; change the sources and build again."""
+
+import base64
+import importlib
+import io
+import json
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+FACTS = $facts$
+
+
+def run():
+    """Unpacks the modules outside of the output folder, runs the script and reports on it."""
+    facts, output, started = FACTS, Path.cwd(), time.time()
+    command = " ".join([facts["entry"] + ".py", *facts["arguments"]])
+    print(
+        f"kernel {facts['kernel']}, source {facts['source']}, build {facts['build']}: {command}",
+        file=sys.stderr,
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory(prefix="landmarks-") as folder:
+        zipfile.ZipFile(io.BytesIO(base64.b64decode(ARCHIVE))).extractall(folder)
+        sys.path.insert(0, folder)
+        entry, utils = map(importlib.import_module, (facts["entry"], "utils"))
+        try:
+            utils.run_command_line(lambda: entry.main(facts["arguments"]))
+        except SystemExit as stop:
+            if stop.code:  # a stop in good order is none
+                raise
+    paths = sorted(path for path in output.rglob("*") if path.is_file())
+    files = {path.relative_to(output).as_posix(): path.stat().st_size for path in paths}
+    files.pop("$report$", None)
+    report = {
+        **facts,
+        "started": started,
+        "ended": time.time(),
+        "finished": facts["result"] in files,
+        "files": files,
+    }
+    Path(output, "$report$").write_text(json.dumps(report, indent=2) + "\\n")
+
+
+ARCHIVE = """
+$archive$
+"""
+
+if __name__ == "__main__":
+    run()
+'''
+
+
+def find_modules():
+    """Finds the modules that the scripts import, themselves included: dict, name -> source."""
+    modules, waiting = {}, sorted({kernel.entry for kernel in KERNELS.values()})
+    while waiting:
+        name = waiting.pop()
+        path = ROOT / f"{name}.py"
+        if name in modules or not path.is_file():
+            continue
+        modules[name] = path.read_bytes()
+        for node in ast.walk(ast.parse(modules[name])):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                waiting.append(node.module)
+    return dict(sorted(modules.items()))
+
+
+def source_version(modules):
+    """Names the version of the modules: the last release and 12 characters of their hash."""
+    digest = hashlib.sha256()
+    for name, source in modules.items():
+        digest.update(b"%s %d\n%s" % (name.encode(), len(source), source))
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    return f"{re.search('^## (.*)', text, re.MULTILINE)[1]}+{digest.hexdigest()[:12]}"
+
+
+def pack(modules):
+    """Packs modules as lines of base64; the same modules give the same text at any time."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, source in modules.items():
+            member = zipfile.ZipInfo(f"{name}.py", (1980, 1, 1, 0, 0, 0))
+            member.create_system = 3
+            archive.writestr(member, source, zipfile.ZIP_DEFLATED, 9)
+    return textwrap.fill(base64.b64encode(buffer.getvalue()).decode(), 100)
+
+
+def write_kernels(folder, user, extra_arguments, max_hours, datasets, has_internet):
+    """Writes a folder with metadata and script for each kernel.
+
+    Args:
+        folder: where to.
+        user: the owner on Kaggle.
+        extra_arguments: dict, script -> list of arguments more.
+        max_hours: time budget of a GPU session.
+        datasets: data sets to mount, as `owner/slug`.
+        has_internet: whether the kernels may use it.
+    """
+    modules = find_modules()
+    archive, version = pack(modules), source_version(modules)
+    for kernel in KERNELS.values():
+        budget = ["--max-hours", f"{max_hours:g}"] if kernel.has_gpu else []
+        facts = {
+            "kernel": kernel.name,
+            "entry": kernel.entry,
+            "arguments": [*kernel.arguments, *budget, *extra_arguments[kernel.entry]],
+            "result": kernel.result,
+            "source": version,
+        }
+        key = json.dumps(facts)
+        facts["build"] = hashlib.sha256(key.encode()).hexdigest()[:12]
+        lines = "".join(f"    {key!r}: {value!r},\n" for key, value in facts.items())
+        script = SCRIPT.replace("$report$", REPORT).replace("$title$", kernel.title)
+        script = script.replace("$facts$", f"{{\n{lines}}}").replace("$archive$", archive)
+        metadata = {
+            "id": f"{user}/{kernel.slug}",
+            "title": kernel.title,
+            "code_file": f"{kernel.slug}.py",
+            "language": "python",
+            "kernel_type": "script",
+            "is_private": True,
+            "enable_gpu": kernel.has_gpu,
+            **({"machine_shape": "NvidiaTeslaT4"} if kernel.has_gpu else {}),
+            "enable_internet": has_internet,
+            "dataset_sources": datasets,
+            "competition_sources": [],
+            "kernel_sources": [f"{user}/{KERNELS[name].slug}" for name in kernel.inputs],
+            "build": facts["build"],  # ours; the client ignores it
+        }
+        for name, text in (
+            (metadata["code_file"], script),
+            ("kernel-metadata.json", json.dumps(metadata, indent=2) + "\n"),
+        ):
+            with atomic_write(Path(folder, kernel.name, name)) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        print(Path(folder, kernel.name))
+    say(f"source {version}, {len(modules)} modules; push with: python kernels.py run")
+
+
+def parse_arguments(entry, text):
+    """Splits more arguments for a script as a shell would, and lets its own parser check them.
+
+    Raises:
+        ExpectedError: the script does not take them.
+    """
+    flag = f"--{entry}-args"
+    try:
+        arguments = shlex.split(text)
+    except ValueError as error:
+        raise ExpectedError(
+            f"{flag}: {error}; expected arguments as in a shell; check {text!r}"
+        ) from error
+    for word in arguments:
+        if word.partition("=")[0] in ("--part", "--parts", "--max-hours"):
+            raise ExpectedError(
+                f"{flag}: {word} is set for each kernel; expected other options; leave it out "
+                "(build has --max-hours)"
+            )
+    if not arguments:
+        return []
+    parse = f"import sys, {entry}; {entry}.make_parser().parse_args(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", parse, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    if done.returncode:
+        problem = (done.stderr.strip().splitlines() or ["it does not start"])[-1]
+        raise ExpectedError(
+            f"{flag}: {problem.removeprefix('error: ').partition('; see ')[0]}; expected options "
+            f"of {entry}.py; see python {entry}.py --help"
+        )
+    return arguments

@@ -1,0 +1,52 @@
+"""Tests of `kaggle.ipynb` without Jupyter: that it is clean, and that its commands exist."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import recognition
+import retrieval
+
+PATH = Path(recognition.__file__).with_name("kaggle.ipynb")
+NOTEBOOK = json.loads(PATH.read_text(encoding="utf-8"))
+CELLS = {cell["id"]: "".join(cell["source"]) for cell in NOTEBOOK["cells"]}
+CODE = [cell["id"] for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+COMMANDS = [
+    command
+    for source in CELLS.values()
+    for command in re.findall(r"(recognition|retrieval)\.main\((\[.*?\])\)", source)
+]
+
+
+def test_the_notebook_stores_no_outputs():
+    assert (NOTEBOOK["nbformat"], NOTEBOOK["nbformat_minor"]) == (4, 5)
+    assert len(CELLS) == len(NOTEBOOK["cells"])
+    for cell in NOTEBOOK["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+
+
+@pytest.mark.parametrize("cell", CODE)
+def test_each_code_cell_compiles(cell):
+    ast.parse(CELLS[cell])
+
+
+@pytest.mark.parametrize(("script", "arguments"), COMMANDS)
+def test_each_command_of_the_notebook_parses(script, arguments):
+    names = {"output": "working", "quick": [], "model": "resnet50.model", "__builtins__": {}}
+    parser = {"recognition": recognition, "retrieval": retrieval}[script].make_parser()
+    parser.parse_args(eval(arguments, names))
+
+
+def test_the_notebook_runs_both_scripts_on_the_demo_and_tells_of_the_real_job():
+    demo, real = [[s for s, text in COMMANDS if ("--demo" in text) is x] for x in (True, False)]
+    assert demo == ["recognition", "retrieval"]
+    assert set(real) == {"recognition", "retrieval"}
+
+
+def test_the_notebook_shows_both_pictures():
+    shown = re.findall(r"Image\(filename=f\"{output}/(.*?)\"", "".join(CELLS.values()))
+    assert shown == ["history.png", "neighbors.png"]
