@@ -182,9 +182,13 @@ class Source:
         return match.group()
 
     def count_shards(self, split):
-        """Counts the shards of a split: images_000.tar, images_001.tar, ... without a gap."""
+        """Counts the shards of a split: images_000.tar, images_001.tar, ... to the last one."""
         if str(self.location) == CVDF_URL:
             return NUM_CVDF_SHARDS[split]
+        if not self.is_online:
+            names = (path.name for path in (self.location / split).glob("images_*.tar"))
+            numbers = (re.fullmatch(r"images_(\d{3})\.tar", name) for name in names)
+            return max((int(number[1]) + 1 for number in numbers if number), default=0)
 
         def has(number):
             return self.exists(Shard(split, number).path)

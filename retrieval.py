@@ -315,6 +315,9 @@ def merge(session, files, args):
     path = args.output / "retrieval_submission.csv"
     ranking = write(path, args.rerank_divisor)
     num_answered = check_retrieval_submission(path, test_ids)
+    num_indexed = sum(len(part.index_ids) for part in parts)
+    num_known = len(read_image_ids(source.fetch(INDEX_CSV)))
+    say(f"{num_indexed:,} of {num_known:,} index images searched")
     say(f"{num_answered:,} of {len(test_ids):,} test images have neighbors")
     print(path)
     solution = {}

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import glob
 import hashlib
 import importlib.util
 import json
@@ -148,6 +149,9 @@ def atomic_write(path):
     temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f".writing-*-{glob.escape(path.name)}"):
+            if not _is_running(leftover.name.split("-")[1]):  # its process was killed
+                leftover.unlink(missing_ok=True)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -188,7 +192,10 @@ def load_arrays(path):
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return arrays, json.loads(str(arrays.pop("page")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        *(OSError, EOFError, zipfile.BadZipFile, zlib.error),  # damaged
+        *(ValueError, KeyError, TypeError, AttributeError),  # another kind of file
+    ) as error:
         reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
         raise ExpectedError(
             f"{path}: {reason}; expected a whole file written by this project; "

@@ -122,7 +122,7 @@ def interrupt_recognition(prefix, recognition_args, max_hours):
         max_hours *= 1.5
     if json.loads((output / REPORT).read_text())["finished"]:
         sys.exit("recognition was not stopped in the middle; lower --session-hours")
-    say(f"recognition stopped after {num_mini_epochs} mini-epochs")
+    say(f"recognition stopped with {num_mini_epochs} mini-epochs done")
 
 
 def main():

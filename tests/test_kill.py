@@ -285,7 +285,6 @@ def test_a_kernel_continues_the_checkpoint_of_an_earlier_session(
     assert (tmp_path / "working" / "model.keras").is_file()
 
 
-@pytest.mark.xfail(strict=True, reason="nobody removes the unfinished file of a killed process")
 def test_a_file_that_a_killed_process_did_not_finish_is_removed_by_the_next(tmp_path):
     path = tmp_path / "training.npz"
     code = (

@@ -448,7 +448,6 @@ def test_text_is_no_part(tmp_path):
     assert refusal([path]).startswith(f"{path}: ")
 
 
-@pytest.mark.xfail(strict=True, reason="numpy opens it, but not as an archive")
 def test_a_file_of_one_array_is_no_part(tmp_path):
     path = tmp_path / "part-0-of-1.npz"
     with open(path, "wb") as file:

@@ -720,7 +720,6 @@ def test_an_index_without_shards_is_told(world, model, tmp_path, capsys):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="shards behind a gap are not looked for")
 def test_a_gap_among_the_index_shards_is_told(world, model, tmp_path, capsys):
     source = shutil.copytree(world.folder, tmp_path / "source")
     (source / Shard("index", 3).path).unlink()
