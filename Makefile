@@ -1,11 +1,10 @@
 # make demo   the whole job on the miniature landmark world, offline, in minutes
 # make test   the tests
-# make bench  the measurements, about 15 minutes
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check bench format clean
+.PHONY: help demo test lint check bench format clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,10 +16,11 @@ demo: $(VENV)/.installed  ## recognition and retrieval on the miniature world, w
 test: $(VENV)/.installed-dev  ## all tests, a few minutes on 2 cores
 	$(BIN)/python -m pytest -q
 
-check: $(VENV)/.installed-dev  ## format, lint and test
+lint: $(VENV)/.installed-dev  ## format and lint, without changing anything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -q
+
+check: lint test  ## lint and test
 
 bench: $(VENV)/.installed-bench  ## measure all targets, written into benchmarks/README.md
 	$(BIN)/python benchmarks/run_all.py
