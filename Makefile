@@ -14,7 +14,7 @@ demo: $(VENV)/.installed  ## recognition and retrieval on the miniature world, w
 	$(BIN)/python retrieval.py --demo --output output/demo
 
 test: $(VENV)/.installed-dev  ## all tests, a few minutes on 2 cores
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev  ## format and lint, without changing anything
 	$(BIN)/ruff format --check .

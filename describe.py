@@ -87,7 +87,7 @@ def describe_shards(session, describer, shards, image_ids, num_skippable=0):
         num_skippable: broken shards to leave out before one more is an error.
 
     Returns:
-        list of the shards' files.
+        list of the files of all shards that could be described.
 
     Raises:
         StoppedError: the session was asked to stop; the shards described so far are saved.
@@ -113,9 +113,12 @@ def describe_shards(session, describer, shards, image_ids, num_skippable=0):
                 raise StoppedError(stop, done)
             pieces.append(describer.describe(item, shard))
         tell_problems(item, "left empty")
+        if item.problem:  # not saved, so that a later run tries it again
+            del paths[shard]
+            continue
         say(f"{shard.path}: {item.num_images:,} images described ({left + 1}/{len(missing)})")
         save_descriptions(paths[shard], concatenate(pieces), describer.fingerprint)
-    return [paths[shard] for shard in shards]
+    return list(paths.values())
 
 
 def describe_split(session, describer, shards, image_ids, path, num_skippable=0):

@@ -146,10 +146,12 @@ def atomic_write(path):
         ExpectedError: the file could not be written (full disk, no permission).
     """
     path = Path(path)
-    temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    host = socket.gethostname()  # machines may share the folder
+    temporary = path.with_name(f".writing-{os.getpid()}-{host}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f".writing-*-{glob.escape(path.name)}"):
+        same_file = glob.escape(f"-{host}-{path.name}")
+        for leftover in path.parent.glob(f".writing-*{same_file}"):
             if not _is_running(leftover.name.split("-")[1]):  # its process was killed
                 leftover.unlink(missing_ok=True)
         yield temporary
@@ -194,7 +196,7 @@ def load_arrays(path):
         return arrays, json.loads(str(arrays.pop("page")))
     except (
         *(OSError, EOFError, zipfile.BadZipFile, zlib.error),  # damaged
-        *(ValueError, KeyError, TypeError, AttributeError),  # another kind of file
+        *(ValueError, LookupError, TypeError, AttributeError, RuntimeError),  # of another kind
     ) as error:
         reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
         raise ExpectedError(
