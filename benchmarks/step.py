@@ -209,7 +209,7 @@ def compare_precision(size, rounds):
 # --------------------------------------------------------------------------------- the prediction
 
 
-def compare_prediction(size, rounds, num_batches=4):
+def compare_prediction(size, rounds, num_batches=2):
     """Times our describing against the bare forward pass: dict, way -> list of images/s."""
     import tensorflow as tf
 
@@ -284,7 +284,7 @@ def main():
     print_table(("labels", "MB a batch", "ms to build", "ms a step"), rows)
 
     report_rates("Precision and XLA", compare_precision(size, 2), "float32")
-    prediction = compare_prediction(size, rounds)
+    prediction = compare_prediction(size, 3 * rounds)
     report_rates("Prediction", prediction, "bare tf.function")
     share = ratio(prediction, OURS, "bare tf.function")
     print_verdict("at least 0.95x of the bare forward pass", share, share >= 0.95)
