@@ -4,7 +4,6 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from landmarks import Shard, format_image_id
@@ -115,6 +114,8 @@ def draw_neighbors(source, rows):
     Raises:
         ExpectedError: the source does not give an image.
     """
+    from matplotlib.figure import Figure  # slow to import, and --help must answer at once
+
     figure = Figure(figsize=(18, 2.25 * len(rows) + 0.4), layout="constrained")
     grid = figure.subplots(len(rows), NUM_SHOWN + 1, squeeze=False) if rows else []
     for row, line in zip(rows, grid, strict=True):

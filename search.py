@@ -15,9 +15,12 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-QUERY_BLOCK = 1024  # queries at a time: large matrix products are what makes the search fast
+QUERY_BLOCK = 4096  # queries at a time: large matrix products are what makes the search fast
 INDEX_BLOCK = 65_536  # index rows at a time: 537 MB as float32, whatever the size of the index
 MARGIN = 28  # candidates beyond those asked for
+# faiss multiplies blocks of so many queries and index rows; its own 4096 x 1024 are slower.
+faiss.cvar.distance_compute_blas_query_bs = 1024
+faiss.cvar.distance_compute_blas_database_bs = 8192
 # Rounding noise of a blocked float32 distance, as a share of |x|^2 + |y|^2; 5 times what was seen.
 NOISE = 1e-5
 
@@ -121,8 +124,10 @@ def _nearest_of_block(queries, index, wanted):
         num_proposed = min(num_proposed, len(index))
         asked = queries[unproven]
         proposed, rough, noise = _propose(asked, index, num_proposed)
-        found, exact = _refine(asked, index, proposed)
-        positions[unproven], distances[unproven] = found[:, :wanted], exact[:, :wanted]
+        # Whatever is this much farther than `wanted` others is not among the nearest.
+        num_possible = (rough <= rough[:, wanted - 1 : wanted] + 2 * noise[:, None]).sum(axis=1)
+        found, exact = _refine(asked, index, proposed, num_possible, wanted)
+        positions[unproven], distances[unproven] = found, exact
         # Everything that was not proposed is at least as far as the farthest proposal, less noise.
         is_proven = exact[:, wanted - 1] < rough[:, -1] - noise
         if num_proposed == len(index):
@@ -140,13 +145,13 @@ def _propose(queries, index, num_proposed):
     """
     proposed, rough, largest_norm = [], [], 0.0
     for begin in range(0, len(index), INDEX_BLOCK):
-        block = index[begin : begin + INDEX_BLOCK].astype(np.float32, copy=False)
+        block = _to_float32(index[begin : begin + INDEX_BLOCK])
         D, I = faiss.knn(queries, block, min(num_proposed, len(block)))  # noqa: E741, N806
         proposed.append(I + begin)
         rough.append(D)
         largest_norm = max(largest_norm, np.einsum("ij,ij->i", block, block).max())
     proposed, rough = np.concatenate(proposed, axis=1), np.concatenate(rough, axis=1)
-    if rough.shape[1] > num_proposed:
+    if len(index) > INDEX_BLOCK:
         chosen = np.argsort(rough, axis=1, kind="stable")[:, :num_proposed]
         proposed = np.take_along_axis(proposed, chosen, axis=1)
         rough = np.take_along_axis(rough, chosen, axis=1)
@@ -154,22 +159,41 @@ def _propose(queries, index, num_proposed):
     return proposed, rough, noise
 
 
-def _refine(queries, index, proposed):
-    """Computes the candidates' distances in one fixed way and sorts them, ties by position.
+def _to_float32(rows):
+    """Widens float16 rows with the processor's own instruction, several times faster than NumPy."""
+    if rows.dtype != np.float16:
+        return rows.astype(np.float32, copy=False)
+    codec = faiss.ScalarQuantizer(rows.shape[1], faiss.ScalarQuantizer.QT_fp16)
+    return codec.decode(np.ascontiguousarray(rows).view(np.uint8))
+
+
+def _refine(queries, index, proposed, num_possible, wanted):
+    """Computes the candidates' distances in one fixed way; gives the best, ties by position.
 
     Sums in float64 and rounds once, so that the same two descriptors have the same distance in
     every part and on every processor.
+
+    Args:
+        proposed: (q, num_proposed) positions, roughly nearest first.
+        num_possible: (q,), how many of them can be among the nearest; at least `wanted`.
+
+    Returns:
+        (positions (q, wanted), distances (q, wanted) float32).
     """
+    found = np.empty((len(queries), wanted), np.int32)
+    distances = np.empty((len(queries), wanted), np.float32)
 
     def refine(row):
-        candidates = np.sort(proposed[row])
-        difference = index[candidates].astype(np.float64) - queries[row]
+        candidates = np.sort(proposed[row, : num_possible[row]])
+        # Both sides in float64 before the subtraction: mixed types take NumPy 7 times as long.
+        difference = index[candidates].astype(np.float64)
+        difference -= queries[row].astype(np.float64)
         exact = np.einsum("ij,ij->i", difference, difference).astype(np.float32)
-        order = np.argsort(
-            exact, kind="stable"
-        )  # stable: candidates ascend, so ties stay ascending
-        return candidates[order], exact[order]
+        # Stable: candidates ascend, so ties stay ascending.
+        order = np.argsort(exact, kind="stable")[:wanted]
+        found[row], distances[row] = candidates[order], exact[order]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(refine, range(len(queries))))
-    return np.stack([found for found, _ in results]), np.stack([exact for _, exact in results])
+        for _ in pool.map(refine, range(len(queries))):
+            pass
+    return found, distances
