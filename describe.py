@@ -3,6 +3,8 @@
 Recognition takes the landmarks, retrieval all of it. Imports Keras, by way of `model`.
 """
 
+from dataclasses import fields
+
 import numpy as np
 
 import model
@@ -10,8 +12,8 @@ from descriptions import (
     Descriptions,
     concatenate,
     description_path,
-    is_described,
     load_descriptions,
+    load_image_ids,
     save_descriptions,
 )
 from generators import Reading, ShardEnd, stream_batches, tell_problems
@@ -63,16 +65,16 @@ class Describer:
             batch.locations,
         )
 
-    def empty(self):
-        """Gives `Descriptions` of no image."""
+    def allocate(self, num_images):
+        """Allocates `Descriptions` of so many images, not yet filled in."""
         width = self.predictor.output[2].shape[-1]
         return Descriptions(
-            np.empty(0, np.uint64),
-            np.empty(0, np.int64),
-            np.empty(0, np.float32),
-            np.empty((0, width), self.dtype),
-            np.empty(0, np.int16),
-            np.empty((0, 2), np.int64),
+            np.empty(num_images, np.uint64),
+            np.empty(num_images, np.int64),
+            np.empty(num_images, np.float32),
+            np.empty((num_images, width), self.dtype),
+            np.empty(num_images, np.int16),
+            np.empty((num_images, 2), np.int64),
         )
 
 
@@ -87,7 +89,8 @@ def describe_shards(session, describer, shards, image_ids, num_skippable=0):
         num_skippable: broken shards to leave out before one more is an error.
 
     Returns:
-        list of the files of all shards that could be described.
+        (dict of file -> image ids, of all shards that could be described; list of the numbers of
+        the shards that were left out).
 
     Raises:
         StoppedError: the session was asked to stop; the shards described so far are saved.
@@ -97,7 +100,8 @@ def describe_shards(session, describer, shards, image_ids, num_skippable=0):
     for shard, path in paths.items():  # an earlier session of this kernel may have begun
         if not path.exists() and (earlier := find_inputs(f"descriptors/{path.name}")):
             paths[shard] = earlier[0]
-    missing = [shard for shard in shards if not is_described(paths[shard], describer.fingerprint)]
+    described = {shard: load_image_ids(paths[shard], describer.fingerprint) for shard in shards}
+    missing = [shard for shard in shards if described[shard] is None]
     paths |= {shard: description_path(session.output, shard) for shard in missing}
     size = describer.recogniser.image_size
     reading = Reading(size, describer.batch_size, image_ids=frozenset(image_ids.tolist()))
@@ -105,7 +109,7 @@ def describe_shards(session, describer, shards, image_ids, num_skippable=0):
     stop = session.stop
     stream = stream_batches(session.source, plan, reading, stop.requested, num_skippable)
     for left, shard in enumerate(missing):
-        pieces = [describer.empty()]
+        pieces = [describer.allocate(0)]
         while not isinstance(item := next(stream), ShardEnd):
             if stop.requested():
                 num_done = len(shards) - len(missing) + left
@@ -114,11 +118,13 @@ def describe_shards(session, describer, shards, image_ids, num_skippable=0):
             pieces.append(describer.describe(item, shard))
         tell_problems(item, "left empty")
         if item.problem:  # not saved, so that a later run tries it again
-            del paths[shard]
             continue
+        descriptions = concatenate(pieces)
+        save_descriptions(paths[shard], descriptions, describer.fingerprint)
+        described[shard] = descriptions.image_ids
         say(f"{shard.path}: {item.num_images:,} images described ({left + 1}/{len(missing)})")
-        save_descriptions(paths[shard], concatenate(pieces), describer.fingerprint)
-    return list(paths.values())
+    found = {paths[shard]: ids for shard, ids in described.items() if ids is not None}
+    return found, [shard.number for shard, ids in described.items() if ids is None]
 
 
 def describe_split(session, describer, shards, image_ids, path, num_skippable=0):
@@ -128,20 +134,42 @@ def describe_split(session, describer, shards, image_ids, path, num_skippable=0)
         session, describer, num_skippable: as for `describe_shards`.
         shards: list of all `Shard`s of the split.
         image_ids: (n,) uint64, the images to describe.
-        path: the file; the shards' own files are removed when it is whole.
+        path: the file, whose fingerprint says which shards were left out. The shards' own files are
+            removed if none was.
 
     Returns:
         `Descriptions` by ascending image id.
     """
-    files = describe_shards(session, describer, shards, image_ids, num_skippable)
-    descriptions = gather(files, describer)
-    save_descriptions(path, descriptions, describer.fingerprint)
-    for shard in shards:
-        description_path(session.output, shard).unlink(missing_ok=True)
+    found, left_out = describe_shards(session, describer, shards, image_ids, num_skippable)
+    descriptions = gather(found, describer)
+    save_descriptions(path, descriptions, describer.fingerprint | {"left_out": left_out})
+    if not left_out:
+        for shard in shards:
+            description_path(session.output, shard).unlink(missing_ok=True)
     return descriptions
 
 
-def gather(files, describer):
-    """Joins the files of shards into `Descriptions` by ascending image id."""
-    pieces = [describer.empty(), *(load_descriptions(file)[0] for file in files)]
-    return concatenate(pieces).sorted()
+def gather(found, describer):
+    """Joins the files of shards into `Descriptions` by ascending image id.
+
+    File after file goes to its place, so that the descriptors are in memory once, not twice. Where
+    an id stands twice, its first image counts.
+
+    Args:
+        found: dict of file -> image ids, as of `describe_shards`.
+        describer: `Describer`.
+    """
+    ids = np.concatenate([np.empty(0, np.uint64), *found.values()])
+    _, first_rows = np.unique(ids, return_index=True)
+    places = np.full(len(ids), -1)
+    places[first_rows] = np.arange(len(first_rows))
+    descriptions = describer.allocate(len(first_rows))
+    begin = 0
+    for path, image_ids in found.items():
+        piece = load_descriptions(path)[0]
+        of_piece = places[begin : begin + len(image_ids)]
+        begin += len(image_ids)
+        for field in fields(piece):
+            column = getattr(piece, field.name)[of_piece >= 0]
+            getattr(descriptions, field.name)[of_piece[of_piece >= 0]] = column
+    return descriptions

@@ -32,13 +32,6 @@ class Descriptions:
     def __len__(self):
         return len(self.image_ids)
 
-    def sorted(self):
-        """Gives the rows by ascending image id, the first one where an id stands twice."""
-        _, rows = np.unique(self.image_ids, return_index=True)
-        if np.array_equal(rows, np.arange(len(self))):
-            return self
-        return Descriptions(*(getattr(self, field.name)[rows] for field in fields(self)))
-
 
 def concatenate(pieces):
     """Joins a non-empty list of `Descriptions`."""
@@ -73,13 +66,19 @@ def load_descriptions(path):
         ) from error
 
 
-def is_described(path, fingerprint):
-    """Tells whether a whole file of this fingerprint is there; says why a file is not used."""
+def load_if_of(path, fingerprint):
+    """Reads the arrays of a whole file of this fingerprint, or gives None; says why, where odd."""
     if not path.exists():
-        return False
+        return None
     try:
-        _, found = load_arrays(path)
+        arrays, found = load_arrays(path)
     except ExpectedError as error:
         say(f"{error}: describing it again")
-        return False
-    return found == fingerprint
+        return None
+    return arrays if found == fingerprint else None
+
+
+def load_image_ids(path, fingerprint):
+    """Reads the image ids of a whole file of descriptions of this fingerprint, or gives None."""
+    arrays = load_if_of(path, fingerprint)
+    return None if arrays is None else arrays["image_ids"]

@@ -77,6 +77,7 @@ def load_parts(paths):
     for path in paths:
         arrays, fingerprint = load_arrays(path)
         number = fingerprint.pop("part", None)
+        fingerprint.pop("left_out", None)  # the index images that were searched are counted
         if number is None or arrays.keys() != Part.__annotations__.keys():
             raise ExpectedError(
                 f"{path}: not a part of a search; expected a part-K-of-N.npz of retrieval.py; "

@@ -69,7 +69,7 @@ LEARNING_RATE_STEPS = ((0.35, 1.0), (0.70, 0.5), (0.80, 0.2), (1.0, 0.1))
 def learning_rate_at(mini_epoch, num_mini_epochs, first_rate):
     """Gives the learning rate of a mini-epoch (counted from 0)."""
     for end, factor in LEARNING_RATE_STEPS:
-        if mini_epoch < round(end * num_mini_epochs):
+        if mini_epoch < max(1, round(end * num_mini_epochs)):
             return first_rate * factor
     return first_rate * LEARNING_RATE_STEPS[-1][1]
 
@@ -300,11 +300,6 @@ def load_model(path):
             f"{path}: {str(error).splitlines()[0]}; expected a whole .keras file; "
             "take another copy, or train again"
         ) from error
-    if model.output.shape[-1] != len(page["landmark_ids"]):
-        raise ExpectedError(
-            f"{path}: {model.output.shape[-1]} outputs for a class table of "
-            f"{len(page['landmark_ids'])} landmarks; expected as many; train again"
-        )
     return model, page
 
 
@@ -324,14 +319,16 @@ def load_recogniser(path, read_2019_classes=None):
     """
     if read_2019_classes and h5py.is_hdf5(path):
         classifier, class_table = _load_hdf5(path), read_2019_classes()
-        if classifier.output.shape[-1] != len(class_table):
-            raise ExpectedError(
-                f"{path}: {classifier.output.shape[-1]} outputs for the {len(class_table)} classes "
-                "of 2019 in this source's train.csv; expected as many; check --model and --source"
-            )
+        origin = "the classes of 2019 in this source's train.csv"
     else:
         classifier, page = load_model(path)
         class_table = ClassTable(np.array(page["landmark_ids"], np.int64))
+        origin = "the landmarks in the file"
+    if classifier.output.shape[-1] != len(class_table):
+        raise ExpectedError(
+            f"{path}: {classifier.output.shape[-1]} outputs; expected {len(class_table)}, one for "
+            f"each of {origin}; check --model and --source, or train again"
+        )
     return Recogniser(classifier, class_table)
 
 

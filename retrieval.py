@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from descriptions import QUERIES, is_described, load_descriptions
+from descriptions import QUERIES, load_descriptions, load_if_of
 from landmarks import (
     CATEGORY_CSV,
     INDEX_CSV,
@@ -54,6 +54,8 @@ from utils import (
     save_arrays,
     say,
 )
+
+NORMALISED_ROWS = 4096  # at a time: an index of 6 GB is not in memory twice
 
 
 def make_parser():
@@ -146,6 +148,8 @@ def search_parts(session, args):
     shards = session.source.select_shards("index")
     index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
     queries = describe_queries(session, describer, args)
+    if args.normalise:
+        normalise(queries.descriptors)
     files = []
     for part in parts:
         of_part = np.array_split(shards, args.parts)[part].tolist()
@@ -178,8 +182,12 @@ def describe_queries(session, describer, args):
                 raise
             say(f"{error}: not used")
             continue
+        left_out = fingerprint.pop("left_out", [])
         if fingerprint == describer.fingerprint and np.isin(queries.image_ids, test_ids).all():
-            say(f"{given}: {len(queries):,} queries")
+            if left_out and given == path:  # those shards may be whole by now
+                break
+            without = f", without test shards {left_out}" if left_out else ""
+            say(f"{given}: {len(queries):,} queries{without}")
             return queries
         if args.queries:
             raise ExpectedError(
@@ -199,7 +207,7 @@ def search_part(session, describer, queries, part, shards, index_ids, args):
 
     Args:
         session, describer: as everywhere.
-        queries: `Descriptions` of the test images.
+        queries: `Descriptions` of the test images, of length 1 if the index is to be.
         part: number of the part, from 0.
         shards: list of index `Shard`, the part's share; may be empty.
         index_ids: (n,) uint64, all of index.csv.
@@ -220,22 +228,24 @@ def search_part(session, describer, queries, part, shards, index_ids, args):
         "queries": _digest(queries.image_ids),
         "index": _digest(index_ids),
     }
-    if is_described(path, fingerprint):
+    if load_if_of(path, fingerprint | {"left_out": []}) is not None:
         return path
-    pieces = describe.describe_shards(
+    described, left_out = describe.describe_shards(
         session, describer, shards, index_ids, num_skippable(args, shards)
     )
-    index = describe.gather(pieces, describer)
+    index = describe.gather(described, describer)
+    if args.normalise:
+        normalise(index.descriptors)
     found = search.find_candidates(
-        scale(queries.descriptors, args.normalise),
+        queries.descriptors,
         queries.landmark_ids,
-        scale(index.descriptors, args.normalise),
+        index.descriptors,
         index.landmark_ids,
         args.top,
     )
     save_arrays(
         path,
-        fingerprint,
+        fingerprint | {"left_out": left_out},  # not whole: searched again by the next run
         query_ids=queries.image_ids,
         query_landmarks=queries.landmark_ids,
         query_places=_places(queries),
@@ -250,12 +260,12 @@ def search_part(session, describer, queries, part, shards, index_ids, args):
     return path
 
 
-def scale(descriptors, normalise):
-    """Scales descriptors to length 1, if asked to; a descriptor of zeros stays as it is."""
-    if not normalise:
-        return descriptors
-    lengths = np.linalg.norm(descriptors.astype(np.float32), axis=1, keepdims=True)
-    return (descriptors / np.maximum(lengths, 1e-12)).astype(descriptors.dtype)
+def normalise(descriptors):
+    """Scales descriptors to length 1, in place; a descriptor of zeros stays as it is."""
+    for begin in range(0, len(descriptors), NORMALISED_ROWS):
+        rows = descriptors[begin : begin + NORMALISED_ROWS]
+        lengths = np.linalg.norm(rows.astype(np.float32), axis=1, keepdims=True)
+        rows[:] = rows / np.maximum(lengths, 1e-12)
 
 
 def _digest(image_ids):

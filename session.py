@@ -126,15 +126,25 @@ def num_skippable(args, shards):
 
 def parse_session(parser, argv):
     """Parses the command line; with --demo, the demo's settings become the defaults."""
-    args = parser.parse_args(argv)
+    args = _parse(parser, argv)
     if args.demo:
         known = vars(args).keys()
         parser.set_defaults(**{key: demo.DEFAULTS[key] for key in demo.DEFAULTS.keys() & known})
-        args = parser.parse_args(argv)
+        args = _parse(parser, argv)
     if args.scratch is None:
         args.scratch = args.output / "scratch"
     if args.max_hours is not None and not args.max_hours > 0:
         parser.error(f"argument --max-hours: {args.max_hours} hours; expected more than 0")
+    return args
+
+
+def _parse(parser, argv):
+    """Parses; files may follow options too (argparse's own way to allow that spoils --help)."""
+    args, rest = parser.parse_known_args(argv)
+    if rest and ("files" not in args or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.files += map(Path, rest)
     return args
 
 

@@ -366,7 +366,8 @@ def draw_history(rows):
 def describe_progress(rows, num_mini_epochs):
     """Writes the last mini-epoch as one line: loss, speed, share of waiting, time to go."""
     row, recent = rows[-1], rows[-10:]
-    left_s = (num_mini_epochs - len(rows)) * np.mean([row["seconds"] for row in recent])
+    # The median: a session's first mini-epoch also compiles the network.
+    left_s = (num_mini_epochs - len(rows)) * np.median([row["seconds"] for row in recent])
     valid = f", held out {row['valid_accuracy']:.3f}" if "valid_accuracy" in row else ""
     bad = f", {row['bad_images']} bad" if row["bad_images"] else ""
     learned = ""

@@ -134,7 +134,9 @@ def test_a_2019_file_of_other_landmarks_is_refused(tmp_path):
     import model
 
     write_2019_model(tmp_path / "resnet50.model", num_classes=4)
-    with pytest.raises(ExpectedError, match="4 outputs for the 3 classes of 2019"):
+    with pytest.raises(
+        ExpectedError, match="4 outputs; expected 3, one for each of the classes of 2019"
+    ):
         model.load_recogniser(tmp_path / "resnet50.model", lambda: ClassTable(np.arange(3)))
 
 

@@ -56,7 +56,7 @@ def assert_same_arrays(ours, theirs):
 
 # mini-epochs in a run -> the mini-epochs (from 0) that begin and end each step, and its factor
 SCHEDULES = {
-    1: [(0, 0, 0.5)],
+    1: [(0, 0, 1.0)],
     2: [(0, 0, 1.0), (1, 1, 0.2)],
     3: [(0, 0, 1.0), (1, 1, 0.5), (2, 2, 0.1)],
     10: [(0, 3, 1.0), (4, 6, 0.5), (7, 7, 0.2), (8, 9, 0.1)],
@@ -310,7 +310,8 @@ WRONG_FILES = {
     ),
     "a class table of another size": (
         lambda data, path: with_page(data, path, '{"landmark_ids": [1, 2, 3]}'),
-        r"4 outputs for a class table of 3 landmarks; expected as many; train again",
+        r"4 outputs; expected 3, one for each of the landmarks in the file; check --model and "
+        r"--source, or train again",
     ),
     "a network of layers that Keras does not know": (
         lambda data, path: with_other_config(data, path, b'"ReLU"', b'"ReLV"'),

@@ -342,6 +342,12 @@ def test_parts_of_different_kernels_merge_in_any_order_to_the_same_bytes(
         shutil.rmtree(output)
 
 
+def test_part_files_may_follow_the_options(world, searched, tmp_path):
+    files = sorted(searched.glob("part-*"))
+    assert run("merge", "--source", world.folder, "--output", tmp_path, *files) == 0
+    assert submission_of(tmp_path) == submission_of(searched)
+
+
 def test_merge_alone_takes_the_parts_of_the_output(world, searched, resumed, fetched):
     (resumed / "retrieval_submission.csv").unlink()
     assert run("merge", "--source", world.folder, "--output", resumed) == 0
@@ -634,6 +640,43 @@ def test_a_broken_index_shard_can_be_left_out(world, model, tmp_path, capsys):
     assert "index/images_002.tar left empty: " in capsys.readouterr().err
     rows = read_retrieval_submission(tmp_path / "output" / "retrieval_submission.csv")
     assert not {i for row in rows.values() for i in row} & set(world.image_ids[Shard("index", 2)])
+
+
+@pytest.mark.parametrize(
+    "shard", [Shard("index", 2), Shard("test", 1)], ids=lambda shard: shard.split
+)
+def test_a_shard_that_was_left_out_is_tried_again_by_the_next_run(
+    world, model, searched, tmp_path, fetched, shard
+):
+    source = shutil.copytree(world.folder, tmp_path / "source")
+    (source / shard.path).write_bytes(b"not what the md5 says")
+    output = tmp_path / "output"
+    arguments = [*common(world, model)[2:], "--source", source, "--output", output, "--parts", 2]
+    assert run(*arguments, "--skip-bad-shards") == 0
+    assert submission_of(output) != submission_of(searched)
+    fetched.clear()
+    assert run(*arguments) == 1  # nobody said that it may be left out for good
+    assert set(fetched) == {shard}
+    shutil.copyfile(world.folder / shard.path, source / shard.path)
+    fetched.clear()
+    assert run(*arguments) == 0
+    assert fetched == [shard]
+    assert submission_of(output) == submission_of(searched)
+
+
+def test_queries_of_another_run_serve_without_the_shards_that_it_left_out(
+    world, model, tmp_path, fetched, capsys
+):
+    source = shutil.copytree(world.folder, tmp_path / "source")
+    (source / Shard("test", 1).path).write_bytes(b"not what the md5 says")
+    arguments = [*common(world, model)[2:], "--source", source, "--part", 6, "--parts", 7]
+    assert run(*arguments, "--output", tmp_path / "one", "--skip-bad-shards") == 0
+    capsys.readouterr()
+    fetched.clear()
+    queries = tmp_path / "one" / "queries.npz"
+    assert run(*arguments, "--output", tmp_path / "other", "--queries", queries) == 0
+    assert f"{queries}: 8 queries, without test shards [1]\n" in capsys.readouterr().err
+    assert fetched == [Shard("index", 6)]
 
 
 # ---------------------------------------------------------------------------------------- errors
