@@ -57,14 +57,14 @@ def make_large_shard(num_images):
 
 def time_first_batch(address, scratch):
     """Gives the seconds from a shard's last byte to its first batch."""
-    last_byte, copy_bytes = [], demo.copy_bytes
+    last_byte, send_bytes = [], demo.WorldHandler.send_bytes
 
-    def timed_copy(source, target, num_bytes):
-        copy_bytes(source, target, num_bytes)
+    def timed_send(*args):
+        send_bytes(*args)
         last_byte[:] = [time.perf_counter()]
 
     reading = Reading(192, 64, lambda image_id: 0, augment=True)
-    with mock.patch.object(demo, "copy_bytes", timed_copy):
+    with mock.patch.object(demo.WorldHandler, "send_bytes", timed_send):
         stream = stream_batches(Source(address, scratch), [(0, SHARD)], reading)
         next(stream)
         seconds = time.perf_counter() - last_byte[0]
