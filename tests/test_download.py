@@ -7,6 +7,7 @@ import resource
 import socket
 
 import pytest
+from checks import names_in, one_line
 from fault_server import Fault, FaultServer
 
 from download import Patience, download, download_range, online_size
@@ -47,18 +48,6 @@ def fail(server, tmp_path, *faults, expected=ExpectedError, **options):
         fetch(server, tmp_path, *faults, **options)
     assert names_in(tmp_path) == []
     return one_line(caught.value)
-
-
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def one_line(error):
-    """Checks that a message reads `what; expected; to do` in one line, and gives it."""
-    message = str(error)
-    assert message.splitlines() == [message]
-    assert message.count("; ") >= 2 and "; expected " in message
-    return message
 
 
 def ranges(server):

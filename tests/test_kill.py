@@ -243,23 +243,17 @@ def test_a_kill_leaves_its_scratch_and_the_next_session_removes_it(killed):
 
 
 @pytest.mark.slow
-def test_sigterm_ends_in_good_order_and_says_what_remains(killed):
-    code, stdout, line = killed.terminated
-    assert code == 0
+@pytest.mark.parametrize(
+    ("signal_name", "session", "exit_code"),
+    [("SIGTERM", "terminated", 0), ("SIGINT", "interrupted", 130)],
+)
+def test_a_signal_ends_in_good_order_and_says_what_remains(killed, signal_name, session, exit_code):
+    code, stdout, line = getattr(killed, session)
+    assert code == exit_code
     assert stdout == ""
+    num_done = killed.num_done[{"terminated": -2, "interrupted": -1}[session]]
     assert line == (
-        f"stopped by SIGTERM: {killed.num_done[-2]} of {NUM_MINI_EPOCHS} mini-epochs done; run the "
-        "same command again to continue"
-    )
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_in_good_order_with_its_own_exit_code(killed):
-    code, stdout, line = killed.interrupted
-    assert code == 130
-    assert stdout == ""
-    assert line == (
-        f"stopped by SIGINT: {killed.num_done[-1]} of {NUM_MINI_EPOCHS} mini-epochs done; run the "
+        f"stopped by {signal_name}: {num_done} of {NUM_MINI_EPOCHS} mini-epochs done; run the "
         "same command again to continue"
     )
 

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pyarrow as pa
 import pytest
+from checks import one_line
 from fault_server import Fault, FaultServer
 
 import landmarks
@@ -63,14 +64,6 @@ def md5_line(content, name="images_000.tar"):
 
 def files_below(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def one_line(error):
-    """Checks that a message reads `what; expected; to do` in one line, and gives it."""
-    message = str(error)
-    assert message.splitlines() == [message]
-    assert message.count("; ") >= 2 and "; expected " in message
-    return message
 
 
 # ------------------------------------------------------------------------------------------ shards

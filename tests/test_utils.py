@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from checks import names_in, one_line
 
 import utils
 from utils import (
@@ -33,18 +34,6 @@ from utils import (
 )
 
 ROOT = Path(utils.__file__).parent
-
-
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def one_line(error):
-    """Checks that a message reads `what; expected; to do` in one line, and gives it."""
-    message = str(error)
-    assert message.splitlines() == [message]
-    assert message.count("; ") >= 2 and "; expected " in message
-    return message
 
 
 # ------------------------------------------------------------------------------- the command line
