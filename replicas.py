@@ -30,6 +30,8 @@ class OneDevice:
 
     def train_on_batch(self, network, images, class_indices):
         """Trains on one batch; gives (loss, accuracy) as floats."""
+        # Keras before 3.14 gave the mean since the last reset (keras-team/keras#22617).
+        network.reset_metrics()
         return network.train_on_batch(images, class_indices)
 
     def predict_on_batch(self, network, images):

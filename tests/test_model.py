@@ -27,6 +27,7 @@ from model import (
     save_model,
     set_up_keras,
 )
+from replicas import OneDevice
 from utils import ExpectedError, file_md5
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
@@ -219,7 +220,7 @@ def test_a_saved_network_goes_on_training_as_if_it_had_never_been_saved(tiny_bac
     momenta = [layer.momentum for layer in loaded.layers if hasattr(layer, "momentum")]
     assert momenta == [0.9, 0.9]
     for _ in range(2):
-        results = [one.train_on_batch(IMAGES, CLASSES) for one in (network, loaded)]
+        results = [OneDevice().train_on_batch(one, IMAGES, CLASSES) for one in (network, loaded)]
         assert results[0] == results[1]
     assert_same_arrays(network.get_weights(), loaded.get_weights())
 

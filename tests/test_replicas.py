@@ -36,6 +36,7 @@ def run(replicas):
         losses = [replicas.train_on_batch(network, x, y) for x, y in zip(images, classes)]
         predictor = model.build_predictor(model.build_classifier(network))
         outputs = replicas.predict_on_batch(predictor, images[0])
+        network.reset_metrics()
         valid = network.test_on_batch(images[1], classes[1])
     return np.array(losses), outputs, np.array(valid)
 
