@@ -1,19 +1,22 @@
-"""How long one epoch of Google Landmarks v2 takes in a kernel, and which stage binds.
+"""How long an epoch of Google Landmarks v2 and a retrieval part take in a kernel, and what binds.
 
     python benchmarks/epoch_estimate.py --step-rate 550 --step-source "..." [--gpus 2] [--cores 4]
 
-Takes the decode rate per core and what is lost in overlapping from the results of decode.py and
-overlap.py, unless given. The step rate of a GPU cannot be measured on a
-machine without one and must be given with its source.
+Takes the decode rate per core, what is lost in overlapping and the search rate from the results of
+decode.py, overlap.py and search_speed.py, unless given. The step rate of a GPU cannot be measured
+on a machine without one and must be given with its source; describing counts as fast as training.
 """
 
 import argparse
 
-from common import load_results, print_table
+from common import load_results, median, print_table
+from search_speed import OURS
 
 from landmarks import NUM_CVDF_SHARDS
 
 NUM_IMAGES = {"train": 4_132_914, "index": 761_757, "test": 117_577}  # of the data set's page
+NUM_PARTS = 6
+INDEX_SHARD_MB = 850  # as CVDF says
 SESSION_HOURS = 12.0  # a kernel's limit
 
 
@@ -29,6 +32,12 @@ def measured_overlap():
     """Gives the worst mini-epoch / max(T, D, L) that overlap.py simulated in its last run."""
     rows = load_results("overlap")
     return max(row[5] for row in rows if row[0] == "simulated") if rows else None
+
+
+def measured_search_rate():
+    """Gives queries/s that search_speed.py measured for the largest index, a real part's."""
+    rates = load_results("search")
+    return median(rates[max(rates, key=int)], OURS) if rates else None
 
 
 def positive(text):
@@ -67,38 +76,69 @@ def parse_arguments():
         "--overlap", type=positive, default=measured_overlap() or 1.10,
         help="mini-epoch / longest stage (default: overlap.py's worst simulation, or the target)",
     )  # fmt: skip
+    parser.add_argument(
+        "--search-rate", type=positive, default=measured_search_rate(),
+        help="queries/s in 127,000 index images (default: search_speed.py's last result)",
+    )  # fmt: skip
     args = parser.parse_args()
-    if args.decode_rate is None:
-        parser.error("no result of decode.py; run it first, or give --decode-rate")
+    for option, script in (("decode_rate", "decode.py"), ("search_rate", "search_speed.py")):
+        if getattr(args, option) is None:
+            option = "--" + option.replace("_", "-")
+            parser.error(f"no result of {script}; run it first, or give {option}")
     return args
 
 
-def main():
-    """Prints the table, as the module's docstring says."""
-    args = parse_arguments()
-    images_per_shard = NUM_IMAGES["train"] / NUM_CVDF_SHARDS["train"]
-    decoding = args.decode_rate * args.cores * args.free_cores
-    rates = {
-        f"download at {args.download_rate:g} MB/s, shards of {args.shard_mb:,.0f} MB":
-            args.download_rate / args.shard_mb * images_per_shard,
+def stage_rates(args, split, shard_mb):
+    """Gives dict, stage -> images/s, of reading a split and running the network on it."""
+    images_per_shard = NUM_IMAGES[split] / NUM_CVDF_SHARDS[split]
+    return {
+        f"download at {args.download_rate:g} MB/s, shards of {shard_mb:,.0f} MB":
+            args.download_rate / shard_mb * images_per_shard,
         f"decode, {args.decode_rate:.0f} images/s per core, {args.cores} cores "
-        f"of which {args.free_cores:.0%} decode": decoding,
+        f"of which {args.free_cores:.0%} decode":
+            args.decode_rate * args.cores * args.free_cores,
         f"step, {args.step_rate:g} images/s per GPU, {args.gpus} GPUs": args.step_rate * args.gpus,
     }  # fmt: skip
+
+
+def print_epoch(args):
+    """Prints the stages of an epoch, the one that binds, and how long it all takes."""
+    num_images, num_shards = NUM_IMAGES["train"], NUM_CVDF_SHARDS["train"]
+    rates = stage_rates(args, "train", args.shard_mb)
     binding = min(rates, key=rates.get)
     rows = [
-        (("**" + name + "**") if name == binding else name, rate,
-         NUM_IMAGES["train"] / NUM_CVDF_SHARDS["train"] / rate, NUM_IMAGES["train"] / rate / 3600)
+        (f"**{name}**" if name == binding else name, rate, num_images / num_shards / rate,
+         num_images / rate / 3600)
         for name, rate in rates.items()
     ]  # fmt: skip
     print_table(("stage", "images/s", "s a shard", "hours an epoch, alone"), rows)
-    hours = NUM_IMAGES["train"] / rates[binding] / 3600 * args.overlap
+    hours = num_images / rates[binding] / 3600 * args.overlap
     print(f"binds: {binding.partition(',')[0].partition(' at ')[0]}")
     print(
-        f"one epoch of {NUM_IMAGES['train']:,} images: {hours:.1f} hours, the longest stage x "
+        f"one epoch of {num_images:,} images: {hours:.1f} hours, the longest stage x "
         f"{args.overlap:.2f} for imperfect overlap; {SESSION_HOURS / hours:.1f} epochs in "
         f"{SESSION_HOURS:g} hours"
     )
+
+
+def print_part(args):
+    """Prints how long a retrieval part takes: its index images described, then searched."""
+    rates = stage_rates(args, "index", INDEX_SHARD_MB)
+    num_images = NUM_IMAGES["index"] / NUM_PARTS
+    describing_s = num_images / min(rates.values()) * args.overlap
+    searching_s = NUM_IMAGES["test"] / args.search_rate
+    print(
+        f"a retrieval part of {num_images:,.0f} index images: {describing_s / 60:.0f} min to "
+        f"describe them, {searching_s / 60:.0f} min to search for {NUM_IMAGES['test']:,} queries "
+        f"at {args.search_rate:,.0f} queries/s"
+    )
+
+
+def main():
+    """Prints the estimates, as the module's docstring says."""
+    args = parse_arguments()
+    print_epoch(args)
+    print_part(args)
     print(f"assumed: step rate from {args.step_source}; download rate and shard size as given")
 
 
