@@ -74,14 +74,19 @@ def learning_rate_at(mini_epoch, num_mini_epochs, first_rate):
     return first_rate * LEARNING_RATE_STEPS[-1][1]
 
 
-def set_up_keras(seed):
+def set_up_keras(seed, bfloat16=False):
     """Seeds Keras and chooses the precision: mixed float16 on a GPU, float32 elsewhere.
+
+    Args:
+        seed: int.
+        bfloat16: mixed bfloat16 instead, which not every processor or GPU has.
 
     Returns:
         The name of the precision policy.
     """
     keras.utils.set_random_seed(seed)
     policy = "mixed_float16" if list_gpus() else "float32"
+    policy = "mixed_bfloat16" if bfloat16 else policy
     keras.mixed_precision.set_global_policy(policy)
     return policy
 

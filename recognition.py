@@ -104,6 +104,10 @@ def make_parser():
         help="mirror and crop the train images at random",
     )  # fmt: skip
     training.add_argument(
+        "--bfloat16", action="store_true",
+        help="train in bfloat16: faster on a processor that has it, at equal scores",
+    )  # fmt: skip
+    training.add_argument(
         "--seed", type=number(int, 0), default=0, help="of weights, order and augmentation"
     )
     training.add_argument("--fresh", action="store_true", help="start over instead of continuing")

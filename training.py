@@ -47,6 +47,7 @@ class Recipe:
     train_shards: tuple
     clean: bool
     augment: bool
+    bfloat16: bool
     seed: int
 
     @classmethod
@@ -88,7 +89,7 @@ def train(
         StoppedError: the session was asked to stop; the checkpoint holds what is done.
         ExpectedError: data, network or disk fail, or the loss is no longer finite.
     """
-    policy = model.set_up_keras(recipe.seed)
+    policy = model.set_up_keras(recipe.seed, recipe.bfloat16)
     share = len(shards) / session.source.count_shards("train")
     num_steps = round(len(labels) * share * recipe.epochs / recipe.batch_size)
     replicas = set_up_replicas(recipe.batch_size)

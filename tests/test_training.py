@@ -40,6 +40,7 @@ RECIPE = Recipe(
     train_shards=(1, 4),
     clean=False,
     augment=True,
+    bfloat16=False,
     seed=0,
 )
 NUM_MINI_EPOCHS, BATCHES_PER_SHARD = 6, 3  # 2 epochs of 3 shards of 20 images
@@ -89,10 +90,10 @@ def run(folder, output, stop=None, recipe=RECIPE, valid_every=2, num_skippable=0
     )
 
 
-def run_until(monkeypatch, folder, output, **limit):
+def run_until(monkeypatch, folder, output, recipe=RECIPE, **limit):
     """Trains until a number of steps or mini_epochs is done; gives what the stop said."""
     with monkeypatch.context() as patch, pytest.raises(StoppedError) as caught:
-        run(folder, output, StopAfter(patch, **limit))
+        run(folder, output, StopAfter(patch, **limit), recipe)
     return str(caught.value)
 
 
@@ -212,6 +213,19 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_one_that_never_was(
     assert_same_state(network, whole_run[0])
 
 
+def test_a_run_in_bfloat16_continues_as_one_that_was_never_stopped(
+    data_set, whole_run, tmp_path, monkeypatch, float32_afterwards
+):
+    recipe = replace(RECIPE, bfloat16=True)
+    network = run(data_set.folder, tmp_path / "whole", recipe=recipe)
+    assert network.get_layer("descriptor").compute_dtype == "bfloat16"
+    rows = history_of(tmp_path / "whole")
+    assert rows[-1]["loss"] < rows[0]["loss"] / 2
+    assert rows != history_of(whole_run[1])
+    run_until(monkeypatch, data_set.folder, tmp_path, recipe, mini_epochs=2)
+    assert_same_state(run(data_set.folder, tmp_path, recipe=recipe), network)
+
+
 def test_a_stop_says_how_far_the_run_came_and_what_to_do(data_set, tmp_path, monkeypatch):
     assert run_until(monkeypatch, data_set.folder, tmp_path, steps=4) == (
         "stopped by the test: 1 of 6 mini-epochs done; run the same command again to continue"
@@ -287,6 +301,7 @@ OTHER_SETTINGS = {
     "train_shards": (1, 3),
     "clean": True,
     "augment": False,
+    "bfloat16": True,
     "seed": 1,
 }
 
