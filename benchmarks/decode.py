@@ -1,6 +1,6 @@
 """Tar bytes -> shuffled uint8 batches of 192 x 192: our generators against other ways.
 
-    python benchmarks/decode.py [--images 512] [--rounds 7]
+    python benchmarks/decode.py [--images 512] [--rounds 5]
 
 Every way starts from the same tar (Keras' from the extracted files) and ends with batches of 64
 images in random order. The baseline is the 2019 way: extract to disk, one thread, full decode,
@@ -318,7 +318,7 @@ def main():
     """Prints the table, as the module's docstring says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=512, help="images in the shard")
-    parser.add_argument("--rounds", type=int, default=7, help="times that each way is measured")
+    parser.add_argument("--rounds", type=int, default=5, help="times that each way is measured")
     args = parser.parse_args()
     cv2.setNumThreads(1)
     tar = common.make_shard(args.images)
