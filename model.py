@@ -20,7 +20,7 @@ from utils import ExpectedError, atomic_write, file_md5, muted_stderr, say
 with muted_stderr():  # TensorFlow's start-up chatter
     import keras
 
-    from replicas import list_gpus
+    from replicas import FLOAT16, agree_on_overflow, list_gpus
 
 LANDMARKS_MEMBER = "landmarks.json"  # our page in the .keras file, which is a zip archive
 CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)  # of ImageNet, as ResNet's published weights expect
@@ -85,7 +85,7 @@ def set_up_keras(seed, bfloat16=False):
         The name of the precision policy.
     """
     keras.utils.set_random_seed(seed)
-    policy = "mixed_float16" if list_gpus() else "float32"
+    policy = FLOAT16 if list_gpus() else "float32"
     policy = "mixed_bfloat16" if bfloat16 else policy
     keras.mixed_precision.set_global_policy(policy)
     return policy
@@ -186,7 +186,7 @@ def _close_branches(backbone):
 def compile_network(network, learning_rate):
     """Makes a network trainable: Adam on the cross-entropy of integer class indices."""
     network.compile(
-        optimizer=keras.optimizers.Adam(learning_rate),
+        optimizer=agree_on_overflow(keras.optimizers.Adam(learning_rate)),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["sparse_categorical_accuracy"],
         # XLA makes the step slower on a CPU (measured 0.62x under TensorFlow).

@@ -11,6 +11,8 @@ import numpy as np
 
 from utils import ExpectedError, muted_stderr, say
 
+FLOAT16 = "mixed_float16"  # the precision policy of GPUs
+
 
 def list_gpus():
     """Lists the GPUs that the Keras backend sees, e.g. `["gpu:0", "gpu:1"]`."""
@@ -79,6 +81,34 @@ class TensorFlowReplicas(OneDevice):
         return self.strategy.experimental_distribute_values_from_function(
             lambda context: keras.ops.convert_to_tensor(shares[context.replica_id_in_sync_group])
         )
+
+
+def agree_on_overflow(optimizer):
+    """Lets several TensorFlow devices skip a step together when one of them overflows float16.
+
+    Keras takes the first device's word for all: its check comes before the gradients are summed, so
+    that an overflow on the second would reach the weights. Nothing changes on one device.
+
+    Args:
+        optimizer: of a network that is compiled within `scope()`.
+
+    Returns:
+        The optimizer to compile with.
+    """
+    if keras.backend.backend() != "tensorflow" or keras.config.dtype_policy().name != FLOAT16:
+        return optimizer
+    import tensorflow as tf
+
+    if not tf.distribute.has_strategy():
+        return optimizer
+
+    class AgreeingOptimizer(keras.optimizers.LossScaleOptimizer):
+        def check_finite(self, grads):
+            is_bad = tf.cast(tf.logical_not(super().check_finite(grads)), tf.float32)
+            context = tf.distribute.get_replica_context()
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, is_bad) == 0
+
+    return AgreeingOptimizer(optimizer, name="loss_scale_optimizer")
 
 
 def set_up_replicas(batch_size):

@@ -58,6 +58,50 @@ def test_two_replicas_train_and_predict_as_one_device_does():
     assert done.stdout.strip() == "equal", done.stderr[-2000:]
 
 
+OVERFLOW = """
+import sys
+sys.path[:0] = [{root!r}]
+import keras
+import numpy as np
+import tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+import model
+from replicas import TensorFlowReplicas
+
+replicas = TensorFlowReplicas(["CPU:0", "CPU:1"])
+keras.config.set_dtype_policy("mixed_float16")
+with replicas.scope():
+    inputs = keras.Input((4,), dtype="float32")
+    network = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    model.compile_network(network, 0.01)
+    network.optimizer.build(network.trainable_variables)
+
+
+small, large = np.ones((2, 4), np.float32), np.full((2, 4), 1e9, np.float32)
+classes = np.zeros(4, np.int32)
+replicas.train_on_batch(network, np.concatenate([small, small]), classes)
+before, scale = network.get_weights(), float(network.optimizer.dynamic_scale.numpy())
+assert network.optimizer.iterations.numpy() == 1
+for shares in ([small, large], [large, small]):
+    replicas.train_on_batch(network, np.concatenate(shares), classes)
+    for was, now in zip(before, network.get_weights()):
+        np.testing.assert_array_equal(was, now)
+assert network.optimizer.dynamic_scale.numpy() == scale / 4
+replicas.train_on_batch(network, np.concatenate([small, small]), classes)
+assert network.optimizer.iterations.numpy() == 2
+assert all(np.isfinite(weights).all() for weights in network.get_weights())
+print("skipped")
+"""
+
+
+def test_an_overflow_on_either_device_skips_the_step_on_both():
+    code = OVERFLOW.format(root=str(Path(__file__).resolve().parent.parent))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "skipped", done.stderr[-2000:]
+
+
 def test_a_batch_that_two_gpus_cannot_share_is_refused(monkeypatch):
     import pytest
 

@@ -1,0 +1,42 @@
+"""The benchmarks run, on inputs too small to measure anything; what they print is not judged."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch, tmp_path):
+    """The benchmarks' folder can be imported from, and keeps its cache with the test."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import common
+
+    monkeypatch.setattr(common, "CACHE", tmp_path)
+
+
+def run(monkeypatch, capsys, module, *arguments):
+    """Runs a benchmark's command line; gives what it printed."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    module.main()
+    return capsys.readouterr().out
+
+
+def test_overlap_runs(monkeypatch, capsys):
+    import overlap
+
+    out = run(monkeypatch, capsys, overlap, "--unit", 0.02, "--mini-epochs", 2, "--images", 4)
+    assert out.count("| simulated |") == len(overlap.PROPORTIONS)
+    assert out.count("| real, ") == 2
+
+
+def test_search_speed_runs(monkeypatch, capsys):
+    import search_speed
+
+    out = run(
+        monkeypatch, capsys, search_speed, "--rounds", 1, "--index", 150, 300, "--queries", 40
+    )
+    assert "| 300 | ours, float16 stored |" in out
+    assert "time grows as n^" in out
