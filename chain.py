@@ -384,9 +384,11 @@ class Chain:
         num_gpus = sum(self.built[other].kernel.has_gpu for other in active)
         if self.is_full or (built.kernel.has_gpu and num_gpus >= GPU_SESSIONS):
             return False
+        reason = before.report.get("error", "")
         if self.num_pushes[name] >= MAX_SESSIONS:
             raise ExpectedError(
-                f"{built.id}: not finished after {MAX_SESSIONS} sessions; expected fewer; see "
+                f"{built.id}: not finished after {MAX_SESSIONS} sessions"
+                f"{reason and f', the last: {reason}'}; expected fewer; see "
                 f"`kaggle kernels logs {built.id}`, and run again to go on"
             )
         if not push(built, before):
@@ -394,6 +396,8 @@ class Chain:
                 say(f"{name}: Kaggle has no session free; waiting")
             self.is_full = self.was_full = True
             return False
+        if reason:
+            say(f"{name}: continued after a session that failed: {reason}")
         self.num_pushes[name] += 1
         self.before_push[name] = before
         self.states[name] = State("PUSHED")

@@ -375,7 +375,7 @@ def build_world(folder, seed=0, size=None, num_workers=None):
     num_pictures = sum(map(len, world.shards.values()))
     say(f"drawing the miniature landmark world: {num_pictures:,} pictures ...")
     start = time.monotonic()
-    with temporary_sibling(folder) as draft:
+    with explained_full_disk(folder), temporary_sibling(folder) as draft:
         for split in SPLITS:
             (draft / split).mkdir()
             (draft / "md5sum" / split).mkdir(parents=True)
@@ -385,6 +385,18 @@ def build_world(folder, seed=0, size=None, num_workers=None):
         put_in_place(draft, folder, lambda: is_complete(folder, seed, size))
     say(f"drew {num_pictures:,} pictures in {time.monotonic() - start:.0f} s")
     return folder
+
+
+@contextlib.contextmanager
+def explained_full_disk(folder):
+    """Turns a failure to write into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ExpectedError(
+            f"{folder}: cannot be written ({error.strerror}); expected 100 MB of free space; free "
+            "some space or choose another folder"
+        ) from error
 
 
 def write_marker(world, folder):

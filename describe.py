@@ -12,14 +12,16 @@ from descriptions import (
     Descriptions,
     concatenate,
     description_path,
+    digest_of,
     load_descriptions,
     load_image_ids,
     save_descriptions,
 )
 from generators import Reading, ShardEnd, stream_batches, tell_problems
+from landmarks import format_image_id
 from replicas import set_up_replicas
 from session import find_inputs
-from utils import StoppedError, say
+from utils import StoppedError, copy_file, say
 
 
 class Describer:
@@ -50,19 +52,27 @@ class Describer:
             "descriptor_dtype": dtype,
         }
 
+    def fingerprint_for(self, image_ids):
+        """Gives the fingerprint of a file that describes those of these images that it finds."""
+        return self.fingerprint | {"images": digest_of(image_ids)}
+
     def describe(self, batch, shard):
         """Describes one `Batch` of a shard."""
         n = len(batch.image_ids)
         class_indices, confidences, descriptors = self.replicas.predict_on_batch(
             self.predictor, batch.images
         )
+        descriptors, confidences = descriptors[:n].astype(self.dtype), confidences[:n]
+        is_finite = np.isfinite(descriptors).all(axis=1) & np.isfinite(confidences)
+        for image_id in batch.image_ids[~is_finite].tolist():
+            say(f"{shard.path}: image {format_image_id(image_id)} left empty: beyond {self.dtype}")
         return Descriptions(
-            batch.image_ids,
-            self.recogniser.class_table.landmark_ids[class_indices[:n]],
-            confidences[:n].astype(np.float32),
-            descriptors[:n].astype(self.dtype),
-            np.full(n, shard.number, np.int16),
-            batch.locations,
+            batch.image_ids[is_finite],
+            self.recogniser.class_table.landmark_ids[class_indices[:n][is_finite]],
+            confidences[is_finite].astype(np.float32),
+            descriptors[is_finite],
+            np.full(is_finite.sum(), shard.number, np.int16),
+            batch.locations[is_finite],
         )
 
     def allocate(self, num_images):
@@ -96,13 +106,15 @@ def describe_shards(session, describer, shards, image_ids, num_skippable=0):
         StoppedError: the session was asked to stop; the shards described so far are saved.
         ExpectedError: data, network or disk fail.
     """
+    fingerprint = describer.fingerprint_for(image_ids)
     paths = {shard: description_path(session.output, shard) for shard in shards}
+    described = {shard: load_image_ids(paths[shard], fingerprint) for shard in shards}
     for shard, path in paths.items():  # an earlier session of this kernel may have begun
-        if not path.exists() and (earlier := find_inputs(f"descriptors/{path.name}")):
-            paths[shard] = earlier[0]
-    described = {shard: load_image_ids(paths[shard], describer.fingerprint) for shard in shards}
+        for earlier in [] if path.exists() else find_inputs(f"descriptors/{path.name}")[:1]:
+            described[shard] = load_image_ids(earlier, fingerprint)
+            if described[shard] is not None:
+                copy_file(earlier, path)  # a third session has the output of the second alone
     missing = [shard for shard in shards if described[shard] is None]
-    paths |= {shard: description_path(session.output, shard) for shard in missing}
     size = describer.recogniser.image_size
     reading = Reading(size, describer.batch_size, image_ids=frozenset(image_ids.tolist()))
     plan = [(0, shard) for shard in missing]
@@ -120,7 +132,7 @@ def describe_shards(session, describer, shards, image_ids, num_skippable=0):
         if item.problem:  # not saved, so that a later run tries it again
             continue
         descriptions = concatenate(pieces)
-        save_descriptions(paths[shard], descriptions, describer.fingerprint)
+        save_descriptions(paths[shard], descriptions, fingerprint)
         described[shard] = descriptions.image_ids
         say(f"{shard.path}: {item.num_images:,} images described ({left + 1}/{len(missing)})")
     found = {paths[shard]: ids for shard, ids in described.items() if ids is not None}
@@ -142,7 +154,8 @@ def describe_split(session, describer, shards, image_ids, path, num_skippable=0)
     """
     found, left_out = describe_shards(session, describer, shards, image_ids, num_skippable)
     descriptions = gather(found, describer)
-    save_descriptions(path, descriptions, describer.fingerprint | {"left_out": left_out})
+    fingerprint = describer.fingerprint_for(image_ids) | {"left_out": left_out}
+    save_descriptions(path, descriptions, fingerprint)
     if not left_out:
         for shard in shards:
             description_path(session.output, shard).unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """What the network says of images, and the files that keep it."""
 
+import hashlib
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -41,6 +42,11 @@ def concatenate(pieces):
             for field in fields(pieces[0])
         )
     )
+
+
+def digest_of(image_ids):
+    """Gives 32 hex characters that differ for another set of image ids."""
+    return hashlib.md5(np.sort(image_ids).tobytes(), usedforsecurity=False).hexdigest()
 
 
 def description_path(output, shard):

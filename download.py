@@ -35,6 +35,7 @@ class Patience:
 
 
 PATIENCE = Patience()
+SHARD_PATIENCE = Patience(attempts=10)  # 2 to 4 minutes of waits: hours of training depend on it
 
 
 class _RetryError(Exception):

@@ -69,7 +69,7 @@ class ShardEnd:
 
     Attributes:
         shard: `Shard`.
-        num_images: images that were decoded.
+        num_images: images that came in batches.
         bad_images: tuple of (image id as int, reason).
         problem: why the shard was left out; empty if it was not.
     """
@@ -134,13 +134,16 @@ def stream_batches(source, plan, reading, is_stopped=lambda: False, num_skippabl
         fetched = fetch_ahead(source, [shard for _, shard in plan])
         with ThreadPoolExecutor(reading.num_threads, "decode") as pool:
             for (epoch, shard), path in zip(plan, fetched, strict=True):
+                num_images = 0
                 try:
-                    yield from read_shard(shard, path.result(), reading, epoch, pool)
+                    for item in read_shard(shard, path.result(), reading, epoch, pool):
+                        num_images += len(item.image_ids) if isinstance(item, Batch) else 0
+                        yield item
                 except ExpectedError as error:
                     num_skipped += 1
                     if num_skipped > num_skippable:
                         raise
-                    yield ShardEnd(shard, 0, (), str(error))
+                    yield ShardEnd(shard, num_images, (), str(error))
 
     return run_ahead(batches, QUEUED_BATCHES, is_stopped)
 
@@ -211,7 +214,8 @@ def tell_problems(shard_end, consequence):
     """
     shard = shard_end.shard
     if shard_end.problem:
-        say(f"{shard.path} {consequence}: {shard_end.problem}")
+        after = f" after {shard_end.num_images} images" if shard_end.num_images else ""
+        say(f"{shard.path} {consequence}{after}: {shard_end.problem}")
     for image_id, reason in shard_end.bad_images:
         say(f"{shard.path}: image {format_image_id(image_id)} {consequence}: {reason}")
 

@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from download import download, download_range, online_size
+from download import SHARD_PATIENCE, download, download_range, online_size
 from utils import ExpectedError, MissingFileError, file_md5, require_free_space, say
+
+pa.enable_signal_handlers(False)  # else Ctrl-C while a table is read is an error of Arrow's
 
 CVDF_URL = "https://s3.amazonaws.com/google-landmark/"
 NUM_CVDF_SHARDS = {"train": 500, "index": 100, "test": 20}
@@ -128,7 +130,7 @@ class Source:
         md5 = self._expected_md5(shard)
         if self.is_online:
             local = self.scratch / shard.path
-            download(self.location + shard.path, local, md5)
+            download(self.location + shard.path, local, md5, SHARD_PATIENCE)
             return local
         local = self.fetch(shard.path)
         if md5 is not None and file_md5(local) != md5:

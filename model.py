@@ -91,6 +91,11 @@ def set_up_keras(seed, bfloat16=False):
     return policy
 
 
+def precision():
+    """Gives the name of the precision policy that networks are built with."""
+    return keras.config.dtype_policy().name
+
+
 # ------------------------------------------------------------------------------------- networks
 
 

@@ -21,6 +21,7 @@ from utils import ExpectedError, atomic_write, say
 
 ROOT = Path(__file__).resolve().parent
 NUM_PARTS = 6
+SET_FOR_EACH = ("--part", "--parts", "--max-hours", "--output", "--help", "-h")
 REPORT = "kernel.json"  # what a kernel leaves beside its results, to know it by
 
 
@@ -103,10 +104,22 @@ def run():
         zipfile.ZipFile(io.BytesIO(base64.b64decode(ARCHIVE))).extractall(folder)
         sys.path.insert(0, folder)
         entry, utils = map(importlib.import_module, (facts["entry"], "utils"))
+        errors = []
+
+        def main():
+            try:
+                entry.main(facts["arguments"])
+            except utils.ExpectedError as error:
+                errors.append(str(error))
+                raise
+
         try:
-            utils.run_command_line(lambda: entry.main(facts["arguments"]))
+            utils.run_command_line(main)
         except SystemExit as stop:
-            if stop.code:  # a stop in good order is none
+            # Kaggle may throw the output of a failed session away, and with it hours of work: where
+            # the next session can go on, this one ends in good order.
+            kept = [name for name in ("checkpoint", "descriptors") if Path(output, name).exists()]
+            if stop.code and not (errors and kept):
                 raise
     paths = sorted(path for path in output.rglob("*") if path.is_file())
     files = {path.relative_to(output).as_posix(): path.stat().st_size for path in paths}
@@ -115,7 +128,8 @@ def run():
         **facts,
         "started": started,
         "ended": time.time(),
-        "finished": facts["result"] in files,
+        "finished": facts["result"] in files and not errors,
+        "error": errors[0] if errors else "",
         "files": files,
     }
     Path(output, "$report$").write_text(json.dumps(report, indent=2) + "\\n")
@@ -233,14 +247,14 @@ def parse_arguments(entry, text):
             f"{flag}: {error}; expected arguments as in a shell; check {text!r}"
         ) from error
     for word in arguments:
-        if word.partition("=")[0] in ("--part", "--parts", "--max-hours"):
+        if word.partition("=")[0] in SET_FOR_EACH or word == "merge":
             raise ExpectedError(
                 f"{flag}: {word} is set for each kernel; expected other options; leave it out "
                 "(build has --max-hours)"
             )
     if not arguments:
         return []
-    parse = f"import sys, {entry}; {entry}.make_parser().parse_args(sys.argv[1:])"
+    parse = f"import sys, {entry}; {entry}.parse_arguments(sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", parse, *arguments], cwd=ROOT, capture_output=True, text=True
     )

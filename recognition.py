@@ -9,7 +9,6 @@ Run the same command again and it continues where it stopped.
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 from descriptions import QUERIES
@@ -25,6 +24,7 @@ from landmarks import (
 )
 from metrics import format_scores, score_recognition
 from session import (
+    MAX_BATCH_SIZE,
     add_session_options,
     find_inputs,
     find_result,
@@ -34,7 +34,7 @@ from session import (
     parse_session,
 )
 from submissions import check_recognition_submission, write_recognition_submission
-from utils import CommandLine, atomic_write, run_command_line, say
+from utils import CommandLine, copy_file, run_command_line, say
 
 # --------------------------------------------------------------------------------- command line
 
@@ -42,7 +42,8 @@ from utils import CommandLine, atomic_write, run_command_line, say
 def shard_range(text):
     """Parses `FIRST:STOP`, e.g. 10:500 for the shards 10 to 499."""
     first, colon, stop = text.partition(":")
-    if not (colon and first.isdecimal() and stop.isdecimal() and int(first) < int(stop)):
+    is_range = colon and first.isdecimal() and stop.isdecimal() and len(stop) < 7
+    if not (is_range and int(first) < int(stop)):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no range of shards; expected FIRST:STOP with FIRST < STOP, e.g. 10:500"
         )
@@ -89,7 +90,7 @@ def make_parser():
         help="side of the square images",
     )  # fmt: skip
     training.add_argument(
-        "--batch-size", type=number(int, 1), default=64, metavar="IMAGES",
+        "--batch-size", type=number(int, 1, MAX_BATCH_SIZE), default=64, metavar="IMAGES",
         help="images in a step; prediction uses it too",
     )  # fmt: skip
     training.add_argument(
@@ -108,7 +109,10 @@ def make_parser():
         help="train in bfloat16: faster on a processor that has it, at equal scores",
     )  # fmt: skip
     training.add_argument(
-        "--seed", type=number(int, 0), default=0, help="of weights, order and augmentation"
+        "--seed",
+        type=number(int, 0, 2**32 - 1),
+        default=0,
+        help="of weights, order and augmentation",
     )
     training.add_argument("--fresh", action="store_true", help="start over instead of continuing")
     prediction = parser.add_argument_group("prediction")
@@ -122,14 +126,20 @@ def make_parser():
     return parser
 
 
-def main(argv=None):
-    """Trains, predicts and scores, as the module's docstring shows."""
+def parse_arguments(argv):
+    """Parses and checks the command line."""
     parser = make_parser()
     args = parse_session(parser, argv)
     if set(range(*args.train_shards)) & set(range(*args.valid_shards)):
         parser.error("--valid-shards overlap --train-shards; expected shards held out of training")
     if args.model and args.step != "predict":
         parser.error("--model goes with `recognition.py predict`; training writes its own")
+    return args
+
+
+def main(argv=None):
+    """Trains, predicts and scores, as the module's docstring shows."""
+    args = parse_arguments(argv)
     with open_session(args) as session:
         if args.step != "predict":
             train(session, args)
@@ -159,10 +169,10 @@ def train(session, args):
         for path in (*checkpoints, args.output / "model.keras"):
             path.unlink(missing_ok=True)
     elif not any(path.exists() for path in checkpoints):
-        for earlier in find_inputs("checkpoint/training.npz")[:1]:
-            say(f"{earlier}: continuing this session")
-            with atomic_write(checkpoint) as temporary:
-                shutil.copyfile(earlier, temporary)
+        for path in checkpoints:
+            for earlier in find_inputs(f"checkpoint/{path.name}")[:1]:
+                say(f"{earlier}: taken up from an earlier session")
+                copy_file(earlier, path)
     network = training.train(
         session,
         recipe,

@@ -10,13 +10,12 @@ is the same.
 """
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 
-from descriptions import QUERIES, load_descriptions, load_if_of
+from descriptions import QUERIES, digest_of, load_descriptions, load_if_of
 from landmarks import (
     CATEGORY_CSV,
     INDEX_CSV,
@@ -31,6 +30,7 @@ from merging import load_parts, merge_parts
 from metrics import format_scores, score_retrieval
 from neighbors import choose_rows, draw_neighbors
 from session import (
+    MAX_BATCH_SIZE,
     add_session_options,
     find_inputs,
     find_result,
@@ -102,13 +102,14 @@ def make_parser():
         help="average each image with its mirror image (test-time augmentation)",
     )  # fmt: skip
     parser.add_argument(
-        "--batch-size", type=number(int, 1), default=64, metavar="IMAGES", help="images in a step"
-    )
+        "--batch-size", type=number(int, 1, MAX_BATCH_SIZE), default=64, metavar="IMAGES",
+        help="images in a step",
+    )  # fmt: skip
     return parser
 
 
-def main(argv=None):
-    """Searches parts of the index and merges them, as the module's docstring shows."""
+def parse_arguments(argv):
+    """Parses and checks the command line."""
     parser = make_parser()
     args = parse_session(parser, argv)
     if args.part is not None and args.part >= args.parts:
@@ -119,6 +120,12 @@ def main(argv=None):
         parser.error(f"{args.files[0]}: part files go with `retrieval.py merge`")
     if args.part is not None and args.step == "merge":
         parser.error("--part goes with a search; expected `retrieval.py merge` alone or with files")
+    return args
+
+
+def main(argv=None):
+    """Searches parts of the index and merges them, as the module's docstring shows."""
+    args = parse_arguments(argv)
     with open_session(args) as session:
         files = find_parts(args) if args.step == "merge" else search_parts(session, args)
         if args.part is None:
@@ -171,6 +178,7 @@ def describe_queries(session, describer, args):
     import describe
 
     test_ids = read_image_ids(session.source.fetch(TEST_CSV))
+    expected = describer.fingerprint_for(test_ids)
     path = args.output / QUERIES
     for given in [args.queries] if args.queries else [path, *find_inputs(QUERIES)]:
         if not (args.queries or given.exists()):
@@ -183,7 +191,7 @@ def describe_queries(session, describer, args):
             say(f"{error}: not used")
             continue
         left_out = fingerprint.pop("left_out", [])
-        if fingerprint == describer.fingerprint and np.isin(queries.image_ids, test_ids).all():
+        if fingerprint == expected:
             if left_out and given == path:  # those shards may be whole by now
                 break
             without = f", without test shards {left_out}" if left_out else ""
@@ -192,8 +200,8 @@ def describe_queries(session, describer, args):
         if args.queries:
             raise ExpectedError(
                 f"{given}: its queries are of {json.dumps(fingerprint)}; expected those of "
-                f"{json.dumps(describer.fingerprint)} and this test.csv; give the file of this "
-                "model and these settings, or leave out --queries"
+                f"{json.dumps(expected)}; give the file of this model, this test.csv and these "
+                "settings, or leave out --queries"
             )
         say(f"{given}: of another model or other settings, not used")
     shards = session.source.select_shards("test")
@@ -225,8 +233,8 @@ def search_part(session, describer, queries, part, shards, index_ids, args):
         "parts": args.parts,
         "top": args.top,
         "normalise": args.normalise,
-        "queries": _digest(queries.image_ids),
-        "index": _digest(index_ids),
+        "queries": digest_of(queries.image_ids),
+        "index": digest_of(index_ids),
     }
     if load_if_of(path, fingerprint | {"left_out": []}) is not None:
         return path
@@ -266,10 +274,6 @@ def normalise(descriptors):
         rows = descriptors[begin : begin + NORMALISED_ROWS]
         lengths = np.linalg.norm(rows.astype(np.float32), axis=1, keepdims=True)
         rows[:] = rows / np.maximum(lengths, 1e-12)
-
-
-def _digest(image_ids):
-    return hashlib.md5(image_ids.tobytes(), usedforsecurity=False).hexdigest()
 
 
 def _places(descriptions):
@@ -345,8 +349,13 @@ def merge(session, files, args):
 
     names = read_landmark_names(source.fetch(CATEGORY_CSV)) if source.exists(CATEGORY_CSV) else {}
     picture = args.output / "neighbors.png"
+    try:
+        figure = draw_neighbors(source, choose_rows(parts, ranking, solution, names))
+    except (ExpectedError, OSError) as error:  # the submission stands without it
+        say(f"{picture}: not drawn: {error}")
+        return
     with atomic_write(picture) as temporary:
-        draw_neighbors(source, choose_rows(parts, ranking, solution, names)).savefig(temporary)
+        figure.savefig(temporary)
     print(picture)
 
 

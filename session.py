@@ -12,6 +12,7 @@ from landmarks import CVDF_URL, Source
 from utils import KAGGLE, ExpectedError, Stop, on_kaggle, scratch_folder
 
 KAGGLE_HOURS = 11.0  # a kernel is cut after 12 hours, and its output lost
+MAX_BATCH_SIZE = 8192  # 0.9 GB at 192 pixels
 MAX_SKIPPED_SHARE = 0.02  # of the shards; more means that something else is wrong
 
 
@@ -30,16 +31,17 @@ class Session:
     stop: Stop
 
 
-def number(kind, lowest):
-    """Makes an argument type: a finite int or float of at least `lowest`."""
+def number(kind, lowest, highest=math.inf):
+    """Makes an argument type: a finite int or float from `lowest` to `highest`."""
 
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and value >= lowest):
-            raise argparse.ArgumentTypeError(f"{text!r}; expected a number from {lowest} up")
+        if not (lowest <= value <= highest and value < math.inf):
+            upwards = "up" if highest == math.inf else f"to {highest}"
+            raise argparse.ArgumentTypeError(f"{text!r}; expected a number from {lowest} {upwards}")
         return value
 
     return parse
@@ -77,7 +79,7 @@ def add_session_options(parser):
     parser.add_argument(
         "--skip-bad-shards",
         action="store_true",
-        help=f"leave out shards that stay broken, up to {MAX_SKIPPED_SHARE:.0%}%, not stop",
+        help=f"leave out shards that stay broken, up to {MAX_SKIPPED_SHARE:.0%}% (rounded up)",
     )
 
 
@@ -93,8 +95,9 @@ def find_inputs(name):
     if not on_kaggle():
         return []
     # The mounts moved in 2026; the last pattern finds any other place, but may have to walk far.
-    for mount in ("notebooks/*/*", "datasets/*/*", "*", "**"):
-        found = [path for path in (KAGGLE / "input").glob(f"{mount}/{name}") if path.is_file()]
+    for mounts in (("notebooks/*/*", "datasets/*/*", "*"), ("**",)):
+        matches = {path for mount in mounts for path in (KAGGLE / "input").glob(f"{mount}/{name}")}
+        found = sorted(path for path in matches if path.is_file())
         if found:
             return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
     return []

@@ -104,8 +104,12 @@ def train(
     reading = Reading(
         recipe.image_size, recipe.batch_size, labels.find, augment=recipe.augment, seed=recipe.seed
     )
-    require_free_space(checkpoint.parent, 2 * size_on_disk(network), "two checkpoints")
-    valid = load_valid_images(session, valid_shards, reading)
+    present = (path for path in (checkpoint, previous_checkpoint(checkpoint)) if path.exists())
+    needed = 2 * size_on_disk(network) - sum(path.stat().st_size for path in present)
+    require_free_space(checkpoint.parent, needed, "two checkpoints")
+    done = f"{len(rows)} of {len(plan)} mini-epochs done"
+    valid = load_valid_images(session, valid_shards, reading, done)
+    num_skippable -= sum(bool(row["problem"]) for row in rows)
     stream = stream_batches(
         session.source, plan[len(rows) :], reading, session.stop.requested, num_skippable
     )
@@ -126,6 +130,11 @@ def train(
         save_checkpoint(checkpoint, network, recipe, class_table, rows)
         write_history(session.output, rows, is_milestone)
         say(describe_progress(rows, len(plan)))
+        if mini_epoch + 1 == len(shards) and not any(row["images"] for row in rows):
+            raise ExpectedError(
+                f"{len(shards)} shards held no image of the {len(labels):,} to train on; expected "
+                "train.csv to name images of these shards; check --source and --train-shards"
+            )
     return network
 
 
@@ -159,7 +168,8 @@ def train_mini_epoch(replicas, network, stream, stop, done):
         if not math.isfinite(loss):
             raise ExpectedError(
                 f"the loss is {loss} in batch {len(losses) + 1} of a mini-epoch; expected a finite "
-                "number; lower --learning-rate and run again from the last checkpoint"
+                "number; run again from the last checkpoint, or --fresh with a lower "
+                "--learning-rate"
             )
         losses.append(loss)
         accuracies.append(accuracy)
@@ -181,7 +191,7 @@ def train_mini_epoch(replicas, network, stream, stop, done):
 # ---------------------------------------------------------------------------------- validation
 
 
-def load_valid_images(session, shards, reading):
+def load_valid_images(session, shards, reading, done):
     """Decodes the held-out shards once, up to MAX_VALID_IMAGES, without crops or mirroring.
 
     Returns:
@@ -192,7 +202,7 @@ def load_valid_images(session, shards, reading):
     batches, num_images = [], 0
     for item in stream_batches(session.source, plan, reading, session.stop.requested):
         if session.stop.requested():
-            raise StoppedError(session.stop, "no mini-epoch begun")
+            raise StoppedError(session.stop, done)
         if num_images >= MAX_VALID_IMAGES:
             break
         if not isinstance(item, ShardEnd):
@@ -228,13 +238,23 @@ def save_checkpoint(path, network, recipe, class_table, rows):
     """Writes weights, optimizer, settings, class table and history as one atomic file.
 
     The checkpoint before it stays as a second one, in case that this one is damaged later.
+
+    Raises:
+        ExpectedError: the weights are not finite, or the disk is full.
     """
     page = {
         "landmarks": class_table.fingerprint,
+        "precision": model.precision(),
         "recipe": dataclasses.asdict(recipe),
         "history": rows,
     }
     variables = {f"v{i:05d}": model.to_numpy(v) for i, v in enumerate(_variables(network))}
+    # The loss of a batch is that before its step: the last step of a shard shows here alone.
+    if not all(np.isfinite(values).all() for values in variables.values()):
+        raise ExpectedError(
+            f"mini-epoch {len(rows)}: its weights are not finite; expected finite numbers; run "
+            "again from the last checkpoint, or --fresh with a lower --learning-rate"
+        )
     if path.exists():
         os.replace(path, previous_checkpoint(path))
     save_arrays(path, page, **variables)
@@ -268,10 +288,19 @@ def load_checkpoint(path):
     failure = None
     for file in present:
         try:
-            return load_arrays(file)
+            saved = load_arrays(file)
+            if not {"recipe", "precision", "landmarks", "history"} <= saved[1].keys():
+                raise ExpectedError(
+                    f"{file}: not a checkpoint of this version; expected one that recognition.py "
+                    "wrote; remove it"
+                )
         except ExpectedError as error:
             failure = error
             say(f"{error}; trying the checkpoint before it")
+            continue
+        if file != path:
+            path.unlink(missing_ok=True)  # else the next save would put it in this one's place
+        return saved
     if failure:
         raise ExpectedError(f"{failure}, or start over with --fresh") from failure
     return None
@@ -289,6 +318,12 @@ def begin_or_continue(recipe, class_table, num_steps, checkpoint):
     saved = load_checkpoint(checkpoint)
     if saved:
         _check_recipe(checkpoint, saved[1]["recipe"], recipe)
+        if saved[1]["precision"] != model.precision():
+            raise ExpectedError(
+                f"{checkpoint}: trained in {saved[1]['precision']}, here it is "
+                f"{model.precision()}; expected the same kind of processor; continue with or "
+                "without a GPU as before, or --fresh to start over"
+            )
         if saved[1]["landmarks"] != class_table.fingerprint:
             raise ExpectedError(
                 f"{checkpoint}: its landmarks are not the {len(class_table)} of this source; "

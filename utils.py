@@ -115,7 +115,8 @@ def run_command_line(main):
     """
     try:
         main()
-        sys.stdout.flush()  # here, so that a broken pipe shows below and not at the exit
+        if sys.stdout:  # flushed here, so that a broken pipe shows below and not at the exit
+            sys.stdout.flush()
     except ExpectedError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -199,10 +200,17 @@ def load_arrays(path):
         *(ValueError, LookupError, TypeError, AttributeError, RuntimeError),  # of another kind
     ) as error:
         reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
+        reason = "not an .npz file" if "pickle" in reason else reason  # NumPy's guess
         raise ExpectedError(
             f"{path}: {reason}; expected a whole file written by this project; "
             "write or copy it again"
         ) from error
+
+
+def copy_file(source, path):
+    """Copies a file; `path` exists only when the copy is whole."""
+    with atomic_write(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def file_md5(path):

@@ -27,6 +27,7 @@ class Outcome:
     Attributes:
         status: at its end.
         is_finished: whether it leaves the kernel's result.
+        error: that it ended with, though it kept what it had done.
         files: dict, path -> str, more files of its output.
         has_report: whether its output has kernel.json.
         log: str; of a script that failed.
@@ -36,6 +37,7 @@ class Outcome:
 
     status: str = "COMPLETE"
     is_finished: bool = True
+    error: str = ""
     files: dict = field(default_factory=dict)
     has_report: bool = True
     log: str = ""
@@ -81,6 +83,7 @@ class Session:
                 "started": self.started,
                 "ended": self.ended,
                 "finished": self.outcome.is_finished,
+                "error": self.outcome.error,
                 "files": {path: len(data) for path, data in sorted(files.items())},
             }
             files["kernel.json"] = json.dumps(report).encode()

@@ -206,6 +206,10 @@ def test_all_modules_that_the_scripts_need_are_packed_and_no_others():
         (["--recognition-args", "--clan"], "unrecognized arguments: --clan; expected options of"),
         (["--recognition-args", "--image-size 3"], "'3'; expected a number from 32 up"),
         (["--retrieval-args", "--parts=3"], "--parts=3 is set for each kernel"),
+        (["--retrieval-args", "merge"], "merge is set for each kernel"),
+        (["--retrieval-args", "--top 500"], "argument --top: 500; expected at most 100"),
+        (["--recognition-args", "--output /tmp/z"], "--output is set for each kernel"),
+        (["--recognition-args", "--train-shards 0:2"], "--valid-shards overlap --train-shards"),
         (["--retrieval-args", "'"], "No closing quotation"),
         (["--user", "a/b"], "--user a/b; expected a name"),
     ],
@@ -272,6 +276,25 @@ def test_a_kernel_that_fails_ends_with_one_line_and_no_report(trivial):
     done, working = trivial("    raise utils.ExpectedError('a; expected b; do c')\n")
     assert done.returncode == 1
     assert done.stderr.splitlines()[1:] == ["error: a; expected b; do c"]
+    assert files_of(working) == {}
+
+
+def test_a_kernel_that_fails_with_work_to_go_on_from_keeps_it_and_reports_the_error(trivial):
+    done, working = trivial(
+        "    import os\n    os.mkdir('checkpoint')\n"
+        "    open('checkpoint/training.npz', 'w').write('half')\n"
+        "    raise utils.ExpectedError('a; expected b; do c')\n"
+    )
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[1:] == ["error: a; expected b; do c"]
+    report = json.loads((working / "kernel.json").read_text())
+    assert (report["finished"], report["error"]) == (False, "a; expected b; do c")
+
+
+def test_a_bug_in_a_kernel_fails_whatever_it_has_done(trivial):
+    done, working = trivial("    import os\n    os.mkdir('checkpoint')\n    1 / 0\n")
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
     assert files_of(working) == {}
 
 
@@ -490,6 +513,18 @@ def test_a_part_that_stopped_in_time_is_continued_but_a_merge_without_result_is_
     kaggle.outcomes |= {PARTS[1]: [Outcome(is_finished=False)], MERGE: [Outcome(is_finished=False)]}
     assert "it stopped without retrieval_submission.csv" in refusal("run", built)
     assert [kaggle.pushes().count(slug) for slug in (*PARTS, MERGE)] == [1, 2, 1, 1, 1, 1, 1]
+
+
+@needs_client
+def test_a_session_that_failed_but_kept_its_work_is_continued_and_the_reason_told(
+    built, kaggle, capsys
+):
+    finish(kaggle, built, "recognition")
+    failed = Outcome(is_finished=False, error="shard 7: HTTP 503")
+    kaggle.outcomes |= {PARTS[1]: [failed], PARTS[2]: [failed] * 4}
+    assert "not finished after 4 sessions, the last: shard 7: HTTP 503; " in refusal("run", built)
+    told = capsys.readouterr().err
+    assert told.count("part-1: continued after a session that failed: shard 7: HTTP 503\n") == 1
 
 
 @needs_client

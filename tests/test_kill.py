@@ -272,7 +272,7 @@ def test_a_kernel_continues_the_checkpoint_of_an_earlier_session(
     with in_place_of_backbones():
         recognition.main(whole.arguments[:place] + whole.arguments[place + 2 :])
     told = capsys.readouterr().err.splitlines()
-    assert f"{mounted / 'training.npz'}: continuing this session" in told
+    assert f"{mounted / 'training.npz'}: taken up from an earlier session" in told
     assert f"training is complete: {NUM_MINI_EPOCHS} mini-epochs" in told
     copied = tmp_path / "working" / "checkpoint" / "training.npz"
     assert copied.read_bytes() == whole.checkpoint.read_bytes()

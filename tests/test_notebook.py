@@ -37,8 +37,8 @@ def test_each_code_cell_compiles(cell):
 @pytest.mark.parametrize(("script", "arguments"), COMMANDS)
 def test_each_command_of_the_notebook_parses(script, arguments):
     names = {"output": "working", "quick": [], "model": "resnet50.model", "__builtins__": {}}
-    parser = {"recognition": recognition, "retrieval": retrieval}[script].make_parser()
-    parser.parse_args(eval(arguments, names))
+    module = {"recognition": recognition, "retrieval": retrieval}[script]
+    module.parse_arguments(eval(arguments, names))
 
 
 def test_the_notebook_runs_both_scripts_on_the_demo_and_tells_of_the_real_job():

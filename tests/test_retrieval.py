@@ -400,7 +400,7 @@ def test_queries_of_another_model_or_setting_are_refused(
     assert run(*arguments) == 1
     error = error_of(capsys.readouterr())
     assert error.startswith(f'error: {queries}: its queries are of {{"model": ')
-    assert error.endswith("give the file of this model and these settings, or leave out --queries")
+    assert error.endswith(", this test.csv and these settings, or leave out --queries")
     assert files_of(tmp_path) == set()
 
 
@@ -621,6 +621,22 @@ def test_a_damaged_part_is_searched_again(world, model, searched, resumed, fetch
     assert run(*common(world, model), "--output", resumed) == 0
     assert fetched == []
     assert submission_of(resumed) == submission_of(searched)
+
+
+@pytest.mark.parametrize("csv", [INDEX_CSV, TEST_CSV])
+def test_what_was_described_for_another_table_of_images_is_described_again(
+    world, model, searched, tmp_path, csv
+):
+    source = shutil.copytree(world.folder, tmp_path / "source")
+    lines = (source / csv).read_text().splitlines()
+    (source / csv).write_text("\n".join(lines[:30]) + "\n")
+    (source / RETRIEVAL_SOLUTION).unlink()
+    output, options = tmp_path / "output", common(world, model)[2:]
+    assert run("--source", source, "--output", output, *options, "--parts", 1) == 0
+    rows = read_retrieval_submission(output / "retrieval_submission.csv")
+    assert csv == TEST_CSV or {i for row in rows.values() for i in row} <= set(lines[1:30])
+    assert run("--source", world.folder, "--output", output, *options) == 0
+    assert submission_of(output) == submission_of(searched)
 
 
 def test_descriptors_of_another_model_are_made_again(world, model, other_model, resumed, fetched):

@@ -392,9 +392,55 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_set, tmp_path, monkeypatch
         run(data_set.folder, tmp_path)
     assert str(caught.value) == (
         "the loss is nan in batch 2 of a mini-epoch; expected a finite number; "
-        "lower --learning-rate and run again from the last checkpoint"
+        "run again from the last checkpoint, or --fresh with a lower --learning-rate"
     )
     assert len(history_of(tmp_path)) == 1
+
+
+def test_weights_that_the_last_step_of_a_shard_spoilt_are_not_saved(
+    data_set, tmp_path, monkeypatch
+):
+    real, num_steps = keras.Model.train_on_batch, []
+
+    def train_on_batch(network, *args, **kwargs):
+        num_steps.append(1)
+        result = real(network, *args, **kwargs)
+        if len(num_steps) == 2 * BATCHES_PER_SHARD:
+            network.weights[0].assign(np.full(network.weights[0].shape, np.nan))
+        return result
+
+    monkeypatch.setattr(keras.Model, "train_on_batch", train_on_batch)
+    with pytest.raises(ExpectedError, match="mini-epoch 2: its weights are not finite; expected "):
+        run(data_set.folder, tmp_path)
+    assert len(history_of(tmp_path)) == 1
+
+
+def test_shards_without_an_image_to_train_on_are_an_error(data_set, tmp_path):
+    source = shutil.copytree(data_set.folder, tmp_path / "source")
+    lines = (source / TRAIN_CSV).read_text().splitlines()
+    others = [f"{'f' * 11}{number:05x},u,{line.split(',')[2]}" for number, line in enumerate(lines)]
+    (source / TRAIN_CSV).write_text("\n".join([lines[0], *others[1:]]) + "\n")
+    with pytest.raises(ExpectedError, match="^3 shards held no image of the .* to train on; "):
+        run(source, tmp_path / "output")
+
+
+def test_after_a_damaged_checkpoint_the_good_one_is_never_the_first_to_go(
+    data_set, tmp_path, monkeypatch
+):
+    run_until(monkeypatch, data_set.folder, tmp_path, mini_epochs=2)
+    path = checkpoint_of(tmp_path)
+    path.write_bytes(b"damaged")
+    assert len(history_of(tmp_path)) == 1
+    assert not path.exists()  # else the next save would put it in the good one's place
+
+
+def test_a_checkpoint_of_another_precision_is_refused(
+    data_set, tmp_path, monkeypatch, float32_afterwards
+):
+    run_until(monkeypatch, data_set.folder, tmp_path, mini_epochs=1)
+    monkeypatch.setattr(training.model, "precision", lambda: "mixed_float16")
+    with pytest.raises(ExpectedError, match="trained in float32, here it is mixed_float16; "):
+        run(data_set.folder, tmp_path)
 
 
 def test_bad_images_are_counted_and_named(tmp_path, capsys):
@@ -472,7 +518,7 @@ def test_the_held_out_images_are_plain_and_not_more_than_fit_into_memory(data_se
     session = Session(None, source, Stop())
     _, labels = read_train_labels(source.fetch(TRAIN_CSV), RECIPE.min_images)
     reading = training.Reading(32, 8, labels.find, augment=True)
-    batches, again = (load_valid_images(session, [Shard("train", 0)], reading) for _ in "12")
+    batches, again = (load_valid_images(session, [Shard("train", 0)], reading, "") for _ in "12")
     assert len(batches) == 3
     for batch, other in zip(batches, again, strict=True):
         np.testing.assert_array_equal(batch.images, other.images)
@@ -482,7 +528,7 @@ def test_the_held_out_images_are_plain_and_not_more_than_fit_into_memory(data_se
         np.testing.assert_array_equal(batch.images, other.images)
     monkeypatch.setattr(training, "MAX_VALID_IMAGES", 9)
     both = [Shard("train", 0), Shard("train", 1)]
-    assert len(load_valid_images(session, both, reading)) == 2
+    assert len(load_valid_images(session, both, reading, "")) == 2
 
 
 # ---------------------------------------------------------------------------------- what is said
