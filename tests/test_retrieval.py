@@ -918,6 +918,44 @@ def test_the_rows_are_the_best_the_median_and_the_worst(world, searched):
     assert right.count(True) > right.count(False)
 
 
+def test_a_picture_that_cannot_be_drawn_does_not_cost_the_merge(
+    world, searched, resumed, monkeypatch, capsys
+):
+    def fail(*_):
+        raise ExpectedError("HTTP 503; expected a picture; try later")
+
+    monkeypatch.setattr(retrieval, "draw_neighbors", fail)
+    for name in ("retrieval_submission.csv", "neighbors.png"):
+        (resumed / name).unlink()
+    assert run("merge", "--source", world.folder, "--output", resumed) == 0
+    assert f"{resumed / 'neighbors.png'}: not drawn: HTTP 503; " in capsys.readouterr().err
+    assert submission_of(resumed) == submission_of(searched)
+    assert not (resumed / "neighbors.png").exists()
+
+
+def test_a_descriptor_that_is_not_finite_leaves_its_image_empty(
+    world, model, searched, tmp_path, monkeypatch, capsys
+):
+    from replicas import OneDevice
+
+    real = OneDevice.predict_on_batch
+
+    def predict_on_batch(self, network, images):
+        classes, confidences, descriptors = real(self, network, images)
+        descriptors = descriptors.copy()
+        descriptors[1] = np.inf  # the second of each batch
+        return [classes, confidences, descriptors]
+
+    monkeypatch.setattr(OneDevice, "predict_on_batch", predict_on_batch)
+    assert run(*common(world, model), "--output", tmp_path, "--parts", 1) == 0
+    told = capsys.readouterr().err
+    rows = read_retrieval_submission(tmp_path / "retrieval_submission.csv")
+    second = world.image_ids[Shard("test", 0)][1]
+    assert f"image {second} left empty: beyond float32" in told
+    assert rows[second] == []
+    assert {len(row) for row in rows.values()} == {0, 100}
+
+
 def test_without_ground_truth_some_queries_are_shown_without_a_verdict(searched):
     parts, _ = load_parts(sorted(searched.glob("part-*")))
     rows = neighbors.choose_rows(parts, merge_parts(parts, 1.5, 100), {}, {})
@@ -978,6 +1016,13 @@ def test_a_kernel_finds_the_parts_of_others_wherever_they_are_mounted(
     assert submission_of(kernel.working) == submission_of(searched)
 
 
+def test_a_kernel_finds_parts_that_are_mounted_in_different_ways(kernel, world, searched):
+    for number, path in enumerate(sorted(searched.glob("part-*"))):
+        kernel.mount(MOUNTS[number % len(MOUNTS)], f"part-{number}", path)
+    assert run("merge", "--source", world.folder) == 0
+    assert submission_of(kernel.working) == submission_of(searched)
+
+
 def test_a_kernel_merges_its_own_part_with_those_of_others(kernel, world, searched):
     paths = sorted(searched.glob("part-*"))
     for number, path in enumerate(paths[:5]):
@@ -997,6 +1042,8 @@ def test_a_kernel_continues_the_descriptors_of_its_earlier_session(
     shutil.copy(searched / "descriptors" / "index_000.npz", earlier)
     assert run("--source", world.folder, "--part", 0, "--batch-size", 8) == 0
     assert fetched == [Shard("index", 1)]
+    # A third session has the output of this one alone.
+    assert len(list((kernel.working / "descriptors").iterdir())) == 2
 
 
 def test_a_damaged_file_of_another_kernel_is_described_again(
