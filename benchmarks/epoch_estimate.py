@@ -13,9 +13,9 @@ from common import load_results, median, print_table
 from search_speed import OURS
 
 from landmarks import NUM_CVDF_SHARDS
+from packing import NUM_PARTS
 
 NUM_IMAGES = {"train": 4_132_914, "index": 761_757, "test": 117_577}  # of the data set's page
-NUM_PARTS = 6
 INDEX_SHARD_MB = 850  # as CVDF says
 SESSION_HOURS = 12.0  # a kernel's limit
 

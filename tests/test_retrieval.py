@@ -400,7 +400,9 @@ def test_queries_of_another_model_or_setting_are_refused(
     assert run(*arguments) == 1
     error = error_of(capsys.readouterr())
     assert error.startswith(f'error: {queries}: its queries are of {{"model": ')
-    assert error.endswith(", this test.csv and these settings, or leave out --queries")
+    assert error.endswith(
+        "; give the file of this model, this test.csv and these settings, or leave out --queries"
+    )
     assert files_of(tmp_path) == set()
 
 
@@ -934,7 +936,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_cost_the_merge(
 
 
 def test_a_descriptor_that_is_not_finite_leaves_its_image_empty(
-    world, model, searched, tmp_path, monkeypatch, capsys
+    world, model, tmp_path, monkeypatch, capsys
 ):
     from replicas import OneDevice
 
