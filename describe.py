@@ -19,8 +19,8 @@ from descriptions import (
 )
 from generators import Reading, ShardEnd, stream_batches, tell_problems
 from landmarks import format_image_id
+from on_kaggle.kernel import find_inputs
 from replicas import set_up_replicas
-from session import find_inputs
 from utils import StoppedError, copy_file, say
 
 

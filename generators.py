@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from landmarks import Shard, format_image_id
+from landmarks import format_image_id
+from sources import Shard
 from utils import ExpectedError, in_background, run_ahead, say
 
 MEMBER_NAME = re.compile(r"([0-9a-f])/([0-9a-f])/([0-9a-f])/(\1\2\3[0-9a-f]{13})\.jpg")
@@ -116,7 +117,7 @@ def stream_batches(source, plan, reading, is_stopped=lambda: False, num_skippabl
     """Streams the batches of shard after shard, everything done ahead in the background.
 
     Args:
-        source: `landmarks.Source`.
+        source: `sources.Source`.
         plan: list of (epoch, `Shard`), in the order to read; the epoch seeds shuffling and crops.
         reading: `Reading`.
         is_stopped: function without arguments; once it says True, None may come instead of a batch.

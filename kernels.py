@@ -16,9 +16,10 @@ import re
 import sys
 from pathlib import Path
 
-from chain import CHALLENGES, Chain, collect, print_status, read_built, submit
-from packing import KERNELS, parse_arguments, write_kernels
-from utils import CommandLine, ExpectedError, run_command_line
+from command_line import CommandLine, run_command_line
+from on_kaggle.chain import CHALLENGES, Chain, collect, print_status, read_built, submit
+from on_kaggle.packing import KERNELS, parse_arguments, write_kernels
+from utils import ExpectedError
 
 BUILD_OPTIONS = ("recognition_args", "retrieval_args", "dataset", "no_internet")
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from landmarks import Shard, format_image_id
+from landmarks import format_image_id
 from metrics import average_precision
+from sources import Shard
 
 NUM_SHOWN = 10  # nearest images in a row
 NUM_ROWS_EACH = 2  # best, median and worst queries

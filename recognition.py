@@ -11,30 +11,15 @@ Run the same command again and it continues where it stopped.
 import argparse
 from pathlib import Path
 
+from command_line import CommandLine, add_session_options, number, parse_session, run_command_line
 from descriptions import QUERIES
-from landmarks import (
-    MIN_IMAGES,
-    RECOGNITION_SOLUTION,
-    TEST_CSV,
-    TRAIN_CLEAN_CSV,
-    TRAIN_CSV,
-    read_2019_classes,
-    read_image_ids,
-    read_train_labels,
-)
+from landmarks import MIN_IMAGES, read_2019_classes, read_image_ids, read_train_labels
 from metrics import format_scores, score_recognition
-from session import (
-    MAX_BATCH_SIZE,
-    add_session_options,
-    find_inputs,
-    find_result,
-    num_skippable,
-    number,
-    open_session,
-    parse_session,
-)
+from on_kaggle.kernel import find_inputs
+from session import MAX_BATCH_SIZE, find_result, num_skippable, open_session
+from sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CLEAN_CSV, TRAIN_CSV
 from submissions import check_recognition_submission, write_recognition_submission
-from utils import CommandLine, copy_file, run_command_line, say
+from utils import copy_file, say
 
 # --------------------------------------------------------------------------------- command line
 

@@ -15,45 +15,22 @@ from pathlib import Path
 
 import numpy as np
 
+from command_line import CommandLine, add_session_options, number, parse_session, run_command_line
 from descriptions import QUERIES, digest_of, load_descriptions, load_if_of
-from landmarks import (
-    CATEGORY_CSV,
-    INDEX_CSV,
-    RETRIEVAL_SOLUTION,
-    TEST_CSV,
-    TRAIN_CSV,
-    read_2019_classes,
-    read_image_ids,
-    read_landmark_names,
-)
+from landmarks import read_2019_classes, read_image_ids, read_landmark_names
 from merging import load_parts, merge_parts
 from metrics import format_scores, score_retrieval
 from neighbors import choose_rows, draw_neighbors
-from session import (
-    MAX_BATCH_SIZE,
-    add_session_options,
-    find_inputs,
-    find_result,
-    num_skippable,
-    number,
-    open_session,
-    parse_session,
-)
+from on_kaggle.kernel import find_inputs, require_package
+from session import MAX_BATCH_SIZE, find_result, num_skippable, open_session
+from sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV, TRAIN_CSV
 from submissions import (
     MAX_RETRIEVED,
     check_retrieval_submission,
     read_retrieval_solution,
     write_retrieval_submission,
 )
-from utils import (
-    CommandLine,
-    ExpectedError,
-    atomic_write,
-    require_package,
-    run_command_line,
-    save_arrays,
-    say,
-)
+from utils import ExpectedError, atomic_write, save_arrays, say
 
 NORMALISED_ROWS = 4096  # at a time: an index of 6 GB is not in memory twice
 

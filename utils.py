@@ -1,17 +1,14 @@
 """Nothing about landmarks: one-line errors, atomic files, background work, stopping in time."""
 
-import argparse
 import contextlib
 import glob
 import hashlib
-import importlib.util
 import json
 import os
 import queue
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,15 +21,22 @@ from pathlib import Path
 import numpy as np
 
 CHUNK_BYTES = 1 << 20
-# Where a kernel's folders are; the variable lets a kernel be tried out on another machine.
-KAGGLE = Path(os.environ.get("KAGGLE_PREFIX", "/kaggle"))
 
 
 class ExpectedError(Exception):
     """A failure of network, file or data that a person can act on, told in one line.
 
-    The message reads `<what, with the value>; <what was expected>; <what to do>`.
+    The message reads `<what, with the value>; <what was expected>; <what to do>`. Where a setting
+    is to be changed, the last part is left to `command_line`, which alone knows the flags.
+
+    Args:
+        message: the line.
+        setting: the setting to change, e.g. `source` or `learning_rate`.
     """
+
+    def __init__(self, message, setting=None):
+        super().__init__(message)
+        self.setting = setting
 
 
 class MissingFileError(ExpectedError):
@@ -57,80 +61,6 @@ class StoppedError(Exception):
 def say(text):
     """Writes one line of progress to stderr, which keeps stdout for results."""
     print(text, file=sys.stderr, flush=True)
-
-
-def on_kaggle():
-    """Tells whether this process runs inside a Kaggle kernel."""
-    return "KAGGLE_KERNEL_RUN_TYPE" in os.environ
-
-
-def require_package(module, package):
-    """Makes sure that a Python package is there; a Kaggle kernel installs it where it is missing.
-
-    Args:
-        module: name to import.
-        package: name to install.
-
-    Raises:
-        ExpectedError: it is missing and cannot be installed.
-    """
-    if importlib.util.find_spec(module):
-        return
-    if on_kaggle():
-        say(f"installing {package}, which this image does not have")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-        wheels = (KAGGLE / "input").glob(f"**/{package.replace('-', '_')}-*.whl")
-        if folders := sorted({wheel.parent for wheel in wheels}):  # the internet may be off
-            command += ["--no-index", *(f"--find-links={folder}" for folder in folders)]
-        command += [package]
-        installed = subprocess.run(command, check=False).returncode == 0
-        importlib.invalidate_caches()
-        if installed and importlib.util.find_spec(module):
-            return
-    raise ExpectedError(
-        f"{module} is missing; expected the package {package}; pip install {package} (a Kaggle "
-        "kernel does so by itself when its internet is on, or its wheel is in a data set)"
-    )
-
-
-class CommandLine(argparse.ArgumentParser):
-    """An argument parser that shows defaults in its help and answers wrong use in one line."""
-
-    def __init__(self, **kwargs):
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def error(self, message):
-        """Ends the process with exit code 2 and one line instead of the whole usage."""
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
-
-
-def run_command_line(main):
-    """Runs `main()` and turns its outcome into an exit code.
-
-    0 is done or stopped in good order, 1 an expected failure (one line), 130 Ctrl-C.
-
-    Args:
-        main: function without arguments. A bug in it keeps its traceback.
-    """
-    try:
-        main()
-        if sys.stdout:  # flushed here, so that a broken pipe shows below and not at the exit
-            sys.stdout.flush()
-    except ExpectedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except StoppedError as stopped:
-        say(stopped)
-        sys.exit(stopped.exit_code)
-    except KeyboardInterrupt:
-        print(
-            "error: interrupted by Ctrl-C; run the same command again to continue", file=sys.stderr
-        )
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of stdout left, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from common import CACHE, median, print_table, print_verdict, ratio
 
 import generators
 from generators import Reading, ShardEnd, read_shard
-from landmarks import Shard
+from sources import Shard
 from utils import muted_stderr
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

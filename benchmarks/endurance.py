@@ -33,10 +33,10 @@ sys.path.insert(0, str(common.ROOT / "tests"))
 from fault_server import Fault, FaultServer
 from synthetic import entry, make_image_id, member_name, pack
 
-import landmarks
+import sources
 from download import Patience, download
 from generators import Reading, ShardEnd, decode_image, stream_batches
-from landmarks import Shard, Source
+from sources import Shard, Source
 
 NUM_IMAGES = 64  # in a shard, 1.5 MB
 IMAGE_SIZE, BATCH_SIZE = 192, 32  # a shard's images take 7 MB when decoded
@@ -185,7 +185,7 @@ def main():
     with (
         tempfile.TemporaryDirectory() as scratch,
         DiskWatch(Path(scratch)) as watch,
-        mock.patch.object(landmarks, "download", impatient),
+        mock.patch.object(sources, "download", impatient),
         contextlib.redirect_stderr(io.StringIO()) as told,
     ):
         begin = time.perf_counter()

@@ -12,8 +12,8 @@ import argparse
 from common import load_results, median, print_table
 from search_speed import OURS
 
-from landmarks import NUM_CVDF_SHARDS
-from packing import NUM_PARTS
+from on_kaggle.packing import NUM_PARTS
+from sources import NUM_CVDF_SHARDS
 
 NUM_IMAGES = {"train": 4_132_914, "index": 761_757, "test": 117_577}  # of the data set's page
 INDEX_SHARD_MB = 850  # as CVDF says

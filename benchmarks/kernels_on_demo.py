@@ -20,9 +20,9 @@ from pathlib import Path
 
 from common import ROOT
 
-import demo
 import kernels
-from packing import KERNELS, REPORT
+from demo.world import build_world
+from on_kaggle.packing import KERNELS, REPORT
 from utils import say
 
 SUBMISSIONS = {
@@ -142,7 +142,7 @@ def main():
         prefix = (args.prefix or Path(temporary)).resolve()
         (prefix / "tmp").mkdir(parents=True, exist_ok=True)
         shutil.rmtree(prefix / "outputs", ignore_errors=True)
-        demo.build_world(prefix / "tmp" / "demo-world")  # once for all
+        build_world(prefix / "tmp" / "demo-world")  # once for all
         expected = args.expected or run_directly(
             prefix / "expected", args.recognition_args, prefix / "tmp"
         )

@@ -21,12 +21,12 @@ import common
 import numpy as np
 from common import print_table, print_verdict
 
-import demo
 import generators
 import training
+from demo.server import serve
 from generators import Reading, ShardEnd, stream_batches
-from landmarks import Shard, Source
 from replicas import OneDevice
+from sources import Shard, Source
 from utils import Stop
 
 PROPORTIONS = ((1, 1, 1), (1, 0.5, 0.5), (0.5, 1, 0.5), (0.5, 0.5, 1), (1, 0.9, 0.3), (0.3, 1, 0.9))
@@ -137,7 +137,7 @@ def run_real(num_images, mini_epochs):
     results = []
     with tempfile.TemporaryDirectory(dir=common.CACHE) as folder:
         write_world(Path(folder, "world"), tar, mini_epochs)
-        with demo.serve(Path(folder, "world")) as address:
+        with serve(Path(folder, "world")) as address:
             scratch = Path(folder, "scratch")
             decode_s, download_s = measure_alone(address, tar, scratch, reading)
             for name, step_s in (("step", 1.5 * decode_s), ("decode", 0.7 * decode_s)):

@@ -21,9 +21,9 @@ from unittest import mock
 import common
 from common import ROOT, median, print_table, print_verdict
 
-import demo
+from demo.server import WorldHandler, serve
 from generators import Reading, list_members, stream_batches
-from landmarks import Shard, Source
+from sources import Shard, Source
 from utils import say
 
 NUM_DRAWN = 512  # different photographs; a large shard repeats them
@@ -57,14 +57,14 @@ def make_large_shard(num_images):
 
 def time_first_batch(address, scratch):
     """Gives the seconds from a shard's last byte to its first batch."""
-    last_byte, send_bytes = [], demo.WorldHandler.send_bytes
+    last_byte, send_bytes = [], WorldHandler.send_bytes
 
     def timed_send(*args):
         send_bytes(*args)
         last_byte[:] = [time.perf_counter()]
 
     reading = Reading(192, 64, lambda image_id: 0, augment=True)
-    with mock.patch.object(demo.WorldHandler, "send_bytes", timed_send):
+    with mock.patch.object(WorldHandler, "send_bytes", timed_send):
         stream = stream_batches(Source(address, scratch), [(0, SHARD)], reading)
         next(stream)
         seconds = time.perf_counter() - last_byte[0]
@@ -97,7 +97,7 @@ def main():
     with tempfile.TemporaryDirectory(dir=common.CACHE) as folder:
         world = Path(folder, "world")
         lay_out(world, tar)
-        with demo.serve(world) as address:
+        with serve(world) as address:
             scratches = (Path(folder, f"scratch-{number}") for number in itertools.count())
             run = {first: lambda: time_first_batch(address, next(scratches))}
             seconds |= common.measure(run, max(2, args.rounds // 2), warm_up=False)

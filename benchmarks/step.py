@@ -27,8 +27,8 @@ import describe
 import model
 import training
 from generators import Batch, Reading, ShardEnd, stream_batches
-from landmarks import Shard
 from replicas import OneDevice
+from sources import Shard
 from utils import Stop
 
 BATCH = 32

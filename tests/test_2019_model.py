@@ -8,7 +8,8 @@ import pytest
 
 import recognition
 import retrieval
-from landmarks import TRAIN_CSV, ClassTable, read_2019_classes
+from landmarks import ClassTable, read_2019_classes
+from sources import TRAIN_CSV
 from submissions import read_recognition_submission, read_retrieval_submission
 from utils import ExpectedError
 

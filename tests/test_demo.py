@@ -10,13 +10,15 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-import demo
-import demo_art
-from demo import WorldSize, build_world, serve
-from landmarks import (
+from demo import art, overview
+from demo import world as worlds
+from demo.__main__ import main
+from demo.server import serve
+from demo.world import WorldSize, build_world
+from landmarks import MIN_IMAGES
+from sources import (
     CATEGORY_CSV,
     INDEX_CSV,
-    MIN_IMAGES,
     RECOGNITION_SOLUTION,
     RETRIEVAL_SOLUTION,
     TEST_CSV,
@@ -91,7 +93,7 @@ def test_another_seed_gives_other_pictures_and_other_ids(world, tmp_path):
 
 
 def test_a_complete_world_is_reused_without_drawing(world, monkeypatch):
-    monkeypatch.setattr(demo, "draw_shards", lambda *_: pytest.fail("drew again"))
+    monkeypatch.setattr(worlds, "draw_shards", lambda *_: pytest.fail("drew again"))
     before = all_bytes(world)
     assert build_world(world, 0, TINY) == world
     assert all_bytes(world) == before
@@ -104,7 +106,7 @@ def test_an_interrupted_build_leaves_no_world_and_is_done_again(world, tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(demo, "write_tables", interrupt)
+        patch.setattr(worlds, "write_tables", interrupt)
         build_world(folder, 0, TINY, num_workers=1)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / ".world.partial-killed" / "train").mkdir(parents=True)  # as a killed run leaves it
@@ -270,14 +272,14 @@ def test_an_unknown_landmark_has_no_label_but_can_be_found(world):
 
 
 def test_the_full_world_has_the_promised_size():
-    plan = demo.plan_world(0, WorldSize())
-    counts = {split: len(plan.pictures(split)) for split in demo.SPLITS}
+    plan = worlds.plan_world(0, WorldSize())
+    counts = {split: len(plan.pictures(split)) for split in worlds.SPLITS}
     assert 2200 < counts["train"] < 2700 and 650 < counts["index"] < 800
     assert 380 < counts["test"] < 460
-    per_place = demo.group_by_label(plan.pictures("train"))
+    per_place = worlds.group_by_label(plan.pictures("train"))
     assert sum(len(images) >= MIN_IMAGES for images in per_place.values()) == 28
     assert sum(len(images) < MIN_IMAGES for images in per_place.values()) == 6
-    groups = [place.look_alikes for place in demo_art.LANDMARKS if place.look_alikes]
+    groups = [place.look_alikes for place in art.LANDMARKS if place.look_alikes]
     assert len(set(groups)) >= 4 and all(groups.count(name) >= 2 for name in groups)
 
 
@@ -285,7 +287,7 @@ def test_the_full_world_has_the_promised_size():
 
 
 def test_the_overview_is_a_picture_of_at_most_1600_pixels_width(world, tmp_path):
-    demo.draw_overview(world, tmp_path / "demo.png")
+    overview.draw_overview(world, tmp_path / "demo.png")
     image = Image.open(tmp_path / "demo.png")
     assert image.width <= 1600 and image.height > 300
     assert len(image.convert("RGB").getcolors(1 << 24)) > 1000
@@ -293,13 +295,13 @@ def test_the_overview_is_a_picture_of_at_most_1600_pixels_width(world, tmp_path)
 
 def test_the_overview_of_a_folder_without_a_world_is_an_expected_error(tmp_path):
     with pytest.raises(ExpectedError, match="holds no complete demo world"):
-        demo.draw_overview(tmp_path, tmp_path / "demo.png")
+        overview.draw_overview(tmp_path, tmp_path / "demo.png")
 
 
 def test_look_alikes_stand_side_by_side():
-    rows = demo.arrange(range(len(demo_art.LANDMARKS)))
-    assert all(sum(map(len, row)) <= demo.COLUMNS for row in rows)
-    groups = [[demo.PLACES[i].look_alikes for i in group] for row in rows for group in row]
+    rows = overview.arrange(range(len(art.LANDMARKS)))
+    assert all(sum(map(len, row)) <= overview.COLUMNS for row in rows)
+    groups = [[worlds.PLACES[i].look_alikes for i in group] for row in rows for group in row]
     assert ["clock towers"] * 3 in groups and ["lighthouses"] * 2 in groups
 
 
@@ -427,8 +429,10 @@ def test_nothing_is_served_after_the_block_and_nothing_is_printed(tmp_path, capf
 
 
 def test_the_command_line_builds_a_world_and_prints_where_it_is(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "WorldSize", lambda **kwargs: WorldSize(**kwargs) if kwargs else TINY)
-    monkeypatch.setattr(demo.os, "cpu_count", lambda: 1)
-    demo.main(["--output", str(tmp_path / "world"), "--seed", "3"])
+    monkeypatch.setattr(
+        worlds, "WorldSize", lambda **kwargs: WorldSize(**kwargs) if kwargs else TINY
+    )
+    monkeypatch.setattr(worlds.os, "cpu_count", lambda: 1)
+    main(["--output", str(tmp_path / "world"), "--seed", "3"])
     assert capsys.readouterr().out == f"{tmp_path / 'world'}\n{tmp_path / 'world' / 'demo.png'}\n"
     assert (tmp_path / "world" / "demo.png").stat().st_size > 10_000

@@ -26,8 +26,8 @@ from synthetic import (
     write_shard,
 )
 
-import demo
 import generators
+from demo.server import serve
 from generators import (
     MAX_MEMBER_BYTES,
     BadImageError,
@@ -38,7 +38,7 @@ from generators import (
     list_members,
     stream_batches,
 )
-from landmarks import Shard, Source
+from sources import Shard, Source
 from utils import ExpectedError
 
 LEFT, RIGHT = (200, 40, 30), (30, 50, 210)  # colours of the two halves of the test picture
@@ -760,7 +760,7 @@ def test_a_consumer_that_leaves_early_leaves_no_shard_that_was_fetched_ahead(is_
 
 
 def test_over_http_the_shards_come_and_go_and_two_at_most_are_there(made, tmp_path):
-    with demo.serve(made.folder) as address:
+    with serve(made.folder) as address:
         source = Source(address, tmp_path)
         reading = Reading(24, 4, class_of_all(made).get)
         ids = []

@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 from kaggle_mock import IDS, RESULTS, KaggleMock, Outcome
 
-import chain
 import kernels
-import packing
+from on_kaggle import chain, client, packing
 from utils import ExpectedError
 
 ROOT = Path(kernels.__file__).parent
@@ -32,10 +31,10 @@ UNFINISHED = {"checkpoint/training.npz": "weights", "history.csv": "mini_epoch\n
 
 def client_problem():
     """Says why the real client cannot be used here, or nothing."""
-    client = Path(sys.executable).with_name("kaggle")
-    if not client.is_file():
+    command = Path(sys.executable).with_name("kaggle")
+    if not command.is_file():
         return "the kaggle client is not installed (pip install kaggle six)"
-    done = subprocess.run([client, "--version"], capture_output=True, text=True)
+    done = subprocess.run([command, "--version"], capture_output=True, text=True)
     return f"the kaggle client does not start: {done.stderr[-200:]}" if done.returncode else ""
 
 
@@ -45,7 +44,7 @@ needs_client = pytest.mark.skipif(bool(PROBLEM), reason=PROBLEM)
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(chain, "RETRY_PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr(client, "RETRY_PAUSES_S", (0.01, 0.01))
     monkeypatch.setattr(chain, "POLL_S", 0.001)
 
 
@@ -91,7 +90,7 @@ def kaggle(monkeypatch, mock):
                 code = 1
         return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
-    monkeypatch.setattr(chain.subprocess, "run", run)
+    monkeypatch.setattr(client.subprocess, "run", run)
     return mock
 
 
@@ -187,8 +186,8 @@ def test_a_build_has_another_name_when_arguments_or_sources_change(built, tmp_pa
     assert facts_of(tmp_path, "recognition")["source"] == before["source"]
     assert facts_of(tmp_path, "recognition")["build"] != before["build"]
     assert facts_of(tmp_path, "merge") == facts_of(built, "merge")
-    modules = packing.find_modules() | {"utils": b"changed"}
-    monkeypatch.setattr(packing, "find_modules", lambda: modules)
+    modules = packing.find_modules() | {"utils.py": b"changed"}
+    monkeypatch.setattr(packing, "find_modules", lambda with_demo: modules)
     build(tmp_path)
     after = facts_of(tmp_path, "recognition")
     assert after["source"] != before["source"] and after["build"] != before["build"]
@@ -196,8 +195,9 @@ def test_a_build_has_another_name_when_arguments_or_sources_change(built, tmp_pa
 
 def test_all_modules_that_the_scripts_need_are_packed_and_no_others():
     modules = packing.find_modules()
-    assert {"recognition", "retrieval", "model", "search", "demo_art", "utils"} <= modules.keys()
-    assert "kernels" not in modules and "numpy" not in modules
+    assert {"recognition.py", "retrieval.py", "search.py", "on_kaggle/kernel.py"} <= modules.keys()
+    assert not {"kernels.py", "on_kaggle/packing.py", "demo/world.py"} & modules.keys()
+    assert {"demo/__init__.py", "demo/art.py"} <= packing.find_modules(with_demo=True).keys()
 
 
 @pytest.mark.parametrize(
@@ -231,11 +231,9 @@ def trivial(tmp_path, monkeypatch):
     """Builds kernels of a script that leaves a result and says where its source is."""
 
     def make(body):
-        modules = {
-            "recognition": f"import sys\nimport utils\ndef main(argv):\n{body}".encode(),
-            "utils": (ROOT / "utils.py").read_bytes(),
-        }
-        monkeypatch.setattr(packing, "find_modules", lambda: modules)
+        source = f"import sys\nimport utils\ndef main(argv):\n{body}".encode()
+        modules = packing.find_modules() | {"recognition.py": source}
+        monkeypatch.setattr(packing, "find_modules", lambda with_demo: modules)
         build(tmp_path / "built")
         working = tmp_path / "working"
         working.mkdir()
@@ -669,7 +667,7 @@ def test_a_refused_submission_is_one_line(kaggle, tmp_path):
 
 
 def test_a_missing_client_is_one_line(built, monkeypatch, tmp_path):
-    monkeypatch.setattr(chain.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(client.sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert refusal("status", built) == (
         "no command `kaggle`; expected Kaggle's official client; install it with: "
@@ -686,10 +684,10 @@ def test_a_missing_client_is_one_line(built, monkeypatch, tmp_path):
     ],
 )
 def test_a_client_that_cannot_work_is_one_line(built, monkeypatch, tmp_path, words, told):
-    client = tmp_path / "kaggle"
-    client.write_text(f'#!/bin/sh\necho "{words}" >&2\nexit 1\n')
-    client.chmod(0o755)
-    monkeypatch.setattr(chain.sys, "executable", str(tmp_path / "python"))
+    command = tmp_path / "kaggle"
+    command.write_text(f'#!/bin/sh\necho "{words}" >&2\nexit 1\n')
+    command.chmod(0o755)
+    monkeypatch.setattr(client.sys, "executable", str(tmp_path / "python"))
     assert refusal("status", built).endswith(told)
 
 

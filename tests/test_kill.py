@@ -18,10 +18,9 @@ import pytest
 from synthetic import make_source
 from tiny_network import in_place_of_backbones
 
-import demo
 import recognition
-import session
-import utils
+from demo.server import serve
+from on_kaggle import kernel
 from training import load_checkpoint
 from utils import load_arrays
 
@@ -131,7 +130,7 @@ def address(tmp_path_factory):
     """Serves a data set of five train shards."""
     folder = tmp_path_factory.mktemp("kill-data") / "source"
     make_source(folder, train_shards=5, per_train_shard=40)
-    with demo.serve(folder) as address:
+    with serve(folder) as address:
         yield address
 
 
@@ -263,8 +262,7 @@ def test_a_kernel_continues_the_checkpoint_of_an_earlier_session(
     whole, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    for module in (session, utils):
-        monkeypatch.setattr(module, "KAGGLE", tmp_path)
+    monkeypatch.setattr(kernel, "FOLDER", tmp_path)
     mounted = tmp_path / "input" / "notebooks" / "someone" / "first-session" / "checkpoint"
     mounted.mkdir(parents=True)
     shutil.copy(whole.checkpoint, mounted)

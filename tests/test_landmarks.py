@@ -11,10 +11,7 @@ from fault_server import Fault, FaultServer
 
 import landmarks
 from landmarks import (
-    CVDF_URL,
     ClassTable,
-    Shard,
-    Source,
     TrainLabels,
     format_image_id,
     format_image_ids,
@@ -23,6 +20,7 @@ from landmarks import (
     read_landmark_names,
     read_train_labels,
 )
+from sources import CVDF_URL, Shard, Source
 from utils import ExpectedError, MissingFileError
 
 TAR = random.Random(3).randbytes(50_000)

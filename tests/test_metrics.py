@@ -5,6 +5,7 @@ import random
 import pytest
 
 import metrics
+from command_line import run_command_line
 from metrics import (
     average_precision,
     format_scores,
@@ -13,7 +14,7 @@ from metrics import (
     score_recognition,
     score_retrieval,
 )
-from utils import ExpectedError, run_command_line
+from utils import ExpectedError
 
 # ---------------------------------------------------------------------------------------- GAP
 

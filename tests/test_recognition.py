@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from synthetic import LANDMARKS, make_source
 
-import demo
 import download
 import recognition
+from command_line import run_command_line
+from demo.server import serve
 from descriptions import load_descriptions
-from landmarks import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CSV, Shard
 from metrics import format_scores, score_recognition
+from sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CSV, Shard
 from submissions import read_recognition_submission
-from utils import load_arrays, run_command_line
+from utils import load_arrays
 
 ROOT = Path(recognition.__file__).parent
 
@@ -197,7 +198,7 @@ def predict(recognition_run, data_set, tmp_path):
 def test_prediction_over_http_from_a_model_elsewhere_is_the_same(
     predict, data_set, recognition_run, capsys
 ):
-    with demo.serve(data_set.folder) as address:
+    with serve(data_set.folder) as address:
         code, output = predict(source=address)
     assert code == 0
     name = "recognition_submission.csv"

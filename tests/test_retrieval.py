@@ -25,18 +25,20 @@ from synthetic import (
 )
 from tiny_network import in_place_of_backbones
 
-import demo
 import neighbors
 import retrieval
-import session
 import utils
+from command_line import run_command_line
+from demo.server import serve
 from descriptions import concatenate, load_descriptions
 from generators import list_members
-from landmarks import INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV, Shard, Source, format_image_id
+from landmarks import format_image_id
 from merging import load_parts, merge_parts
 from metrics import format_scores, score_retrieval
+from on_kaggle import kernel as kernel_side
+from sources import INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV, Shard, Source
 from submissions import read_retrieval_solution, read_retrieval_submission
-from utils import ExpectedError, load_arrays, run_command_line
+from utils import ExpectedError, load_arrays
 
 NUM_SHARDS, PER_SHARD = 7, 20  # of the index: 140 images, more than are retrieved
 BAD_QUERY, BAD_INDEX = (Shard("test", 0), 3), (Shard("index", 4), 5)
@@ -358,7 +360,7 @@ def test_merge_alone_takes_the_parts_of_the_output(world, searched, resumed, fet
 def test_over_http_the_submission_is_the_same_and_no_shard_stays(
     world, model, searched, tmp_path, capsys
 ):
-    with demo.serve(world.folder) as address:
+    with serve(world.folder) as address:
         arguments = ["--source", address, "--model", model, "--batch-size", 8]
         assert run(*arguments, "--output", tmp_path, "--parts", 2) == 0
     assert submission_of(tmp_path) == submission_of(searched)
@@ -891,7 +893,7 @@ def test_neighbors_png_is_a_picture_with_frames_of_right_and_wrong(world, resume
 
 def test_the_picture_reads_what_it_shows_by_byte_range(world, resumed, monkeypatch, fetched):
     monkeypatch.setattr(retrieval, "draw_neighbors", neighbors.draw_neighbors)
-    with demo.serve(world.folder) as address:
+    with serve(world.folder) as address:
         assert run("merge", "--source", address, "--output", resumed) == 0
     assert fetched == []
 
@@ -992,8 +994,7 @@ class Kernel:
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    for module in (session, utils):
-        monkeypatch.setattr(module, "KAGGLE", tmp_path / "kaggle")
+    monkeypatch.setattr(kernel_side, "FOLDER", tmp_path / "kaggle")
     return Kernel(tmp_path / "kaggle")
 
 

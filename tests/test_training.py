@@ -14,9 +14,10 @@ from synthetic import make_source, write_shard
 from tiny_network import in_place_of_backbones
 
 import training
-from landmarks import TRAIN_CSV, ClassTable, Shard, Source, TrainLabels, read_train_labels
+from landmarks import ClassTable, TrainLabels, read_train_labels
 from replicas import OneDevice
 from session import Session
+from sources import TRAIN_CSV, Shard, Source
 from training import (
     HISTORY_COLUMNS,
     Recipe,

@@ -15,8 +15,9 @@ import pytest
 from checks import names_in, one_line
 
 import utils
+from command_line import CommandLine, run_command_line
+from on_kaggle import kernel
 from utils import (
-    CommandLine,
     ExpectedError,
     MissingFileError,
     Stop,
@@ -25,10 +26,8 @@ from utils import (
     file_md5,
     in_background,
     muted_stderr,
-    on_kaggle,
     require_free_space,
     run_ahead,
-    run_command_line,
     say,
     scratch_folder,
 )
@@ -113,12 +112,12 @@ def run_into_closed_pipe(code):
 
 
 def test_a_reader_that_leaves_early_ends_the_command_quietly():
-    code = "import utils; utils.run_command_line(lambda: print('x' * 100_000))"
+    code = "import command_line; command_line.run_command_line(lambda: print('x' * 100_000))"
     assert run_into_closed_pipe(code) == (1, "")
 
 
 def test_a_reader_that_leaves_before_the_last_line_ends_the_command_quietly():
-    code = "import utils; utils.run_command_line(lambda: print('short'))"
+    code = "import command_line; command_line.run_command_line(lambda: print('short'))"
     assert run_into_closed_pipe(code) == (1, "")
 
 
@@ -161,9 +160,9 @@ def test_progress_goes_to_stderr(capsys):
 
 def test_kaggle_is_known_by_its_environment(monkeypatch):
     monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
-    assert not on_kaggle()
+    assert not kernel.is_kernel()
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    assert on_kaggle()
+    assert kernel.is_kernel()
 
 
 # ----------------------------------------------------------------------------------- atomic files
@@ -550,14 +549,14 @@ def test_muting_leaves_stdout_alone(capfd):
 
 
 def test_a_package_that_is_there_is_not_installed(monkeypatch):
-    monkeypatch.setattr(utils.subprocess, "run", lambda *args, **kwargs: pytest.fail("installed"))
-    utils.require_package("json", "json")
+    monkeypatch.setattr(kernel.subprocess, "run", lambda *args, **kwargs: pytest.fail("installed"))
+    kernel.require_package("json", "json")
 
 
 def test_a_missing_package_is_named_with_what_to_do(monkeypatch):
     monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
     with pytest.raises(ExpectedError, match="no_such_module is missing; .*pip install no-such;?"):
-        utils.require_package("no_such_module", "no-such")
+        kernel.require_package("no_such_module", "no-such")
 
 
 def test_a_kernel_installs_a_missing_package(monkeypatch, tmp_path):
@@ -568,8 +567,8 @@ def test_a_kernel_installs_a_missing_package(monkeypatch, tmp_path):
 
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(utils.subprocess, "run", install)
-    utils.require_package("made_up_package", "made-up")
+    monkeypatch.setattr(kernel.subprocess, "run", install)
+    kernel.require_package("made_up_package", "made-up")
 
 
 def test_a_kernel_without_internet_installs_from_a_wheel_in_a_data_set(monkeypatch, tmp_path):
@@ -592,7 +591,7 @@ def test_a_kernel_without_internet_installs_from_a_wheel_in_a_data_set(monkeypat
     (tmp_path / "packages").mkdir()
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
     monkeypatch.setenv("PIP_TARGET", str(tmp_path / "packages"))
-    monkeypatch.setattr(utils, "KAGGLE", tmp_path)
+    monkeypatch.setattr(kernel, "FOLDER", tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path / "packages"))
-    utils.require_package("shipped_one", "shipped-one")
+    kernel.require_package("shipped_one", "shipped-one")
     assert (tmp_path / "packages" / "shipped_one.py").exists()

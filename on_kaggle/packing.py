@@ -19,7 +19,7 @@ from pathlib import Path
 
 from utils import ExpectedError, atomic_write, say
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 NUM_PARTS = 6
 SET_FOR_EACH = ("--part", "--parts", "--max-hours", "--output", "--help", "-h")
 REPORT = "kernel.json"  # what a kernel leaves beside its results, to know it by
@@ -103,7 +103,8 @@ def run():
     with tempfile.TemporaryDirectory(prefix="landmarks-") as folder:
         zipfile.ZipFile(io.BytesIO(base64.b64decode(ARCHIVE))).extractall(folder)
         sys.path.insert(0, folder)
-        entry, utils = map(importlib.import_module, (facts["entry"], "utils"))
+        names = (facts["entry"], "command_line", "utils")
+        entry, command_line, utils = map(importlib.import_module, names)
         errors = []
 
         def main():
@@ -114,7 +115,7 @@ def run():
                 raise
 
         try:
-            utils.run_command_line(main)
+            command_line.run_command_line(main)
         except SystemExit as stop:
             # Kaggle may throw the output of a failed session away, and with it hours of work: where
             # the next session can go on, this one ends in good order.
@@ -144,28 +145,45 @@ if __name__ == "__main__":
 '''
 
 
-def find_modules():
-    """Finds the modules that the scripts import, themselves included: dict, name -> source."""
-    modules, waiting = {}, sorted({kernel.entry for kernel in KERNELS.values()})
+def find_modules(with_demo=False):
+    """Finds the files of the modules that the scripts import, themselves included.
+
+    Args:
+        with_demo: whether to take along the demo's folder, which `--demo` alone imports.
+
+    Returns:
+        dict, path below the project's folder -> source.
+    """
+    files, waiting = {}, sorted({kernel.entry for kernel in KERNELS.values()})
     while waiting:
         name = waiting.pop()
-        path = ROOT / f"{name}.py"
-        if name in modules or not path.is_file():
+        path = _path_of(name)
+        if path is None or path in files or (name.split(".")[0] == "demo" and not with_demo):
             continue
-        modules[name] = path.read_bytes()
-        for node in ast.walk(ast.parse(modules[name])):
+        files[path] = (ROOT / path).read_bytes()
+        waiting += [name.rpartition(".")[0]] if "." in name else []  # a package's own __init__
+        for node in ast.walk(ast.parse(files[path])):
             if isinstance(node, ast.Import):
                 waiting += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                waiting.append(node.module)
-    return dict(sorted(modules.items()))
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return dict(sorted(files.items()))
+
+
+def _path_of(name):
+    """Gives the file of a module or package of this project, relative to it, or None."""
+    path = name.replace(".", "/")
+    for candidate in (f"{path}.py", f"{path}/__init__.py"):
+        if (ROOT / candidate).is_file():
+            return candidate
+    return None
 
 
 def source_version(modules):
     """Names the version of the modules: the last release and 12 characters of their hash."""
     digest = hashlib.sha256()
-    for name, source in modules.items():
-        digest.update(b"%s %d\n%s" % (name.encode(), len(source), source))
+    for path, source in modules.items():
+        digest.update(b"%s %d\n%s" % (path.encode(), len(source), source))
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     return f"{re.search('^## (.*)', text, re.MULTILINE)[1]}+{digest.hexdigest()[:12]}"
 
@@ -174,8 +192,8 @@ def pack(modules):
     """Packs modules as lines of base64; the same modules give the same text at any time."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name, source in modules.items():
-            member = zipfile.ZipInfo(f"{name}.py", (1980, 1, 1, 0, 0, 0))
+        for path, source in modules.items():
+            member = zipfile.ZipInfo(path, (1980, 1, 1, 0, 0, 0))
             member.create_system = 3
             archive.writestr(member, source, zipfile.ZIP_DEFLATED, 9)
     return textwrap.fill(base64.b64encode(buffer.getvalue()).decode(), 100)
@@ -192,7 +210,7 @@ def write_kernels(folder, user, extra_arguments, max_hours, datasets, has_intern
         datasets: data sets to mount, as `owner/slug`.
         has_internet: whether the kernels may use it.
     """
-    modules = find_modules()
+    modules = find_modules(any("--demo" in words for words in extra_arguments.values()))
     archive, version = pack(modules), source_version(modules)
     for kernel in KERNELS.values():
         budget = ["--max-hours", f"{max_hours:g}"] if kernel.has_gpu else []

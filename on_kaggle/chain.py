@@ -1,13 +1,10 @@
-"""What Kaggle has of each kernel, by way of the official client: push in order, collect, submit."""
+"""Kernel states on Kaggle, via the official client: push in order, collect, submit."""
 
 import contextlib
 import csv
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +13,15 @@ from functools import partial
 from pathlib import Path
 
 from landmarks import parse_image_ids
-from packing import KERNELS, REPORT, Kernel
+from on_kaggle.client import (
+    ClientError,
+    NetworkError,
+    ask_client,
+    call_client,
+    last_line,
+    patiently,
+)
+from on_kaggle.packing import KERNELS, REPORT, Kernel
 from submissions import (
     check_retrieval_submission,
     read_recognition_submission,
@@ -33,90 +38,6 @@ POLL_S = 60  # between two looks at Kaggle
 GPU_SESSIONS = 2  # at once; Kaggle refuses more
 MAX_SESSIONS = 4  # of one kernel in a run
 SETTLING_LOOKS = 5  # Kaggle may tell of the session before for a while
-RETRY_PAUSES_S = (5, 20, 60, 300, 900)  # after a failure of the network
-
-# ---------------------------------------------------------------------------------------- client
-
-
-class ClientError(ExpectedError):
-    """The client reported a failure; the answer as a whole is `text`."""
-
-    text = ""
-
-
-class NetworkError(ClientError):
-    """A failure that may pass by itself."""
-
-
-_PASSING = re.compile(
-    r"\b(408|429|500|502|503|504)\b[^\n]*(Error|Too Many)|Connection(Error|Reset|Refused)|Timeout|"
-    r"timed out|Max retries|Connection (aborted|broken)|RemoteDisconnected|IncompleteRead|SSLError"
-)
-
-
-def call_client(*arguments, timeout_s=600):
-    """Calls the official client once.
-
-    Returns:
-        What it printed to stdout.
-
-    Raises:
-        NetworkError: a failure that may pass.
-        ClientError: any other failure, in one line.
-    """
-    beside = Path(sys.executable).with_name("kaggle")
-    client = str(beside) if beside.is_file() else shutil.which("kaggle")
-    install = "install it with: pip install kaggle six"
-    if client is None:
-        raise ExpectedError(f"no command `kaggle`; expected Kaggle's official client; {install}")
-    words = f"kaggle {' '.join(arguments[:2])}"
-    try:
-        done = subprocess.run(
-            [client, *arguments], capture_output=True, text=True, errors="replace",
-            stdin=subprocess.DEVNULL, timeout=timeout_s,
-        )  # fmt: skip
-        if done.returncode == 0:
-            return done.stdout
-        text = f"{done.stdout}\n{done.stderr}"
-    except subprocess.TimeoutExpired:
-        text = f"Timeout: no answer within {timeout_s} s"
-    except OSError as error:
-        raise ExpectedError(f"{client}: {error.strerror}; expected a program; {install}") from error
-    problem = _last_line(text)
-    kind, todo = ClientError, "run the command again, or look at kaggle.com"
-    if "ModuleNotFoundError" in text:
-        todo = install
-    elif "Authentication required" in text:
-        problem, todo = "no credentials", "log in with: kaggle auth login"
-    elif "unrecognized arguments" in text:
-        todo = "renew it with: pip install --upgrade kaggle"
-    elif _PASSING.search(text):
-        kind, todo = NetworkError, "run the command again when the network is back"
-    error = kind(f"{words}: {problem}; expected an answer of Kaggle; {todo}")
-    error.text = text
-    raise error
-
-
-def _last_line(text):
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it failed without a word"
-
-
-def patiently(attempt):
-    """Gives what `attempt()` returns, and tries again after a pause when the network fails."""
-    for pause_s in RETRY_PAUSES_S:
-        try:
-            return attempt()
-        except NetworkError as error:
-            say(f"{error}: next try in {pause_s} s")
-            time.sleep(pause_s)
-    return attempt()
-
-
-def ask_client(*arguments, timeout_s=600):
-    """Calls the client for something that can be asked twice; see `call_client`."""
-    return patiently(lambda: call_client(*arguments, timeout_s=timeout_s))
-
 
 # ------------------------------------------------------------------------------ what Kaggle says
 
@@ -184,7 +105,7 @@ def look(built):
     status = re.search(r'has status "(?:KernelWorkerStatus\.)?(\w+)"', text)
     if not status:
         raise ExpectedError(
-            f"kaggle kernels status {built.id}: {_last_line(text)}; expected its status; renew the "
+            f"kaggle kernels status {built.id}: {last_line(text)}; expected its status; renew the "
             "client with: pip install --upgrade kaggle"
         )
     if status[1] == "NEW_SCRIPT":
@@ -197,7 +118,7 @@ def look(built):
     ran = re.search(r"\bbuild ([0-9a-f]{12}): ", log)
     told = re.findall(r"^error: (.*)", log, re.MULTILINE)
     reason = re.search(r'Failure message: "(.*)"', text)
-    message = told[-1] if told else reason[1] if reason else _last_line(log) if log else "no log"
+    message = told[-1] if told else reason[1] if reason else last_line(log) if log else "no log"
     return State("ERROR", message, build=ran[1] if ran else "")
 
 
@@ -436,12 +357,12 @@ def push(built, before):
         dropped = []
     if dropped or "successfully pushed" not in text:
         raise ExpectedError(
-            f"{built.id}: {dropped[0] if dropped else _last_line(text)}; expected a push with all "
+            f"{built.id}: {dropped[0] if dropped else last_line(text)}; expected a push with all "
             "its sources; "
             + ("stop its session on its page, and see that the sources exist" if dropped else
                "mend what Kaggle names, then run the command again")
         )  # fmt: skip
-    say(f"{time.strftime('%H:%M')} {built.kernel.name}: {_last_line(text)}")
+    say(f"{time.strftime('%H:%M')} {built.kernel.name}: {last_line(text)}")
     return True
 
 
@@ -516,7 +437,7 @@ def submit(output, challenges):
         text = call_client(*arguments, timeout_s=3600)
         if "successfully submitted" not in text.lower():
             raise ExpectedError(
-                f"{competition}: {_last_line(text)}; expected Kaggle to take {path}; "
+                f"{competition}: {last_line(text)}; expected Kaggle to take {path}; "
                 "see that its rules are accepted on its page, and submit again"
             )
         print(f"{competition}: {path} submitted ({words})")

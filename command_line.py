@@ -1,0 +1,148 @@
+"""The edge of every script: options that all have, errors with the flag to change, exit codes."""
+
+import argparse
+import math
+import os
+import sys
+from pathlib import Path
+
+from on_kaggle import kernel
+from session import MAX_SKIPPED_SHARE
+from sources import CVDF_URL
+from utils import ExpectedError, StoppedError, say
+
+# What to do about a setting, where there is more to say than to change it.
+ADVICE = {
+    "source": "check --source",
+    "model": "check --model",
+    "output": "free some space or choose another --output",
+    "scratch": "free some space or choose another --scratch",
+    "skip_bad_shards": "check the shard, or leave it out with --skip-bad-shards",
+    "fresh": "start over with --fresh",
+}
+
+
+class CommandLine(argparse.ArgumentParser):
+    """An argument parser that shows defaults in its help and answers wrong use in one line."""
+
+    def __init__(self, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        """Ends the process with exit code 2 and one line instead of the whole usage."""
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def run_command_line(main):
+    """Runs `main()` and turns its outcome into an exit code.
+
+    0 is done or stopped in good order, 1 an expected failure (one line), 130 Ctrl-C.
+
+    Args:
+        main: function without arguments. A bug in it keeps its traceback.
+    """
+    try:
+        main()
+        if sys.stdout:  # flushed here, so that a broken pipe shows below and not at the exit
+            sys.stdout.flush()
+    except ExpectedError as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        sys.exit(1)
+    except StoppedError as stopped:
+        say(stopped)
+        sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:
+        print(
+            "error: interrupted by Ctrl-C; run the same command again to continue", file=sys.stderr
+        )
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of stdout left, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def explain(error):
+    """Writes an `ExpectedError` as one line, with the flag of the setting to change."""
+    if error.setting is None:
+        return str(error)
+    flag = f"--{error.setting.replace('_', '-')}"
+    return f"{error}; {ADVICE.get(error.setting, f'change {flag}')}"
+
+
+def number(kind, lowest, highest=math.inf):
+    """Makes an argument type: a finite int or float from `lowest` to `highest`."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (lowest <= value <= highest and value < math.inf):
+            upwards = "up" if highest == math.inf else f"to {highest}"
+            raise argparse.ArgumentTypeError(f"{text!r}; expected a number from {lowest} {upwards}")
+        return value
+
+    return parse
+
+
+def add_session_options(parser):
+    """Adds the options that every script has to its command line."""
+    parser.add_argument(
+        "--source", default=CVDF_URL, help="web address or folder in the CVDF layout"
+    )
+    parser.add_argument(
+        "--demo",
+        action="store_true",
+        help="draw the miniature landmark world, serve it on this machine and use it as the source",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=kernel.FOLDER / "working" if kernel.is_kernel() else Path("output"),
+        help="folder for the results, which are continued if they are there",
+    )
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        default=kernel.FOLDER / "tmp" if kernel.is_kernel() else None,
+        help="folder for downloads, at most two shards at a time (default: <output>/scratch)",
+    )
+    parser.add_argument(
+        "--max-hours",
+        type=float,
+        metavar="H",
+        default=kernel.MAX_HOURS if kernel.is_kernel() else None,
+        help="stop in good order after H hours",
+    )
+    parser.add_argument(
+        "--skip-bad-shards",
+        action="store_true",
+        help=f"leave out shards that stay broken, up to {MAX_SKIPPED_SHARE:.0%}% (rounded up)",
+    )
+
+
+def parse_session(parser, argv):
+    """Parses the command line; with --demo, the demo's settings become the defaults."""
+    args = _parse(parser, argv)
+    if args.demo:
+        import demo
+
+        known = vars(args).keys()
+        parser.set_defaults(**{key: demo.DEFAULTS[key] for key in demo.DEFAULTS.keys() & known})
+        args = _parse(parser, argv)
+    if args.scratch is None:
+        args.scratch = args.output / "scratch"
+    if args.max_hours is not None and not args.max_hours > 0:
+        parser.error(f"argument --max-hours: {args.max_hours} hours; expected more than 0")
+    return args
+
+
+def _parse(parser, argv):
+    """Parses; files may follow options too (argparse's own way to allow that spoils --help)."""
+    args, rest = parser.parse_known_args(argv)
+    if rest and ("files" not in args or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.files += map(Path, rest)
+    return args

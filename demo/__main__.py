@@ -1,0 +1,41 @@
+"""Builds the miniature landmark world and a picture of it: python -m demo --output output/world."""
+
+import contextlib
+import threading
+from pathlib import Path
+
+from command_line import CommandLine, run_command_line
+from demo.overview import draw_overview
+from demo.server import serve
+from demo.world import OVERVIEW, build_world
+
+
+def parse_arguments(argv=None):
+    parser = CommandLine(
+        prog="python -m demo",
+        description="Builds the miniature landmark world and a picture of it.",
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/world"), help="folder to fill")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws another world")
+    parser.add_argument(
+        "--serve", action="store_true", help="serve it over HTTP on this machine until Ctrl-C"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Builds the world and its overview, and serves it if asked to."""
+    arguments = parse_arguments(argv)
+    folder = build_world(arguments.output, arguments.seed)
+    print(folder)
+    if not (folder / OVERVIEW).exists():
+        draw_overview(folder, folder / OVERVIEW)
+    print(folder / OVERVIEW)
+    if arguments.serve:
+        with serve(folder) as url, contextlib.suppress(KeyboardInterrupt):  # its ordinary end
+            print(url, flush=True)
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    run_command_line(main)

@@ -1,0 +1,445 @@
+"""The world itself: what is in every picture, its tars, tables and ground truth, in a folder."""
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import tarfile
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from demo import art
+from sources import (
+    CATEGORY_CSV,
+    INDEX_CSV,
+    RECOGNITION_SOLUTION,
+    RETRIEVAL_SOLUTION,
+    TEST_CSV,
+    TRAIN_CLEAN_CSV,
+    TRAIN_CSV,
+    Shard,
+)
+from utils import ExpectedError, file_md5, say
+
+WORLD_VERSION = 1  # raise it when the same seed draws other pictures
+MARKER = "world.json"  # written last: a folder with it is a complete world
+OVERVIEW = "demo.png"
+SPLITS = ("train", "index", "test")
+NUM_LANDMARK_IDS = 203_094  # the full data set's; ids of the world lie below it
+
+PLACES = (*art.LANDMARKS, *art.UNKNOWN_LANDMARKS)
+
+
+@dataclass(frozen=True)
+class WorldSize:
+    """How much there is in the world; ranges are (least, most) photographs per landmark."""
+
+    num_landmarks: int = art.NUM_FREQUENT  # with enough photographs to be a class
+    num_rare: int = len(art.LANDMARKS) - art.NUM_FREQUENT
+    num_unknown: int = len(art.UNKNOWN_LANDMARKS)  # in the index and the test set only
+    train_images: tuple = (65, 105)
+    index_images: tuple = (14, 22)
+    test_images: tuple = (7, 11)
+    rare_train_images: tuple = (5, 15)
+    rare_index_images: tuple = (3, 5)
+    rare_test_images: tuple = (1, 2)
+    unknown_index_images: tuple = (4, 6)
+    unknown_test_images: tuple = (2, 4)
+    index_distractors: int = 175
+    test_non_landmarks: int = 130
+    two_landmark_queries: int = 8
+    ignored_queries: int = 4
+    train_shards: int = 12
+    index_shards: int = 12
+    test_shards: int = 3
+    hard_share: float = 0.3  # share of photographs far, cut off, at night, in fog, behind trees ...
+    wrong_share: float = 0.05  # share of train photographs that do not show their landmark
+
+    def num_shards(self, split):
+        return {"train": self.train_shards, "index": self.index_shards, "test": self.test_shards}[
+            split
+        ]
+
+
+# --------------------------------------------------------------------------------- what to draw
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the world.
+
+    Attributes:
+        split: "train", "index" or "test".
+        number: from 0 within the split; with the world's seed it decides every pixel.
+        image_id: 16 hexadecimal digits.
+        labels: positions in `PLACES` of the landmarks that the data set says are in it.
+        shown: positions in `PLACES` of the landmarks that are in it.
+        usage: "Public" or "Private".
+    """
+
+    split: str
+    number: int
+    image_id: str
+    labels: tuple
+    shown: tuple
+    usage: str
+
+    @property
+    def member(self):
+        """Its name in the tar."""
+        return "/".join([*self.image_id[:3], f"{self.image_id}.jpg"])
+
+
+@dataclass(frozen=True)
+class World:
+    """The plan of a world: all that is known before the first picture is drawn.
+
+    Attributes:
+        seed: what everything random starts from.
+        size: a WorldSize.
+        landmark_ids: dict, position in `PLACES` -> landmark id, known landmarks only.
+        shards: dict, Shard -> tuple of Pictures in the order of the tar.
+        ignored: frozenset of test image ids that the recognition score leaves out.
+    """
+
+    seed: int
+    size: WorldSize
+    landmark_ids: dict
+    shards: dict
+    ignored: frozenset
+
+    def pictures(self, split):
+        """Lists the pictures of one split, sorted by image id."""
+        chosen = [row for shard, row in self.shards.items() if shard.split == split]
+        return sorted(itertools.chain(*chosen), key=lambda picture: picture.image_id)
+
+
+def plan_world(seed, size):
+    """Decides what is in every picture, from the seed alone.
+
+    Args:
+        seed: integer >= 0.
+        size: a WorldSize.
+
+    Returns:
+        A World.
+    """
+    rng = np.random.default_rng([seed, len(SPLITS)])
+    frequent = list(range(size.num_landmarks))
+    rare = [art.NUM_FREQUENT + i for i in range(size.num_rare)]
+    unknown = [len(art.LANDMARKS) + i for i in range(size.num_unknown)]
+    ids = rng.choice(NUM_LANDMARK_IDS, len(frequent) + len(rare), replace=False)
+    landmark_ids = dict(zip(frequent + rare, ids.tolist(), strict=True))
+
+    def several(places, least_most):
+        return [
+            (place,) for place in places for _ in range(rng.integers(*least_most, endpoint=True))
+        ]
+
+    pairs = rng.permutation(neighbours(frequent))[: size.two_landmark_queries]
+    shown = {
+        "train": several(frequent, size.train_images) + several(rare, size.rare_train_images),
+        "index": several(frequent, size.index_images)
+        + several(rare, size.rare_index_images)
+        + several(unknown, size.unknown_index_images)
+        + [()] * size.index_distractors,
+        "test": several(frequent, size.test_images)
+        + several(rare, size.rare_test_images)
+        + several(unknown, size.unknown_test_images)
+        + [tuple(pair) for pair in pairs.tolist()]
+        + [()] * size.test_non_landmarks,
+    }
+    shards = {}
+    for split in SPLITS:
+        pictures = [
+            plan_picture(rng, seed, split, number, labels, size.wrong_share)
+            for number, labels in enumerate(shown[split])
+        ]
+        order = rng.permutation(len(pictures))
+        for number, part in enumerate(np.array_split(order, size.num_shards(split))):
+            shards[Shard(split, number)] = tuple(pictures[i] for i in part)
+    tests = [p for shard, row in shards.items() if shard.split == "test" for p in row]
+    ignored = frozenset(picture.image_id for picture in tests[: size.ignored_queries])
+    return World(seed, size, landmark_ids, shards, ignored)
+
+
+def plan_picture(rng, seed, split, number, labels, wrong_share):
+    image_id = hashlib.sha256(f"{seed} {split} {number}".encode()).hexdigest()[:16]
+    is_wrong = split == "train" and rng.random() < wrong_share
+    usage = "Public" if rng.random() < 1 / 3 else "Private"
+    return Picture(split, number, image_id, labels, () if is_wrong else labels, usage)
+
+
+def neighbours(places):
+    """Lists the pairs of places that can stand in one photograph."""
+    return [
+        (a, b)
+        for a, b in itertools.combinations(places, 2)
+        if set(PLACES[a].settings) & set(PLACES[b].settings)
+        and not (PLACES[a].natural or PLACES[b].natural)
+        and max(art.extent(PLACES[a])[0], art.extent(PLACES[b])[0]) < 0.75
+    ]
+
+
+# ------------------------------------------------------------------------- drawing and packing
+
+
+def view_of(seed, picture, hard_share):
+    """Starts a picture: its generator, its places and its scene.
+
+    Returns:
+        (numpy Generator, tuple of art.Landmark, art.Scene)
+    """
+    rng = np.random.default_rng([seed, SPLITS.index(picture.split), picture.number])
+    places = tuple(PLACES[i] for i in picture.shown)
+    return rng, places, art.scene_for(rng, places, hard_share)
+
+
+def write_shard(path, seed, pictures, hard_share):
+    """Draws pictures and packs them into a tar; the same arguments give the same bytes.
+
+    Args:
+        path: of the tar.
+        seed: of the world.
+        pictures: Pictures in the order of the tar.
+        hard_share: share of pictures under hard conditions, 0..1.
+
+    Returns:
+        md5 of the tar, 32 hexadecimal digits.
+    """
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for picture in pictures:
+            jpeg = art.draw_jpeg(*view_of(seed, picture, hard_share))
+            member = tarfile.TarInfo(picture.member)
+            member.size, member.mode, member.mtime = len(jpeg), 0o644, 1_546_300_800  # 2019
+            tar.addfile(member, io.BytesIO(jpeg))
+    return file_md5(path)
+
+
+def draw_shards(world, folder, num_workers):
+    """Writes all tars and their md5 files, in `num_workers` processes."""
+    jobs = list(world.shards.items())
+    draw = partial(write_numbered_shard, folder, world.seed, world.size.hard_share)
+    if num_workers > 1:
+        # Spawned, not forked: the caller may hold threads and a GPU.
+        context = multiprocessing.get_context("spawn")
+        try:
+            with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+                list(pool.map(draw, jobs))
+            return
+        except BrokenProcessPool:
+            say("drawing in one process: no second one can be started here")
+    for job in jobs:
+        draw(job)
+
+
+def write_numbered_shard(folder, seed, hard_share, job):
+    shard, pictures = job
+    md5 = write_shard(folder / shard.path, seed, pictures, hard_share)
+    (folder / shard.md5_path).write_text(f"{md5}  {Path(shard.path).name}\n")
+
+
+def write_tables(world, folder):
+    """Writes the metadata and the ground truth."""
+    train, index, test = (world.pictures(split) for split in SPLITS)
+    by_place, clean = group_by_label(train), group_by_label([p for p in train if p.shown])
+    ids = sorted((landmark_id, place) for place, landmark_id in world.landmark_ids.items())
+    names = {place: PLACES[place].name.replace(" ", "_") for _, place in ids}
+    address = "http://miniature.invalid/{}/{:04d}.jpg"
+    tables = {
+        TRAIN_CSV: [("id", "url", "landmark_id")]
+        + [
+            (
+                p.image_id,
+                address.format(names[p.labels[0]], p.number),
+                world.landmark_ids[p.labels[0]],
+            )
+            for p in train
+        ],
+        TRAIN_CLEAN_CSV: [("landmark_id", "images")]
+        + [(i, " ".join(clean[place])) for i, place in ids if place in clean],
+        CATEGORY_CSV: [("landmark_id", "category")]
+        + [
+            (i, f"http://commons.wikimedia.org/wiki/Category:{names[place]}")
+            for i, place in ids
+            if place in by_place
+        ],
+        INDEX_CSV: [("id",), *((p.image_id,) for p in index)],
+        TEST_CSV: [("id",), *((p.image_id,) for p in test)],
+        RECOGNITION_SOLUTION: recognition_solution(world, test),
+        RETRIEVAL_SOLUTION: retrieval_solution(test, group_by_label(index)),
+    }
+    for name, rows in tables.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        with open(folder / name, "w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def group_by_label(pictures):
+    """Returns a dict, position in `PLACES` -> list of image ids."""
+    groups = {}
+    for picture in pictures:
+        for place in picture.labels:
+            groups.setdefault(place, []).append(picture.image_id)
+    return groups
+
+
+def recognition_solution(world, test):
+    rows = [("id", "landmarks", "Usage")]
+    for picture in test:
+        known = [world.landmark_ids[i] for i in picture.labels if i in world.landmark_ids]
+        usage = "Ignored" if picture.image_id in world.ignored else picture.usage
+        rows.append((picture.image_id, " ".join(map(str, sorted(known))), usage))
+    return rows
+
+
+def retrieval_solution(test, index_by_place):
+    rows = [("id", "images", "Usage")]
+    for picture in test:
+        found = sorted({i for place in picture.labels for i in index_by_place.get(place, [])})
+        usage = picture.usage if found else "Ignored"
+        rows.append((picture.image_id, " ".join(found) or "None", usage))
+    return rows
+
+
+# ------------------------------------------------------------------------------------ the world
+
+
+def build_world(folder, seed=0, size=None, num_workers=None):
+    """Draws the world into a folder in the CVDF layout, or reuses the one that is there.
+
+    The same seed and size give the same bytes, whatever the number of workers. The folder
+    appears only when everything in it is written.
+
+    Args:
+        folder: where to put it; must be new, empty, or an earlier (perhaps incomplete) world.
+        seed: integer >= 0.
+        size: a WorldSize; None is the full one.
+        num_workers: processes that draw; None is up to 4, one per core.
+
+    Returns:
+        Path of the folder.
+
+    Raises:
+        ExpectedError: the seed is negative, or the folder holds something else.
+    """
+    folder, size = Path(folder), size or WorldSize()
+    if seed < 0:
+        raise ExpectedError(f"seed {seed} is negative; expected 0 or more; choose another --seed")
+    if is_complete(folder, seed, size):
+        return folder
+    refuse_foreign_files(folder)
+    world = plan_world(seed, size)
+    num_workers = num_workers or min(4, os.cpu_count() or 1)
+    num_pictures = sum(map(len, world.shards.values()))
+    say(f"drawing the miniature landmark world: {num_pictures:,} pictures ...")
+    start = time.monotonic()
+    with explained_full_disk(folder), temporary_sibling(folder) as draft:
+        for split in SPLITS:
+            (draft / split).mkdir()
+            (draft / "md5sum" / split).mkdir(parents=True)
+        draw_shards(world, draft, num_workers)
+        write_tables(world, draft)
+        write_marker(world, draft)
+        put_in_place(draft, folder, lambda: is_complete(folder, seed, size))
+    say(f"drew {num_pictures:,} pictures in {time.monotonic() - start:.0f} s")
+    return folder
+
+
+@contextlib.contextmanager
+def explained_full_disk(folder):
+    """Turns a failure to write into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ExpectedError(
+            f"{folder}: cannot be written ({error.strerror}); expected 100 MB of free space; free "
+            "some space or choose another folder"
+        ) from error
+
+
+def write_marker(world, folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    marker = {
+        "version": WORLD_VERSION,
+        "seed": world.seed,
+        "size": dataclasses.asdict(world.size),
+        "num_pictures": {split: len(world.pictures(split)) for split in SPLITS},
+        "size_bytes": {path.relative_to(folder).as_posix(): path.stat().st_size for path in files},
+    }
+    (folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
+
+
+def read_marker(folder):
+    """Reads what a folder says about the world in it; an empty dict if it says nothing."""
+    try:
+        marker = json.loads((Path(folder) / MARKER).read_text())
+    except (OSError, ValueError):
+        return {}
+    return marker if isinstance(marker, dict) else {}
+
+
+def is_complete(folder, seed, size):
+    """Tells whether a folder holds the whole world of this seed, size and version."""
+    marker = read_marker(folder)
+    wanted = json.loads(json.dumps(dataclasses.asdict(size)))  # tuples become lists
+    found = marker.get("version"), marker.get("seed"), marker.get("size")
+    if found != (WORLD_VERSION, seed, wanted):
+        return False
+    files = [(folder / name, size_bytes) for name, size_bytes in marker["size_bytes"].items()]
+    return all(path.is_file() and path.stat().st_size == size_bytes for path, size_bytes in files)
+
+
+def refuse_foreign_files(folder):
+    """Raises ExpectedError if replacing the folder would destroy something that is no world's."""
+    ours = {*SPLITS, "md5sum", "metadata", "ground_truth", MARKER, OVERVIEW}
+    if folder.exists() and not folder.is_dir():
+        raise ExpectedError(f"{folder} is a file; expected a folder; choose another --output")
+    foreign = sorted({path.name for path in folder.iterdir()} - ours) if folder.exists() else []
+    if foreign:
+        raise ExpectedError(
+            f"{folder} holds {foreign[0]}, which is not the demo's; expected a new folder or an "
+            "earlier demo; choose another --output"
+        )
+
+
+@contextlib.contextmanager
+def temporary_sibling(folder):
+    """Yields a new folder beside `folder`; what is left of it afterwards is removed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{folder.name}.partial-"
+    for leftover in folder.parent.glob(f"{prefix}*"):
+        # Of a killed run. A young one may belong to a run that is still drawing.
+        if time.time() - leftover.stat().st_mtime > 600:
+            shutil.rmtree(leftover, ignore_errors=True)
+    draft = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+    try:
+        draft.chmod(0o755)
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def put_in_place(draft, folder, is_there):
+    """Renames a finished draft onto `folder`, unless another run was faster."""
+    if is_there():
+        return
+    if folder.exists():
+        with temporary_sibling(folder) as outdated:
+            folder.rename(outdated / "outdated")
+            draft.rename(folder)
+    else:
+        draft.rename(folder)

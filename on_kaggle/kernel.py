@@ -1,0 +1,67 @@
+"""What a script needs inside of a Kaggle kernel: folders, mounts, missing packages."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from utils import ExpectedError, say
+
+# Where a kernel's folders are; the variable lets a kernel be tried out on another machine.
+FOLDER = Path(os.environ.get("KAGGLE_PREFIX", "/kaggle"))
+MAX_HOURS = 11.0  # a kernel is cut after 12 hours, and its output lost
+
+
+def is_kernel():
+    """Tells whether this process runs inside of a Kaggle kernel."""
+    return "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+
+
+def find_inputs(name):
+    """Finds files of other kernels and data sets below /kaggle/input, wherever Kaggle mounts them.
+
+    Args:
+        name: path below a kernel's output, e.g. `checkpoint/training.npz`; may have wildcards.
+
+    Returns:
+        list of paths, newest first; empty outside Kaggle.
+    """
+    if not is_kernel():
+        return []
+    # The mounts moved in 2026; the last pattern finds any other place, but may have to walk far.
+    for mounts in (("notebooks/*/*", "datasets/*/*", "*"), ("**",)):
+        matches = {path for mount in mounts for path in (FOLDER / "input").glob(f"{mount}/{name}")}
+        found = sorted(path for path in matches if path.is_file())
+        if found:
+            return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    return []
+
+
+def require_package(module, package):
+    """Makes sure that a Python package is there; a Kaggle kernel installs it where it is missing.
+
+    Args:
+        module: name to import.
+        package: name to install.
+
+    Raises:
+        ExpectedError: it is missing and cannot be installed.
+    """
+    if importlib.util.find_spec(module):
+        return
+    if is_kernel():
+        say(f"installing {package}, which this image does not have")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        wheels = (FOLDER / "input").glob(f"**/{package.replace('-', '_')}-*.whl")
+        if folders := sorted({wheel.parent for wheel in wheels}):  # the internet may be off
+            command += ["--no-index", *(f"--find-links={folder}" for folder in folders)]
+        command += [package]
+        installed = subprocess.run(command, check=False).returncode == 0
+        importlib.invalidate_caches()
+        if installed and importlib.util.find_spec(module):
+            return
+    raise ExpectedError(
+        f"{module} is missing; expected the package {package}; pip install {package} (a Kaggle "
+        "kernel does so by itself when its internet is on, or its wheel is in a data set)"
+    )
