@@ -1,6 +1,7 @@
 """The edge of every script: options that all have, errors with the flag to change, exit codes."""
 
 import argparse
+import dataclasses
 import math
 import os
 import sys
@@ -15,10 +16,12 @@ from utils import ExpectedError, StoppedError, say
 ADVICE = {
     "source": "check --source",
     "model": "check --model",
+    "missing_model": "or name the file with --model",
+    "queries": "or leave out --queries",
     "output": "free some space or choose another --output",
     "scratch": "free some space or choose another --scratch",
     "skip_bad_shards": "check the shard, or leave it out with --skip-bad-shards",
-    "fresh": "start over with --fresh",
+    "fresh": "or start over with --fresh",
 }
 
 
@@ -37,7 +40,7 @@ class CommandLine(argparse.ArgumentParser):
 def run_command_line(main):
     """Runs `main()` and turns its outcome into an exit code.
 
-    0 is done or stopped in good order, 1 an expected failure (one line), 130 Ctrl-C.
+    0 is done or stopped cleanly, 1 an expected failure (one line), 130 Ctrl-C.
 
     Args:
         main: function without arguments. A bug in it keeps its traceback.
@@ -67,7 +70,8 @@ def explain(error):
     if error.setting is None:
         return str(error)
     flag = f"--{error.setting.replace('_', '-')}"
-    return f"{error}; {ADVICE.get(error.setting, f'change {flag}')}"
+    advice = ADVICE.get(error.setting, f"change {flag}")
+    return f"{error}{',' if advice.startswith('or ') else ';'} {advice}"
 
 
 def number(kind, lowest, highest=math.inf):
@@ -84,6 +88,34 @@ def number(kind, lowest, highest=math.inf):
         return value
 
     return parse
+
+
+def shard_range(text):
+    """Parses `FIRST:STOP`, e.g. 10:500 for the shards 10 to 499."""
+    first, colon, stop = text.partition(":")
+    is_range = colon and first.isdecimal() and stop.isdecimal() and len(stop) < 7
+    if not (is_range and int(first) < int(stop)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no range of shards; expected FIRST:STOP with FIRST < STOP, e.g. 10:500"
+        )
+    return int(first), int(stop)
+
+
+def add_settings(group, settings):
+    """Adds an option for each field of a group of a recipe, see `recipes.setting`."""
+    for field in dataclasses.fields(settings):
+        limits = dict(field.metadata)
+        if field.type is bool:
+            options = {"action": argparse.BooleanOptionalAction if field.default else "store_true"}
+        elif field.type is tuple:
+            options = {"type": shard_range, "metavar": "FIRST:STOP"}
+        elif field.type is str:
+            options = {name: limits[name] for name in ("choices", "metavar") if name in limits}
+        else:
+            kind = number(field.type, limits["least"], limits.get("most", math.inf))
+            options = {"type": kind, "metavar": limits.get("metavar", "N")}
+        flag = f"--{field.name.replace('_', '-')}"
+        group.add_argument(flag, default=field.default, help=limits["help"], **options)
 
 
 def add_session_options(parser):
@@ -113,7 +145,7 @@ def add_session_options(parser):
         type=float,
         metavar="H",
         default=kernel.MAX_HOURS if kernel.is_kernel() else None,
-        help="stop in good order after H hours",
+        help="stop cleanly after H hours",
     )
     parser.add_argument(
         "--skip-bad-shards",
@@ -136,6 +168,18 @@ def parse_session(parser, argv):
     if args.max_hours is not None and not args.max_hours > 0:
         parser.error(f"argument --max-hours: {args.max_hours} hours; expected more than 0")
     return args
+
+
+def session_settings(args):
+    """Picks the arguments of `session.open_session` from a parsed command line."""
+    return {
+        "source": args.source,
+        "output": args.output,
+        "scratch": args.scratch,
+        "max_hours": args.max_hours,
+        "skips_bad_shards": args.skip_bad_shards,
+        "demo": args.demo,
+    }
 
 
 def _parse(parser, argv):

@@ -3,7 +3,9 @@
 Recognition takes the landmarks, retrieval all of it. Imports Keras, by way of `model`.
 """
 
-from dataclasses import fields
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -11,45 +13,61 @@ import model
 from descriptions import (
     Descriptions,
     concatenate,
-    description_path,
     digest_of,
     load_descriptions,
     load_image_ids,
     save_descriptions,
+    unit_length,
 )
 from generators import Reading, ShardEnd, stream_batches, tell_problems
-from landmarks import format_image_id
-from on_kaggle.kernel import find_inputs
+from landmarks import format_image_id, read_2019_classes
 from replicas import set_up_replicas
-from utils import StoppedError, copy_file, say
+from session import descriptions_name
+from sources import TRAIN_CSV
+from utils import StoppedError, say
 
 
-class Describer:
-    """The network in the form that describes, with the settings that shape its rows.
+@dataclass(frozen=True)
+class Settings:
+    """What shapes the rows of descriptions; can be pickled.
 
-    Args:
+    Attributes:
         model_path: the recogniser's file.
-        read_2019_classes: as for `model.load_recogniser`.
         batch_size: images in a step.
         flipped_too: average with the mirrored image.
         dtype: of the stored descriptors, "float32" or "float16".
     """
 
-    def __init__(
-        self, model_path, read_2019_classes, batch_size, flipped_too=False, dtype="float32"
-    ):
-        self.replicas = set_up_replicas(batch_size)
+    model_path: Path
+    batch_size: int
+    flipped_too: bool = False
+    dtype: str = "float32"
+
+
+class Describer:
+    """The network in the form that describes.
+
+    Args:
+        settings: `Settings`.
+        source: `Source`; its train.csv has the landmarks of the model published in 2019.
+    """
+
+    def __init__(self, settings, source):
+        self.settings = settings
+        self.replicas = set_up_replicas(settings.batch_size)
         with self.replicas.scope():
-            recogniser = model.load_recogniser(model_path, read_2019_classes)
-            self.predictor = model.build_predictor(recogniser.classifier, flipped_too)
-        self.recogniser = recogniser
-        self.batch_size, self.dtype = batch_size, dtype
+            recogniser = model.load_recogniser(
+                settings.model_path, lambda: read_2019_classes(source.fetch(TRAIN_CSV))
+            )
+            self.predictor = model.build_predictor(recogniser.classifier, settings.flipped_too)
+        self.class_table = recogniser.class_table
+        self.image_size = recogniser.image_size
         # Two files of descriptions go together only if all of this is equal.
         self.fingerprint = {
             "model": recogniser.fingerprint,
-            "batch_size": batch_size,
-            "flipped_too": flipped_too,
-            "descriptor_dtype": dtype,
+            "batch_size": settings.batch_size,
+            "flipped_too": settings.flipped_too,
+            "descriptor_dtype": settings.dtype,
         }
 
     def fingerprint_for(self, image_ids):
@@ -58,17 +76,18 @@ class Describer:
 
     def describe(self, batch, shard):
         """Describes one `Batch` of a shard."""
-        n = len(batch.image_ids)
+        n, dtype = len(batch.image_ids), self.settings.dtype
         class_indices, confidences, descriptors = self.replicas.predict_on_batch(
             self.predictor, batch.images
         )
-        descriptors, confidences = descriptors[:n].astype(self.dtype), confidences[:n]
+        descriptors, confidences = descriptors[:n].astype(dtype), confidences[:n]
         is_finite = np.isfinite(descriptors).all(axis=1) & np.isfinite(confidences)
         for image_id in batch.image_ids[~is_finite].tolist():
-            say(f"{shard.path}: image {format_image_id(image_id)} left empty: beyond {self.dtype}")
+            image = f"{shard.path}: image {format_image_id(image_id)}"
+            say(f"{image} left empty: not finite in {dtype}")
         return Descriptions(
             batch.image_ids[is_finite],
-            self.recogniser.class_table.landmark_ids[class_indices[:n][is_finite]],
+            self.class_table.landmark_ids[class_indices[:n][is_finite]],
             confidences[is_finite].astype(np.float32),
             descriptors[is_finite],
             np.full(is_finite.sum(), shard.number, np.int16),
@@ -82,21 +101,20 @@ class Describer:
             np.empty(num_images, np.uint64),
             np.empty(num_images, np.int64),
             np.empty(num_images, np.float32),
-            np.empty((num_images, width), self.dtype),
+            np.empty((num_images, width), self.settings.dtype),
             np.empty(num_images, np.int16),
             np.empty((num_images, 2), np.int64),
         )
 
 
-def describe_shards(session, describer, shards, image_ids, num_skippable=0):
+def describe_shards(session, describer, shards, image_ids):
     """Describes the images of some shards, each shard saved as it ends, so that nothing is redone.
 
     Args:
-        session: `Session`; the files go to `<output>/descriptors/`.
+        session: `Session`.
         describer: `Describer`.
-        shards: list of `Shard`.
+        shards: list of `Shard` of one split.
         image_ids: (n,) uint64, the images to describe; an unreadable one gets no row.
-        num_skippable: broken shards to leave out before one more is an error.
 
     Returns:
         (dict of file -> image ids, of all shards that could be described; list of the numbers of
@@ -107,26 +125,20 @@ def describe_shards(session, describer, shards, image_ids, num_skippable=0):
         ExpectedError: data, network or disk fail.
     """
     fingerprint = describer.fingerprint_for(image_ids)
-    paths = {shard: description_path(session.output, shard) for shard in shards}
-    described = {shard: load_image_ids(paths[shard], fingerprint) for shard in shards}
-    for shard, path in paths.items():  # an earlier session of this kernel may have begun
-        for earlier in [] if path.exists() else find_inputs(f"descriptors/{path.name}")[:1]:
-            described[shard] = load_image_ids(earlier, fingerprint)
-            if described[shard] is not None:
-                copy_file(earlier, path)  # a third session has the output of the second alone
+    paths = {shard: session.path(descriptions_name(shard)) for shard in shards}
+    described = {}
+    for shard, path in paths.items():
+        session.take_up(descriptions_name(shard))
+        described[shard] = load_image_ids(path, fingerprint)
     missing = [shard for shard in shards if described[shard] is None]
-    size = describer.recogniser.image_size
-    reading = Reading(size, describer.batch_size, image_ids=frozenset(image_ids.tolist()))
-    plan = [(0, shard) for shard in missing]
-    stop = session.stop
-    stream = stream_batches(session.source, plan, reading, stop.requested, num_skippable)
+    stream = _stream_images(session, describer, missing, image_ids, len(shards))
     for left, shard in enumerate(missing):
         pieces = [describer.allocate(0)]
         while not isinstance(item := next(stream), ShardEnd):
-            if stop.requested():
+            if session.stop.requested():
                 num_done = len(shards) - len(missing) + left
                 done = f"{num_done} of {len(shards)} {shard.split} shards described"
-                raise StoppedError(stop, done)
+                raise StoppedError(session.stop, done)
             pieces.append(describer.describe(item, shard))
         tell_problems(item, "left empty")
         if item.problem:  # not saved, so that a later run tries it again
@@ -139,38 +151,50 @@ def describe_shards(session, describer, shards, image_ids, num_skippable=0):
     return found, [shard.number for shard, ids in described.items() if ids is None]
 
 
-def describe_split(session, describer, shards, image_ids, path, num_skippable=0):
+def _stream_images(session, describer, shards, image_ids, num_shards):
+    """Streams the batches of shards in their tars' order; `num_shards` of the split in all."""
+    reading = Reading(
+        describer.image_size, describer.settings.batch_size,
+        image_ids=frozenset(image_ids.tolist()),
+    )  # fmt: skip
+    plan = [(0, shard) for shard in shards]
+    num_skippable = session.num_skippable(num_shards)
+    return stream_batches(session.source, plan, reading, session.stop.requested, num_skippable)
+
+
+def describe_split(session, describer, split, image_ids, name):
     """Describes all shards of a split and gathers them in one file.
 
     Args:
-        session, describer, num_skippable: as for `describe_shards`.
-        shards: list of all `Shard`s of the split.
-        image_ids: (n,) uint64, the images to describe.
-        path: the file, whose fingerprint says which shards were left out. The shards' own files are
-            removed if none was.
+        session, describer, image_ids: as for `describe_shards`.
+        split: "train", "index" or "test".
+        name: of the output's file, whose fingerprint says which shards were left out. The shards'
+            own files are removed if none was.
 
     Returns:
         `Descriptions` by ascending image id.
     """
-    found, left_out = describe_shards(session, describer, shards, image_ids, num_skippable)
+    shards = session.source.select_shards(split)
+    found, left_out = describe_shards(session, describer, shards, image_ids)
     descriptions = gather(found, describer)
     fingerprint = describer.fingerprint_for(image_ids) | {"left_out": left_out}
-    save_descriptions(path, descriptions, fingerprint)
+    save_descriptions(session.path(name), descriptions, fingerprint)
     if not left_out:
         for shard in shards:
-            description_path(session.output, shard).unlink(missing_ok=True)
+            session.path(descriptions_name(shard)).unlink(missing_ok=True)
     return descriptions
 
 
-def gather(found, describer):
+def gather(found, describer, normalise=False):
     """Joins the files of shards into `Descriptions` by ascending image id.
 
     File after file goes to its place, so that the descriptors are in memory once, not twice. Where
-    an id stands twice, its first image counts.
+    an id appears twice, its first image counts.
 
     Args:
         found: dict of file -> image ids, as of `describe_shards`.
         describer: `Describer`.
+        normalise: scale the descriptors to length 1.
     """
     ids = np.concatenate([np.empty(0, np.uint64), *found.values()])
     _, first_rows = np.unique(ids, return_index=True)
@@ -180,9 +204,11 @@ def gather(found, describer):
     begin = 0
     for path, image_ids in found.items():
         piece = load_descriptions(path)[0]
+        if normalise:
+            piece = dataclasses.replace(piece, descriptors=unit_length(piece.descriptors))
         of_piece = places[begin : begin + len(image_ids)]
         begin += len(image_ids)
-        for field in fields(piece):
+        for field in dataclasses.fields(piece):
             column = getattr(piece, field.name)[of_piece >= 0]
             getattr(descriptions, field.name)[of_piece[of_piece >= 0]] = column
     return descriptions

@@ -1,4 +1,4 @@
-"""What the network says of images, and the files that keep it."""
+"""Per-image outputs of the network, and their files."""
 
 import hashlib
 from dataclasses import dataclass, fields
@@ -7,7 +7,7 @@ import numpy as np
 
 from utils import ExpectedError, load_arrays, save_arrays, say
 
-QUERIES = "queries.npz"  # the described test images, in the output folder
+NORMALISED_ROWS = 4096  # at a time: float32 copies of more would not stay small
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Descriptions:
         image_ids: (n,) uint64.
         landmark_ids: (n,) int64, the best landmark.
         confidences: (n,) float32, its probability.
-        descriptors: (n, 2048) float32 or float16, the pooled vector (MobileNetV2: 1280).
+        descriptors: (n, d) float32 or float16, e.g. the 2048 values of ResNet50's pooling.
         shard_numbers: (n,) int16, the shard that holds the image.
         locations: (n, 2) int64, offset and size in bytes of the image in that shard.
     """
@@ -33,6 +33,11 @@ class Descriptions:
     def __len__(self):
         return len(self.image_ids)
 
+    @property
+    def places(self):
+        """(n, 3) int64: shard number, offset and size, to find the pictures again."""
+        return np.column_stack([self.shard_numbers, self.locations])
+
 
 def concatenate(pieces):
     """Joins a non-empty list of `Descriptions`."""
@@ -44,14 +49,26 @@ def concatenate(pieces):
     )
 
 
+def unit_length(descriptors):
+    """Scales descriptors to length 1; a descriptor of zeros stays as it is.
+
+    Args:
+        descriptors: (n, d) float32 or float16.
+
+    Returns:
+        A new array of the same shape and dtype.
+    """
+    scaled = np.empty_like(descriptors)
+    for begin in range(0, len(descriptors), NORMALISED_ROWS):
+        rows = descriptors[begin : begin + NORMALISED_ROWS]
+        lengths = np.linalg.norm(rows.astype(np.float32), axis=1, keepdims=True)
+        scaled[begin : begin + NORMALISED_ROWS] = rows / np.maximum(lengths, 1e-12)
+    return scaled
+
+
 def digest_of(image_ids):
     """Gives 32 hex characters that differ for another set of image ids."""
     return hashlib.md5(np.sort(image_ids).tobytes(), usedforsecurity=False).hexdigest()
-
-
-def description_path(output, shard):
-    """Gives the place of a shard's descriptions."""
-    return output / "descriptors" / f"{shard.split}_{shard.number:03d}.npz"
 
 
 def save_descriptions(path, descriptions, fingerprint):
@@ -73,13 +90,13 @@ def load_descriptions(path):
 
 
 def load_if_of(path, fingerprint):
-    """Reads the arrays of a whole file of this fingerprint, or gives None; says why, where odd."""
+    """Reads the arrays of a whole file of this fingerprint, or gives None; logs why if damaged."""
     if not path.exists():
         return None
     try:
         arrays, found = load_arrays(path)
     except ExpectedError as error:
-        say(f"{error}: describing it again")
+        say(f"{error}; making it again")
         return None
     return arrays if found == fingerprint else None
 

@@ -51,9 +51,9 @@ class Batch:
     Attributes:
         images: (batch_size, image_size, image_size, 3) uint8 RGB. The shape never changes, since a
             new one would compile the network again: a shard's last batch is filled up with images
-            that stand in it already.
-        image_ids: (n,) uint64 of the first n images; n < batch_size only where the filling must not
-            count, which is outside training.
+            that it has already.
+        image_ids: (n,) uint64 of the first n images; n < batch_size only where the filling does
+            not count.
         class_indices: (n,) int32, or None where classes are unknown.
         locations: (n, 2) int64, the offset and size in bytes of each image in the shard's tar.
     """
@@ -89,8 +89,10 @@ class Reading:
         image_size: side of the square images, in pixels.
         batch_size: images in a batch.
         class_of: function, image id -> class index or None (leave the image out). None itself:
-            every image of the shard that is in `image_ids`, without classes, in the tar's order.
+            every image of the shard that is in `image_ids`, without classes.
         image_ids: set of int, the images to read where `class_of` is None.
+        is_shuffled: in an order of its own for each epoch and shard; else in the tar's order.
+        fills_batches: a shard's last batch repeats images that count, as in training.
         augment: flip and crop at random.
         seed: of shuffling and augmentation.
         num_threads: decoding threads.
@@ -100,14 +102,11 @@ class Reading:
     batch_size: int
     class_of: callable = None
     image_ids: frozenset = field(default=frozenset(), repr=False)
+    is_shuffled: bool = False
+    fills_batches: bool = False
     augment: bool = False
     seed: int = 0
     num_threads: int = os.cpu_count() or 1
-
-    @property
-    def is_training(self):
-        """Tells whether the batches are shuffled and filled up to count in full."""
-        return self.class_of is not None
 
 
 # ---------------------------------------------------------------------------------- the pipeline
@@ -127,7 +126,7 @@ def stream_batches(source, plan, reading, is_stopped=lambda: False, num_skippabl
         `Batch` after `Batch`, and a `ShardEnd` after the last one of each shard.
 
     Raises:
-        ExpectedError: a shard cannot be had, or holds too many unreadable images.
+        ExpectedError: a shard cannot be fetched, or holds too many unreadable images.
     """
 
     def batches():
@@ -186,7 +185,7 @@ def read_shard(shard, path, reading, epoch, pool):
         pool: executor that decodes.
     """
     members = choose_members(list_members(path), reading)
-    if reading.is_training:
+    if reading.is_shuffled:
         rng = np.random.default_rng([reading.seed, epoch, shard.number])
         rng.shuffle(members)
     bad_images, good_images = [], []
@@ -226,8 +225,8 @@ def _check_bad_images(shard, bad_images, num_images):
         image_id, reason = bad_images[0]
         raise ExpectedError(
             f"{shard.path}: {len(bad_images)} of {num_images} images cannot be read, first "
-            f"{format_image_id(image_id)} ({reason}); expected at most {MAX_BAD_SHARE:.0%}; "
-            "check the shard, or leave it out with the shard options"
+            f"{format_image_id(image_id)} ({reason}); expected at most {MAX_BAD_SHARE:.0%}",
+            setting="skip_bad_shards",
         )
 
 
@@ -253,7 +252,7 @@ def list_members(path):
         path: an uncompressed tar.
 
     Returns:
-        list of `Member`, in the tar's order; the first one where an id stands twice.
+        list of `Member`, in the tar's order; the first one where an id appears twice.
 
     Raises:
         ExpectedError: not a whole tar.
@@ -271,8 +270,7 @@ def list_members(path):
             _check_end(tar, path)
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         raise ExpectedError(
-            f"{path}: {error}; expected a whole uncompressed tar; check the shard, or leave it out "
-            "with the shard options"
+            f"{path}: {error}; expected a whole uncompressed tar", setting="skip_bad_shards"
         ) from error
     return members
 
@@ -287,7 +285,7 @@ def _check_end(tar, path):
 
 def choose_members(members, reading):
     """Keeps the members to read, with their class indices."""
-    if not reading.is_training:
+    if reading.class_of is None:
         return [member for member in members if member.image_id in reading.image_ids]
     classes = ((member, reading.class_of(member.image_id)) for member in members)
     return [
@@ -390,9 +388,9 @@ def _orientation(image):
 def batch_images(images, reading):
     """Gathers (member, image) pairs into batches of one shape.
 
-    In training, the last batch of a shard is filled up with the shard's first images (all of them
-    equally likely, since the shard is shuffled): no image is lost, and a mini-epoch is whole by
-    itself, so that continuing after it needs no images carried over.
+    The last batch of a shard is filled up with the shard's first images. Where they count (in
+    training, where all are equally likely, since the shard is shuffled), no image is lost, and a
+    mini-epoch is whole by itself, so that continuing after it needs no images carried over.
     """
     shape = (reading.batch_size, reading.image_size, reading.image_size, 3)
     first, pixels, members = None, np.empty(shape, np.uint8), []
@@ -411,7 +409,7 @@ def batch_images(images, reading):
             source = (place - len(kept)) % len(fill_members)
             pixels[place] = fill_pixels[source]
             members.append(fill_members[source])
-        yield _batch(pixels, members if reading.is_training else kept)
+        yield _batch(pixels, members if reading.fills_batches else kept)
 
 
 def _batch(pixels, members):

@@ -52,6 +52,7 @@ BACKBONES = {
 }
 
 to_numpy = keras.ops.convert_to_numpy  # of a variable, on every backend
+DESCRIPTOR = "descriptor"  # the layer that gives it
 POOLING = (keras.layers.GlobalMaxPooling2D, keras.layers.GlobalAveragePooling2D)
 
 # md5 of the published ImageNet weights without top that people pass as a file.
@@ -60,18 +61,6 @@ KNOWN_WEIGHTS = {
     "88cf7a10940856eca736dc7b7e228a21": "ResNet101, ImageNet, Keras 3",
 }
 KERAS_2_WEIGHTS_MD5 = "a268eb855778b3df3c7506639542a6af"
-
-# About the 2019 steps (x1 for shards 10-179, x0.5 to 339, x0.2 to 389, x0.1 to 499), as shares of a
-# run.
-LEARNING_RATE_STEPS = ((0.35, 1.0), (0.70, 0.5), (0.80, 0.2), (1.0, 0.1))
-
-
-def learning_rate_at(mini_epoch, num_mini_epochs, first_rate):
-    """Gives the learning rate of a mini-epoch (counted from 0)."""
-    for end, factor in LEARNING_RATE_STEPS:
-        if mini_epoch < max(1, round(end * num_mini_epochs)):
-            return first_rate * factor
-    return first_rate * LEARNING_RATE_STEPS[-1][1]
 
 
 def set_up_keras(seed, bfloat16=False):
@@ -99,14 +88,13 @@ def precision():
 # ------------------------------------------------------------------------------------- networks
 
 
-def build_network(num_classes, image_size, backbone, weights, num_steps):
+def build_network(network, image_size, num_classes, num_steps):
     """Builds the network to train: images -> pooled descriptor -> logits.
 
     Args:
-        num_classes: size of the class table.
+        network: `recipes.Network`.
         image_size: side of the square images, in pixels.
-        backbone: a key of `BACKBONES`.
-        weights: "imagenet" (Keras' cache, or its download), "none" (random), or a file's path.
+        num_classes: size of the class table.
         num_steps: training steps to come.
 
     Returns:
@@ -114,27 +102,27 @@ def build_network(num_classes, image_size, backbone, weights, num_steps):
         Its layer "descriptor" gives (batch, 2048) (MobileNetV2: 1280).
 
     Raises:
-        ExpectedError: the weights are not to be had or do not fit.
+        ExpectedError: the weights cannot be loaded or do not match.
     """
     images = keras.Input((image_size, image_size, 3), dtype="uint8", name="images")
-    features = _build_backbone(BACKBONES[backbone], images, weights)
-    _limit_memory(keras.Model(images, features), num_steps)
-    if weights == "none":
-        _close_branches(keras.Model(images, features))
-    descriptors = keras.layers.GlobalMaxPooling2D(name="descriptor")(features)
+    features = _build_backbone(BACKBONES[network.backbone], images, network.weights)
+    backbone = keras.Model(images, features)
+    shorten_batch_norm_memory(backbone, num_steps)
+    if network.weights == "none":
+        start_blocks_as_identity(backbone)
+    descriptors = keras.layers.GlobalMaxPooling2D(name=DESCRIPTOR)(features)
     # float32 under mixed precision too: 55k logits in float16 would round the softmax away.
     # The maxima of 2048 channels are large: small first weights keep the first loss at ln(classes).
     small = keras.initializers.RandomNormal(stddev=0.01)
     head = keras.layers.Dense(num_classes, kernel_initializer=small, dtype="float32", name="logits")
-    logits = head(descriptors)
-    return keras.Model(images, logits, name=backbone)
+    return keras.Model(images, head(descriptors), name=network.backbone)
 
 
 def _build_backbone(backbone, images, weights):
     pixels = backbone.preprocess(images)
     source = None if weights == "none" else weights
     if source not in (None, "imagenet"):
-        _name_weights(source)
+        say(f"weights: {source}, md5 {check_weights(source)}")
     try:
         with warnings.catch_warnings(action="ignore"):  # Keras warns of each layer before it fails
             return backbone.build(include_top=False, weights=source, input_tensor=pixels).output
@@ -143,28 +131,42 @@ def _build_backbone(backbone, images, weights):
             raise
         reason = str(error).splitlines()[0][:160]
         raise ExpectedError(
-            f"--weights {weights}: {reason}; expected weights without top of this backbone; "
-            "give a file that fits, or --weights none"
+            f"weights {weights}: {reason}; expected weights without top of this backbone, or "
+            "none for random ones",
+            setting="weights",
         ) from error
 
 
-def _name_weights(path):
-    """Says which file of weights is used, since `load_weights` itself checks nothing."""
-    if not Path(path).is_file():
+def check_weights(weights):
+    """Checks a file of weights as far as its md5 tells, since Keras itself checks nothing.
+
+    Args:
+        weights: "imagenet", "none", or a file's path.
+
+    Returns:
+        The file's md5, and which file that is; empty where there is none to check.
+
+    Raises:
+        ExpectedError: no such file, or one of Keras 2.
+    """
+    if weights in ("imagenet", "none"):
+        return ""
+    if not Path(weights).is_file():
         raise ExpectedError(
-            f"--weights {path}: no such file; expected imagenet, none, or a file of weights; "
-            "check the path"
+            f"weights {weights}: no such file; expected imagenet, none, or a file of weights",
+            setting="weights",
         )
-    md5 = file_md5(path)
+    md5 = file_md5(weights)
     if md5 == KERAS_2_WEIGHTS_MD5:
         raise ExpectedError(
-            f"--weights {path}: this is the ResNet50 file of Keras 2.2.4; expected Keras 3's "
-            "(md5 4d473c1d...), whose layers differ; give that file, or --weights imagenet"
+            f"weights {weights}: this is the ResNet50 file of Keras 2.2.4; expected Keras 3's "
+            "(md5 4d473c1d...), whose layers differ",
+            setting="weights",
         )
-    say(f"weights: {path}, md5 {md5} ({KNOWN_WEIGHTS.get(md5, 'not a file we know')})")
+    return f"{md5} ({KNOWN_WEIGHTS.get(md5, 'not a file we know')})"
 
 
-def _limit_memory(backbone, num_steps):
+def shorten_batch_norm_memory(backbone, num_steps):
     """Lets batch normalisation forget its first statistics within a run, however short.
 
     Its moving averages remember 100 steps (ResNet) or 1,000 (MobileNetV2). In a run of a few
@@ -177,7 +179,7 @@ def _limit_memory(backbone, num_steps):
             layer.momentum = min(layer.momentum, 1 - 1 / longest_memory)
 
 
-def _close_branches(backbone):
+def start_blocks_as_identity(backbone):
     """Starts each residual block of a random ResNet as the identity, which learns much faster.
 
     Source: Goyal et al., arXiv:1706.02677, section 5.1. Measured on the demo: after 3 epochs, 46%
@@ -218,8 +220,7 @@ def build_predictor(classifier, flipped_too=False):
         keras.Model, images -> [class indices (batch,) int32, confidences (batch,) float32,
         descriptors (batch, 2048) float32].
     """
-    pooling = [layer for layer in classifier.layers if isinstance(layer, POOLING)][-1]
-    both = keras.Model(classifier.input, [classifier.output, pooling.output])
+    both = keras.Model(classifier.input, [classifier.output, _descriptor_layer(classifier).output])
     images = keras.Input(classifier.input.shape[1:], dtype="uint8", name="images")
     pixels = keras.ops.cast(images, classifier.input.dtype)  # the 2019 model takes float32
     probabilities, descriptors = both(pixels)
@@ -231,6 +232,12 @@ def build_predictor(classifier, flipped_too=False):
     class_indices = keras.ops.argmax(probabilities, axis=-1)
     confidences = keras.ops.max(probabilities, axis=-1)
     return keras.Model(images, [class_indices, confidences, descriptors], name="predictor")
+
+
+def _descriptor_layer(classifier):
+    """Finds the layer that describes: by its name, or by its type in the model of 2019."""
+    named = [layer for layer in classifier.layers if layer.name == DESCRIPTOR]
+    return (named or [layer for layer in classifier.layers if isinstance(layer, POOLING)])[-1]
 
 
 # --------------------------------------------------------------------------------------- files
@@ -260,6 +267,19 @@ class Recogniser:
     def image_size(self):
         """Side of the square input images, in pixels."""
         return self.classifier.input.shape[1]
+
+
+def save_recogniser(network, path, class_table, recipe):
+    """Writes a trained network as a classifier, with its landmarks and its recipe.
+
+    Args:
+        network: keras.Model, images -> logits.
+        path: the file, ending in .keras.
+        class_table: `ClassTable`.
+        recipe: `Recipe`.
+    """
+    page = {"landmark_ids": class_table.landmark_ids.tolist(), "recipe": recipe.as_page()}
+    save_model(build_classifier(network), path, page)
 
 
 def save_model(model, path, page):

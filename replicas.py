@@ -128,8 +128,8 @@ def set_up_replicas(batch_size):
         return OneDevice()
     if batch_size % len(gpus):
         raise ExpectedError(
-            f"--batch-size {batch_size}: {len(gpus)} GPUs here; expected a multiple of that; "
-            "change --batch-size"
+            f"batches of {batch_size} images: {len(gpus)} GPUs here; expected a multiple of that",
+            setting="batch_size",
         )
     say(f"{len(gpus)} GPUs, each takes {batch_size // len(gpus)} images of a batch")
     if keras.backend.backend() == "jax":

@@ -1,4 +1,8 @@
-"""What every run has: an output folder, a source of shards, scratch space, a time to stop."""
+"""Session: the one owner of a run's output, source, scratch and time.
+
+Every file name of the output is here, and so is what an earlier session left of it: a Kaggle kernel
+finds that below /kaggle/input.
+"""
 
 import contextlib
 import math
@@ -8,10 +12,33 @@ from pathlib import Path
 
 from on_kaggle import kernel
 from sources import Source
-from utils import ExpectedError, Stop, scratch_folder
+from utils import ExpectedError, Stop, copy_file, say, scratch_folder
 
-MAX_BATCH_SIZE = 8192  # 0.9 GB at 192 pixels
+# The output folder, as written by recognition.py ...
+CHECKPOINT = "checkpoint/training.npz"
+PREVIOUS_CHECKPOINT = "checkpoint/previous-training.npz"  # the one before, should that be damaged
+MODEL = "model.keras"
+HISTORY = "history.csv"
+HISTORY_PICTURE = "history.png"
+QUERIES = "queries.npz"  # the described test images
+RECOGNITION_SUBMISSION = "recognition_submission.csv"
+# ... and by retrieval.py
+DESCRIPTORS = "descriptors"  # a folder: a file for each shard
+RETRIEVAL_SUBMISSION = "retrieval_submission.csv"
+NEIGHBORS_PICTURE = "neighbors.png"
+DEMO_PICTURE = "demo.png"
+
 MAX_SKIPPED_SHARE = 0.02  # of the shards; more means that something else is wrong
+
+
+def descriptions_name(shard):
+    """Gives the name of a shard's descriptions, e.g. `descriptors/index_007.npz`."""
+    return f"{DESCRIPTORS}/{shard.split}_{shard.number:03d}.npz"
+
+
+def part_name(part, num_parts):
+    """Gives the name of a part's candidates; `*` for the part gives a pattern of all."""
+    return f"part-{part}-of-{num_parts}.npz"
 
 
 @dataclass(frozen=True)
@@ -22,47 +49,86 @@ class Session:
         output: folder of the results.
         source: `sources.Source`.
         stop: `utils.Stop`.
+        skips_bad_shards: whether a few shards that stay broken may be left out.
     """
 
     output: Path
     source: Source
     stop: Stop
+    skips_bad_shards: bool = False
 
+    def path(self, name):
+        """Gives the path of a file of the output."""
+        return self.output / name
 
-def find_result(output, name):
-    """Finds a result in the output folder, or in that of another kernel.
+    def find_all(self, name):
+        """Finds a file in the output and in those of earlier sessions and other kernels.
 
-    Raises:
-        ExpectedError: it is nowhere; the message lists what is there.
-    """
-    found = [output / name] if (output / name).is_file() else kernel.find_inputs(name)
-    if found:
-        return found[0]
-    places = f"{output}"
-    if kernel.is_kernel():
-        there = sorted(str(path) for path in (kernel.FOLDER / "input").glob("*/*/*"))[:8]
-        places += f" or {kernel.FOLDER / 'input'}, where there is {', '.join(there) or 'nothing'}"
-    raise ExpectedError(
-        f"{name}: not in {places}; expected it from recognition.py; run that first, or name the "
-        "file with --model"
-    )
+        Args:
+            name: of the output's files; may have wildcards.
 
+        Returns:
+            list of paths: that of the output first, then the newest.
+        """
+        own = sorted(path for path in self.output.glob(name) if path.is_file())
+        return [*own, *kernel.find_inputs(name)]
 
-def num_skippable(args, shards):
-    """Gives how many of these shards may be left out as broken."""
-    return math.ceil(MAX_SKIPPED_SHARE * len(shards)) if args.skip_bad_shards else 0
+    def find(self, name):
+        """Finds a result in the output, or in that of another kernel.
+
+        Raises:
+            ExpectedError: it is nowhere; the message lists what is there.
+        """
+        if found := self.find_all(name):
+            return found[0]
+        places = f"{self.output}"
+        if kernel.is_kernel():
+            there = sorted(str(path) for path in (kernel.FOLDER / "input").glob("*/*/*"))[:8]
+            places += (
+                f" or {kernel.FOLDER / 'input'}, where there is {', '.join(there) or 'nothing'}"
+            )
+        raise ExpectedError(
+            f"{name}: not in {places}; expected it from recognition.py; run that first",
+            setting="missing_model",
+        )
+
+    def take_up(self, name):
+        """Copies a file that an earlier session wrote into the output, unless there is one.
+
+        The next session mounts only the output of this one.
+        """
+        path = self.path(name)
+        for earlier in [] if path.exists() else kernel.find_inputs(name)[:1]:
+            say(f"{earlier}: copied from an earlier session")
+            copy_file(earlier, path)
+
+    def num_skippable(self, num_shards):
+        """Gives how many of so many shards may be left out as broken."""
+        return math.ceil(MAX_SKIPPED_SHARE * num_shards) if self.skips_bad_shards else 0
 
 
 @contextlib.contextmanager
-def open_session(args):
-    """Opens the session of a parsed command line; yields a `Session`."""
+def open_session(source, output, scratch, max_hours=None, skips_bad_shards=False, demo=False):
+    """Opens a session.
+
+    Args:
+        source: folder or address of the data set; not used with `demo`.
+        output, scratch: folders for results and downloads.
+        max_hours: time to stop after, or None.
+        skips_bad_shards: as in `Session`.
+        demo: draw the miniature landmark world, serve it, and take it as the source.
+
+    Yields:
+        `Session`.
+    """
     # What Pillow warns of is a bad image, which is counted and named anyway.
     warnings.filterwarnings("ignore", module="PIL")
-    with Stop(args.max_hours) as stop, scratch_folder(args.scratch) as scratch:
-        if not args.demo:
-            yield Session(args.output, Source(args.source, scratch), stop)
-            return
-        import demo
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(Stop(max_hours))
+        folder = stack.enter_context(scratch_folder(scratch))
+        if demo:
+            from demo import open_world  # a folder of its own: nobody else loads it
 
-        with demo.open_world(args.scratch / "demo-world", args.output / "demo.png") as address:
-            yield Session(args.output, Source(address, scratch), stop)
+            world = open_world(scratch / "demo-world", output / DEMO_PICTURE)
+            source = stack.enter_context(world)
+        yield Session(output, Source(source, folder), stop, skips_bad_shards)

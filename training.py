@@ -15,7 +15,10 @@ from matplotlib.figure import Figure
 
 import model
 from generators import Reading, ShardEnd, stream_batches, tell_problems
+from landmarks import ClassTable, TrainLabels
+from recipes import Recipe, learning_rate_at
 from replicas import set_up_replicas
+from session import CHECKPOINT, HISTORY, HISTORY_PICTURE, MODEL, PREVIOUS_CHECKPOINT
 from utils import (
     ExpectedError,
     StoppedError,
@@ -34,53 +37,32 @@ HISTORY_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that shapes the trained weights; it must not change when a run continues."""
+class TrainImages:
+    """What there is to train on.
 
-    backbone: str
-    weights: str
-    image_size: int
-    batch_size: int
-    epochs: int
-    learning_rate: float
-    min_images: int
-    train_shards: tuple
-    clean: bool
-    augment: bool
-    bfloat16: bool
-    seed: int
+    Attributes:
+        class_table, labels: `ClassTable` and `TrainLabels` of the source.
+        shards: list of train `Shard`, one epoch.
+        held_out: list of train `Shard` to validate on.
+    """
 
-    @classmethod
-    def from_args(cls, args):
-        """Picks the recipe's settings from a parsed command line."""
-        return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})
+    class_table: ClassTable
+    labels: TrainLabels
+    shards: list
+    held_out: list
 
 
 # ------------------------------------------------------------------------------- the whole run
 
 
-def train(
-    session,
-    recipe,
-    class_table,
-    labels,
-    shards,
-    valid_shards,
-    valid_every,
-    num_skippable,
-    checkpoint,
-):
+def train(session, recipe, images, valid_every):
     """Trains shard after shard, from the checkpoint if there is one.
 
     Args:
         session: `Session`.
         recipe: `Recipe`.
-        class_table, labels: `ClassTable` and `TrainLabels` of the source.
-        shards: list of train `Shard` of one epoch.
-        valid_shards: list of held-out train `Shard`.
+        images: `TrainImages`.
         valid_every: mini-epochs between validations.
-        num_skippable: broken shards to leave out before one more is an error.
-        checkpoint: path of the checkpoint, written after every mini-epoch.
 
     Returns:
         The trained network.
@@ -89,36 +71,33 @@ def train(
         StoppedError: the session was asked to stop; the checkpoint holds what is done.
         ExpectedError: data, network or disk fail, or the loss is no longer finite.
     """
-    policy = model.set_up_keras(recipe.seed, recipe.bfloat16)
-    share = len(shards) / session.source.count_shards("train")
-    num_steps = round(len(labels) * share * recipe.epochs / recipe.batch_size)
-    replicas = set_up_replicas(recipe.batch_size)
+    policy = model.set_up_keras(recipe.training.seed, recipe.training.bfloat16)
+    plan = [(epoch, shard) for epoch in range(recipe.training.epochs) for shard in images.shards]
+    replicas = set_up_replicas(recipe.training.batch_size)
     with replicas.scope():
-        network, rows = begin_or_continue(recipe, class_table, num_steps, checkpoint)
-    plan = [(epoch, shard) for epoch in range(recipe.epochs) for shard in shards]
+        network, rows = begin_or_continue(session, recipe, images)
     if len(rows) == len(plan):
         say(f"training is complete: {len(plan)} mini-epochs")
-        write_history(session.output, rows, True)  # an earlier session's lies elsewhere
+        write_history(session, rows, True)  # that session wrote to another folder
         return network
-    say(f"{recipe.backbone}, {policy}, {recipe.image_size} pixels, {len(class_table):,} landmarks")
-    reading = Reading(
-        recipe.image_size, recipe.batch_size, labels.find, augment=recipe.augment, seed=recipe.seed
+    say(
+        f"{recipe.network.backbone}, {policy}, {recipe.data.image_size} pixels, "
+        f"{len(images.class_table):,} landmarks"
     )
-    present = (path for path in (checkpoint, previous_checkpoint(checkpoint)) if path.exists())
-    needed = 2 * size_on_disk(network) - sum(path.stat().st_size for path in present)
-    require_free_space(checkpoint.parent, needed, "two checkpoints")
-    done = f"{len(rows)} of {len(plan)} mini-epochs done"
-    valid = load_valid_images(session, valid_shards, reading, done)
+    _require_space(session, network)
+    valid = load_valid_images(session, recipe, images, describe_done(rows, plan))
+    reading = reading_of(recipe, images.labels)
+    num_skippable = session.num_skippable(len(images.shards))
     num_skippable -= sum(bool(row["problem"]) for row in rows)
     stream = stream_batches(
         session.source, plan[len(rows) :], reading, session.stop.requested, num_skippable
     )
     for mini_epoch in range(len(rows), len(plan)):
-        done = f"{mini_epoch} of {len(plan)} mini-epochs done"
+        done = describe_done(rows, plan)
         # A mini-epoch that would not fit into the time is not begun.
         if session.stop.requested(max((row["seconds"] for row in rows[-10:]), default=0)):
             raise StoppedError(session.stop, done)
-        rate = model.learning_rate_at(mini_epoch, len(plan), recipe.learning_rate)
+        rate = learning_rate_at(mini_epoch, len(plan), recipe.training.learning_rate)
         network.optimizer.learning_rate = rate
         row = {"mini_epoch": mini_epoch + 1, "epoch": plan[mini_epoch][0] + 1}
         row |= train_mini_epoch(replicas, network, stream, session.stop, done)
@@ -127,15 +106,53 @@ def train(
         if is_milestone:
             row |= validate(replicas, network, valid)
         rows.append(row)
-        save_checkpoint(checkpoint, network, recipe, class_table, rows)
-        write_history(session.output, rows, is_milestone)
+        save_checkpoint(session, network, recipe, images, rows)
+        write_history(session, rows, is_milestone)
         say(describe_progress(rows, len(plan)))
-        if mini_epoch + 1 == len(shards) and not any(row["images"] for row in rows):
-            raise ExpectedError(
-                f"{len(shards)} shards held no image of the {len(labels):,} to train on; expected "
-                "train.csv to name images of these shards; check --source and --train-shards"
-            )
+        _require_images(rows, images)
     return network
+
+
+def describe_done(rows, plan):
+    """Says how far the run came, for a person who may continue it."""
+    return f"{len(rows)} of {len(plan)} mini-epochs done"
+
+
+def reading_of(recipe, labels):
+    """Gives the `Reading` of train images: shuffled, augmented, every batch full."""
+    return Reading(
+        recipe.data.image_size,
+        recipe.training.batch_size,
+        labels.find,
+        is_shuffled=True,
+        fills_batches=True,
+        augment=recipe.data.augment,
+        seed=recipe.training.seed,
+    )
+
+
+def count_steps(session, recipe, images):
+    """Estimates the training steps of a whole run, from the share of the shards that it reads."""
+    share = len(images.shards) / session.source.count_shards("train")
+    return round(len(images.labels) * share * recipe.training.epochs / recipe.training.batch_size)
+
+
+def _require_images(rows, images):
+    """Raises ExpectedError after an epoch without an image to train on."""
+    if len(rows) == len(images.shards) and not any(row["images"] for row in rows):
+        raise ExpectedError(
+            f"{len(rows)} shards held no image of the {len(images.labels):,} to train on; expected "
+            "the train table to name images of these shards; check the source and the choice of "
+            "train shards",
+        )
+
+
+def _require_space(session, network):
+    """Raises ExpectedError unless two checkpoints fit on the disk."""
+    paths = (session.path(CHECKPOINT), session.path(PREVIOUS_CHECKPOINT))
+    present_bytes = sum(path.stat().st_size for path in paths if path.exists())
+    needed_bytes = 2 * size_on_disk(network) - present_bytes
+    require_free_space(paths[0].parent, needed_bytes, "two checkpoints")
 
 
 def train_mini_epoch(replicas, network, stream, stop, done):
@@ -168,8 +185,8 @@ def train_mini_epoch(replicas, network, stream, stop, done):
         if not math.isfinite(loss):
             raise ExpectedError(
                 f"the loss is {loss} in batch {len(losses) + 1} of a mini-epoch; expected a finite "
-                "number; run again from the last checkpoint, or --fresh with a lower "
-                "--learning-rate"
+                "number; run again from the last checkpoint, or start over with a lower learning "
+                "rate"
             )
         losses.append(loss)
         accuracies.append(accuracy)
@@ -191,14 +208,20 @@ def train_mini_epoch(replicas, network, stream, stop, done):
 # ---------------------------------------------------------------------------------- validation
 
 
-def load_valid_images(session, shards, reading, done):
-    """Decodes the held-out shards once, up to MAX_VALID_IMAGES, without crops or mirroring.
+def load_valid_images(session, recipe, images, done):
+    """Decodes the held-out shards once, up to MAX_VALID_IMAGES, in the tar's order and uncropped.
+
+    Args:
+        session, recipe, images: as for `train`.
+        done: what to say is done, if the session is asked to stop here.
 
     Returns:
         list of `Batch`.
     """
-    reading = dataclasses.replace(reading, augment=False)
-    plan = [(0, shard) for shard in shards]
+    reading = dataclasses.replace(
+        reading_of(recipe, images.labels), is_shuffled=False, fills_batches=False, augment=False
+    )
+    plan = [(0, shard) for shard in images.held_out]
     batches, num_images = [], 0
     for item in stream_batches(session.source, plan, reading, session.stop.requested):
         if session.stop.requested():
@@ -213,39 +236,42 @@ def load_valid_images(session, shards, reading, done):
 
 def validate(replicas, network, batches):
     """Measures loss and accuracy on the held-out images; the history row's valid_ columns."""
-    losses, seen = {}, {}
+    losses, hits = [], []
     for batch in batches:
         (logits,) = replicas.predict_on_batch(network, batch.images)
-        rows = np.arange(len(logits))
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        loss = np.log(np.exp(shifted).sum(axis=1)) - shifted[rows, batch.class_indices]
-        # By image, so that those which fill up the last batch do not count twice.
-        losses |= dict(zip(batch.image_ids.tolist(), loss.tolist(), strict=True))
-        is_right = logits.argmax(axis=1) == batch.class_indices
-        seen |= dict(zip(batch.image_ids.tolist(), is_right.tolist(), strict=True))
-    if not seen:
+        logits = logits[: len(batch.image_ids)]  # the rest only fills the batch
+        losses.append(cross_entropy(logits, batch.class_indices))
+        hits.append(logits.argmax(axis=1) == batch.class_indices)
+    if not losses:
         return {}
     return {
-        "valid_loss": float(np.mean(list(losses.values()))),
-        "valid_accuracy": float(np.mean(list(seen.values()))),
+        "valid_loss": float(np.mean(np.concatenate(losses))),
+        "valid_accuracy": float(np.mean(np.concatenate(hits))),
     }
+
+
+def cross_entropy(logits, class_indices):
+    """Computes the loss of each image: (n, num_classes) and (n,) int -> (n,)."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    right = shifted[np.arange(len(logits)), class_indices]
+    return np.log(np.exp(shifted).sum(axis=1)) - right
 
 
 # ---------------------------------------------------------------------------------- checkpoint
 
 
-def save_checkpoint(path, network, recipe, class_table, rows):
-    """Writes weights, optimizer, settings, class table and history as one atomic file.
+def save_checkpoint(session, network, recipe, images, rows):
+    """Writes weights, optimizer, recipe, what was trained on, and history as one atomic file.
 
-    The checkpoint before it stays as a second one, in case that this one is damaged later.
+    The checkpoint before it stays as a second one, in case this one is damaged.
 
     Raises:
         ExpectedError: the weights are not finite, or the disk is full.
     """
     page = {
-        "landmarks": class_table.fingerprint,
+        "landmarks": images.class_table.fingerprint,
         "precision": model.precision(),
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": recipe.as_page(),
         "history": rows,
     }
     variables = {f"v{i:05d}": model.to_numpy(v) for i, v in enumerate(_variables(network))}
@@ -253,10 +279,11 @@ def save_checkpoint(path, network, recipe, class_table, rows):
     if not all(np.isfinite(values).all() for values in variables.values()):
         raise ExpectedError(
             f"mini-epoch {len(rows)}: its weights are not finite; expected finite numbers; run "
-            "again from the last checkpoint, or --fresh with a lower --learning-rate"
+            "again from the last checkpoint, or start over with a lower learning rate"
         )
+    path = session.path(CHECKPOINT)
     if path.exists():
-        os.replace(path, previous_checkpoint(path))
+        os.replace(path, session.path(PREVIOUS_CHECKPOINT))
     save_arrays(path, page, **variables)
 
 
@@ -265,103 +292,111 @@ def size_on_disk(network):
     return sum(4 * math.prod(variable.shape) for variable in _variables(network))
 
 
-def previous_checkpoint(path):
-    """Gives the name of the checkpoint before `path`."""
-    return path.with_name(f"previous-{path.name}")
-
-
 def _variables(network):
     """Lists all that training changes, in an order that depends on the architecture alone."""
     return [*network.variables, *network.optimizer.variables]
 
 
-def load_checkpoint(path):
+def forget(session):
+    """Removes the results of training, so that it starts over."""
+    for name in (CHECKPOINT, PREVIOUS_CHECKPOINT, MODEL):
+        session.path(name).unlink(missing_ok=True)
+
+
+def load_checkpoint(session):
     """Reads the checkpoint, or the one before where it is damaged or missing.
 
+    Where the output has none, those of an earlier session are copied first.
+
     Returns:
-        (dict of arrays, page dict), or None where there is no checkpoint.
+        (path, dict of arrays, page dict), or None where there is no checkpoint.
 
     Raises:
         ExpectedError: there are checkpoints, and all are damaged.
     """
-    present = [file for file in (path, previous_checkpoint(path)) if file.exists()]
+    paths = [session.path(CHECKPOINT), session.path(PREVIOUS_CHECKPOINT)]
+    if not any(path.exists() for path in paths):
+        session.take_up(CHECKPOINT)
+        session.take_up(PREVIOUS_CHECKPOINT)
     failure = None
-    for file in present:
+    for path in [path for path in paths if path.exists()]:
         try:
-            saved = load_arrays(file)
+            saved = load_arrays(path)
             if not {"recipe", "precision", "landmarks", "history"} <= saved[1].keys():
                 raise ExpectedError(
-                    f"{file}: not a checkpoint of this version; expected one that recognition.py "
+                    f"{path}: not a checkpoint of this version; expected one that recognition.py "
                     "wrote; remove it"
                 )
         except ExpectedError as error:
             failure = error
             say(f"{error}; trying the checkpoint before it")
             continue
-        if file != path:
-            path.unlink(missing_ok=True)  # else the next save would put it in this one's place
-        return saved
+        if path != paths[0]:
+            paths[0].unlink(missing_ok=True)  # else the next save would put it in this one's place
+        return path, *saved
     if failure:
-        raise ExpectedError(f"{failure}, or start over with --fresh") from failure
+        raise ExpectedError(str(failure), setting="fresh") from failure
     return None
 
 
-def begin_or_continue(recipe, class_table, num_steps, checkpoint):
+def begin_or_continue(session, recipe, images):
     """Builds the network, and restores the checkpoint if there is one.
 
     Returns:
         (compiled keras.Model, list of history rows).
 
     Raises:
-        ExpectedError: the checkpoint belongs to other settings or other landmarks.
+        ExpectedError: the checkpoint belongs to other settings or other labels.
     """
-    saved = load_checkpoint(checkpoint)
+    saved = load_checkpoint(session)
     if saved:
-        _check_recipe(checkpoint, saved[1]["recipe"], recipe)
-        if saved[1]["precision"] != model.precision():
-            raise ExpectedError(
-                f"{checkpoint}: trained in {saved[1]['precision']}, here it is "
-                f"{model.precision()}; expected the same kind of processor; continue with or "
-                "without a GPU as before, or --fresh to start over"
-            )
-        if saved[1]["landmarks"] != class_table.fingerprint:
-            raise ExpectedError(
-                f"{checkpoint}: its landmarks are not the {len(class_table)} of this source; "
-                "expected the same class table; give the same --source, or --fresh to start over"
-            )
+        _check_continues(saved[0], saved[2], recipe, images)
     network = model.build_network(
-        len(class_table),
-        recipe.image_size,
-        recipe.backbone,
-        "none" if saved else recipe.weights,
-        num_steps,
+        recipe.network if not saved else dataclasses.replace(recipe.network, weights="none"),
+        recipe.data.image_size,
+        len(images.class_table),
+        count_steps(session, recipe, images),
     )
-    model.compile_network(network, recipe.learning_rate)
+    model.compile_network(network, recipe.training.learning_rate)
     network.optimizer.build(network.trainable_variables)
     if not saved:
         return network, []
-    arrays, page = saved
+    _, arrays, page = saved
     for variable, name in zip(_variables(network), sorted(arrays), strict=True):
         variable.assign(arrays[name])
     return network, page["history"]
 
 
-def _check_recipe(checkpoint, was, recipe):
-    for name, value in dataclasses.asdict(recipe).items():
-        if was.get(name) != (list(value) if isinstance(value, tuple) else value):
+def _check_continues(path, page, recipe, images):
+    """Raises ExpectedError unless a checkpoint is of this recipe, precision and landmarks."""
+    was = Recipe.of(page["recipe"]).settings()
+    for name, value in recipe.settings().items():
+        if was[name] != value:
             raise ExpectedError(
-                f"{checkpoint}: it has {name} = {was.get(name)}, now it is {value}; expected the "
-                "same settings to continue; give them again, or --fresh to start over"
+                f"{path}: it has {name} = {was[name]}, now it is {value}; expected the same "
+                "settings to continue; give them again",
+                setting="fresh",
             )
+    if page["precision"] != model.precision():
+        raise ExpectedError(
+            f"{path}: trained in {page['precision']}, here it is {model.precision()}; expected the "
+            "same kind of processor; continue with or without a GPU as before",
+            setting="fresh",
+        )
+    if page["landmarks"] != images.class_table.fingerprint:
+        raise ExpectedError(
+            f"{path}: its landmarks are not the {len(images.class_table)} of this source; expected "
+            "the same class table; continue with the same source",
+            setting="fresh",
+        )
 
 
 # ------------------------------------------------------------------------------------- history
 
 
-def write_history(output, rows, with_picture):
+def write_history(session, rows, with_picture):
     """Writes history.csv, a row per mini-epoch, and history.png if asked to."""
-    path = output / "history.csv"
-    with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
+    with atomic_write(session.path(HISTORY)) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, HISTORY_COLUMNS, restval="")
         writer.writeheader()
         for row in rows:
@@ -369,7 +404,7 @@ def write_history(output, rows, with_picture):
                 {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()}
             )
     if with_picture:
-        with atomic_write(output / "history.png") as temporary:
+        with atomic_write(session.path(HISTORY_PICTURE)) as temporary:
             draw_history(rows).savefig(temporary, dpi=110)
 
 

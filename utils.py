@@ -277,7 +277,7 @@ class Stop:
         """Names what asked for the stop."""
         if self.signal_number is not None:
             return signal.Signals(self.signal_number).name
-        return "--max-hours"
+        return "the time limit"
 
 
 @contextlib.contextmanager

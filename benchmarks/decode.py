@@ -92,7 +92,15 @@ void area_resize(const unsigned char *in, int height, int width, unsigned char *
 
 def ours(tar, num_threads, augment=False):
     """Reads a shard as `generators.stream_batches` does, without the download."""
-    reading = Reading(SIZE, BATCH, lambda image_id: 0, augment=augment, num_threads=num_threads)
+    reading = Reading(
+        SIZE,
+        BATCH,
+        lambda image_id: 0,
+        is_shuffled=True,
+        fills_batches=True,
+        augment=augment,
+        num_threads=num_threads,
+    )
     with ThreadPoolExecutor(num_threads) as pool:
         for item in read_shard(SHARD, tar, reading, 0, pool):
             if not isinstance(item, ShardEnd):

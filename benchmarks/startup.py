@@ -63,7 +63,9 @@ def time_first_batch(address, scratch):
         send_bytes(*args)
         last_byte[:] = [time.perf_counter()]
 
-    reading = Reading(192, 64, lambda image_id: 0, augment=True)
+    reading = Reading(
+        192, 64, lambda image_id: 0, is_shuffled=True, fills_batches=True, augment=True
+    )
     with mock.patch.object(WorldHandler, "send_bytes", timed_send):
         stream = stream_batches(Source(address, scratch), [(0, SHARD)], reading)
         next(stream)

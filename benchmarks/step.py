@@ -27,6 +27,7 @@ import describe
 import model
 import training
 from generators import Batch, Reading, ShardEnd, stream_batches
+from recipes import Network
 from replicas import OneDevice
 from sources import Shard
 from utils import Stop
@@ -59,7 +60,7 @@ class SameShard:
 
 def build(size, num_classes=NUM_CLASSES):
     """Builds and compiles the network as a training run does."""
-    network = model.build_network(num_classes, size, BACKBONE, "none", 1000)
+    network = model.build_network(Network(BACKBONE, "none"), size, num_classes, 1000)
     model.compile_network(network, 1e-4)
     return network
 
@@ -82,7 +83,14 @@ def compare_feeding(size, rounds):
     """
     tar = common.make_shard(FEEDING_BATCH * STEPS_PER_SHARD)
     network = build(size)
-    reading = Reading(size, FEEDING_BATCH, lambda image_id: image_id % NUM_CLASSES, augment=True)
+    reading = Reading(
+        size,
+        FEEDING_BATCH,
+        lambda image_id: image_id % NUM_CLASSES,
+        is_shuffled=True,
+        fills_batches=True,
+        augment=True,
+    )
     images, classes = constant_batch(size, batch=FEEDING_BATCH)
     num_steps = STEPS_PER_SHARD * NUM_SHARDS
 
@@ -223,7 +231,7 @@ def compare_prediction(size, rounds, num_batches=4):
         path = Path(folder, "model.keras")
         page = {"landmark_ids": list(range(NUM_CLASSES))}
         model.save_model(model.build_classifier(build(size)), path, page)
-        describer = describe.Describer(path, None, 64)
+        describer = describe.Describer(describe.Settings(path, 64), None)
     predictor = describer.predictor
     bare = tf.function(lambda batch: predictor(batch, training=False))
 

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 
 import numpy as np
 import pytest
+from checks import one_line
 from PIL import Image
 from synthetic import (
     draw,
@@ -406,10 +407,10 @@ def assert_refused(path, data):
     path.write_bytes(data)
     with pytest.raises(ExpectedError) as caught:
         list_members(path)
-    message = str(caught.value)
+    message = one_line(caught.value)
     assert re.fullmatch(
         rf"{re.escape(str(path))}: .+; expected a whole uncompressed tar; "
-        "check the shard, or leave it out with the shard options",
+        "check the shard, or leave it out with --skip-bad-shards",
         message,
     ), message
     return message
@@ -521,7 +522,7 @@ def jpegs(made, shard):
 )
 def test_training_batches_are_all_full_and_hold_every_image(made, source, batch_size, num_batches):
     shard, classes = Shard("train", 0), class_of_all(made)
-    reading = Reading(24, batch_size, classes.get)
+    reading = Reading(24, batch_size, classes.get, is_shuffled=True, fills_batches=True)
     *batches, end = stream_batches(source, [(0, shard)], reading)
     assert end == ShardEnd(shard, 20, ())
     assert len(batches) == num_batches
@@ -559,6 +560,15 @@ def test_prediction_batches_follow_the_tar_and_the_filling_does_not_count(made, 
     assert end == ShardEnd(shard, 9, ())
 
 
+def test_held_out_batches_have_classes_in_the_order_of_the_tar_and_no_filling(made, source):
+    shard, classes = Shard("train", 0), class_of_all(made)
+    batches, _ = read_all(source, shard, class_of=classes.get)
+    in_tar = [int(image_id, 16) for image_id in made.image_ids[shard]]
+    assert [i for batch in batches for i in batch.image_ids.tolist()] == in_tar
+    found = [index for batch in batches for index in batch.class_indices.tolist()]
+    assert found == [classes[image_id] for image_id in in_tar]
+
+
 def test_a_batch_tells_where_its_images_lie_in_the_tar(made, source):
     shard = Shard("test", 0)
     tar, data = (made.folder / shard.path).read_bytes(), jpegs(made, shard)
@@ -572,7 +582,9 @@ def test_a_batch_tells_where_its_images_lie_in_the_tar(made, source):
 def test_a_shard_of_fewer_images_than_a_batch_repeats_its_own(made, source):
     shard = Shard("train", 0)
     chosen = {int(i, 16): n for n, i in enumerate(made.image_ids[shard][:3])}
-    *batches, end = stream_batches(source, [(0, shard)], Reading(24, 8, chosen.get))
+    *batches, end = stream_batches(
+        source, [(0, shard)], Reading(24, 8, chosen.get, fills_batches=True)
+    )
     (batch,) = batches
     assert sorted(batch.class_indices[:3].tolist()) == [0, 1, 2]
     assert batch.class_indices[3:6].tolist() == batch.class_indices[:3].tolist()
@@ -592,6 +604,7 @@ def test_a_shard_without_a_wanted_image_has_an_end_and_no_batch(source):
 
 def train_stream(source, made, plan, **settings):
     """Gives (image ids in order, all pixels) of a training plan."""
+    settings = {"is_shuffled": True, "fills_batches": True} | settings
     reading = Reading(24, 5, class_of_all(made).get, **settings)
     items = list(stream_batches(source, plan, reading))
     batches = [item for item in items if not isinstance(item, ShardEnd)]
@@ -674,8 +687,8 @@ def test_too_many_bad_images_stop_the_stream_in_one_line(tmp_path, num_bad, per_
     assert re.fullmatch(
         rf"train/images_001\.tar: {num_bad} of {per_shard} images cannot be read, first "
         r"[0-9a-f]{16} \(not an image\); expected at most 5%; check the shard, or leave it out "
-        r"with the shard options",
-        str(caught.value),
+        r"with --skip-bad-shards",
+        one_line(caught.value),
     )
 
 

@@ -21,6 +21,7 @@ from tiny_network import in_place_of_backbones
 import recognition
 from demo.server import serve
 from on_kaggle import kernel
+from session import Session
 from training import load_checkpoint
 from utils import load_arrays
 
@@ -59,8 +60,8 @@ class Job:
 
     def history(self):
         """Gives the rows that the checkpoint keeps, without the columns of time."""
-        saved = load_checkpoint(self.checkpoint)
-        rows = saved[1]["history"] if saved else []
+        saved = load_checkpoint(Session(self.output, None, None))
+        rows = saved[2]["history"] if saved else []
         return [{key: row[key] for key in row.keys() - TIMES} for row in rows]
 
 
@@ -270,7 +271,7 @@ def test_a_kernel_continues_the_checkpoint_of_an_earlier_session(
     with in_place_of_backbones():
         recognition.main(whole.arguments[:place] + whole.arguments[place + 2 :])
     told = capsys.readouterr().err.splitlines()
-    assert f"{mounted / 'training.npz'}: taken up from an earlier session" in told
+    assert f"{mounted / 'training.npz'}: copied from an earlier session" in told
     assert f"training is complete: {NUM_MINI_EPOCHS} mini-epochs" in told
     copied = tmp_path / "working" / "checkpoint" / "training.npz"
     assert copied.read_bytes() == whole.checkpoint.read_bytes()

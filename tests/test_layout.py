@@ -2,50 +2,28 @@
 
 import ast
 import functools
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-# A module may import those after it; the first three are scripts and never import each other.
+
+def order_of_the_readme():
+    """Reads the list of files: module names, in its order."""
+    section = README.partition("\n## Files\n")[2].partition("\n## ")[0]
+    paths = re.findall(r"^    ([\w/]+)\.py ", section, re.MULTILINE)
+    return tuple(path.removesuffix("/__init__").replace("/", ".") for path in paths)
+
+
+# A module may import those after it; the scripts never import each other.
+ORDER = order_of_the_readme()
 SCRIPTS = ("recognition", "retrieval", "kernels")
-ORDER = (
-    *SCRIPTS,
-    "on_kaggle.chain",
-    "on_kaggle.packing",
-    "on_kaggle.client",
-    "training",
-    "describe",
-    "generators",
-    "model",
-    "replicas",
-    "neighbors",
-    "merging",
-    "search",
-    "descriptions",
-    "metrics",
-    "submissions",
-    "command_line",
-    "session",
-    "demo",
-    "demo.overview",
-    "demo.world",
-    "demo.art",
-    "demo.server",
-    "landmarks",
-    "sources",
-    "on_kaggle.kernel",
-    "download",
-    "utils",
-)
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
-WITHOUT_FRAMEWORK = (
-    "on_kaggle.chain", "on_kaggle.packing", "on_kaggle.client", "demo", "session", "generators",
-    "neighbors", "merging", "search", "descriptions", "metrics", "submissions", "landmarks",
-    "sources", "on_kaggle.kernel", "download", "utils",
-)  # fmt: skip
-PRESENT = ORDER
+WITH_FRAMEWORK = {"training", "parts", "describe", "model", "replicas"}
+PACKAGES = ("demo", "on_kaggle")
 
 
 def path_of(name):
@@ -88,39 +66,34 @@ def closure(name, imports):
     while left:
         new = imports(left.pop()) - found
         found |= new
-        left += new & set(PRESENT)
+        left += new & set(ORDER)
     return found
 
 
-def test_every_module_of_the_project_has_its_place_in_the_order():
-    paths = [*ROOT.glob("*.py"), *ROOT.glob("demo/*.py"), *ROOT.glob("on_kaggle/*.py")]
-    assert {path for path in paths if not path.stem.startswith("__")} <= set(map(path_of, ORDER))
+def test_the_readme_lists_every_module_once_scripts_first():
+    paths = [*ROOT.glob("*.py"), *(path for name in PACKAGES for path in ROOT.glob(f"{name}/*.py"))]
+    unlisted = {ROOT / "demo/__main__.py", ROOT / "on_kaggle/__init__.py"}
+    assert set(paths) - unlisted == set(map(path_of, ORDER))
+    assert len(set(ORDER)) == len(ORDER)
+    assert ORDER[: len(SCRIPTS)] == SCRIPTS
 
 
-@pytest.mark.parametrize("name", PRESENT)
+@pytest.mark.parametrize("name", ORDER)
 def test_a_module_imports_only_those_below_it(name):
     allowed = set(ORDER[ORDER.index(name) + 1 :]) - set(SCRIPTS)
     assert imports_of(name) & set(ORDER) <= allowed | {name.partition(".")[0]}
 
 
-@pytest.mark.parametrize("name", PRESENT)
-def test_no_module_imports_all_names_of_another(name):
-    stars = [
-        node.module
-        for node in ast.walk(parse(name))
-        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
-    ]
-    assert stars == []
-
-
-@pytest.mark.parametrize("name", [name for name in PRESENT if name in WITHOUT_FRAMEWORK])
+@pytest.mark.parametrize(
+    "name", [name for name in ORDER if name not in WITH_FRAMEWORK | set(SCRIPTS)]
+)
 def test_the_data_and_the_scores_know_no_deep_learning_framework(name):
     assert not closure(name, imports_of) & FRAMEWORKS
 
 
-@pytest.mark.parametrize("name", [name for name in PRESENT if name in SCRIPTS])
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_answers_before_it_loads_a_framework(name):
-    slow = {"faiss", "matplotlib"} if name != "retrieval" else {"faiss"}  # it draws neighbours
+    slow = {"faiss", "matplotlib"} if name != "retrieval" else {"faiss"}  # it draws neighbors
     assert not closure(name, imports_at_start) & (FRAMEWORKS | slow)
 
 
@@ -130,4 +103,4 @@ def test_the_kaggle_side_runs_without_the_modules_that_it_packs():
 
 
 def test_only_the_search_knows_faiss():
-    assert [name for name in PRESENT if "faiss" in imports_of(name)] in ([], ["search"])
+    assert [name for name in ORDER if "faiss" in imports_of(name)] in ([], ["search"])

@@ -12,6 +12,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from checks import one_line
 from tiny_network import build_tiny, in_place_of_backbones
 
 import model
@@ -21,12 +22,12 @@ from model import (
     build_network,
     build_predictor,
     compile_network,
-    learning_rate_at,
     load_model,
     load_recogniser,
     save_model,
     set_up_keras,
 )
+from recipes import Network, learning_rate_at
 from replicas import OneDevice
 from utils import ExpectedError, file_md5
 
@@ -38,7 +39,7 @@ PAGE = {"landmark_ids": [5, 17, 402, 90_001]}
 def tiny_network(num_steps=100, seed=0, name="mobilenet_v2"):
     """A compiled network of 4 classes; needs the fixture `tiny_backbones`."""
     keras.utils.set_random_seed(seed)
-    network = build_network(4, 32, name, "none", num_steps)
+    network = build_network(Network(name, "none"), 32, 4, num_steps)
     compile_network(network, 0.01)
     return network
 
@@ -93,7 +94,7 @@ def pixels_seen(monkeypatch, name):
         return build_tiny(include_top, weights, input_tensor)
 
     monkeypatch.setitem(model.BACKBONES, name, replace(model.BACKBONES[name], build=build))
-    network = build_network(4, 32, name, "none", 100)
+    network = build_network(Network(name, "none"), 32, 4, 100)
     return keras.Model(network.input, inputs[0]).predict_on_batch(IMAGES)
 
 
@@ -133,7 +134,7 @@ def test_the_first_loss_is_that_of_knowing_nothing(tiny_backbones):
 def test_the_same_seed_builds_the_same_network(tiny_backbones):
     def weights(seed):
         assert set_up_keras(seed) == "float32"
-        return build_network(4, 32, "resnet50", "none", 100).get_weights()
+        return build_network(Network("resnet50", "none"), 32, 4, 100).get_weights()
 
     first = weights(3)
     assert_same_arrays(first, weights(3))
@@ -150,7 +151,7 @@ def test_batch_normalisation_forgets_its_first_statistics_within_a_short_run(
 
 def test_the_softmax_stays_in_float32_under_mixed_precision(tiny_backbones, float32_afterwards):
     keras.config.set_dtype_policy("mixed_float16")
-    network = build_network(4, 32, "resnet50", "none", 100)
+    network = build_network(Network("resnet50", "none"), 32, 4, 100)
     classifier = build_classifier(network)
     predictor = build_predictor(classifier, flipped_too=True)
     assert network.get_layer("tiny_1_conv").compute_dtype == "float16"
@@ -353,16 +354,15 @@ def test_a_model_that_is_not_there_is_refused_in_one_line(tmp_path, name):
 
 def weights_error(weights, backbone="mobilenet_v2"):
     with pytest.raises(ExpectedError) as caught:
-        build_network(4, 32, backbone, str(weights), 100)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+        build_network(Network(backbone, str(weights)), 32, 4, 100)
+    return one_line(caught.value)
 
 
 @pytest.mark.parametrize("name", ["nothing.weights.h5", "."])
 def test_weights_that_are_not_there_are_refused(tmp_path, name):
     assert weights_error(tmp_path / name) == (
-        f"--weights {tmp_path / name}: no such file; expected imagenet, none, or a file of "
-        "weights; check the path"
+        f"weights {tmp_path / name}: no such file; expected imagenet, none, or a file of weights; "
+        "change --weights"
     )
 
 
@@ -371,8 +371,8 @@ def test_the_weights_of_keras_2_are_refused_by_their_md5(tmp_path, monkeypatch):
     path.write_bytes(b"the Keras 2 file")
     monkeypatch.setattr(model, "file_md5", lambda path: "a268eb855778b3df3c7506639542a6af")
     assert weights_error(path, "resnet50") == (
-        f"--weights {path}: this is the ResNet50 file of Keras 2.2.4; expected Keras 3's "
-        "(md5 4d473c1d...), whose layers differ; give that file, or --weights imagenet"
+        f"weights {path}: this is the ResNet50 file of Keras 2.2.4; expected Keras 3's "
+        "(md5 4d473c1d...), whose layers differ; change --weights"
     )
 
 
@@ -394,8 +394,8 @@ WRONG_WEIGHTS = {
 def test_a_file_that_holds_no_fitting_weights_is_refused(tmp_path, name, write, capsys):
     write(tmp_path / name)
     assert re.fullmatch(
-        rf"--weights {re.escape(str(tmp_path / name))}: .+; expected weights without top of this "
-        "backbone; give a file that fits, or --weights none",
+        rf"weights {re.escape(str(tmp_path / name))}: .+; expected weights without top of this "
+        "backbone, or none for random ones; change --weights",
         weights_error(tmp_path / name),
     )
     md5 = file_md5(tmp_path / name)
@@ -416,8 +416,8 @@ def test_a_download_of_weights_that_fails_is_an_error_of_one_line(monkeypatch):
 
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", refuse)
     assert weights_error("imagenet") == (
-        "--weights imagenet: URL fetch failure on https://x: None -- no network; expected weights "
-        "without top of this backbone; give a file that fits, or --weights none"
+        "weights imagenet: URL fetch failure on https://x: None -- no network; expected weights "
+        "without top of this backbone, or none for random ones; change --weights"
     )
 
 
@@ -427,7 +427,7 @@ def test_a_file_of_weights_is_loaded_into_the_backbone(tmp_path):
         include_top=False, weights=None, input_shape=(32, 32, 3)
     )
     backbone.save_weights(path)
-    network = build_network(4, 32, "mobilenet_v2", str(path), 100)
+    network = build_network(Network("mobilenet_v2", str(path)), 32, 4, 100)
     names = [layer.name for layer in backbone.layers if layer.weights]
     assert len(names) > 100
     for name in names:
@@ -439,9 +439,9 @@ def test_a_file_of_weights_is_loaded_into_the_backbone(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_random_resnet50_starts_with_closed_branches_and_survives_its_file(tmp_path):
+def test_a_random_resnet50_starts_its_blocks_as_the_identity_and_survives_its_file(tmp_path):
     keras.utils.set_random_seed(0)
-    network = build_network(4, 32, "resnet50", "none", 100)
+    network = build_network(Network("resnet50", "none"), 32, 4, 100)
     last_of_blocks = [layer for layer in network.layers if layer.name.endswith("_3_bn")]
     assert len(last_of_blocks) == 3 + 4 + 6 + 3
     assert all(np.all(layer.gamma.numpy() == 0) for layer in last_of_blocks)

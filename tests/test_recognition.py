@@ -1,11 +1,13 @@
 """Tests of `recognition.py` as a person uses it: files, lines on stdout, wrong uses, exit codes."""
 
 import csv
+import json
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from command_line import run_command_line
 from demo.server import serve
 from descriptions import load_descriptions
 from metrics import format_scores, score_recognition
+from recipes import Recipe
 from sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CSV, Shard
 from submissions import read_recognition_submission
 from utils import load_arrays
@@ -128,6 +131,18 @@ def finished(recognition_run, tmp_path):
     arguments = [str(output) if a == str(recognition_run.output) else a for a in
                  recognition_run.arguments]  # fmt: skip
     return output, arguments
+
+
+def test_the_model_knows_the_recipe_that_it_was_trained_with(recognition_run):
+    with zipfile.ZipFile(recognition_run.output / "model.keras") as archive:
+        page = json.loads(archive.read("landmarks.json"))
+    assert Recipe.of(page["recipe"]) == Recipe.of(
+        {
+            **{"train_shards": (1, 4), "min_images": 5, "backbone": "mobilenet_v2"},
+            **{"weights": "none", "image_size": 32, "batch_size": 8, "epochs": 2},
+            **{"augment": False, "learning_rate": 0.03},
+        }
+    )
 
 
 def test_running_again_trains_nothing_and_predicts_the_same(
@@ -289,13 +304,14 @@ def test_fresh_starts_over_with_other_settings_where_continuing_is_refused(
     checkpoint = output / "checkpoint" / "training.npz"
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"error: {checkpoint}: it has clean = False, now it is True; expected the same settings to "
-        "continue; give them again, or --fresh to start over"
+        "continue; give them again, or start over with --fresh"
     )
     assert files_of(output) == before
 
     assert run("train", *others, "--fresh") == 0
     _, page = load_arrays(checkpoint)
-    assert (page["recipe"]["clean"], page["recipe"]["seed"]) == (True, 1)
+    settings = Recipe.of(page["recipe"]).settings()
+    assert (settings["clean"], settings["seed"]) == (True, 1)
     assert len(page["history"]) == len(read_rows(output / "history.csv")) == 3
 
 
@@ -304,7 +320,7 @@ def test_a_run_that_has_no_time_stops_in_good_order(data_set, tmp_path, tiny_bac
     captured = capsys.readouterr()
     assert captured.out == ""
     assert re.fullmatch(
-        r"stopped by --max-hours: .+; run the same command again to continue",
+        r"stopped by the time limit: .+; run the same command again to continue",
         captured.err.splitlines()[-1],
     )
 
@@ -489,8 +505,8 @@ def test_a_checkpoint_of_other_settings(recognition_run, capsys):
     line = failure(capsys, *recognition_run.arguments, "--learning-rate", "0.25")
     assert line == (
         f"error: {recognition_run.output / 'checkpoint' / 'training.npz'}: it has learning_rate = "
-        "0.03, now it is 0.25; expected the same settings to continue; give them again, or "
-        "--fresh to start over"
+        "0.03, now it is 0.25; expected the same settings to continue; give them again, or start "
+        "over with --fresh"
     )
     assert files_of(recognition_run.output) == before
 

@@ -109,5 +109,5 @@ def test_a_batch_that_two_gpus_cannot_share_is_refused(monkeypatch):
     from utils import ExpectedError
 
     monkeypatch.setattr(replicas, "list_gpus", lambda: ["gpu:0", "gpu:1"])
-    with pytest.raises(ExpectedError, match="--batch-size 33: 2 GPUs here"):
+    with pytest.raises(ExpectedError, match="batches of 33 images: 2 GPUs here"):
         replicas.set_up_replicas(33)

@@ -123,10 +123,11 @@ def model(recognition_run):
 def other_model(tmp_path_factory):
     """A recogniser with random weights."""
     from model import build_classifier, build_network, save_model
+    from recipes import Network
 
     path = tmp_path_factory.mktemp("other") / "other.keras"
     with in_place_of_backbones():
-        network = build_network(4, 32, "mobilenet_v2", "none", 10)
+        network = build_network(Network("mobilenet_v2", "none"), 32, 4, 10)
     save_model(build_classifier(network), path, {"landmark_ids": sorted(LANDMARKS)})
     return path
 
@@ -592,7 +593,7 @@ def test_a_part_that_ran_out_of_time_says_how_far_it_came_and_continues(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[-1] == (
-        "stopped by --max-hours: 2 of 7 index shards described; run the same command again to "
+        "stopped by the time limit: 2 of 7 index shards described; run the same command again to "
         "continue"
     )
     assert run(*arguments) == 0
@@ -615,7 +616,7 @@ def test_a_damaged_file_of_descriptors_is_described_again(
     path.write_bytes(damage(path.read_bytes()))
     assert run(*common(world, model), "--output", resumed, "--parts", 2) == 0
     assert fetched == [Shard("index", 2)]
-    assert re.search(rf"{path}: .*: describing it again\n", capsys.readouterr().err)
+    assert re.search(rf"{path}: .*; making it again\n", capsys.readouterr().err)
     assert submission_of(resumed) == submission_of(searched)
 
 
@@ -955,7 +956,7 @@ def test_a_descriptor_that_is_not_finite_leaves_its_image_empty(
     told = capsys.readouterr().err
     rows = read_retrieval_submission(tmp_path / "retrieval_submission.csv")
     second = world.image_ids[Shard("test", 0)][1]
-    assert f"image {second} left empty: beyond float32" in told
+    assert f"image {second} left empty: not finite in float32" in told
     assert rows[second] == []
     assert {len(row) for row in rows.values()} == {0, 100}
 

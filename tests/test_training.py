@@ -3,7 +3,7 @@
 import csv
 import math
 import shutil
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -14,36 +14,39 @@ from synthetic import make_source, write_shard
 from tiny_network import in_place_of_backbones
 
 import training
+from command_line import explain
+from generators import Batch
 from landmarks import ClassTable, TrainLabels, read_train_labels
+from recipes import Recipe
 from replicas import OneDevice
 from session import Session
 from sources import TRAIN_CSV, Shard, Source
 from training import (
     HISTORY_COLUMNS,
-    Recipe,
+    TrainImages,
     begin_or_continue,
     describe_progress,
     format_duration,
     load_checkpoint,
-    load_valid_images,
     save_checkpoint,
 )
-from utils import ExpectedError, Stop, StoppedError
+from utils import ExpectedError, Stop, StoppedError, load_arrays, save_arrays
 
-RECIPE = Recipe(
-    backbone="mobilenet_v2",
-    weights="none",
-    image_size=32,
-    batch_size=8,
-    epochs=2,
-    learning_rate=0.03,
-    min_images=5,
-    train_shards=(1, 4),
-    clean=False,
-    augment=True,
-    bfloat16=False,
-    seed=0,
-)
+SETTINGS = {
+    "backbone": "mobilenet_v2",
+    "weights": "none",
+    "image_size": 32,
+    "batch_size": 8,
+    "epochs": 2,
+    "learning_rate": 0.03,
+    "min_images": 5,
+    "train_shards": (1, 4),
+    "clean": False,
+    "augment": True,
+    "bfloat16": False,
+    "seed": 0,
+}
+RECIPE = Recipe.of(SETTINGS)
 NUM_MINI_EPOCHS, BATCHES_PER_SHARD = 6, 3  # 2 epochs of 3 shards of 20 images
 TIMES = {"seconds", "waited_s", "images_per_s"}  # columns of the history that no two runs share
 
@@ -74,21 +77,26 @@ class StopAfter(Stop):
         return "the test"
 
 
-def run(folder, output, stop=None, recipe=RECIPE, valid_every=2, num_skippable=0):
+def recipe_with(**settings):
+    """Gives the recipe of these tests with some settings changed."""
+    return Recipe.of(SETTINGS | settings)
+
+
+def images_of(source, recipe=RECIPE):
+    """Finds the images to train on as recognition.py does, and holds out shard 0."""
+    table, labels = read_train_labels(source.fetch(TRAIN_CSV), recipe.data.min_images)
+    shards = source.select_shards("train", *recipe.data.train_shards)
+    return TrainImages(table, labels, shards, source.select_shards("train", 0, 1))
+
+
+def session_at(output, folder, stop=None, skips_bad_shards=False):
+    return Session(output, Source(folder, output / "scratch"), stop or Stop(), skips_bad_shards)
+
+
+def run(folder, output, stop=None, recipe=RECIPE, valid_every=2, skips_bad_shards=False):
     """Trains on a folder as recognition.py does; gives the network."""
-    session = Session(output, Source(folder, output / "scratch"), stop or Stop())
-    table, labels = read_train_labels(session.source.fetch(TRAIN_CSV), recipe.min_images)
-    return training.train(
-        session,
-        recipe,
-        table,
-        labels,
-        session.source.select_shards("train", *recipe.train_shards),
-        session.source.select_shards("train", 0, 1),
-        valid_every,
-        num_skippable,
-        checkpoint_of(output),
-    )
+    session = session_at(output, folder, stop, skips_bad_shards)
+    return training.train(session, recipe, images_of(session.source, recipe), valid_every)
 
 
 def run_until(monkeypatch, folder, output, recipe=RECIPE, **limit):
@@ -102,9 +110,13 @@ def checkpoint_of(output):
     return output / "checkpoint" / "training.npz"
 
 
+def load(output):
+    return load_checkpoint(Session(output, None, None))
+
+
 def history_of(output):
     """Reads the rows that a checkpoint keeps, without the columns of time."""
-    _, page = load_checkpoint(checkpoint_of(output))
+    _, _, page = load(output)
     return [{key: row[key] for key in row.keys() - TIMES} for row in page["history"]]
 
 
@@ -171,7 +183,7 @@ def test_the_optimizer_trains_at_the_rate_of_the_schedule(data_set, tmp_path, mo
 
 
 def test_the_last_mini_epoch_is_validated_whatever_the_interval(data_set, tmp_path):
-    run(data_set.folder, tmp_path, recipe=replace(RECIPE, epochs=1), valid_every=100)
+    run(data_set.folder, tmp_path, recipe=recipe_with(epochs=1), valid_every=100)
     assert [("valid_loss" in row) for row in history_of(tmp_path)] == [False, False, True]
 
 
@@ -204,7 +216,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_one_that_never_was(
     data_set, whole_run, tmp_path, monkeypatch
 ):
     run_until(monkeypatch, data_set.folder, tmp_path, steps=1)  # within the first mini-epoch
-    assert load_checkpoint(checkpoint_of(tmp_path)) is None
+    assert load(tmp_path) is None
     run_until(monkeypatch, data_set.folder, tmp_path, mini_epochs=1)  # between two of them
     assert len(history_of(tmp_path)) == 1
     run_until(monkeypatch, data_set.folder, tmp_path, steps=2 * BATCHES_PER_SHARD + 1)
@@ -217,7 +229,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_one_that_never_was(
 def test_a_run_in_bfloat16_continues_as_one_that_was_never_stopped(
     data_set, whole_run, tmp_path, monkeypatch, float32_afterwards
 ):
-    recipe = replace(RECIPE, bfloat16=True)
+    recipe = recipe_with(bfloat16=True)
     network = run(data_set.folder, tmp_path / "whole", recipe=recipe)
     assert network.get_layer("descriptor").compute_dtype == "bfloat16"
     rows = history_of(tmp_path / "whole")
@@ -236,7 +248,7 @@ def test_a_stop_says_how_far_the_run_came_and_what_to_do(data_set, tmp_path, mon
 
 def test_a_stop_before_the_first_batch_leaves_no_checkpoint(data_set, tmp_path, monkeypatch):
     run_until(monkeypatch, data_set.folder, tmp_path, steps=0)
-    assert load_checkpoint(checkpoint_of(tmp_path)) is None
+    assert load(tmp_path) is None
 
 
 def test_a_mini_epoch_that_would_not_fit_into_the_time_is_not_begun(data_set, tmp_path):
@@ -244,21 +256,24 @@ def test_a_mini_epoch_that_would_not_fit_into_the_time_is_not_begun(data_set, tm
         def requested(self, needed_s=0.0):
             return needed_s > 0
 
-    with pytest.raises(StoppedError, match="stopped by --max-hours: 1 of 6 mini-epochs done"):
+    with pytest.raises(StoppedError, match="stopped by the time limit: 1 of 6 mini-epochs done"):
         run(data_set.folder, tmp_path, ShortOfTime())  # how long the first takes is not known
 
 
-def test_a_checkpoint_holds_all_that_mixed_precision_goes_on_from(tmp_path, float32_afterwards):
+def test_a_checkpoint_holds_all_that_mixed_precision_goes_on_from(
+    data_set, tmp_path, float32_afterwards
+):
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("mixed_float16")  # as where there is a GPU
-    table, path = ClassTable(np.array([17, 402])), checkpoint_of(tmp_path)
+    session = session_at(tmp_path, data_set.folder)
+    images = images_of(session.source)
     batch = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8), np.arange(8) % 2
-    network, _ = begin_or_continue(RECIPE, table, 100, path)
+    network, _ = begin_or_continue(session, RECIPE, images)
     assert network.optimizer.name == "loss_scale_optimizer"
     network.optimizer.learning_rate = 0.01
     OneDevice().train_on_batch(network, *batch)
-    save_checkpoint(path, network, RECIPE, table, [])
-    again, _ = begin_or_continue(RECIPE, table, 100, path)
+    save_checkpoint(session, network, RECIPE, images, [])
+    again, _ = begin_or_continue(session, RECIPE, images)
     assert_same_state(again, network)
     losses = [OneDevice().train_on_batch(each, *batch) for each in (again, network)]
     assert losses[0] == losses[1]
@@ -308,34 +323,46 @@ OTHER_SETTINGS = {
 
 
 def test_every_setting_of_a_recipe_is_among_those_tried():
-    assert set(OTHER_SETTINGS) == {field.name for field in fields(Recipe)}
+    assert OTHER_SETTINGS.keys() == SETTINGS.keys() == Recipe().settings().keys()
 
 
 @pytest.mark.parametrize(("name", "value"), OTHER_SETTINGS.items())
 def test_a_changed_setting_is_named_and_refused(data_set, whole_run, name, value):
-    path = checkpoint_of(whole_run[1])
-    table, _ = read_train_labels(data_set.folder / TRAIN_CSV, RECIPE.min_images)
-    was = getattr(RECIPE, name)
-    was = list(was) if isinstance(was, tuple) else was
+    session = session_at(whole_run[1], data_set.folder)
     with pytest.raises(ExpectedError) as caught:
-        begin_or_continue(replace(RECIPE, **{name: value}), table, 100, path)
-    assert str(caught.value) == (
-        f"{path}: it has {name} = {was}, now it is {value}; expected the same settings to "
-        "continue; give them again, or --fresh to start over"
+        begin_or_continue(session, recipe_with(**{name: value}), images_of(session.source))
+    assert explain(caught.value) == (
+        f"{checkpoint_of(whole_run[1])}: it has {name} = {SETTINGS[name]}, now it is {value}; "
+        "expected the same settings to continue; give them again, or start over with --fresh"
     )
 
 
 @pytest.mark.parametrize(
     "landmark_ids", [[17, 402, 90_001], [17, 402, 90_001, 203_094], [402, 17, 90_001, 203_093]]
 )
-def test_another_class_table_is_refused(whole_run, landmark_ids):
-    path = checkpoint_of(whole_run[1])
+def test_another_class_table_is_refused(data_set, whole_run, landmark_ids):
+    session = session_at(whole_run[1], data_set.folder)
+    images = replace(images_of(session.source), class_table=ClassTable(np.array(landmark_ids)))
     with pytest.raises(ExpectedError) as caught:
-        begin_or_continue(RECIPE, ClassTable(np.array(landmark_ids)), 100, path)
-    assert str(caught.value) == (
-        f"{path}: its landmarks are not the {len(landmark_ids)} of this source; expected the "
-        "same class table; give the same --source, or --fresh to start over"
+        begin_or_continue(session, RECIPE, images)
+    assert explain(caught.value) == (
+        f"{checkpoint_of(whole_run[1])}: its landmarks are not the {len(landmark_ids)} of this "
+        "source; expected the same class table; continue with the same source, or start over with "
+        "--fresh"
     )
+
+
+def test_a_checkpoint_from_before_a_setting_existed_continues_with_the_value_of_2019(
+    data_set, tmp_path, monkeypatch
+):
+    recipe = recipe_with(epochs=1)
+    run_until(monkeypatch, data_set.folder, tmp_path, recipe, mini_epochs=1)
+    arrays, page = load_arrays(checkpoint_of(tmp_path))
+    page["recipe"] = recipe.settings()  # as it was kept before there were groups
+    assert page["recipe"].pop("bfloat16") is False
+    save_arrays(checkpoint_of(tmp_path), page, **arrays)
+    run(data_set.folder, tmp_path, recipe=recipe)
+    assert len(history_of(tmp_path)) == 3
 
 
 DAMAGES = {
@@ -368,13 +395,13 @@ def test_checkpoints_that_are_all_damaged_are_refused_in_one_line(checkpoint):
     for path in checkpoint.parent.iterdir():
         path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ExpectedError) as caught:
-        load_checkpoint(checkpoint)
+        load(checkpoint.parent.parent)
     assert "\n" not in str(caught.value)
-    assert str(caught.value).endswith("write or copy it again, or start over with --fresh")
+    assert explain(caught.value).endswith("write or copy it again, or start over with --fresh")
 
 
 def test_no_checkpoint_is_a_beginning(tmp_path):
-    assert load_checkpoint(checkpoint_of(tmp_path)) is None
+    assert load(tmp_path) is None
 
 
 # ------------------------------------------------------------------------------ data and losses
@@ -393,7 +420,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_set, tmp_path, monkeypatch
         run(data_set.folder, tmp_path)
     assert str(caught.value) == (
         "the loss is nan in batch 2 of a mini-epoch; expected a finite number; "
-        "run again from the last checkpoint, or --fresh with a lower --learning-rate"
+        "run again from the last checkpoint, or start over with a lower learning rate"
     )
     assert len(history_of(tmp_path)) == 1
 
@@ -448,7 +475,7 @@ def test_bad_images_are_counted_and_named(tmp_path, capsys):
     shard = Shard("train", 2)
     replaced = {(shard, 5): b"not an image", (shard, 7): b""}
     made = make_source(tmp_path / "source", replaced=replaced)
-    run(tmp_path / "source", tmp_path / "output", recipe=replace(RECIPE, epochs=1))
+    run(tmp_path / "source", tmp_path / "output", recipe=recipe_with(epochs=1))
     rows = history_of(tmp_path / "output")
     assert [row["bad_images"] for row in rows] == [0, 2, 0]
     assert [row["images"] for row in rows] == [20, 18, 20]
@@ -460,15 +487,14 @@ def test_bad_images_are_counted_and_named(tmp_path, capsys):
 
 
 def test_a_shard_without_a_known_landmark_is_a_mini_epoch_without_a_loss(data_set, tmp_path):
-    source = Source(data_set.folder, tmp_path / "scratch")
-    table, labels = read_train_labels(source.fetch(TRAIN_CSV), RECIPE.min_images)
+    session = session_at(tmp_path, data_set.folder)
+    images = images_of(session.source)
     in_shard = [int(image_id, 16) for image_id in data_set.image_ids[Shard("train", 1)]]
-    kept = np.isin(labels.image_ids, np.array(in_shard, np.uint64))
-    fewer = TrainLabels(labels.image_ids[kept], labels.class_indices[kept])
+    kept = np.isin(images.labels.image_ids, np.array(in_shard, np.uint64))
+    fewer = TrainLabels(images.labels.image_ids[kept], images.labels.class_indices[kept])
     shards = [Shard("train", 1), Shard("train", 2)]
-    session = Session(tmp_path, source, Stop())
-    recipe = replace(RECIPE, epochs=1)
-    training.train(session, recipe, table, fewer, shards, shards[1:], 1, 0, checkpoint_of(tmp_path))
+    images = replace(images, labels=fewer, shards=shards, held_out=shards[1:])
+    training.train(session, recipe_with(epochs=1), images, 1)
     first, second = history_of(tmp_path)
     assert math.isfinite(first["loss"])
     assert (second["loss"], second["accuracy"]) == (None, None)
@@ -490,7 +516,7 @@ def test_a_broken_shard_is_a_mini_epoch_with_a_problem_where_it_may_be_skipped(t
     folder = tmp_path / "source"
     make_source(folder)
     path = write_shard(folder, Shard("train", 2), b"not a tar")
-    run(folder, tmp_path / "output", recipe=replace(RECIPE, epochs=1), num_skippable=1)
+    run(folder, tmp_path / "output", recipe=recipe_with(epochs=1), skips_bad_shards=True)
     rows = history_of(tmp_path / "output")
     assert [row["images"] for row in rows] == [20, 0, 20]
     assert [row["loss"] is None for row in rows] == [False, True, False]
@@ -510,26 +536,75 @@ def test_one_more_broken_shard_than_may_be_skipped_is_an_error(tmp_path):
     with pytest.raises(
         ExpectedError, match=r"images_003\.tar: .*expected a whole uncompressed tar"
     ):
-        run(folder, tmp_path / "output", num_skippable=1)
+        run(folder, tmp_path / "output", skips_bad_shards=True)
     assert len(history_of(tmp_path / "output")) == 2
 
 
-def test_the_held_out_images_are_plain_and_not_more_than_fit_into_memory(data_set, monkeypatch):
-    source = Source(data_set.folder, "scratch")
-    session = Session(None, source, Stop())
-    _, labels = read_train_labels(source.fetch(TRAIN_CSV), RECIPE.min_images)
-    reading = training.Reading(32, 8, labels.find, augment=True)
-    batches, again = (load_valid_images(session, [Shard("train", 0)], reading, "") for _ in "12")
-    assert len(batches) == 3
-    for batch, other in zip(batches, again, strict=True):
-        np.testing.assert_array_equal(batch.images, other.images)
-    plain = training.Reading(32, 8, labels.find)
-    *expected, _ = training.stream_batches(source, [(0, Shard("train", 0))], plain)
+def test_a_skipped_shard_counts_in_the_sessions_after_it_too(tmp_path, monkeypatch):
+    make_source(tmp_path / "source")
+    write_shard(tmp_path / "source", Shard("train", 1), b"not a tar")
+    one_of_three = {"skips_bad_shards": True, "recipe": recipe_with(epochs=1)}
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        stop = StopAfter(patch, mini_epochs=2)
+        run(tmp_path / "source", tmp_path / "output", stop, **one_of_three)
+    write_shard(tmp_path / "source", Shard("train", 3), b"not a tar")
+    with pytest.raises(ExpectedError, match="images_003.tar"):
+        run(tmp_path / "source", tmp_path / "output", **one_of_three)
+
+
+def test_the_stream_is_read_as_the_recipe_says(data_set, tmp_path, monkeypatch):
+    readings, real = [], training.stream_batches
+
+    def noting(source, plan, reading, *args):
+        readings.append(reading)
+        return real(source, plan, reading, *args)
+
+    monkeypatch.setattr(training, "stream_batches", noting)
+    run(data_set.folder, tmp_path, recipe=recipe_with(epochs=1, seed=7))
+    held_out, train = readings
+    assert (train.augment, train.is_shuffled, train.fills_batches, train.seed) == (True,) * 3 + (7,)
+    assert not (held_out.augment or held_out.is_shuffled or held_out.fills_batches)
+
+
+def test_the_steps_to_come_are_those_of_the_shards_that_are_read(data_set, tmp_path):
+    session = session_at(tmp_path, data_set.folder)
+    recipe = recipe_with(train_shards=(1, 3), epochs=3, batch_size=4)
+    images = images_of(session.source, recipe)
+    assert len(images.labels) == 80  # in 4 shards; two of them, three times, 4 images a step
+    assert training.count_steps(session, recipe, images) == 30
+
+
+def test_an_image_that_only_fills_a_batch_does_not_count_in_the_validation():
+    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8]], np.float32))
+
+    class Known:
+        def predict_on_batch(self, network, images):
+            return [logits]
+
+    whole = Batch(None, np.arange(3), np.array([0, 1, 1]), None)
+    partial = Batch(None, np.arange(1), np.array([2]), None)
+    found = training.validate(Known(), None, [whole, partial])
+    expected = -np.log([0.5, 0.6, 0.1, 0.25]).mean()
+    assert found == pytest.approx({"valid_loss": expected, "valid_accuracy": 0.5})
+
+
+def test_the_held_out_images_are_plain_and_not_more_than_fit_into_memory(
+    data_set, tmp_path, monkeypatch
+):
+    session = session_at(tmp_path, data_set.folder)
+    images = images_of(session.source)
+    batches = training.load_valid_images(session, RECIPE, images, "")
+    ids = np.concatenate([batch.image_ids for batch in batches])
+    assert [len(batch.image_ids) for batch in batches] == [8, 8, 4]
+    in_tar = [int(image_id, 16) for image_id in data_set.image_ids[Shard("train", 0)]]
+    assert ids.tolist() == in_tar
+    plain = training.Reading(32, 8, images.labels.find)
+    *expected, _ = training.stream_batches(session.source, [(0, Shard("train", 0))], plain)
     for batch, other in zip(batches, expected, strict=True):
         np.testing.assert_array_equal(batch.images, other.images)
     monkeypatch.setattr(training, "MAX_VALID_IMAGES", 9)
-    both = [Shard("train", 0), Shard("train", 1)]
-    assert len(load_valid_images(session, both, reading, "")) == 2
+    both = replace(images, held_out=[Shard("train", 0), Shard("train", 1)])
+    assert len(training.load_valid_images(session, RECIPE, both, "")) == 2
 
 
 # ---------------------------------------------------------------------------------- what is said

@@ -1,0 +1,52 @@
+"""Tests of the recipes as data."""
+
+import dataclasses
+import json
+
+import recognition
+from recipes import Data, Network, Recipe, Training
+
+
+def test_the_default_is_the_recipe_of_2019():
+    assert Recipe().settings() == {
+        **{"train_shards": (10, 500), "clean": False, "min_images": 20, "image_size": 192},
+        **{"augment": True, "backbone": "resnet50", "weights": "imagenet", "batch_size": 64},
+        **{"epochs": 1, "learning_rate": 2e-4, "bfloat16": False, "seed": 0},
+    }
+
+
+def test_a_setting_has_one_name_in_all_groups():
+    names = [
+        field.name for group in (Data, Network, Training) for field in dataclasses.fields(group)
+    ]
+    assert len(names) == len(set(names)) == len(Recipe().settings())
+
+
+def test_a_recipe_survives_its_page():
+    recipe = Recipe(
+        Data(train_shards=(0, 3), clean=True), Network(weights="none"), Training(seed=5)
+    )
+    assert Recipe.of(json.loads(json.dumps(recipe.as_page()))) == recipe
+
+
+def test_what_a_page_lacks_is_as_in_2019_and_what_is_unknown_is_left_alone():
+    assert Recipe.of({"epochs": 3, "of_a_later_version": 1}) == Recipe(training=Training(epochs=3))
+
+
+def test_the_command_line_takes_every_setting_and_its_defaults_are_those_of_2019():
+    args = vars(recognition.make_parser().parse_args([]))
+    assert Recipe.of(args) == Recipe()
+    assert Recipe().settings().keys() <= args.keys()
+    flags = [
+        "--image-size",
+        "64",
+        "--train-shards",
+        "2:5",
+        "--no-augment",
+        "--backbone",
+        "resnet101",
+    ]
+    changed = Recipe.of(vars(recognition.make_parser().parse_args(flags))).settings()
+    assert {name for name, value in changed.items() if value != Recipe().settings()[name]} == {
+        "image_size", "train_shards", "augment", "backbone",
+    }  # fmt: skip
