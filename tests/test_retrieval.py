@@ -637,11 +637,25 @@ def test_what_was_described_for_another_table_of_images_is_described_again(
     (source / csv).write_text("\n".join(lines[:30]) + "\n")
     (source / RETRIEVAL_SOLUTION).unlink()
     output, options = tmp_path / "output", common(world, model)[2:]
-    assert run("--source", source, "--output", output, *options, "--parts", 1) == 0
+    assert run("--source", source, "--output", output, *options) == 0
     rows = read_retrieval_submission(output / "retrieval_submission.csv")
     assert csv == TEST_CSV or {i for row in rows.values() for i in row} <= set(lines[1:30])
     assert run("--source", world.folder, "--output", output, *options) == 0
     assert submission_of(output) == submission_of(searched)
+
+
+@pytest.mark.parametrize("options", [["--no-normalise"], ["--descriptor-dtype", "float16"]])
+def test_a_changed_setting_searches_the_same_parts_again(
+    world, model, searched, resumed, tmp_path, options
+):
+    assert run(*common(world, model), "--output", resumed, *options) == 0
+    assert run(*common(world, model), "--output", tmp_path / "fresh", *options) == 0
+    for part in range(6):
+        arrays, _ = load_arrays(resumed / f"part-{part}-of-6.npz")
+        expected, _ = load_arrays(tmp_path / "fresh" / f"part-{part}-of-6.npz")
+        before, _ = load_arrays(searched / f"part-{part}-of-6.npz")
+        np.testing.assert_array_equal(arrays["distances"], expected["distances"])
+        assert not np.array_equal(arrays["distances"], before["distances"])
 
 
 def test_descriptors_of_another_model_are_made_again(world, model, other_model, resumed, fetched):
