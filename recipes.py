@@ -7,6 +7,7 @@ Source of "2019": mayukh18/Google-Landmark-Recognition-Retrieval-2019, README.md
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 MAX_BATCH_SIZE = 8192  # 0.9 GB at 192 pixels
@@ -46,6 +47,41 @@ class Network:
     weights: str = setting(
         "imagenet", "the backbone's first weights: imagenet, none (random), or a file without top"
     )
+    pooling: str = setting(
+        "max", "over the image: max, average, gem, or a ViT's class token",
+        choices=("max", "average", "gem", "token"),
+    )  # fmt: skip
+    gem_p: float = setting(3.0, "exponent of gem", least=1, most=20, metavar="P")
+    gem_learnt: bool = setting(False, "train the exponent of gem")
+    neck: int = setting(
+        0, "values of the descriptor behind the pooling; 0 = the pooled vector itself", least=0,
+        most=8192, metavar="VALUES",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the network is trained for."""
+
+    # 2019: binary cross-entropy on the softmax; here cross-entropy.
+    loss: str = setting(
+        "softmax", "softmax of a dense layer, or a cosine head: cosine, arcface, cosface",
+        choices=("softmax", "cosine", "arcface", "cosface"),
+    )  # fmt: skip
+    # Zhang et al., arXiv:1905.00292: sqrt(2) ln(classes - 1), 16.0 for 81,313.
+    scale: float = setting(0.0, "of cosines; 0 = the AdaCos constant", least=0, metavar="S")
+    margin: float = setting(0.3, "of arcface (radians) or cosface", least=0, most=1.5, metavar="M")
+    # haqishen 2020: from 0.05 (large landmarks) to 0.5 (small ones), instead of one margin.
+    dynamic_margin: bool = setting(False, "a margin for each landmark, larger for fewer images")
+    margin_ramp: float = setting(0.0, "share of the run in which the margin grows to its full size",
+                                 least=0, most=1)  # fmt: skip
+    # Deng et al., ECCV 2020; haqishen 2020: 3.
+    sub_centers: int = setting(1, "unit vectors for each landmark; the best one counts", least=1,
+                               most=16)  # fmt: skip
+    class_weights: bool = setting(False, "weigh landmarks by 1 / log(images)")
+    confidence: str = setting(
+        "softmax", "of a prediction: its probability, or its cosine", choices=("softmax", "cosine")
+    )
 
 
 @dataclass(frozen=True)
@@ -58,10 +94,21 @@ class Training:
         metavar="IMAGES",
     )  # fmt: skip
     epochs: int = setting(1, "passes over all shards", least=1)
-    learning_rate: float = setting(
-        2e-4, "Adam's first rate; x0.5, x0.2, x0.1 after 35%%, 70%%, 80%% of the mini-epochs",
-        least=0, metavar="RATE",
+    optimizer: str = setting(
+        "adam", "adam, adamw, or sgd with momentum", choices=("adam", "adamw", "sgd")
+    )
+    learning_rate: float = setting(2e-4, "its highest rate", least=0, metavar="RATE")
+    schedule: str = setting(
+        "steps", "x0.5, x0.2, x0.1 after 35%%, 70%%, 80%% of the mini-epochs, or a cosine to 0",
+        choices=("steps", "cosine"),
     )  # fmt: skip
+    warm_up: float = setting(0.0, "share of the run in which the rate grows from 0", least=0, most=1)
+    weight_decay: float = setting(0.0, "of adamw and sgd, a step's share", least=0, most=1)
+    clip_norm: float = setting(0.0, "largest norm of a step's gradients; 0 = no limit", least=0)
+    backbone_rate: float = setting(1.0, "the backbone's learning rate as a share of the head's",
+                                   least=0, most=1)  # fmt: skip
+    frozen_share: float = setting(0.0, "share of the run in which the backbone stays as it is",
+                                  least=0, most=1)  # fmt: skip
     bfloat16: bool = setting(
         False, "train in bfloat16: faster on a processor that has it, at equal scores"
     )
@@ -74,6 +121,7 @@ class Recipe:
 
     data: Data = Data()
     network: Network = Network()
+    loss: Loss = Loss()
     training: Training = Training()
 
     @classmethod
@@ -111,9 +159,22 @@ class Recipe:
 LEARNING_RATE_STEPS = ((0.35, 1.0), (0.70, 0.5), (0.80, 0.2), (1.0, 0.1))
 
 
-def learning_rate_at(mini_epoch, num_mini_epochs, first_rate):
-    """Gives the learning rate of a mini-epoch (counted from 0)."""
+def learning_rate_at(training, mini_epoch, share, num_mini_epochs):
+    """Gives the learning rate of a step.
+
+    Args:
+        training: `Training`.
+        mini_epoch: counted from 0.
+        share: of the mini-epoch's steps that is done, 0 to 1; the 2019 steps do not look at it.
+        num_mini_epochs: of the whole run.
+    """
+    rate, progress = training.learning_rate, (mini_epoch + share) / num_mini_epochs
+    if progress < training.warm_up:
+        return rate * progress / training.warm_up
+    if training.schedule == "cosine":
+        left = (progress - training.warm_up) / (1 - training.warm_up)
+        return rate * (1 + math.cos(math.pi * left)) / 2
     for end, factor in LEARNING_RATE_STEPS:
         if mini_epoch < max(1, round(end * num_mini_epochs)):
-            return first_rate * factor
-    return first_rate * LEARNING_RATE_STEPS[-1][1]
+            return rate * factor
+    return rate * LEARNING_RATE_STEPS[-1][1]
