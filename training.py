@@ -87,6 +87,7 @@ def train(session, recipe, images, valid_every):
     _require_space(session, network)
     valid = load_valid_images(session, recipe, images, describe_done(rows, plan))
     reading = reading_of(recipe, images.labels)
+    steps_of_shard = count_steps(session, recipe, images) / len(plan)
     num_skippable = session.num_skippable(len(images.shards))
     num_skippable -= sum(bool(row["problem"]) for row in rows)
     stream = stream_batches(
@@ -97,11 +98,9 @@ def train(session, recipe, images, valid_every):
         # A mini-epoch that would not fit into the time is not begun.
         if session.stop.requested(max((row["seconds"] for row in rows[-10:]), default=0)):
             raise StoppedError(session.stop, done)
-        rate = learning_rate_at(mini_epoch, len(plan), recipe.training.learning_rate)
-        network.optimizer.learning_rate = rate
         row = {"mini_epoch": mini_epoch + 1, "epoch": plan[mini_epoch][0] + 1}
-        row |= train_mini_epoch(replicas, network, stream, session.stop, done)
-        row |= {"learning_rate": rate}
+        pace = Pace(recipe, network, mini_epoch, len(plan), steps_of_shard)
+        row |= train_mini_epoch(replicas, network, stream, pace, session.stop, done)
         is_milestone = (mini_epoch + 1) % valid_every == 0 or mini_epoch + 1 == len(plan)
         if is_milestone:
             row |= validate(replicas, network, valid)
@@ -155,13 +154,46 @@ def _require_space(session, network):
     require_free_space(paths[0].parent, needed_bytes, "two checkpoints")
 
 
-def train_mini_epoch(replicas, network, stream, stop, done):
+@dataclass(frozen=True)
+class Pace:
+    """What changes from step to step: learning rates and margin. All of it follows from the position.
+
+    Attributes:
+        recipe: `Recipe`.
+        network: compiled keras.Model.
+        mini_epoch: counted from 0.
+        num_mini_epochs: of the whole run.
+        steps_of_shard: how many steps a shard is expected to have; no step is known to be the last.
+    """
+
+    recipe: Recipe
+    network: keras.Model
+    mini_epoch: int
+    num_mini_epochs: int
+    steps_of_shard: float
+
+    def set_for(self, step):
+        """Sets the rates of a step of this mini-epoch, counted from 0; gives the learning rate."""
+        share = min((step + 0.5) / max(self.steps_of_shard, 1), 1.0)
+        progress = (self.mini_epoch + share) / self.num_mini_epochs
+        training, ramp = self.recipe.training, self.recipe.loss.margin_ramp
+        rate = learning_rate_at(training, self.mini_epoch, share, self.num_mini_epochs)
+        is_frozen = progress < training.frozen_share
+        set_rates(self.network.optimizer, rate, 0.0 if is_frozen else training.backbone_rate)
+        if ramp:
+            head = self.network.get_layer(model.LOGITS)
+            head.margin_share.assign(min(1.0, progress / ramp))
+        return rate
+
+
+def train_mini_epoch(replicas, network, stream, pace, stop, done):
     """Trains on the batches of one shard.
 
     Args:
         replicas: how batches run, of `set_up_replicas`.
         network: compiled keras.Model.
         stream: iterator of `Batch` and `ShardEnd`.
+        pace: `Pace`.
         stop: `Stop`.
         done: what to say is done, if `stop` asks to stop here.
 
@@ -173,6 +205,7 @@ def train_mini_epoch(replicas, network, stream, stop, done):
         ExpectedError: the loss is not finite.
     """
     begin, waited_s, losses, accuracies = time.perf_counter(), 0.0, [], []
+    rate = pace.set_for(0)
     while True:
         asked = time.perf_counter()
         item = next(stream)
@@ -181,6 +214,7 @@ def train_mini_epoch(replicas, network, stream, stop, done):
             break
         if stop.requested():
             raise StoppedError(stop, done)
+        rate = pace.set_for(len(losses))
         loss, accuracy = replicas.train_on_batch(network, item.images, item.class_indices)
         if not math.isfinite(loss):
             raise ExpectedError(
@@ -198,6 +232,7 @@ def train_mini_epoch(replicas, network, stream, stop, done):
         "bad_images": len(item.bad_images),
         "loss": float(np.mean(losses)) if losses else None,  # a shard without images of a class
         "accuracy": float(np.mean(accuracies)) if losses else None,
+        "learning_rate": rate,
         "images_per_s": item.num_images / seconds,
         "waited_s": waited_s,
         "seconds": seconds,
