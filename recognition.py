@@ -142,8 +142,8 @@ def train(session, args):
 
     recipe = training.Recipe.from_args(args)
     source = session.source
-    shards = source.select_shards("train", *recipe.train_shards, "--train-shards")
-    valid_shards = source.select_shards("train", *args.valid_shards, "--valid-shards")
+    shards = source.select_shards("train", *recipe.train_shards, "train_shards")
+    valid_shards = source.select_shards("train", *args.valid_shards, "valid_shards")
     labels_csv = source.fetch(TRAIN_CLEAN_CSV if recipe.clean else TRAIN_CSV)
     class_table, labels = read_train_labels(labels_csv, recipe.min_images)
     say(f"{source}: {len(labels):,} train images of {len(class_table):,} landmarks")

@@ -59,6 +59,7 @@ class Request(NamedTuple):
     path: str
     range: str | None
     if_range: str | None
+    accept_encoding: str | None
     client_port: int
 
 
@@ -135,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self):
         self.close_connection = True
-        wanted = self.headers.get("Range"), self.headers.get("If-Range")
+        wanted = [self.headers.get(name) for name in ("Range", "If-Range", "Accept-Encoding")]
         port = self.client_address[1]
         self.server.requests.append(Request(self.command, self.path, *wanted, port))
         fault = self.server.next_fault(self.path)

@@ -80,6 +80,14 @@ def test_a_source_that_is_neither_folder_nor_address_is_an_expected_error(tmp_pa
         Source("ftp://example.org/", tmp_path)
 
 
+@pytest.mark.parametrize("address", ["http://[::1", "http://[x]/", "http://", "http://host:port/"])
+def test_a_malformed_address_is_told_before_anything_is_asked(tmp_path, address):
+    with pytest.raises(ExpectedError) as caught:
+        Source(address, tmp_path)
+    assert one_line(caught.value).startswith(f"{address}: not a valid address (")
+    assert one_line(caught.value).endswith("; check --source")
+
+
 def test_an_address_has_one_slash_at_its_end(tmp_path):
     for address in ("http://host/data", "http://host/data/", "http://host/data//"):
         assert str(Source(address, tmp_path)) == "http://host/data/"
@@ -116,6 +124,33 @@ def test_a_file_that_the_server_lacks_is_told(server, online):
     assert one_line(caught.value).startswith(f"{server.address}metadata/test.csv: HTTP 404")
 
 
+@pytest.mark.parametrize("path", ["metadata/train.csv", SHARD.path, SHARD.md5_path])
+def test_a_web_page_in_place_of_a_file_is_called_so(server, online, folder, tmp_path, path):
+    page = b"<!DOCTYPE html>\n<html><title>Log in</title></html>\n"
+    server.files |= {f"/{SHARD.path}": TAR, f"/{path}": page}
+    add(folder, SHARD.path, TAR)
+    add(folder, path, page)
+    for source in (online, Source(folder, tmp_path)):
+        with pytest.raises(ExpectedError) as caught:
+            source.fetch(path) if path.endswith(".csv") else source.fetch_shard(SHARD)
+        assert one_line(caught.value) == (
+            f"{source.location if source.is_online else f'{folder}/'}{path}: an HTML page; "
+            "expected the file itself and not, say, a login page; check --source"
+        )
+
+
+def test_a_file_of_a_folder_that_cannot_be_read_is_told(folder, tmp_path, monkeypatch):
+    add(folder, "metadata/test.csv", b"id\n")
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(ExpectedError) as caught:
+        Source(folder, tmp_path).fetch("metadata/test.csv")
+    assert "test.csv: cannot be read (Permission denied); expected " in one_line(caught.value)
+
+
 # ---------------------------------------------------------------------------------- counting shards
 
 
@@ -139,6 +174,32 @@ def test_a_hundred_shards_are_counted_with_few_questions(server, online):
     server.files |= {f"/{Shard('index', number).path}": b"x" for number in range(100)}
     assert online.count_shards("index") == 100
     assert len(server.requests) <= 15
+
+
+@pytest.mark.parametrize("num_shards", [511, 512, 513, 999, 1000])
+def test_many_shards_are_counted_with_few_questions(server, online, num_shards):
+    server.files |= {f"/{Shard('index', number).path}": b"x" for number in range(num_shards)}
+    assert online.count_shards("index") == num_shards
+    assert len(server.requests) <= 21
+
+
+class _AnswersAll(dict):
+    """Files of a server that answers every address with the same page."""
+
+    def get(self, path, default=None):
+        return b"<html>Please log in</html>"
+
+
+def test_a_server_that_answers_to_every_name_is_told_after_few_questions(server, online):
+    server.files = _AnswersAll()
+    with pytest.raises(ExpectedError) as caught:
+        online.select_shards("train")
+    assert one_line(caught.value) == (
+        f"{server.address}: there are train/images_000.tar to train/images_1000.tar and more; "
+        "expected at most 1000 shards, and not an address that answers to every name; "
+        "check --source"
+    )
+    assert len(server.requests) <= 11
 
 
 @pytest.mark.parametrize("address", [CVDF_URL, CVDF_URL.rstrip("/")])
@@ -169,6 +230,13 @@ def test_shards_that_are_not_there_cannot_be_selected(folder, tmp_path, first, s
         f"{folder}: train shards {first}:{5 if stop is None else stop} asked for; expected a range "
         "within 0:5, which is what the source has; change --train-shards"
     )
+
+
+def test_the_setting_of_a_wrong_choice_of_shards_can_be_named(folder, tmp_path):
+    add(folder, SHARD.path)
+    with pytest.raises(ExpectedError) as caught:
+        Source(folder, tmp_path).select_shards("train", 0, 2, "valid_shards")
+    assert one_line(caught.value).endswith("; change --valid-shards")
 
 
 def test_a_source_without_shards_says_so(folder, tmp_path):
@@ -234,7 +302,15 @@ def test_a_missing_md5_file_is_told_once_for_a_split(server, online, capsys):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"<html>sorry</html>", b"0123456789abcdef  short", b"g" * 32, b"0" * 33]
+    "content",
+    [
+        b"",
+        b"0123456789abcdef  short",
+        b"g" * 32,
+        b"0" * 33,
+        b"MD5 (images_000.tar) = 0123",
+        b"SHA1 (images_000.tar) = " + b"0" * 40,
+    ],
 )
 def test_a_malformed_md5_file_is_an_error(server, online, content):
     server.files |= {f"/{SHARD.path}": TAR, f"/{SHARD.md5_path}": content}
@@ -243,9 +319,29 @@ def test_a_malformed_md5_file_is_an_error(server, online, content):
     assert "no md5 in it; expected 32 hex characters" in one_line(caught.value)
 
 
-def test_an_md5_file_may_hold_the_md5_alone(server, online):
-    server.files |= {f"/{SHARD.path}": TAR, f"/{SHARD.md5_path}": md5_line(TAR)[:32]}
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{md5}",
+        "{MD5}  images_000.tar\n",
+        "{md5} *images_000.tar\r\n",
+        "\ufeff{md5}  images_000.tar\n",
+        "MD5 (images_000.tar) = {md5}\n",
+        "MD5 (images (old).tar) = {MD5}\n",
+        "MD5(images_000.tar)= {md5}\n",
+    ],
+)
+def test_the_md5_is_found_however_it_is_written(server, online, folder, tmp_path, line):
+    md5 = hashlib.md5(TAR).hexdigest()
+    line = line.format(md5=md5, MD5=md5.upper()).encode()
+    server.files |= {f"/{SHARD.path}": TAR, f"/{SHARD.md5_path}": line}
     assert online.fetch_shard(SHARD).read_bytes() == TAR
+    add(folder, SHARD.path, TAR)
+    add(folder, SHARD.md5_path, line)
+    assert Source(folder, tmp_path).fetch_shard(SHARD) == folder / SHARD.path
+    add(folder, SHARD.path, TAR[1:])
+    with pytest.raises(ExpectedError, match=f"md5 differs .expected {md5}"):
+        Source(folder, tmp_path).fetch_shard(SHARD)
 
 
 def test_a_shard_of_a_folder_is_checked_and_stays(folder, tmp_path):
@@ -263,6 +359,7 @@ def test_a_damaged_shard_of_a_folder_is_an_error(folder, tmp_path):
     with pytest.raises(ExpectedError) as caught:
         Source(folder, tmp_path).fetch_shard(SHARD)
     assert one_line(caught.value).startswith(f"{folder}/{SHARD.path}: md5 differs (expected ")
+    assert one_line(caught.value).endswith("or leave it out with --skip-bad-shards")
 
 
 def test_a_folder_without_md5_files_is_told_once(folder, tmp_path, capsys):
