@@ -229,6 +229,7 @@ def test_a_body_longer_than_its_content_length_is_no_whole_file(
         announced = size_bytes + fault.length_error
         assert f": more than the announced {announced} bytes after 5 attempts; " in message
         assert ranges(server) == [None] * 5
+        assert len({request.client_port for request in server.requests}) == 5
         monkeypatch.setattr("download.SURPLUS_S", 0.0)
         assert fetch(server, tmp_path, md5=None) == content
         download(server.address + "next", tmp_path / "next", patience=PATIENT)
