@@ -70,9 +70,12 @@ class Describer:
             "descriptor_dtype": settings.dtype,
         }
 
-    def fingerprint_for(self, image_ids):
+    def fingerprint_for(self, source, shards, image_ids):
         """Gives the fingerprint of a file that describes those of these images that it finds."""
-        return self.fingerprint | {"images": digest_of(image_ids)}
+        return self.fingerprint | {
+            "images": digest_of(image_ids),
+            "shards": digest_of_shards(source, shards),
+        }
 
     def describe(self, batch, shard):
         """Describes one `Batch` of a shard."""
@@ -107,6 +110,12 @@ class Describer:
         )
 
 
+def digest_of_shards(source, shards):
+    """Gives 32 hex characters that differ where a shard's file is another one than before."""
+    versions = [f"{shard.path} {source.version_of(shard)}" for shard in shards]
+    return digest_of(np.array(versions, "U"))
+
+
 def describe_shards(session, describer, shards, image_ids):
     """Describes the images of some shards, each shard saved as it ends, so that nothing is redone.
 
@@ -124,12 +133,13 @@ def describe_shards(session, describer, shards, image_ids):
         StoppedError: the session was asked to stop; the shards described so far are saved.
         ExpectedError: data, network or disk fail.
     """
-    fingerprint = describer.fingerprint_for(image_ids)
+    source = session.source
+    fingerprints = {s: describer.fingerprint_for(source, [s], image_ids) for s in shards}
     paths = {shard: session.path(descriptions_name(shard)) for shard in shards}
     described = {}
     for shard, path in paths.items():
         session.take_up(descriptions_name(shard))
-        described[shard] = load_image_ids(path, fingerprint)
+        described[shard] = load_image_ids(path, fingerprints[shard])
     missing = [shard for shard in shards if described[shard] is None]
     stream = _stream_images(session, describer, missing, image_ids, len(shards))
     for left, shard in enumerate(missing):
@@ -144,7 +154,7 @@ def describe_shards(session, describer, shards, image_ids):
         if item.problem:  # not saved, so that a later run tries it again
             continue
         descriptions = concatenate(pieces)
-        save_descriptions(paths[shard], descriptions, fingerprint)
+        save_descriptions(paths[shard], descriptions, fingerprints[shard])
         described[shard] = descriptions.image_ids
         say(f"{shard.path}: {item.num_images:,} images described ({left + 1}/{len(missing)})")
     found = {paths[shard]: ids for shard, ids in described.items() if ids is not None}
@@ -177,8 +187,8 @@ def describe_split(session, describer, split, image_ids, name):
     shards = session.source.select_shards(split)
     found, left_out = describe_shards(session, describer, shards, image_ids)
     descriptions = gather(found, describer)
-    fingerprint = describer.fingerprint_for(image_ids) | {"left_out": left_out}
-    save_descriptions(session.path(name), descriptions, fingerprint)
+    fingerprint = describer.fingerprint_for(session.source, shards, image_ids)
+    save_descriptions(session.path(name), descriptions, fingerprint | {"left_out": left_out})
     if not left_out:
         for shard in shards:
             session.path(descriptions_name(shard)).unlink(missing_ok=True)

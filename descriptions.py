@@ -66,9 +66,9 @@ def unit_length(descriptors):
     return scaled
 
 
-def digest_of(image_ids):
-    """Gives 32 hex characters that differ for another set of image ids."""
-    return hashlib.md5(np.sort(image_ids).tobytes(), usedforsecurity=False).hexdigest()
+def digest_of(values):
+    """Gives 32 hex characters that differ for another set of image ids or words, an array."""
+    return hashlib.md5(np.sort(values).tobytes(), usedforsecurity=False).hexdigest()
 
 
 def save_descriptions(path, descriptions, fingerprint):

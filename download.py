@@ -1,18 +1,29 @@
 """Verified downloads that continue after a fault: one file, several attempts, atomic at the end."""
 
+import contextlib
 import hashlib
-import http.client
 import random
+import re
 import time
-import urllib.error
-import urllib.request
+from collections import deque
 from dataclasses import dataclass
+
+import requests
+from urllib3.exceptions import HTTPError  # what reading a body raises beneath requests
+from urllib3.util import wait_for_read
 
 from utils import CHUNK_BYTES, ExpectedError, MissingFileError, atomic_write, say
 
 # Answers that another attempt can change; every other 4xx is final (S3 says 403 or 404 where a key
 # is missing).
 TEMPORARY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
+MAX_REDIRECTS = 10
+SURPLUS_S = 0.02  # seconds to wait for bytes after the last one, where no md5 would show them
+LONGEST_REASON = 200  # characters of what a server says that are told
+HTML_START = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?<(?:!doctype\s+html|html|head)[\s>]",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -46,94 +57,7 @@ class _RetryError(Exception):
         self.wait_s = wait_s
 
 
-class _Transfer:
-    """One download over several attempts: the file written so far, its digest and its origin."""
-
-    def __init__(self, url, file, patience):
-        self.url, self.file, self.patience = url, file, patience
-        self.validator = self.total_bytes = None
-        self.restart()
-
-    def restart(self):
-        """Forgets what has arrived, so that the next attempt begins at byte 0."""
-        self.file.seek(0)
-        self.file.truncate()
-        self.num_bytes = 0
-        self.digest = hashlib.md5(usedforsecurity=False)
-
-    def attempt(self):
-        """Fetches the rest of the file, or raises _RetryError."""
-        request = urllib.request.Request(self.url, headers={"Accept-Encoding": "identity"})
-        if self.num_bytes:
-            request.add_header("Range", f"bytes={self.num_bytes}-")
-            if self.validator:
-                request.add_header("If-Range", self.validator)
-        try:
-            with urllib.request.urlopen(request, timeout=self.patience.timeout_s) as response:
-                self._accept(response)
-                self._receive(response)
-        except urllib.error.HTTPError as error:
-            with error:  # it holds the connection
-                self._refuse(error)
-        except (OSError, urllib.error.URLError, http.client.HTTPException) as error:
-            raise _RetryError(getattr(error, "reason", None) or error) from error
-        if self.total_bytes is not None and self.num_bytes != self.total_bytes:
-            raise _RetryError(f"got {self.num_bytes} of {self.total_bytes} bytes")
-
-    def _accept(self, response):
-        """Decides from the answer's head whether it continues the file or begins it again."""
-        headers = response.headers
-        content_range = headers.get("Content-Range", "")
-        begins_here = content_range.startswith(f"bytes {self.num_bytes}-")
-        length = headers.get("Content-Length")
-        length = int(length) if length and length.isdigit() else None
-        validator = headers.get("ETag") or headers.get("Last-Modified")
-        if validator and validator.startswith("W/"):
-            validator = None  # a weak validator does not promise equal bytes
-        if response.status == 206 and (not begins_here or validator != self.validator):
-            self.restart()
-            raise _RetryError("the file changed on the server")
-        if response.status != 206:  # a server that ignores ranges, or a changed file
-            self.restart()
-        self.validator = validator
-        self.total_bytes = None if length is None else self.num_bytes + length
-
-    def _receive(self, response):
-        """Appends the body to the file while it arrives; a trickle counts as a failed attempt."""
-        window_start, window_bytes = time.monotonic(), 0
-        while chunk := response.read1(CHUNK_BYTES):
-            self._write(chunk)
-            window_bytes += len(chunk)
-            elapsed_s = time.monotonic() - window_start
-            if elapsed_s > self.patience.stall_s:
-                if window_bytes < self.patience.stall_bytes:
-                    raise _RetryError(f"stalled at {window_bytes / elapsed_s:.0f} bytes/s")
-                window_start, window_bytes = time.monotonic(), 0
-
-    def _write(self, chunk):
-        try:
-            rest = memoryview(chunk)
-            while rest:  # on a nearly full disk, a write takes only what fits
-                rest = rest[self.file.write(rest) :]
-        except OSError as error:
-            raise ExpectedError(
-                f"{self.file.name}: cannot be written ({error.strerror}); expected free space for "
-                f"{self.url}; free some space or choose another --scratch"
-            ) from error
-        self.digest.update(chunk)
-        self.num_bytes += len(chunk)
-
-    def _refuse(self, error):
-        """Sorts an HTTP error into worth another attempt (_RetryError) or final (ExpectedError)."""
-        if error.code == 416:
-            self.restart()
-            raise _RetryError("the server refused the range") from error
-        if error.code not in TEMPORARY_STATUSES:
-            reason = " ".join(str(error.reason).split())  # a redirect loop's has several lines
-            raise MissingFileError(
-                f"{self.url}: HTTP {error.code} {reason}; expected a file; check --source"
-            ) from error
-        raise _RetryError(f"HTTP {error.code}", _retry_after_s(error)) from error
+# -------------------------------------------------------------------------------------- downloads
 
 
 def download(url, path, md5=None, patience=PATIENCE):
@@ -148,41 +72,158 @@ def download(url, path, md5=None, patience=PATIENCE):
         patience: `Patience`.
 
     Raises:
-        ExpectedError: the file is not there, or did not arrive right after all attempts, or the
-            disk is full.
+        ExpectedError: the file is not there or is a web page, or did not arrive right after all
+            attempts, or the disk is full.
     """
     with atomic_write(path) as temporary, open(temporary, "wb", buffering=0) as file:
-        transfer = _Transfer(url, file, patience)
-        for attempt in range(1, patience.attempts + 1):
-            try:
-                transfer.attempt()
-                if md5 is None or transfer.digest.hexdigest() == md5:
-                    return
-                transfer.restart()
-                raise _RetryError(f"md5 differs (expected {md5})")
-            except _RetryError as failure:
-                reason = failure
-                if md5 is None and transfer.validator is None:
-                    transfer.restart()  # nothing would tell if the rest were of another file
-            if attempt < patience.attempts:
-                _wait_before(attempt + 1, url, reason, patience)
+        transfer = _Transfer(url, file, md5, patience)
+        _try_patiently(transfer.attempt, url, "a whole file", patience)
+
+
+class _Transfer:
+    """One download over several attempts: the file written so far, its digest and its origin."""
+
+    def __init__(self, url, file, md5, patience):
+        self.url, self.file, self.md5, self.patience = url, file, md5, patience
+        self.validator = self.total_bytes = None
+        self.restart()
+
+    def restart(self):
+        """Forgets what has arrived, so that the next attempt begins at byte 0."""
+        self.file.seek(0)
+        self.file.truncate()
+        self.num_bytes = 0
+        self.digest = hashlib.md5(usedforsecurity=False)
+
+    def attempt(self):
+        """Fetches the rest of the file and checks the whole, or raises _RetryError."""
+        try:
+            self._fetch_rest()
+            refuse_html(self.file.name, self.url)
+            if self.md5 is not None and self.digest.hexdigest() != self.md5:
+                self.restart()
+                raise _RetryError(f"md5 differs (expected {self.md5})")
+        except _RetryError:
+            if self.md5 is None and self.validator is None:
+                self.restart()  # nothing would tell if the rest were of another file
+            raise
+
+    def _fetch_rest(self):
+        headers = {}
+        if self.num_bytes:
+            headers["Range"] = f"bytes={self.num_bytes}-"
+            if self.validator:
+                headers["If-Range"] = self.validator
+        with _answer("GET", self.url, headers, self.patience) as response:
+            self._accept(response)
+            response.raw.enforce_content_length = False  # the lengths are compared below
+            if self.md5 is None and self.end_bytes is not None:
+                _let_surplus_through(response.raw)
+            self._receive(response.raw)
+        if self.total_bytes is not None and self.num_bytes != self.total_bytes:
+            raise _RetryError(f"got {self.num_bytes} of {self.total_bytes} bytes")
+
+    def _accept(self, response):
+        """Decides from the answer's head whether it continues the file or begins it again."""
+        if response.status_code == 416:
+            self.restart()
+            raise _RetryError("the server refused the range")
+        _check_status(response, self.url)
+        first, total_bytes = _content_range(response)
+        validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        if validator and validator.startswith("W/"):
+            validator = None  # a weak validator does not promise equal bytes
+        is_range = response.status_code == 206
+        if is_range and (first != self.num_bytes or validator != self.validator):
+            self.restart()
+            raise _RetryError("the file changed on the server")
+        if not is_range:  # a server that ignores ranges, or a changed file
+            self.restart()
+        self.validator = validator
+        length = response.raw.length_remaining
+        self.end_bytes = None if length is None else self.num_bytes + length
+        self.total_bytes = self.end_bytes if total_bytes is None else total_bytes
+
+    def _receive(self, body):
+        """Appends the body to the file while it arrives; a trickle counts as a failed attempt."""
+        window_start, window_bytes = time.monotonic(), 0
+        while self.num_bytes != self.end_bytes:
+            left = CHUNK_BYTES if self.end_bytes is None else self.end_bytes - self.num_bytes
+            # read1 gives what is there; requests' iter_content would wait until a chunk is full.
+            chunk = body.read1(min(left, CHUNK_BYTES) + 1, decode_content=False)
+            if not chunk:
+                return
+            self._write(chunk)
+            if self.end_bytes is not None and len(chunk) > left:
+                break
+            window_bytes += len(chunk)
+            elapsed_s = time.monotonic() - window_start
+            if elapsed_s > self.patience.stall_s:
+                if window_bytes < self.patience.stall_bytes:
+                    raise _RetryError(f"stalled at {window_bytes / elapsed_s:.0f} bytes/s")
+                window_start, window_bytes = time.monotonic(), 0
+        if self.num_bytes != self.end_bytes or _has_surplus(body):
+            self.restart()
+            raise _RetryError(f"more than the announced {self.end_bytes} bytes")
+
+    def _write(self, chunk):
+        try:
+            rest = memoryview(chunk)
+            while rest:  # on a nearly full disk, a write takes only what fits
+                rest = rest[self.file.write(rest) :]
+        except OSError as error:
+            raise ExpectedError(
+                f"{self.file.name}: cannot be written ({error.strerror}); expected free space for "
+                f"{self.url}",
+                "scratch",
+            ) from error
+        self.digest.update(chunk)
+        self.num_bytes += len(chunk)
+
+
+def _let_surplus_through(body):
+    """Lets one byte more than announced through, since http.client cuts off a longer body silently.
+
+    It is a detail of urllib3 (which requests relies on too) that the http.client answer is there.
+    """
+    # The other byte never comes: so nobody takes the body for complete and the connection for free.
+    body.length_remaining += 2
+    if body._original_response.length is not None:
+        body._original_response.length += 2
+
+
+def _has_surplus(body):
+    """Tells whether bytes follow an announced body, and frees the connection where none do."""
+    if body.closed:  # it had to give no more than the announced bytes: there is an md5
+        return False
+    if wait_for_read(body, SURPLUS_S) and body.read1(1, decode_content=False):
+        return True
+    body._original_response.close()
+    body.release_conn()
+    return False
+
+
+def refuse_html(path, name):
+    """Raises ExpectedError if a file is a web page, as a login page or a captive portal sends.
+
+    Args:
+        path: the local file.
+        name: what the error calls it.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1024)
+    except OSError as error:
         raise ExpectedError(
-            f"{url}: {reason} after {patience.attempts} attempts; expected a whole file; "
-            "check the network and --source, then run the same command again"
+            f"{name}: cannot be read ({error.strerror}); expected a readable file", "source"
+        ) from error
+    if HTML_START.match(head):
+        raise ExpectedError(
+            f"{name}: an HTML page; expected the file itself and not, say, a login page", "source"
         )
 
 
-def _retry_after_s(error):
-    after = error.headers.get("Retry-After", "") if error.headers else ""
-    return float(after) if after.isdigit() else 0.0
-
-
-def _wait_before(attempt, url, reason, patience):
-    doubled_s = min(patience.longest_wait_s, patience.first_wait_s * 2 ** (attempt - 2))
-    # The server's Retry-After wins over our own wait, but never holds a kernel for more than that.
-    wait_s = max(doubled_s * random.uniform(0.5, 1.0), min(reason.wait_s, 5 * 60.0))
-    say(f"{url}: {reason}; attempt {attempt} of {patience.attempts} in {wait_s:.1f} s")
-    time.sleep(wait_s)
+# -------------------------------------------------------------------------------------- questions
 
 
 def download_range(url, offset, size_bytes, patience=PATIENCE):
@@ -191,17 +232,24 @@ def download_range(url, offset, size_bytes, patience=PATIENCE):
     Raises:
         ExpectedError: the server cannot be reached or does not serve ranges.
     """
-
-    def receive(response):
-        content_range = response.headers.get("Content-Range", "")
-        return response.read() if content_range.startswith(f"bytes {offset}-") else b""
-
     headers = {"Range": f"bytes={offset}-{offset + size_bytes - 1}"}
-    data = _ask_patiently(urllib.request.Request(url, headers=headers), receive, patience)
+
+    def attempt():
+        with _answer("GET", url, headers, patience) as response:
+            _check_status(response, url)
+            if response.status_code != 206 or _content_range(response)[0] != offset:
+                return b""
+            data = response.raw.read(size_bytes, decode_content=False)
+            if response.raw.length_remaining and len(data) < size_bytes:
+                raise _RetryError(f"got {len(data)} of {size_bytes} bytes")
+            return data
+
+    data = _try_patiently(attempt, url, "an answer", patience)
     if len(data) != size_bytes:
         raise ExpectedError(
             f"{url}: {len(data)} of {size_bytes} bytes from {offset} on; expected a server of byte "
-            "ranges; check --source"
+            "ranges",
+            "source",
         )
     return data
 
@@ -217,33 +265,128 @@ def online_size(url, patience=PATIENCE):
         ExpectedError: the server cannot be reached.
     """
 
-    def receive(response):
-        length = response.headers.get("Content-Length") or ""
-        return int(length) if length.isdigit() else 0
+    def attempt():
+        with _answer("HEAD", url, {}, patience) as response:
+            _check_status(response, url)
+            return _number(response.headers.get("Content-Length")) or 0
 
-    return _ask_patiently(urllib.request.Request(url, method="HEAD"), receive, patience)
+    return _try_patiently(attempt, url, "an answer", patience)
 
 
-def _ask_patiently(request, receive, patience):
-    """Gives `receive(response)`, with further attempts while server or network have a bad time."""
-    url = request.full_url
-    for attempt in range(1, patience.attempts + 1):
+# --------------------------------------------------------------------------------------- attempts
+
+
+def _try_patiently(attempt, url, expected, patience):
+    """Gives `attempt()`, called again while it raises _RetryError.
+
+    Raises:
+        ExpectedError: all attempts failed.
+    """
+    for number in range(1, patience.attempts + 1):
         try:
-            with urllib.request.urlopen(request, timeout=patience.timeout_s) as response:
-                return receive(response)
-        except urllib.error.HTTPError as error:
-            error.close()  # it holds the connection
-            if error.code not in TEMPORARY_STATUSES:
-                reason = " ".join(str(error.reason).split())
-                raise MissingFileError(
-                    f"{url}: HTTP {error.code} {reason}; expected a file; check --source"
-                ) from error
-            reason = _RetryError(f"HTTP {error.code}", _retry_after_s(error))
-        except (OSError, http.client.HTTPException) as error:
-            reason = _RetryError(getattr(error, "reason", None) or error)
-        if attempt < patience.attempts:
-            _wait_before(attempt + 1, url, reason, patience)
+            return attempt()
+        except _RetryError as failure:
+            reason = failure
+        if number < patience.attempts:
+            _wait_before(number + 1, url, reason, patience)
     raise ExpectedError(
-        f"{url}: {reason} after {patience.attempts} attempts; expected a reachable host; "
-        "check the network and --source"
+        f"{url}: {reason} after {patience.attempts} attempts; expected {expected} over a working "
+        "network",
+        "source",
     )
+
+
+def _wait_before(attempt, url, reason, patience):
+    doubled_s = min(patience.longest_wait_s, patience.first_wait_s * 2 ** (attempt - 2))
+    # The server's Retry-After wins over our own wait, but never holds a kernel for more than that.
+    wait_s = max(doubled_s * random.uniform(0.5, 1.0), min(reason.wait_s, 5 * 60.0))
+    say(f"{url}: {reason}; attempt {attempt} of {patience.attempts} in {wait_s:.1f} s")
+    time.sleep(wait_s)
+
+
+# ---------------------------------------------------------------------------- requests and answers
+
+# Sessions keep connections open for the next request. A Session is for one thread at a time, and
+# downloads run in threads that end, so each request borrows one (a deque's append and pop are
+# atomic).
+_idle_sessions = deque()
+
+
+@contextlib.contextmanager
+def _answer(method, url, headers, patience):
+    """Sends a request and gives the answer; the body of a GET is still to be read.
+
+    Args:
+        method: "GET" or "HEAD".
+        headers: dict, e.g. with a Range.
+
+    Yields:
+        `requests.Response`, of any status that is no redirect.
+
+    Raises:
+        ExpectedError: the address, or one that it redirects to, is malformed.
+        _RetryError: the network failed, also while the caller reads.
+    """
+    try:
+        session = _idle_sessions.pop()
+    except IndexError:
+        session = requests.Session()
+        session.max_redirects = MAX_REDIRECTS
+        session.headers["Accept-Encoding"] = "identity"  # the bytes that lie on the server
+    try:
+        with _send(session, method, url, headers, patience.timeout_s) as response:
+            yield response
+    except (OSError, HTTPError) as error:
+        raise _RetryError(_reason(error)) from error
+    finally:
+        _idle_sessions.append(session)
+
+
+def _send(session, method, url, headers, timeout_s):
+    is_stream = method != "HEAD"  # an answer without a body leaves its connection free at once
+    try:
+        return session.request(method, url, headers=headers, timeout=timeout_s, stream=is_stream)
+    except requests.TooManyRedirects as error:
+        reason = f"HTTP {error.response.status_code}, more than {MAX_REDIRECTS} redirects"
+        raise ExpectedError(f"{url}: {reason}; expected a file", "source") from error
+    except ValueError as error:  # this address or that of a redirect is malformed, or not http(s)
+        raise ExpectedError(
+            f"{url}: {_reason(error)}; expected a file at an http(s) address", "source"
+        ) from error
+
+
+def _check_status(response, url):
+    """Sorts out answers that bring no file: try again (_RetryError), or final (ExpectedError)."""
+    status = response.status_code
+    if status in TEMPORARY_STATUSES:
+        raise _RetryError(f"HTTP {status}", _number(response.headers.get("Retry-After")) or 0.0)
+    if status not in (200, 203, 206):
+        what = f"HTTP {status} {_one_line(response.reason or '')}".rstrip()
+        raise MissingFileError(f"{url}: {what}; expected a file", "source")
+
+
+def _content_range(response):
+    """Gives (first byte, bytes of the whole file) of an answer with a range, None where unknown."""
+    match = re.match(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    return (_number(match[1]), _number(match[2])) if match else (None, None)
+
+
+def _number(text):
+    """Reads a header's number of bytes or seconds; None where it is none, or beyond all reason."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text or "") else None
+
+
+def _reason(error):
+    """Names what lies behind an error of requests, in one line."""
+    while True:
+        behind = (error.__cause__, getattr(error, "reason", None), *reversed(error.args))
+        inner = next((each for each in behind if isinstance(each, Exception)), None)
+        if inner is None:
+            return _one_line(getattr(error, "strerror", None) or error) or type(error).__name__
+        error = inner
+
+
+def _one_line(text):
+    """Makes what a server says fit to print: one line, no control characters, not too long."""
+    text = "".join(char if char.isprintable() else " " for char in str(text))
+    return " ".join(text.split())[:LONGEST_REASON]

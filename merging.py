@@ -78,6 +78,7 @@ def load_parts(paths):
         arrays, fingerprint = load_arrays(path)
         number = fingerprint.pop("part", None)
         fingerprint.pop("left_out", None)  # the index images that were searched are counted
+        fingerprint.pop("shards", None)  # each part has its own
         if number is None or arrays.keys() != Part.__annotations__.keys():
             raise ExpectedError(
                 f"{path}: not a part of a search; expected a part-K-of-N.npz of retrieval.py; "

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 import search
-from describe import describe_shards, describe_split, gather
+from describe import describe_shards, describe_split, digest_of_shards, gather
 from descriptions import digest_of, load_descriptions, load_if_of, unit_length
 from landmarks import read_image_ids
 from session import QUERIES, part_name
@@ -50,18 +50,19 @@ def search_part(session, describer, wanted, queries, part, image_ids):
         The part's file.
     """
     path = session.path(part_name(part, wanted.num_parts))
-    fingerprint = describer.fingerprint | {
+    source = session.source
+    shards = np.array_split(source.select_shards(wanted.split), wanted.num_parts)[part].tolist()
+    fingerprint = describer.fingerprint_for(source, shards, image_ids) | {
         "part": part,
+        "split": wanted.split,
         "parts": wanted.num_parts,
         "top": wanted.num_nearest,
         "normalise": wanted.normalise,
         "queries": digest_of(queries.image_ids),
-        wanted.split: digest_of(image_ids),
+        "query_shards": digest_of_shards(source, _test_shards(source)),
     }
     if load_if_of(path, fingerprint | {"left_out": []}) is not None:
         return path
-    shards = session.source.select_shards(wanted.split)
-    shards = np.array_split(shards, wanted.num_parts)[part].tolist()
     described, left_out = describe_shards(session, describer, shards, image_ids)
     index = gather(described, describer, wanted.normalise)
     found = search.find_candidates(
@@ -107,8 +108,12 @@ def find_queries(session, describer, given=None, normalise=False):
     Raises:
         ExpectedError: the given file was described by another model or with other settings.
     """
-    test_ids = read_image_ids(session.source.fetch(TEST_CSV))
-    expected = describer.fingerprint_for(test_ids)
+    source = session.source
+    test_ids = read_image_ids(source.fetch(TEST_CSV))
+    shards = _test_shards(source)
+    expected = describer.fingerprint_for(source, shards, test_ids)
+    if not shards:
+        del expected["shards"]
     queries = _load_given(given, expected) if given else _find_usable(session, expected)
     if queries is None:
         queries = describe_split(session, describer, "test", test_ids, QUERIES)
@@ -117,18 +122,22 @@ def find_queries(session, describer, given=None, normalise=False):
     return queries
 
 
+def _test_shards(source):
+    """Lists the test shards; there may be none, since queries of another run serve without them."""
+    return source.select_shards("test") if source.count_shards("test") else []
+
+
 def _load_given(path, expected):
     """Loads the queries that a person named."""
     queries, fingerprint = load_descriptions(path)
-    left_out = fingerprint.pop("left_out", [])
-    if fingerprint != expected:
+    if not expected.items() <= fingerprint.items():
         raise ExpectedError(
             f"{path}: its queries are of {json.dumps(fingerprint)}; expected those of "
             f"{json.dumps(expected)}; give the file of this model, this test.csv and these "
             "settings",
             setting="queries",
         )
-    _tell(path, queries, left_out)
+    _tell(path, queries, fingerprint["left_out"])
     return queries
 
 
@@ -140,8 +149,8 @@ def _find_usable(session, expected):
         except ExpectedError as error:
             say(f"{error}: not used")
             continue
-        left_out = fingerprint.pop("left_out", [])
-        if fingerprint != expected:
+        left_out = fingerprint.get("left_out")
+        if not expected.items() <= fingerprint.items():
             say(f"{path}: of another model or other settings, not used")
         elif left_out and path == session.path(QUERIES):
             return None  # those shards may be whole by now

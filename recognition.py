@@ -96,15 +96,15 @@ def train(session, recipe, valid_shards, valid_every, fresh=False):
     import training
 
     source, data = session.source, recipe.data
-    if fresh:
-        training.forget(session)
     model.check_weights(recipe.network.weights)  # before 450 MB of train.csv are fetched for them
-    shards = source.select_shards("train", *data.train_shards, "--train-shards")
-    held_out = source.select_shards("train", *valid_shards, "--valid-shards")
+    shards = source.select_shards("train", *data.train_shards, "train_shards")
+    held_out = source.select_shards("train", *valid_shards, "valid_shards")
     labels_csv = source.fetch(TRAIN_CLEAN_CSV if data.clean else TRAIN_CSV)
     class_table, labels = read_train_labels(labels_csv, data.min_images)
     say(f"{source}: {len(labels):,} train images of {len(class_table):,} landmarks")
 
+    if fresh:  # nothing was wrong so far
+        training.forget(session)
     images = training.TrainImages(class_table, labels, shards, held_out)
     network = training.train(session, recipe, images, valid_every)
     path = session.path(MODEL)

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from download import SHARD_PATIENCE, download, download_range, online_size
+from download import SHARD_PATIENCE, download, download_range, online_size, refuse_html
 from utils import ExpectedError, MissingFileError, file_md5, require_free_space, say
 
 CVDF_URL = "https://s3.amazonaws.com/google-landmark/"
 NUM_CVDF_SHARDS = {"train": 500, "index": 100, "test": 20}
+MAX_SHARDS = 1000  # in a split: their names have three digits
+# As md5sum writes it, or as BSD's md5 and OpenSSL do: `MD5 (images_000.tar) = <md5>`.
+MD5_LINE = re.compile(r"(?:MD5 ?\(.*\) ?= ?)?([0-9a-fA-F]{32})\b")
 
 TRAIN_CSV = "metadata/train.csv"
 TRAIN_CLEAN_CSV = "metadata/train_clean.csv"
@@ -59,12 +62,15 @@ class Source:
 
     def __init__(self, location, scratch):
         self.scratch = Path(scratch)
-        self.is_online = urlsplit(str(location)).scheme in ("http", "https")
+        self.is_online = re.match("(?i)https?://", str(location)) is not None
         self.location = str(location).rstrip("/") + "/" if self.is_online else Path(location)
-        if not self.is_online and not self.location.is_dir():
+        if self.is_online:
+            _check_address(str(location))
+        elif not self.location.is_dir():
             raise ExpectedError(
                 f"{location}: no such folder; expected a folder or http(s) address in the CVDF "
-                "layout; check --source"
+                "layout",
+                "source",
             )
         self._fetched = {}
         self._splits_without_md5 = set()
@@ -102,9 +108,10 @@ class Source:
                 local = self.location / path
                 if not local.is_file():
                     raise MissingFileError(
-                        f"{local}: no such file; expected the CVDF layout below {self.location}; "
-                        "check --source"
+                        f"{local}: no such file; expected the CVDF layout below {self.location}",
+                        "source",
                     )
+                refuse_html(local, local)
             self._fetched[path] = local
         return self._fetched[path]
 
@@ -123,9 +130,19 @@ class Source:
         if md5 is not None and file_md5(local) != md5:
             raise ExpectedError(
                 f"{local}: md5 differs (expected {md5}); expected the file that {shard.md5_path} "
-                "names; copy it again, or leave it out with the shard options"
+                "names",
+                "skip_bad_shards",
             )
         return local
+
+    def version_of(self, shard):
+        """Gives words that differ for another file of this shard: its md5, or else its size."""
+        md5 = self._expected_md5(shard)
+        if md5 is not None:
+            return md5
+        if self.is_online:
+            return f"{online_size(self.location + shard.path)} bytes"
+        return f"{self.fetch(shard.path).stat().st_size} bytes"
 
     def require_space(self, shard):
         """Raises ExpectedError unless scratch has room for two shards, the most that are there."""
@@ -164,14 +181,20 @@ class Source:
                 )
             self._splits_without_md5.add(shard.split)
             return None
-        if not (match := re.match(r"[0-9a-f]{32}\b", path.read_text(errors="replace"))):
+        match = MD5_LINE.match(path.read_text("utf-8-sig", errors="replace"))
+        if match is None:
             raise ExpectedError(
-                f"{path}: no md5 in it; expected 32 hex characters and a file name; check --source"
+                f"{path}: no md5 in it; expected 32 hex characters and a file name", "source"
             )
-        return match.group()
+        return match[1].lower()
 
     def count_shards(self, split):
-        """Counts the shards of a split: images_000.tar, images_001.tar, ... to the last one."""
+        """Counts the shards of a split: images_000.tar, images_001.tar, ... to the last one.
+
+        Raises:
+            ExpectedError: an address has more shards than a data set has, which is to say that it
+                answers to every name, as a login page does.
+        """
         if str(self.location) == CVDF_URL:
             return NUM_CVDF_SHARDS[split]
         if not self.is_online:
@@ -182,30 +205,58 @@ class Source:
         def has(number):
             return self.exists(Shard(split, number).path)
 
-        upper = 1
+        lower, upper = 0, 1  # the shards below `lower` are there, `upper - 1` is to be asked for
         while has(upper - 1):
-            upper *= 2
-        lower = upper // 2  # the shards below `lower` are there, `upper - 1` is not
+            if upper > MAX_SHARDS:
+                raise ExpectedError(
+                    f"{self}: there are {Shard(split, 0).path} to {Shard(split, MAX_SHARDS).path} "
+                    f"and more; expected at most {MAX_SHARDS} shards, and not an address that "
+                    "answers to every name",
+                    "source",
+                )
+            lower, upper = upper, min(2 * upper, MAX_SHARDS + 1)
         while lower < upper - 1:
             middle = (lower + upper) // 2
             lower, upper = (middle, upper) if has(middle - 1) else (lower, middle)
         return lower
 
-    def select_shards(self, split, first=0, stop=None, option=None):
-        """Lists the shards `first` to `stop - 1` of a split; `option` is what a person changes.
+    def select_shards(self, split, first=0, stop=None, setting=None):
+        """Lists the shards `first` to `stop - 1` of a split.
+
+        Args:
+            split: "train", "index" or "test".
+            first, stop: numbers of shards; None stops after the last one.
+            setting: the setting that chose them; `<split>_shards` where not given.
 
         Raises:
             ExpectedError: the source has no such shards.
         """
-        option = option or f"--{split}-shards"
         num_shards = self.count_shards(split)
         stop = num_shards if stop is None else stop
+        if not num_shards:
+            raise ExpectedError(
+                f"{self}: no {Shard(split, 0).path}; expected shards in the CVDF layout", "source"
+            )
         if not 0 <= first < stop <= num_shards:
             raise ExpectedError(
                 f"{self}: {split} shards {first}:{stop} asked for; expected a range within "
-                f"0:{num_shards}, which is what the source has; change {option}"
-                if num_shards
-                else f"{self}: no {split}/images_000.tar; expected shards in the CVDF layout; "
-                "check --source"
+                f"0:{num_shards}, which is what the source has",
+                setting or f"{split}_shards",
             )
         return [Shard(split, number) for number in range(first, stop)]
+
+
+def _check_address(address):
+    """Raises ExpectedError unless an http(s) address has a host, and a port that is a number."""
+    try:
+        parts = urlsplit(address)
+        host, _ = parts.hostname, parts.port  # each may raise ValueError
+        problem = None if host else "no host in it"
+    except ValueError as error:
+        problem = error
+    if problem:
+        raise ExpectedError(
+            f"{address}: not a valid address ({problem}); expected a folder or http(s) address in "
+            "the CVDF layout",
+            "source",
+        )

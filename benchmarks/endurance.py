@@ -9,7 +9,6 @@ thread watches the disk.
 
 import argparse
 import contextlib
-import functools
 import gc
 import hashlib
 import io
@@ -111,6 +110,11 @@ def serve(pipe, shards, photos):
         pipe.send((num_faults - num_unused, min(len(kinds), len(server.faults))))
 
 
+def download_impatiently(url, path, md5=None, patience=None):
+    """Downloads as `download.download` does, whatever the patience, with short waits."""
+    download(url, path, md5, IMPATIENT)
+
+
 class DiskWatch(threading.Thread):
     """Samples a folder during a `with` block: the most tars in it at a time, and the most bytes."""
 
@@ -180,12 +184,11 @@ def main():
     server = multiprocessing.Process(target=serve, args=(far_end, shards, photos), daemon=True)
     server.start()
     address, size_bytes = pipe.recv()
-    impatient = functools.partial(download, patience=IMPATIENT)
     early = max(1, num_shards // 5)
     with (
         tempfile.TemporaryDirectory() as scratch,
         DiskWatch(Path(scratch)) as watch,
-        mock.patch.object(sources, "download", impatient),
+        mock.patch.object(sources, "download", download_impatiently),
         contextlib.redirect_stderr(io.StringIO()) as told,
     ):
         begin = time.perf_counter()

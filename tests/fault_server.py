@@ -1,5 +1,6 @@
 """A loopback HTTP server for tests whose answers go wrong as a script says."""
 
+import contextlib
 import hashlib
 import re
 import socket
@@ -24,7 +25,9 @@ class Fault:
         ignore_range: answers 200 with the whole file.
         ignore_if_range: answers 206 although the file has changed.
         offset_error: a 206 begins so many bytes too late.
+        longest_range: a 206 has so many bytes at most.
         length_error: added to Content-Length.
+        surplus: sent after the body, beyond its Content-Length.
         corrupt_at: flips the bits of this byte.
         close_after: closes the connection after so many bytes.
         reset_after: resets the connection after so many bytes.
@@ -39,7 +42,9 @@ class Fault:
     ignore_range: bool = False
     ignore_if_range: bool = False
     offset_error: int = 0
+    longest_range: int | None = None
     length_error: int = 0
+    surplus: bytes = b""
     corrupt_at: int | None = None
     close_after: int | None = None
     reset_after: int | None = None
@@ -54,6 +59,8 @@ class Request(NamedTuple):
     path: str
     range: str | None
     if_range: str | None
+    accept_encoding: str | None
+    client_port: int
 
 
 class FaultServer(ThreadingHTTPServer):
@@ -68,13 +75,15 @@ class FaultServer(ThreadingHTTPServer):
     Args:
         files: see above.
         etag: "strong", "weak", or None to send no validator.
+        keep_alive: leaves a connection open for the next request.
     """
 
     daemon_threads = False  # so that closing waits for the last answer
 
-    def __init__(self, files=(), etag="strong"):
+    def __init__(self, files=(), etag="strong", keep_alive=False):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.files, self.etag = dict(files), etag
+        self.files, self.etag, self.keep_alive = dict(files), etag, keep_alive
+        self.connections = set()
         self.faults, self.requests = {}, []
         self.closing = threading.Event()
         self.address = f"http://127.0.0.1:{self.server_port}/"
@@ -87,8 +96,19 @@ class FaultServer(ThreadingHTTPServer):
     def __exit__(self, *exception):
         self.closing.set()
         self.shutdown()
+        for connection in list(self.connections):  # kept alive: nothing more will be asked
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)
         self._thread.join()
         self.server_close()
+
+    def process_request(self, request, client_address):
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request):
+        self.connections.discard(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request, client_address):
         """Stays quiet: a client that leaves early is what some tests are about."""
@@ -116,14 +136,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self):
         self.close_connection = True
-        wanted = self.headers.get("Range"), self.headers.get("If-Range")
-        self.server.requests.append(Request(self.command, self.path, *wanted))
+        wanted = [self.headers.get(name) for name in ("Range", "If-Range", "Accept-Encoding")]
+        port = self.client_address[1]
+        self.server.requests.append(Request(self.command, self.path, *wanted, port))
         fault = self.server.next_fault(self.path)
         if fault.raw is not None:
             self.wfile.write(fault.raw)
             return
         status, headers, body = self.healthy_answer(fault)
-        headers |= {"Content-Length": len(body) + fault.length_error, "Connection": "close"}
+        headers["Content-Length"] = len(body) + fault.length_error
+        if self.server.keep_alive:
+            self.close_connection = False
+        else:
+            headers["Connection"] = "close"
         self.send_response(status)
         for name, value in (headers | fault.headers).items():
             self.send_header(name, value)
@@ -149,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
         if start >= len(content):
             return 416, {"Content-Range": f"bytes */{len(content)}"}, b""
         stop = int(asked[2]) + 1 + fault.offset_error if asked[2] else len(content)
-        stop = min(stop, len(content))
+        stop = min(stop, len(content), start + (fault.longest_range or len(content)))
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
         return 206, headers, content[start:stop]
 
@@ -157,9 +182,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.corrupt_at is not None:
             wrong = bytes([body[fault.corrupt_at] ^ 0xFF])
             body = body[: fault.corrupt_at] + wrong + body[fault.corrupt_at + 1 :]
+        self.close_connection |= fault.close_after is not None
         ends = (fault.close_after, fault.reset_after, fault.drip_after, fault.silence_after)
         end = next((end for end in ends if end is not None), len(body))
-        self.wfile.write(body[:end])
+        self.wfile.write(body[:end] + fault.surplus)  # in one piece, so that they arrive together
         if fault.reset_after is not None:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()

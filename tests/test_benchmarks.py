@@ -24,6 +24,13 @@ def run(monkeypatch, capsys, module, *arguments):
     return capsys.readouterr().out
 
 
+def test_downloads_runs(monkeypatch, capsys):
+    import downloads
+
+    out = run(monkeypatch, capsys, downloads, "--megabytes", 2, "--rounds", 1)
+    assert all(f"| {name} |" in out for name in downloads.WAYS)
+
+
 def test_overlap_runs(monkeypatch, capsys):
     import overlap
 

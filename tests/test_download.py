@@ -11,7 +11,7 @@ from checks import names_in, one_line
 from fault_server import Fault, FaultServer
 
 from download import Patience, download, download_range, online_size
-from utils import ExpectedError, MissingFileError
+from utils import ExpectedError, MissingFileError, in_background
 
 DATA = random.Random(1).randbytes(300_000)
 OTHER = random.Random(2).randbytes(250_000)
@@ -106,11 +106,51 @@ def test_an_answer_that_is_not_http_is_tried_again(server, tmp_path):
     assert fetch(server, tmp_path, Fault(raw=b"nonsense\r\n\r\n")) == DATA
 
 
+@pytest.mark.parametrize(
+    "status_line",
+    [
+        b"nonsense\r\n\r\n",
+        b"two\x85words\x0bof \x1b[31mnonsense\r\n\r\n",
+        b"HTTP/1.1 404 not\x85here \x1b[31m\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 404 " + 60_000 * b"x" + b"\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 404\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 " + 70_000 * b"x" + b"\r\n\r\n",
+    ],
+)
+def test_a_garbage_status_line_is_told_in_one_short_line(server, tmp_path, capsys, status_line):
+    message = fail(server, tmp_path, *[Fault(raw=status_line)] * 5)
+    lines = [message, *capsys.readouterr().err.split("\n")]
+    assert all(line.isprintable() and len(line) < 400 for line in lines)
+    with pytest.raises(ExpectedError) as caught:
+        server.faults[PATH] = [Fault(raw=status_line)] * 5
+        online_size(server.address + PATH[1:], PATIENT)
+    assert one_line(caught.value).isprintable()
+
+
 def test_a_broken_chunked_transfer_continues_where_it_broke(server, tmp_path):
     head = f'HTTP/1.1 200 OK\r\nETag: "{MD5}"\r\nTransfer-Encoding: chunked\r\n\r\n'
     raw = head.encode() + b"3e8\r\n" + DATA[:1000] + b"\r\n3e8\r\n"
     assert fetch(server, tmp_path, Fault(raw=raw)) == DATA
     assert ranges(server) == [None, "bytes=1000-"]
+
+
+def test_a_chunk_of_malformed_length_is_a_broken_transfer(server, tmp_path):
+    head = f'HTTP/1.1 200 OK\r\nETag: "{MD5}"\r\nTransfer-Encoding: chunked\r\n\r\n'
+    raw = head.encode() + b"3e8\r\n" + DATA[:1000] + b"\r\nmany\r\n" + DATA
+    assert fetch(server, tmp_path, Fault(raw=raw)) == DATA
+    assert ranges(server) == [None, "bytes=1000-"]
+
+
+def test_a_length_beside_chunks_is_left_alone(server, tmp_path):
+    head = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
+    fault = Fault(raw=head.encode() + b"3e8\r\n" + DATA[:1000] + b"\r\n0\r\n\r\n")
+    assert fetch(server, tmp_path, fault, md5=None) == DATA[:1000]
+
+
+def test_a_length_that_is_told_twice_counts_once(server, tmp_path):
+    head = "HTTP/1.1 200 OK\r\nContent-Length: 1000, 1000\r\n\r\n"
+    fault = Fault(raw=head.encode() + DATA[:1000])
+    assert fetch(server, tmp_path, fault, md5=None) == DATA[:1000]
 
 
 def test_a_trickle_counts_as_a_broken_transfer(server, tmp_path, capsys):
@@ -137,8 +177,8 @@ def test_a_server_that_breaks_each_time_ends_in_one_line(server, tmp_path):
     message = fail(server, tmp_path, *[Fault(close_after=10)] * 5)
     url = server.address + PATH[1:]
     assert message == (
-        f"{url}: got 50 of 300000 bytes after 5 attempts; expected a whole file; check the "
-        "network and --source, then run the same command again"
+        f"{url}: got 50 of 300000 bytes after 5 attempts; expected a whole file over a working "
+        "network; check --source"
     )
     assert len(server.requests) == 5
 
@@ -167,6 +207,53 @@ def test_a_content_length_that_stays_too_long_is_an_error(server, tmp_path):
 def test_a_content_length_too_short_is_found_out_by_the_md5(server, tmp_path):
     assert fetch(server, tmp_path, Fault(length_error=-10)) == DATA
     assert ranges(server) == [None, None]
+
+
+SURPLUS = [
+    Fault(length_error=-10),
+    Fault(surplus=b"x"),
+    Fault(surplus=b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"),
+]
+
+
+@pytest.mark.parametrize("keep_alive", [False, True])
+@pytest.mark.parametrize("fault", SURPLUS)
+@pytest.mark.parametrize("size_bytes", [1000, len(DATA), 1 << 20])
+def test_a_body_longer_than_its_content_length_is_no_whole_file(
+    tmp_path, monkeypatch, fault, keep_alive, size_bytes
+):
+    monkeypatch.setattr("download.SURPLUS_S", 1.0)  # however busy the machine is
+    content = random.Random(3).randbytes(size_bytes)
+    with FaultServer({PATH: content, "/next": DATA}, keep_alive=keep_alive) as server:
+        message = fail(server, tmp_path, *[fault] * 5, md5=None)
+        announced = size_bytes + fault.length_error
+        assert f": more than the announced {announced} bytes after 5 attempts; " in message
+        assert ranges(server) == [None] * 5
+        assert len({request.client_port for request in server.requests}) == 5
+        monkeypatch.setattr("download.SURPLUS_S", 0.0)
+        assert fetch(server, tmp_path, md5=None) == content
+        download(server.address + "next", tmp_path / "next", patience=PATIENT)
+        assert (tmp_path / "next").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "\xb2", "-5", "ten", ""])
+def test_a_content_length_that_is_no_number_is_left_alone(server, tmp_path, value):
+    fault = Fault(headers={"Content-Length": value})
+    assert fetch(server, tmp_path, fault) == DATA
+    server.faults[PATH] = [fault]
+    assert online_size(server.address + PATH[1:], PATIENT) == 0
+
+
+def test_a_range_that_ends_too_early_is_not_taken_for_the_whole_rest(server, tmp_path):
+    faults = [Fault(close_after=1000), Fault(longest_range=500)]
+    assert fetch(server, tmp_path, *faults, md5=None) == DATA
+    assert ranges(server) == [None, "bytes=1000-", "bytes=1500-"]
+
+
+@pytest.mark.parametrize("status", [201, 204, 205, 300, 304])
+def test_a_status_that_brings_no_file_is_told_at_once(server, tmp_path, status):
+    assert f": HTTP {status}" in fail(server, tmp_path, Fault(status=status), md5=None)
+    assert len(server.requests) == 1
 
 
 def test_a_server_that_ignores_ranges_makes_the_file_begin_again(server, tmp_path):
@@ -239,6 +326,29 @@ def test_a_transfer_with_neither_etag_nor_md5_never_mixes_two_files(tmp_path, et
         assert fetch(server, tmp_path, *faults, md5=None) == OTHER
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<!DOCTYPE html><title>Log in</title>",
+        b"\xef\xbb\xbf\r\n <!-- sorry -->\n<HTML lang='en'>",
+        b"<html>",
+        b'<?xml version="1.0"?><!doctype HTML PUBLIC "-//W3C//DTD XHTML 1.0 Strict//EN">',
+    ],
+)
+@pytest.mark.parametrize("md5", [None, MD5])
+def test_a_web_page_in_place_of_a_file_is_called_so_at_once(server, tmp_path, page, md5):
+    server.files[PATH] = page
+    message = fail(server, tmp_path, md5=md5)
+    assert message.startswith(f"{server.address}train/images_000.tar: an HTML page; expected ")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"<", b"id\n<html>\n", b"<htmlx", b"html", b"<a>" * 999])
+def test_what_only_resembles_a_web_page_is_taken_as_it_is(server, tmp_path, content):
+    server.files[PATH] = content
+    assert fetch(server, tmp_path, md5=None) == content
+
+
 # -------------------------------------------------------------------------------- statuses, waiting
 
 
@@ -294,7 +404,7 @@ def test_retry_after_never_shortens_the_own_wait(server, tmp_path, waits):
     assert 20 <= waits[0] <= 40
 
 
-@pytest.mark.parametrize("value", ["Fri, 31 Dec 2027 23:59:59 GMT", "soon", "-5", ""])
+@pytest.mark.parametrize("value", ["Fri, 31 Dec 2027 23:59:59 GMT", "soon", "-5", "\xb2", ""])
 def test_a_retry_after_without_seconds_is_left_alone(server, tmp_path, waits, value):
     fetch(server, tmp_path, Fault(status=503, headers={"Retry-After": value}))
     assert len(waits) == 1 and waits[0] <= PATIENT.longest_wait_s
@@ -324,6 +434,27 @@ def test_a_redirect_loop_ends_in_one_line(server, tmp_path, waits):
     around = Fault(status=302, headers={"Location": PATH})
     assert "HTTP 302" in fail(server, tmp_path, *[around] * 50)
     assert waits == []
+    assert len(server.requests) <= 11
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "file:///etc/hostname",
+        "ftp://127.0.0.1/a",
+        "http://[::1",
+        "http://a:99999/",
+        "x:",
+    ],
+)
+def test_a_redirect_to_no_web_address_ends_in_one_line(server, tmp_path, waits, location):
+    fault = Fault(status=302, headers={"Location": location})
+    assert fail(server, tmp_path, fault).startswith(server.address)
+    server.faults[PATH] = [fault]
+    with pytest.raises(ExpectedError) as caught:
+        online_size(server.address + PATH[1:], PATIENT)
+    assert one_line(caught.value).startswith(server.address)
+    assert (len(server.requests), waits) == (2, [])
 
 
 def test_an_unreachable_host_ends_in_one_line(tmp_path):
@@ -414,7 +545,9 @@ def test_a_question_to_a_server_that_always_fails_ends_in_one_line(server):
     server.faults[PATH] = [Fault(status=500)] * 5
     with pytest.raises(ExpectedError) as caught:
         online_size(server.address + PATH[1:], PATIENT)
-    assert "HTTP 500 after 5 attempts; expected a reachable host" in one_line(caught.value)
+    assert "HTTP 500 after 5 attempts; expected an answer over a working network" in one_line(
+        caught.value
+    )
 
 
 def test_a_question_honours_retry_after(server, waits):
@@ -466,12 +599,60 @@ def test_a_range_of_a_missing_file_is_told_at_once(server):
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("rest", ["a b.tar", "\x01.tar"])
-def test_an_address_that_is_none_ends_in_one_line(server, tmp_path, rest):
+@pytest.mark.parametrize(
+    "url", ["a b.tar", "\x01.tar", "http://[::1", "http://", "http:///a", "http://a:b/", "ftp://a/"]
+)
+def test_a_malformed_address_ends_in_one_line(server, tmp_path, waits, url):
+    url = url if "://" in url else server.address + url
     for ask in (
-        lambda: online_size(server.address + rest, PATIENT),
-        lambda: download(server.address + rest, tmp_path / "a.tar", MD5, PATIENT),
+        lambda: online_size(url, PATIENT),
+        lambda: download(url, tmp_path / "a.tar", MD5, PATIENT),
+        lambda: download_range(url, 0, 10, PATIENT),
     ):
         with pytest.raises(ExpectedError) as caught:
             ask()
         one_line(caught.value)
+    assert waits == []
+
+
+# ------------------------------------------------------------------------------------ connections
+
+
+def test_one_connection_serves_questions_and_downloads(tmp_path):
+    with FaultServer({PATH: DATA}, keep_alive=True) as server:
+        url = server.address + PATH[1:]
+        for _ in range(2):
+            assert online_size(url, PATIENT) == len(DATA)
+            assert fetch(server, tmp_path) == DATA
+        in_background(download, url, tmp_path / "images.tar", MD5, PATIENT).result()
+        assert len(server.requests) == 5
+        assert len({request.client_port for request in server.requests}) == 1
+
+
+def test_a_connection_that_broke_off_is_not_used_again(tmp_path):
+    with FaultServer({PATH: DATA}, keep_alive=True) as server:
+        assert fetch(server, tmp_path, Fault(close_after=1000), Fault(close_after=1000)) == DATA
+        assert ranges(server) == [None, "bytes=1000-", "bytes=2000-"]
+        assert len({request.client_port for request in server.requests}) == 3
+
+
+def test_downloads_and_questions_at_the_same_time_do_not_mix(tmp_path):
+    files = {f"/{number}": random.Random(number).randbytes(10_000 + number) for number in range(8)}
+    with FaultServer(files, keep_alive=True) as server:
+
+        def ask_and_download(number):
+            url = server.address + str(number)
+            for _ in range(10):
+                assert online_size(url, PATIENT) == 10_000 + number
+                download(url, tmp_path / str(number), patience=PATIENT)
+                assert (tmp_path / str(number)).read_bytes() == files[f"/{number}"]
+
+        for future in [in_background(ask_and_download, number) for number in range(8)]:
+            future.result()
+        assert len({request.client_port for request in server.requests}) <= 8
+
+
+def test_a_file_arrives_as_it_lies_on_the_server(server, tmp_path):
+    fault = Fault(headers={"Content-Encoding": "gzip"})  # though nothing but identity was accepted
+    assert fetch(server, tmp_path, fault) == DATA
+    assert server.requests[0].accept_encoding == "identity"

@@ -474,7 +474,7 @@ def test_a_host_that_cannot_be_reached(data_set, tmp_path, monkeypatch, capsys):
     line = failure(capsys, *small(data_set, tmp_path / "output", "--source", address))
     assert line.startswith(f"error: {address}")
     assert "Connection refused" in line
-    assert line.endswith("; check the network and --source")
+    assert line.endswith(" over a working network; check --source")
 
 
 def test_shards_beyond_those_of_the_source(data_set, tmp_path, capsys):

@@ -644,6 +644,22 @@ def test_what_was_described_for_another_table_of_images_is_described_again(
     assert submission_of(output) == submission_of(searched)
 
 
+@pytest.mark.parametrize("split", ["index", "test"])
+def test_shards_that_were_replaced_are_described_again(world, model, tmp_path, split):
+    source = shutil.copytree(world.folder, tmp_path / "source")
+    arguments = ["--source", source, *common(world, model)[2:], "--parts", 2, "--output"]
+    assert run(*arguments, tmp_path / "output") == 0
+    rng, shard = np.random.default_rng(1), Shard(split, 0)
+    entries = [
+        entry(member_name(image_id), encode(draw(min(LANDMARKS), rng), quality=90))
+        for image_id in world.image_ids[shard]
+    ]
+    write_shard(source, shard, pack(entries))
+    assert run(*arguments, tmp_path / "output") == 0
+    assert run(*arguments, tmp_path / "fresh") == 0
+    assert submission_of(tmp_path / "output") == submission_of(tmp_path / "fresh")
+
+
 @pytest.mark.parametrize("options", [["--no-normalise"], ["--descriptor-dtype", "float16"]])
 def test_a_changed_setting_searches_the_same_parts_again(
     world, model, searched, resumed, tmp_path, options

@@ -1,0 +1,151 @@
+"""How fast is a verified download? The 2019 way, urllib and ours from a server on this machine.
+
+    python benchmarks/downloads.py [--megabytes 512] [--rounds 7]
+
+Each way writes the file and computes its md5. The server is a process of its own and sends with
+sendfile, so that the times are those of the ways themselves. The folder lies in memory where there
+is /dev/shm: a disk would hide the differences.
+"""
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import common
+import numpy as np
+import requests
+from common import median, print_table, print_verdict, ratio
+
+from demo.server import serve
+from download import download
+from utils import CHUNK_BYTES, atomic_write, file_md5
+
+TIMEOUT_S = 30.0
+
+
+def download_as_in_2019(url, path, md5):
+    """Downloads with requests in chunks of 1 KB, then reads the file again for its md5."""
+    with requests.get(url, stream=True, timeout=TIMEOUT_S) as response, open(path, "wb") as file:
+        for chunk in response.iter_content(1024):
+            file.write(chunk)
+    check(file_md5(path), md5)
+
+
+def download_with_large_chunks(url, path, md5):
+    """Downloads with requests in chunks of 1 MB, the md5 while it arrives."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with requests.get(url, stream=True, timeout=TIMEOUT_S) as response, open(path, "wb") as file:
+        for chunk in response.iter_content(CHUNK_BYTES):
+            file.write(chunk)
+            digest.update(chunk)
+    check(digest.hexdigest(), md5)
+
+
+def download_with_urllib(url, path, md5):
+    """Downloads with urllib, reading what has arrived, the md5 while it arrives."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "wb", buffering=0) as file,
+        urllib.request.urlopen(url, timeout=TIMEOUT_S) as response,
+    ):
+        while chunk := response.read1(CHUNK_BYTES):
+            file.write(chunk)
+            digest.update(chunk)
+    check(digest.hexdigest(), md5)
+
+
+def check(found, expected):
+    """Raises ValueError where an md5 differs."""
+    if found != expected:
+        raise ValueError(f"md5 {found}; expected {expected}")
+
+
+WAYS = {
+    "2019: requests, chunks of 1 KB, md5 afterwards": download_as_in_2019,
+    "requests, chunks of 1 MB": download_with_large_chunks,
+    "urllib, read1": download_with_urllib,
+    "ours (download.download)": download,
+}
+OLD, _, URLLIB, OURS = WAYS
+
+
+def serve_folder(pipe, folder):
+    """Serves a folder until told to stop; sends the address."""
+    with serve(folder) as address:
+        pipe.send(address)
+        pipe.recv()
+
+
+def write_file(path, num_megabytes):
+    """Writes random bytes; gives their md5."""
+    rng = np.random.default_rng(0)
+    with open(path, "wb") as file:
+        for _ in range(num_megabytes):
+            file.write(rng.bytes(1_000_000))
+    return file_md5(path)
+
+
+def measure(url, folder, md5, rounds):
+    """Runs the ways in turn; gives (seconds, CPU seconds of this process), name -> list."""
+    cpu_s = {name: [] for name in WAYS}
+
+    def run(name):
+        path = folder / "arrived.tar"
+        cpu_begin, begin = time.process_time(), time.perf_counter()
+        WAYS[name](url, path, md5)
+        seconds = time.perf_counter() - begin
+        cpu_s[name].append(time.process_time() - cpu_begin)
+        path.unlink()
+        return seconds
+
+    seconds = common.measure({name: lambda name=name: run(name) for name in WAYS}, rounds)
+    return seconds, {name: times[-rounds:] for name, times in cpu_s.items()}
+
+
+def main():
+    """Prints the table, as the module's docstring says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--megabytes", type=int, default=512, help="size of the file")
+    parser.add_argument("--rounds", type=int, default=7, help="times that each way is measured")
+    args = parser.parse_args()
+    common.print_machine("requests", "urllib3")
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        folder = Path(folder)
+        (folder / "served").mkdir()
+        md5 = write_file(folder / "served" / "shard.tar", args.megabytes)
+        pipe, far_end = multiprocessing.Pipe()
+        server = multiprocessing.Process(target=serve_folder, args=(far_end, folder / "served"))
+        server.start()
+        try:
+            seconds, cpu_s = measure(f"{pipe.recv()}shard.tar", folder, md5, args.rounds)
+        finally:
+            pipe.send("stop")
+            server.join()
+    print(f"{args.megabytes} MB, {args.rounds} rounds\n")
+    rows = [
+        (
+            name,
+            args.megabytes / median(seconds, name),
+            1 / ratio(seconds, name, OLD),
+            args.megabytes / min(seconds[name]),
+            1000 * median(cpu_s, name) / args.megabytes,
+        )
+        for name in WAYS
+    ]
+    header = ("way", "MB/s", "x the 2019 way", "best round, MB/s", "CPU ms a MB")
+    print_table(header, rows)
+    rate, cpu = 1 / ratio(seconds, OURS, URLLIB), ratio(cpu_s, OURS, URLLIB)
+    print_verdict("at least 0.97x the rate of urllib", rate, rate >= 0.97)
+    print_verdict("at most 1.03x its CPU time", cpu, cpu <= 1.03)
+    common.save_results("downloads", {"seconds": seconds, "cpu_s": cpu_s})
+
+
+if __name__ == "__main__":
+    main()

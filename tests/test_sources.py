@@ -1,0 +1,406 @@
+"""Tests of where a data set comes from: shards, folders, addresses, md5 files."""
+
+import hashlib
+import random
+
+import pytest
+from checks import one_line
+from fault_server import Fault, FaultServer
+
+from sources import CVDF_URL, Shard, Source
+from utils import ExpectedError, MissingFileError
+
+TAR = random.Random(3).randbytes(50_000)
+SHARD = Shard("train", 0)
+
+
+@pytest.fixture(autouse=True)
+def no_waits(monkeypatch):
+    monkeypatch.setattr("download.time.sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def server():
+    with FaultServer() as server:
+        yield server
+
+
+@pytest.fixture
+def online(server, tmp_path):
+    """A source over HTTP with its scratch in `tmp_path`."""
+    return Source(server.address, tmp_path / "scratch")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An empty folder for a source; `add` fills it."""
+    (tmp_path / "source").mkdir()
+    return tmp_path / "source"
+
+
+def add(folder, path, content=b""):
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).write_bytes(content)
+
+
+def md5_line(content, name="images_000.tar"):
+    return f"{hashlib.md5(content).hexdigest()}  {name}\n".encode()
+
+
+def files_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# ------------------------------------------------------------------------------------------ shards
+
+
+def test_a_shard_knows_its_place_in_the_layout():
+    assert Shard("train", 37).path == "train/images_037.tar"
+    assert Shard("train", 37).md5_path == "md5sum/train/md5.images_037.txt"
+    assert Shard("test", 0).path == "test/images_000.tar"
+    assert Shard("index", 1234).path == "index/images_1234.tar"
+
+
+def test_shards_sort_by_split_and_number():
+    shards = [Shard("train", 2), Shard("index", 10), Shard("train", 1)]
+    assert sorted(shards) == [shards[1], shards[2], shards[0]]
+
+
+# ----------------------------------------------------------------------------------------- sources
+
+
+def test_a_source_that_is_neither_folder_nor_address_is_an_expected_error(tmp_path):
+    with pytest.raises(ExpectedError) as caught:
+        Source(tmp_path / "nothing", tmp_path)
+    assert one_line(caught.value) == (
+        f"{tmp_path}/nothing: no such folder; expected a folder or http(s) address in the CVDF "
+        "layout; check --source"
+    )
+    with pytest.raises(ExpectedError):
+        Source("ftp://example.org/", tmp_path)
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://[x]/", "http://", "http://host:port/"])
+def test_a_malformed_address_is_told_before_anything_is_asked(tmp_path, address):
+    with pytest.raises(ExpectedError) as caught:
+        Source(address, tmp_path)
+    assert one_line(caught.value).startswith(f"{address}: not a valid address (")
+    assert one_line(caught.value).endswith("; check --source")
+
+
+def test_an_address_has_one_slash_at_its_end(tmp_path):
+    for address in ("http://host/data", "http://host/data/", "http://host/data//"):
+        assert str(Source(address, tmp_path)) == "http://host/data/"
+
+
+def test_a_folder_is_read_in_place(folder, tmp_path):
+    add(folder, "metadata/test.csv", b"id\n")
+    source = Source(str(folder), tmp_path / "scratch")
+    assert source.fetch("metadata/test.csv") == folder / "metadata/test.csv"
+    assert source.exists("metadata/test.csv")
+    assert not source.exists("metadata/index.csv")
+    assert not source.exists("metadata")
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_file_that_the_folder_lacks_is_told(folder, tmp_path):
+    with pytest.raises(MissingFileError) as caught:
+        Source(folder, tmp_path).fetch("metadata/test.csv")
+    assert one_line(caught.value).startswith(f"{folder}/metadata/test.csv: no such file; ")
+
+
+def test_a_file_is_fetched_once_over_http(server, online, tmp_path):
+    server.files["/metadata/test.csv"] = b"id\n"
+    assert online.fetch("metadata/test.csv") == tmp_path / "scratch" / "metadata/test.csv"
+    assert online.fetch("metadata/test.csv").read_bytes() == b"id\n"
+    assert len(server.requests) == 1
+    assert online.exists("metadata/test.csv")
+    assert not online.exists("metadata/index.csv")
+
+
+def test_a_file_that_the_server_lacks_is_told(server, online):
+    with pytest.raises(MissingFileError) as caught:
+        online.fetch("metadata/test.csv")
+    assert one_line(caught.value).startswith(f"{server.address}metadata/test.csv: HTTP 404")
+
+
+@pytest.mark.parametrize("path", ["metadata/train.csv", SHARD.path, SHARD.md5_path])
+def test_a_web_page_in_place_of_a_file_is_called_so(server, online, folder, tmp_path, path):
+    page = b"<!DOCTYPE html>\n<html><title>Log in</title></html>\n"
+    server.files |= {f"/{SHARD.path}": TAR, f"/{path}": page}
+    add(folder, SHARD.path, TAR)
+    add(folder, path, page)
+    for source in (online, Source(folder, tmp_path)):
+        with pytest.raises(ExpectedError) as caught:
+            source.fetch(path) if path.endswith(".csv") else source.fetch_shard(SHARD)
+        assert one_line(caught.value) == (
+            f"{source.location if source.is_online else f'{folder}/'}{path}: an HTML page; "
+            "expected the file itself and not, say, a login page; check --source"
+        )
+
+
+def test_a_file_of_a_folder_that_cannot_be_read_is_told(folder, tmp_path, monkeypatch):
+    add(folder, "metadata/test.csv", b"id\n")
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(ExpectedError) as caught:
+        Source(folder, tmp_path).fetch("metadata/test.csv")
+    assert "test.csv: cannot be read (Permission denied); expected " in one_line(caught.value)
+
+
+# ---------------------------------------------------------------------------------- counting shards
+
+
+@pytest.mark.parametrize("num_shards", range(10))
+def test_the_shards_of_a_folder_are_counted(folder, tmp_path, num_shards):
+    for number in range(num_shards):
+        add(folder, Shard("index", number).path)
+    add(folder, "train/images_000.tar")  # another split
+    assert Source(folder, tmp_path).count_shards("index") == num_shards
+
+
+@pytest.mark.parametrize("num_shards", range(10))
+def test_the_shards_of_a_server_are_counted_with_few_questions(server, online, num_shards):
+    server.files |= {f"/{Shard('index', number).path}": b"x" for number in range(num_shards)}
+    assert online.count_shards("index") == num_shards
+    assert len(server.requests) <= 8
+    assert {request.method for request in server.requests} == {"HEAD"}
+
+
+def test_a_hundred_shards_are_counted_with_few_questions(server, online):
+    server.files |= {f"/{Shard('index', number).path}": b"x" for number in range(100)}
+    assert online.count_shards("index") == 100
+    assert len(server.requests) <= 15
+
+
+@pytest.mark.parametrize("num_shards", [511, 512, 513, 999, 1000])
+def test_many_shards_are_counted_with_few_questions(server, online, num_shards):
+    server.files |= {f"/{Shard('index', number).path}": b"x" for number in range(num_shards)}
+    assert online.count_shards("index") == num_shards
+    assert len(server.requests) <= 21
+
+
+class _AnswersAll(dict):
+    """Files of a server that answers every address with the same page."""
+
+    def get(self, path, default=None):
+        return b"<html>Please log in</html>"
+
+
+def test_a_server_that_answers_to_every_name_is_told_after_few_questions(server, online):
+    server.files = _AnswersAll()
+    with pytest.raises(ExpectedError) as caught:
+        online.select_shards("train")
+    assert one_line(caught.value) == (
+        f"{server.address}: there are train/images_000.tar to train/images_1000.tar and more; "
+        "expected at most 1000 shards, and not an address that answers to every name; "
+        "check --source"
+    )
+    assert len(server.requests) <= 11
+
+
+@pytest.mark.parametrize("address", [CVDF_URL, CVDF_URL.rstrip("/")])
+def test_the_shards_of_the_real_data_set_are_known(tmp_path, address):
+    source = Source(address, tmp_path)
+    counts = [source.count_shards(split) for split in ("train", "index", "test")]
+    assert counts == [500, 100, 20]
+    assert source.select_shards("train", 10, 12) == [Shard("train", 10), Shard("train", 11)]
+
+
+def test_shards_are_selected_as_a_half_open_range(folder, tmp_path):
+    for number in range(5):
+        add(folder, Shard("train", number).path)
+    source = Source(folder, tmp_path)
+    assert source.select_shards("train") == [Shard("train", number) for number in range(5)]
+    assert source.select_shards("train", 3) == [Shard("train", 3), Shard("train", 4)]
+    assert source.select_shards("train", 1, 3) == [Shard("train", 1), Shard("train", 2)]
+    assert source.select_shards("train", 4, 5) == [Shard("train", 4)]
+
+
+@pytest.mark.parametrize(("first", "stop"), [(0, 6), (5, 6), (5, None), (3, 3), (4, 2), (-1, 2)])
+def test_shards_that_are_not_there_cannot_be_selected(folder, tmp_path, first, stop):
+    for number in range(5):
+        add(folder, Shard("train", number).path)
+    with pytest.raises(ExpectedError) as caught:
+        Source(folder, tmp_path).select_shards("train", first, stop)
+    assert one_line(caught.value) == (
+        f"{folder}: train shards {first}:{5 if stop is None else stop} asked for; expected a range "
+        "within 0:5, which is what the source has; change --train-shards"
+    )
+
+
+def test_the_setting_of_a_wrong_choice_of_shards_can_be_named(folder, tmp_path):
+    add(folder, SHARD.path)
+    with pytest.raises(ExpectedError) as caught:
+        Source(folder, tmp_path).select_shards("train", 0, 2, "valid_shards")
+    assert one_line(caught.value).endswith("; change --valid-shards")
+
+
+def test_a_source_without_shards_says_so(folder, tmp_path):
+    with pytest.raises(ExpectedError) as caught:
+        Source(folder, tmp_path).select_shards("test")
+    assert one_line(caught.value) == (
+        f"{folder}: no test/images_000.tar; expected shards in the CVDF layout; check --source"
+    )
+
+
+# ---------------------------------------------------------------------------------- fetching shards
+
+
+def test_a_right_shard_is_fetched_and_discarded(server, online, tmp_path, capsys):
+    server.files |= {f"/{SHARD.path}": TAR, f"/{SHARD.md5_path}": md5_line(TAR)}
+    local = online.fetch_shard(SHARD)
+    assert local == tmp_path / "scratch" / SHARD.path
+    assert local.read_bytes() == TAR
+    online.discard_shard(SHARD)
+    assert files_below(tmp_path / "scratch") == [SHARD.md5_path]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_discarded_shard_can_be_fetched_again(server, online):
+    server.files |= {f"/{SHARD.path}": TAR, f"/{SHARD.md5_path}": md5_line(TAR)}
+    online.fetch_shard(SHARD)
+    online.discard_shard(SHARD)
+    online.discard_shard(SHARD)  # twice is no fault
+    assert online.fetch_shard(SHARD).read_bytes() == TAR
+
+
+def test_a_shard_with_the_wrong_md5_is_an_error_and_not_kept(server, online, tmp_path):
+    server.files |= {f"/{SHARD.path}": TAR, f"/{SHARD.md5_path}": md5_line(b"another")}
+    with pytest.raises(ExpectedError) as caught:
+        online.fetch_shard(SHARD)
+    assert f"md5 differs (expected {hashlib.md5(b'another').hexdigest()})" in one_line(caught.value)
+    assert files_below(tmp_path / "scratch") == [SHARD.md5_path]
+
+
+def test_a_shard_that_arrives_damaged_once_is_right_in_the_end(server, online):
+    server.files |= {f"/{SHARD.path}": TAR, f"/{SHARD.md5_path}": md5_line(TAR)}
+    server.faults[f"/{SHARD.path}"] = [Fault(corrupt_at=40_000), Fault(close_after=10_000)]
+    assert online.fetch_shard(SHARD).read_bytes() == TAR
+
+
+def test_a_missing_shard_is_told(server, online):
+    server.files[f"/{SHARD.md5_path}"] = md5_line(TAR)
+    with pytest.raises(MissingFileError) as caught:
+        online.fetch_shard(SHARD)
+    assert one_line(caught.value).startswith(f"{server.address}{SHARD.path}: HTTP 404")
+
+
+def test_a_missing_md5_file_is_told_once_for_a_split(server, online, capsys):
+    shards = [Shard("train", 0), Shard("train", 1), Shard("index", 0), Shard("index", 1)]
+    server.files |= {f"/{shard.path}": TAR for shard in shards}
+    for shard in shards:
+        assert online.fetch_shard(shard).read_bytes() == TAR
+    assert capsys.readouterr().err.splitlines() == [
+        f"{server.address}: no md5 file for {split}/images_000.tar; such shards are checked by "
+        "length alone"
+        for split in ("train", "index")
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"0123456789abcdef  short",
+        b"g" * 32,
+        b"0" * 33,
+        b"MD5 (images_000.tar) = 0123",
+        b"SHA1 (images_000.tar) = " + b"0" * 40,
+    ],
+)
+def test_a_malformed_md5_file_is_an_error(server, online, content):
+    server.files |= {f"/{SHARD.path}": TAR, f"/{SHARD.md5_path}": content}
+    with pytest.raises(ExpectedError) as caught:
+        online.fetch_shard(SHARD)
+    assert "no md5 in it; expected 32 hex characters" in one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{md5}",
+        "{MD5}  images_000.tar\n",
+        "{md5} *images_000.tar\r\n",
+        "\ufeff{md5}  images_000.tar\n",
+        "MD5 (images_000.tar) = {md5}\n",
+        "MD5 (images (old).tar) = {MD5}\n",
+        "MD5(images_000.tar)= {md5}\n",
+    ],
+)
+def test_the_md5_is_found_however_it_is_written(server, online, folder, tmp_path, line):
+    md5 = hashlib.md5(TAR).hexdigest()
+    line = line.format(md5=md5, MD5=md5.upper()).encode()
+    server.files |= {f"/{SHARD.path}": TAR, f"/{SHARD.md5_path}": line}
+    assert online.fetch_shard(SHARD).read_bytes() == TAR
+    add(folder, SHARD.path, TAR)
+    add(folder, SHARD.md5_path, line)
+    assert Source(folder, tmp_path).fetch_shard(SHARD) == folder / SHARD.path
+    add(folder, SHARD.path, TAR[1:])
+    with pytest.raises(ExpectedError, match=f"md5 differs .expected {md5}"):
+        Source(folder, tmp_path).fetch_shard(SHARD)
+
+
+def test_a_shard_of_a_folder_is_checked_and_stays(folder, tmp_path):
+    add(folder, SHARD.path, TAR)
+    add(folder, SHARD.md5_path, md5_line(TAR))
+    source = Source(folder, tmp_path)
+    assert source.fetch_shard(SHARD) == folder / SHARD.path
+    source.discard_shard(SHARD)
+    assert (folder / SHARD.path).read_bytes() == TAR
+
+
+def test_a_damaged_shard_of_a_folder_is_an_error(folder, tmp_path):
+    add(folder, SHARD.path, TAR[:-1])
+    add(folder, SHARD.md5_path, md5_line(TAR))
+    with pytest.raises(ExpectedError) as caught:
+        Source(folder, tmp_path).fetch_shard(SHARD)
+    assert one_line(caught.value).startswith(f"{folder}/{SHARD.path}: md5 differs (expected ")
+    assert one_line(caught.value).endswith("or leave it out with --skip-bad-shards")
+
+
+def test_a_folder_without_md5_files_is_told_once(folder, tmp_path, capsys):
+    add(folder, "train/images_000.tar", TAR)
+    add(folder, "train/images_001.tar", TAR)
+    source = Source(folder, tmp_path)
+    assert source.fetch_shard(Shard("train", 0)) == folder / "train/images_000.tar"
+    assert source.fetch_shard(Shard("train", 1)) == folder / "train/images_001.tar"
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_scratch_needs_room_for_two_shards(server, online, tmp_path):
+    server.files[f"/{SHARD.path}"] = TAR
+    online.require_space(SHARD)
+    server.faults[f"/{SHARD.path}"] = [Fault(headers={"Content-Length": 10**17})]
+    with pytest.raises(ExpectedError) as caught:
+        online.require_space(SHARD)
+    message = one_line(caught.value)
+    assert message.startswith(f"{tmp_path}/scratch: ")
+    assert "expected 210000000.00 GB or more for two shards; " in message
+    assert [request.method for request in server.requests] == ["HEAD", "HEAD"]
+
+
+def test_a_folder_needs_no_room(folder, tmp_path):
+    Source(folder, tmp_path / "scratch").require_space(SHARD)
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_part_of_a_shard_is_read_without_fetching_it(server, online, folder, tmp_path):
+    server.files[f"/{SHARD.path}"] = TAR
+    add(folder, SHARD.path, TAR)
+    for source in (online, Source(folder, tmp_path)):
+        assert source.read_range(SHARD, 1000, 24) == TAR[1000:1024]
+    assert [request.range for request in server.requests] == ["bytes=1000-1023"]
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_part_beyond_the_end_of_a_shard_is_an_error(server, online, folder, tmp_path):
+    server.files[f"/{SHARD.path}"] = TAR
+    add(folder, SHARD.path, TAR)
+    for source in (online, Source(folder, tmp_path)):
+        with pytest.raises(ExpectedError) as caught:
+            source.read_range(SHARD, len(TAR) - 10, 24)
+        one_line(caught.value)
