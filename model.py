@@ -52,7 +52,8 @@ BACKBONES = {
 }
 
 to_numpy = keras.ops.convert_to_numpy  # of a variable, on every backend
-DESCRIPTOR = "descriptor"  # the layer that gives it
+DESCRIPTOR, LOGITS = "descriptor", "logits"  # the layers that give them
+HEAD_LAYERS = ("pooling", "neck", "neck_norm", DESCRIPTOR, LOGITS)
 POOLING = (keras.layers.GlobalMaxPooling2D, keras.layers.GlobalAveragePooling2D)
 
 # md5 of the published ImageNet weights without top that people pass as a file.
@@ -88,34 +89,59 @@ def precision():
 # ------------------------------------------------------------------------------------- networks
 
 
-def build_network(network, image_size, num_classes, num_steps):
-    """Builds the network to train: images -> pooled descriptor -> logits.
+def build_network(recipe, num_classes, num_steps, weights=None):
+    """Builds the network to train: images -> descriptor -> logits, or cosines.
 
     Args:
-        network: `recipes.Network`.
-        image_size: side of the square images, in pixels.
+        recipe: `Recipe`.
         num_classes: size of the class table.
         num_steps: training steps to come.
+        weights: of the backbone, instead of the recipe's.
 
     Returns:
         keras.Model, (batch, image_size, image_size, 3) uint8 RGB -> (batch, num_classes) float32.
-        Its layer "descriptor" gives (batch, 2048) (MobileNetV2: 1280).
+        Its layer "descriptor" gives (batch, d): the neck's values, or 2048 of ResNet50.
 
     Raises:
         ExpectedError: the weights cannot be loaded or do not match.
     """
-    images = keras.Input((image_size, image_size, 3), dtype="uint8", name="images")
-    features = _build_backbone(BACKBONES[network.backbone], images, network.weights)
+    network, weights = recipe.network, weights or recipe.network.weights
+    size = recipe.data.image_size
+    images = keras.Input((size, size, 3), dtype="uint8", name="images")
+    features = _build_backbone(BACKBONES[network.backbone], images, weights)
     backbone = keras.Model(images, features)
     shorten_batch_norm_memory(backbone, num_steps)
-    if network.weights == "none":
+    if weights == "none":
         start_blocks_as_identity(backbone)
-    descriptors = keras.layers.GlobalMaxPooling2D(name=DESCRIPTOR)(features)
+    descriptors = _build_descriptor(network, features)
+    return keras.Model(images, _build_head(recipe.loss, num_classes)(descriptors), name=backbone.name)
+
+
+def _build_descriptor(network, features):
+    """Pools the features, and puts the neck behind that where there is one."""
+    name = "pooling" if network.neck else DESCRIPTOR
+    pooling = {
+        "max": partial(keras.layers.GlobalMaxPooling2D, name=name),
+        "average": partial(keras.layers.GlobalAveragePooling2D, name=name),
+        "gem": partial(layers.GeM, network.gem_p, network.gem_learnt, name=name),
+        "token": partial(layers.ClassToken, name=name),
+    }[network.pooling]
+    pooled = pooling()(features)
+    if not network.neck:
+        return pooled
+    values = keras.layers.Dense(network.neck, use_bias=False, name="neck")(pooled)
+    values = keras.layers.BatchNormalization(name="neck_norm")(values)
+    return layers.UnitLength(name=DESCRIPTOR)(values)
+
+
+def _build_head(loss, num_classes):
+    """Gives the last layer: descriptors -> logits or cosines, float32."""
+    if loss.loss != "softmax":
+        return layers.CosineHead(num_classes, loss.sub_centers, name=LOGITS)
     # float32 under mixed precision too: 55k logits in float16 would round the softmax away.
     # The maxima of 2048 channels are large: small first weights keep the first loss at ln(classes).
     small = keras.initializers.RandomNormal(stddev=0.01)
-    head = keras.layers.Dense(num_classes, kernel_initializer=small, dtype="float32", name="logits")
-    return keras.Model(images, head(descriptors), name=network.backbone)
+    return keras.layers.Dense(num_classes, kernel_initializer=small, dtype="float32", name=LOGITS)
 
 
 def _build_backbone(backbone, images, weights):
@@ -190,21 +216,60 @@ def start_blocks_as_identity(backbone):
             layer.gamma.assign(np.zeros(layer.gamma.shape, np.float32))
 
 
-def compile_network(network, learning_rate):
-    """Makes a network trainable: Adam on the cross-entropy of integer class indices."""
+def compile_network(network, recipe, class_sizes):
+    """Makes a network trainable with the recipe's optimizer and loss.
+
+    Args:
+        network: keras.Model of `build_network`.
+        recipe: `Recipe`.
+        class_sizes: (num_classes,) int, the train images of each landmark.
+    """
     network.compile(
-        optimizer=agree_on_overflow(keras.optimizers.Adam(learning_rate)),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        optimizer=build_optimizer(recipe.training, _is_of_head),
+        loss=_build_loss(recipe.loss, network, class_sizes),
         metrics=["sparse_categorical_accuracy"],
         # XLA makes the step slower on a CPU (measured 0.62x under TensorFlow).
         jit_compile="auto" if list_gpus() or keras.backend.backend() != "tensorflow" else False,
     )
 
 
-def build_classifier(network):
-    """Adds the softmax: images -> probabilities (batch, num_classes) float32."""
+def _is_of_head(variable):
+    """Tells whether a variable belongs to what is put on top of the backbone."""
+    return variable.path.split("/")[0] in HEAD_LAYERS
+
+
+def _build_loss(loss, network, class_sizes):
+    weights = layers.class_weights(class_sizes) if loss.class_weights else None
+    if loss.loss == "softmax" and weights is None:
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    kind = "softmax" if loss.loss in ("softmax", "cosine") else loss.loss
+    margins = layers.dynamic_margins(class_sizes) if loss.dynamic_margin else loss.margin
+    scale = scale_of(loss, len(class_sizes))
+    return layers.MarginLoss(kind, scale, margins, network.get_layer(LOGITS), weights)
+
+
+def scale_of(loss, num_classes):
+    """Gives what the network's outputs are multiplied by before the softmax."""
+    if loss.loss == "softmax":
+        return 1.0
+    return loss.scale or layers.adacos_scale(num_classes)
+
+
+def build_classifier(network, loss):
+    """Adds what makes outputs confidences: images -> (batch, num_classes) float32.
+
+    Args:
+        network: keras.Model of `build_network`.
+        loss: `recipes.Loss`; its confidence is a probability or, of a cosine head, the cosine.
+    """
+    outputs = network.output
+    if loss.loss != "softmax":
+        if loss.confidence == "cosine":
+            return keras.Model(network.input, outputs, name=network.name)
+        scale = scale_of(loss, outputs.shape[-1])
+        outputs = keras.layers.Rescaling(scale, dtype="float32", name="scale")(outputs)
     softmax = keras.layers.Activation("softmax", dtype="float32", name="probabilities")
-    return keras.Model(network.input, softmax(network.output), name=network.name)
+    return keras.Model(network.input, softmax(outputs), name=network.name)
 
 
 def build_predictor(classifier, flipped_too=False):
@@ -279,7 +344,7 @@ def save_recogniser(network, path, class_table, recipe):
         recipe: `Recipe`.
     """
     page = {"landmark_ids": class_table.landmark_ids.tolist(), "recipe": recipe.as_page()}
-    save_model(build_classifier(network), path, page)
+    save_model(build_classifier(network, recipe.loss), path, page)
 
 
 def save_model(model, path, page):

@@ -51,6 +51,11 @@ class TrainImages:
     shards: list
     held_out: list
 
+    @property
+    def class_sizes(self):
+        """(num_classes,) int64, the train images of each landmark."""
+        return np.bincount(self.labels.class_indices, minlength=len(self.class_table))
+
 
 # ------------------------------------------------------------------------------- the whole run
 
@@ -87,6 +92,7 @@ def train(session, recipe, images, valid_every):
     _require_space(session, network)
     valid = load_valid_images(session, recipe, images, describe_done(rows, plan))
     reading = reading_of(recipe, images.labels)
+    num_classes = len(images.class_table)
     steps_of_shard = count_steps(session, recipe, images) / len(plan)
     num_skippable = session.num_skippable(len(images.shards))
     num_skippable -= sum(bool(row["problem"]) for row in rows)
@@ -103,7 +109,7 @@ def train(session, recipe, images, valid_every):
         row |= train_mini_epoch(replicas, network, stream, pace, session.stop, done)
         is_milestone = (mini_epoch + 1) % valid_every == 0 or mini_epoch + 1 == len(plan)
         if is_milestone:
-            row |= validate(replicas, network, valid)
+            row |= validate(replicas, network, valid, model.scale_of(recipe.loss, num_classes))
         rows.append(row)
         save_checkpoint(session, network, recipe, images, rows)
         write_history(session, rows, is_milestone)
@@ -269,13 +275,16 @@ def load_valid_images(session, recipe, images, done):
     return batches
 
 
-def validate(replicas, network, batches):
-    """Measures loss and accuracy on the held-out images; the history row's valid_ columns."""
+def validate(replicas, network, batches, scale=1.0):
+    """Measures loss and accuracy on the held-out images; the history row's valid_ columns.
+
+    A margin is left out: it would make a landmark harder to name than it is.
+    """
     losses, hits = [], []
     for batch in batches:
         (logits,) = replicas.predict_on_batch(network, batch.images)
         logits = logits[: len(batch.image_ids)]  # the rest only fills the batch
-        losses.append(cross_entropy(logits, batch.class_indices))
+        losses.append(cross_entropy(scale * logits, batch.class_indices))
         hits.append(logits.argmax(axis=1) == batch.class_indices)
     if not losses:
         return {}
@@ -386,13 +395,11 @@ def begin_or_continue(session, recipe, images):
     saved = load_checkpoint(session)
     if saved:
         _check_continues(saved[0], saved[2], recipe, images)
+    num_steps = count_steps(session, recipe, images)
     network = model.build_network(
-        recipe.network if not saved else dataclasses.replace(recipe.network, weights="none"),
-        recipe.data.image_size,
-        len(images.class_table),
-        count_steps(session, recipe, images),
+        recipe, len(images.class_table), num_steps, weights="none" if saved else None
     )
-    model.compile_network(network, recipe.training.learning_rate)
+    model.compile_network(network, recipe, images.class_sizes)
     network.optimizer.build(network.trainable_variables)
     if not saved:
         return network, []
