@@ -19,6 +19,7 @@ ADVICE = {
     "scratch": "free some space or choose another --scratch",
     "skip_bad_shards": "check the shard, or leave it out with --skip-bad-shards",
     "fresh": "start over with --fresh",
+    "any_build": "push it again by its name, or keep it with --any-build",
 }
 
 

@@ -304,7 +304,7 @@ def test_a_run_that_has_no_time_stops_in_good_order(data_set, tmp_path, tiny_bac
     captured = capsys.readouterr()
     assert captured.out == ""
     assert re.fullmatch(
-        r"stopped by --max-hours: .+; run the same command again to continue",
+        r"stopped by the time limit: .+; run the same command again to continue",
         captured.err.splitlines()[-1],
     )
 

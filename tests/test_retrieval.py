@@ -592,7 +592,7 @@ def test_a_part_that_ran_out_of_time_says_how_far_it_came_and_continues(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[-1] == (
-        "stopped by --max-hours: 2 of 7 index shards described; run the same command again to "
+        "stopped by the time limit: 2 of 7 index shards described; run the same command again to "
         "continue"
     )
     assert run(*arguments) == 0
@@ -615,7 +615,7 @@ def test_a_damaged_file_of_descriptors_is_described_again(
     path.write_bytes(damage(path.read_bytes()))
     assert run(*common(world, model), "--output", resumed, "--parts", 2) == 0
     assert fetched == [Shard("index", 2)]
-    assert re.search(rf"{path}: .*: describing it again\n", capsys.readouterr().err)
+    assert re.search(rf"{path}: .*: making it again\n", capsys.readouterr().err)
     assert submission_of(resumed) == submission_of(searched)
 
 
@@ -731,7 +731,7 @@ def test_a_part_that_is_missing_is_named_with_the_command_that_makes_it(world, r
     (resumed / "part-3-of-6.npz").unlink()
     assert run("merge", "--source", world.folder, "--output", resumed) == 1
     assert error_of(capsys.readouterr()) == (
-        "error: part 3 of 6 is missing; expected all parts; run retrieval.py --part 3 --parts 6"
+        "error: part 3 of 6 is missing; expected all parts; search part 3 of 6 first"
     )
 
 

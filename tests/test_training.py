@@ -244,7 +244,7 @@ def test_a_mini_epoch_that_would_not_fit_into_the_time_is_not_begun(data_set, tm
         def requested(self, needed_s=0.0):
             return needed_s > 0
 
-    with pytest.raises(StoppedError, match="stopped by --max-hours: 1 of 6 mini-epochs done"):
+    with pytest.raises(StoppedError, match="stopped by the time limit: 1 of 6 mini-epochs done"):
         run(data_set.folder, tmp_path, ShortOfTime())  # how long the first takes is not known
 
 
