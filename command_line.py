@@ -22,6 +22,7 @@ ADVICE = {
     "scratch": "free some space or choose another --scratch",
     "skip_bad_shards": "check the shard, or leave it out with --skip-bad-shards",
     "fresh": "or start over with --fresh",
+    "any_build": "push it again by its name, or keep it with --any-build",
 }
 
 
@@ -173,12 +174,11 @@ def parse_session(parser, argv):
 def session_settings(args):
     """Picks the arguments of `session.open_session` from a parsed command line."""
     return {
-        "source": args.source,
+        "source": None if args.demo else args.source,
         "output": args.output,
         "scratch": args.scratch,
         "max_hours": args.max_hours,
         "skips_bad_shards": args.skip_bad_shards,
-        "demo": args.demo,
     }
 
 

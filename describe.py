@@ -1,6 +1,6 @@
 """One forward pass over a split: the landmark, its confidence and the descriptor of every image.
 
-Recognition takes the landmarks, retrieval all of it. Imports Keras, by way of `model`.
+Recognition takes the landmarks, retrieval all of it. Imports Keras, via `model`.
 """
 
 import dataclasses

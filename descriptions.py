@@ -1,11 +1,11 @@
 """Per-image outputs of the network, and their files."""
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from utils import ExpectedError, load_arrays, save_arrays, say
+from utils import Column, ExpectedError, check_arrays, load_arrays, save_arrays, say
 
 NORMALISED_ROWS = 4096  # at a time: float32 copies of more would not stay small
 
@@ -37,6 +37,16 @@ class Descriptions:
     def places(self):
         """(n, 3) int64: shard number, offset and size, to find the pictures again."""
         return np.column_stack([self.shard_numbers, self.locations])
+
+
+COLUMNS = {
+    "image_ids": Column("uint64", ("images",)),
+    "landmark_ids": Column("int64", ("images",)),
+    "confidences": Column("float32", ("images",), at_least=0),
+    "descriptors": Column("float32 float16", ("images", "channels")),
+    "shard_numbers": Column("int16", ("images",), at_least=0),
+    "locations": Column("int64", ("images", 2), at_least=0),
+}
 
 
 def concatenate(pieces):
@@ -78,30 +88,46 @@ def save_descriptions(path, descriptions, fingerprint):
 
 
 def load_descriptions(path):
-    """Reads what `save_descriptions` wrote: (`Descriptions`, fingerprint)."""
+    """Reads and checks what `save_descriptions` wrote: (`Descriptions`, fingerprint)."""
+    return _load(path, COLUMNS)
+
+
+def load_queries(path):
+    """Reads and checks descriptions whose image ids ascend: (`Descriptions`, fingerprint)."""
+    in_order = replace(COLUMNS["image_ids"], order="increasing")
+    return _load(path, COLUMNS | {"image_ids": in_order})
+
+
+def _load(path, columns):
     arrays, fingerprint = load_arrays(path)
-    try:
-        return Descriptions(**arrays), fingerprint
-    except TypeError as error:
+    if arrays.keys() != columns.keys():
         raise ExpectedError(
             f"{path}: it holds {', '.join(sorted(arrays))[:80]}; expected descriptions; "
             "give a queries.npz or a file of descriptors/"
-        ) from error
+        )
+    check_arrays(path, arrays, columns)
+    return Descriptions(**arrays), fingerprint
 
 
-def load_if_of(path, fingerprint):
-    """Reads the arrays of a whole file of this fingerprint, or gives None; logs why if damaged."""
+def load_if_of(path, fingerprint, load=load_arrays):
+    """Gives what a whole file of this fingerprint holds, or None; logs why if it is damaged.
+
+    Args:
+        path: the file; it need not be there.
+        fingerprint: dict.
+        load: function of the path that gives (contents, fingerprint), or raises ExpectedError.
+    """
     if not path.exists():
         return None
     try:
-        arrays, found = load_arrays(path)
+        contents, found = load(path)
     except ExpectedError as error:
-        say(f"{error}; making it again")
+        say(f"{error}: making it again")
         return None
-    return arrays if found == fingerprint else None
+    return contents if found == fingerprint else None
 
 
 def load_image_ids(path, fingerprint):
     """Reads the image ids of a whole file of descriptions of this fingerprint, or gives None."""
-    arrays = load_if_of(path, fingerprint)
-    return None if arrays is None else arrays["image_ids"]
+    descriptions = load_if_of(path, fingerprint, load_descriptions)
+    return None if descriptions is None else descriptions.image_ids

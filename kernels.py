@@ -2,7 +2,7 @@
 
     python kernels.py build --user NAME    write kernels/: eight folders, ready to push
     python kernels.py run                  push all in order, wait, collect (and --submit)
-    python kernels.py push part-3          push one again, whatever became of it before
+    python kernels.py push part-3          push one again, whatever its last state
     python kernels.py status               what Kaggle has of each
     python kernels.py collect              download the results of the last sessions
     python kernels.py submit               check both submissions and hand them in
@@ -92,6 +92,11 @@ def build(args):
     """Checks the options of a build and writes the kernels."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", args.user):
         raise ExpectedError(f"--user {args.user}; expected a name on Kaggle; check it")
+    for dataset in args.dataset:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+", dataset):
+            raise ExpectedError(
+                f"--dataset {dataset}; expected owner/slug, as in the address of its page; check it"
+            )
     extra = {
         entry: parse_arguments(entry, getattr(args, f"{entry}_args"))
         for entry in ("recognition", "retrieval")

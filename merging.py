@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils import ExpectedError, load_arrays
+from utils import Column, ExpectedError, check_arrays, load_arrays
 
 QUERY_BLOCK = 4096  # queries at a time: with 6 parts of 200 candidates, 0.3 GB
 
@@ -41,6 +41,20 @@ class Part:
         return rows, self.positions[chosen], self.distances[chosen]
 
 
+COLUMNS = {
+    "query_ids": Column("uint64", ("queries",), order="increasing"),
+    "query_landmarks": Column("int64", ("queries",)),
+    "query_places": Column("int64", ("queries", 3), at_least=0),
+    "index_ids": Column("uint64", ("index images",), order="increasing"),
+    "index_landmarks": Column("int64", ("index images",)),
+    "index_places": Column("int64", ("index images", 3), at_least=0),
+    "row_ends": Column("int64", ("queries",), at_least=0, order="ascending"),
+    "positions": Column("int32", ("candidates",), at_least=0, below="index images"),
+    "distances": Column("float32", ("candidates",), at_least=0),
+}
+OF_ALL_PARTS = ("query_ids", "query_landmarks", "query_places")  # columns that parts share
+
+
 @dataclass(frozen=True)
 class Ranking:
     """The best index images of every query.
@@ -73,36 +87,66 @@ def load_parts(paths):
     Raises:
         ExpectedError: a part is missing, repeated, damaged, or of another search.
     """
-    parts, first_path, shared = {}, None, None
+    parts, first = {}, None
     for path in paths:
-        arrays, fingerprint = load_arrays(path)
-        number = fingerprint.pop("part", None)
+        part, fingerprint = load_part(path)
+        number = fingerprint.pop("part")
         fingerprint.pop("left_out", None)  # the index images that were searched are counted
         fingerprint.pop("shards", None)  # each part has its own
-        if number is None or arrays.keys() != Part.__annotations__.keys():
-            raise ExpectedError(
-                f"{path}: not a part of a search; expected a part-K-of-N.npz of retrieval.py; "
-                "leave it out"
-            )
-        if shared is None:
-            first_path, shared = path, fingerprint
-        for key in fingerprint.keys() | shared.keys():
-            if fingerprint.get(key) != shared.get(key):
-                raise ExpectedError(
-                    f"{path}: {key} is {fingerprint.get(key)}, but {shared.get(key)} in "
-                    f"{first_path}; expected parts of one search; search the odd one again"
-                )
+        first = first or (path, part, fingerprint)
+        _require_one_search(path, part, fingerprint, *first)
         if number in parts:
             raise ExpectedError(
                 f"{path}: part {number} is given twice; expected each part once; leave one out"
             )
-        parts[number] = Part(**arrays)
+        parts[number] = part
+    shared = first[2]
     if missing := sorted(set(range(shared["parts"])) - parts.keys()):
         raise ExpectedError(
             f"part {', '.join(map(str, missing))} of {shared['parts']} is missing; expected all "
-            f"parts; run retrieval.py --part {missing[0]} --parts {shared['parts']}"
+            f"parts; search part {missing[0]} of {shared['parts']} first"
         )
     return [parts[number] for number in sorted(parts)], shared
+
+
+def _require_one_search(path, part, fingerprint, first_path, first, shared):
+    """Raises ExpectedError if a part is of another search than the first one."""
+    for key in fingerprint.keys() | shared.keys():
+        if fingerprint.get(key) != shared.get(key):
+            raise ExpectedError(
+                f"{path}: {key} is {fingerprint.get(key)}, but {shared.get(key)} in "
+                f"{first_path}; expected parts of one search; search the odd one again"
+            )
+    for name in OF_ALL_PARTS:
+        if not np.array_equal(getattr(part, name), getattr(first, name)):
+            raise ExpectedError(
+                f"{path}: its {name} are not those of {first_path}; expected parts of one search; "
+                "search the odd one again"
+            )
+
+
+def load_part(path):
+    """Reads a part file and checks what is in it, whoever wrote it: (`Part`, its fingerprint).
+
+    Raises:
+        ExpectedError: it is damaged, or not a part.
+    """
+    arrays, fingerprint = load_arrays(path)
+    number, num_parts, top = (fingerprint.get(key) for key in ("part", "parts", "top"))
+    is_part = all(type(value) is int for value in (number, num_parts, top))
+    if arrays.keys() != COLUMNS.keys() or not (is_part and 0 <= number < num_parts and top > 0):
+        raise ExpectedError(
+            f"{path}: not a part of a search; expected a part-K-of-N.npz of retrieval.py; "
+            "leave it out"
+        )
+    check_arrays(path, arrays, COLUMNS)
+    ends, num_candidates = arrays["row_ends"], len(arrays["positions"])
+    if (ends[-1] if len(ends) else 0) != num_candidates:
+        raise ExpectedError(
+            f"{path}: its rows do not end with its {num_candidates} candidates; expected a part as "
+            "retrieval.py writes it; search it again"
+        )
+    return Part(**arrays), fingerprint
 
 
 def merge_parts(parts, divisor, num_nearest):

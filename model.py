@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from landmarks import ClassTable
-from utils import ExpectedError, atomic_write, file_md5, muted_stderr, say
+from utils import ExpectedError, atomic_write, file_md5, muted_stderr, require_true_sizes, say
 
 with muted_stderr():  # TensorFlow's start-up chatter
     import keras
@@ -285,7 +285,7 @@ def build_predictor(classifier, flipped_too=False):
         keras.Model, images -> [class indices (batch,) int32, confidences (batch,) float32,
         descriptors (batch, 2048) float32].
     """
-    both = keras.Model(classifier.input, [classifier.output, _descriptor_layer(classifier).output])
+    both = keras.Model(classifier.input, [classifier.output, _find_descriptor(classifier).output])
     images = keras.Input(classifier.input.shape[1:], dtype="uint8", name="images")
     pixels = keras.ops.cast(images, classifier.input.dtype)  # the 2019 model takes float32
     probabilities, descriptors = both(pixels)
@@ -299,10 +299,11 @@ def build_predictor(classifier, flipped_too=False):
     return keras.Model(images, [class_indices, confidences, descriptors], name="predictor")
 
 
-def _descriptor_layer(classifier):
-    """Finds the layer that describes: by its name, or by its type in the model of 2019."""
+def _find_descriptor(classifier):
+    """Finds the layer that describes by its name, or by its type in the model of 2019; or None."""
     named = [layer for layer in classifier.layers if layer.name == DESCRIPTOR]
-    return (named or [layer for layer in classifier.layers if isinstance(layer, POOLING)])[-1]
+    pooling = [layer for layer in classifier.layers if isinstance(layer, POOLING)]
+    return (named or pooling or [None])[-1]
 
 
 # --------------------------------------------------------------------------------------- files
@@ -375,27 +376,64 @@ def load_model(path):
     path = Path(path)
     if not path.is_file():
         raise ExpectedError(
-            f"{path}: no such file; expected a model written by recognition.py; check --model"
+            f"{path}: no such file; expected a model written by recognition.py", setting="model"
         )
+    whole = "a whole .keras file; take another copy, or train again"
     try:
         with zipfile.ZipFile(path) as archive:
+            require_true_sizes(archive)
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
             has_page = LANDMARKS_MEMBER in archive.namelist()
             page = json.loads(archive.read(LANDMARKS_MEMBER)) if has_page else {}
-        if "landmark_ids" not in page:
-            raise ExpectedError(
-                f"{path}: no class table in it; expected a model written by recognition.py, which "
-                "knows the landmark of each output; check --model"
-            )
-        with muted_stderr():  # TensorFlow looks for a GPU here, and tells of it
-            model = keras.models.load_model(path)
-    except (zipfile.BadZipFile, ValueError, TypeError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged archive can fail anywhere
+        raise ExpectedError(f"{path}: {_reason(error)}; expected {whole}") from error
+    _check_page(path, page)
+    return _load_keras(path, whole), page
+
+
+def _check_page(path, page):
+    """Raises ExpectedError unless the page has a table of landmarks."""
+    if not isinstance(page, dict) or "landmark_ids" not in page:
         raise ExpectedError(
-            f"{path}: {str(error).splitlines()[0]}; expected a whole .keras file; "
+            f"{path}: no class table in it; expected a model written by recognition.py, which "
+            "knows the landmark of each output",
+            setting="model",
+        )
+    ids = page["landmark_ids"]
+    wrong = [ids] if not isinstance(ids, list) else [
+        one for one in ids if type(one) is not int or not 0 <= one < 1 << 63
+    ]  # fmt: skip
+    if wrong or len(set(ids)) != len(ids):
+        what = f"has {json.dumps(wrong[0])[:40]}" if wrong else "names a landmark twice"
+        raise ExpectedError(
+            f"{path}: its class table {what}; expected landmark ids from 0 up, each once; "
             "take another copy, or train again"
-        ) from error
-    return model, page
+        )
+
+
+def _load_keras(path, expected, file=None, **options):
+    """Loads a model file by Keras, which never runs code from it.
+
+    Args:
+        path: the file, for the message.
+        expected: what it should be, and what to do.
+        file: where it is, if not at `path`.
+        options: of `keras.models.load_model`.
+    """
+    try:
+        with muted_stderr():  # TensorFlow looks for a GPU here, and tells of it
+            return keras.models.load_model(file or path, **options)
+    except Exception as error:  # a file of somebody else can fail anywhere in Keras
+        reason = _reason(error)
+        if "safe_mode" in str(error):  # Keras advises to pass safe_mode=False, which runs the code
+            reason = "it carries code (a Lambda layer or the like), so it is never loaded"
+            expected = "nothing but Keras' own layers; take another model, or train one"
+        raise ExpectedError(f"{path}: {reason}; expected {expected}") from error
+
+
+def _reason(error):
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def load_recogniser(path, read_2019_classes=None):
@@ -410,21 +448,53 @@ def load_recogniser(path, read_2019_classes=None):
         `Recogniser`.
 
     Raises:
-        ExpectedError: as `load_model` does; or the outputs are not those of the 2019 table.
+        ExpectedError: as `load_model` does; or the network is no recogniser; or the outputs are not
+            those of the 2019 table.
     """
     if read_2019_classes and h5py.is_hdf5(path):
-        classifier, class_table = _load_hdf5(path), read_2019_classes()
+        classifier = _load_hdf5(path)
+        _check_network(path, classifier)
+        class_table = read_2019_classes()
         origin = "the classes of 2019 in this source's train.csv"
     else:
         classifier, page = load_model(path)
+        _check_network(path, classifier)
         class_table = ClassTable(np.array(page["landmark_ids"], np.int64))
         origin = "the landmarks in the file"
     if classifier.output.shape[-1] != len(class_table):
         raise ExpectedError(
             f"{path}: {classifier.output.shape[-1]} outputs; expected {len(class_table)}, one for "
-            f"each of {origin}; check --model and --source, or train again"
+            f"each of {origin}; take the model of this source, or train again"
         )
     return Recogniser(classifier, class_table)
+
+
+def _check_network(path, network):
+    """Raises ExpectedError unless a network takes images and describes and classifies them."""
+    ends = [getattr(network, name, None) or [] for name in ("inputs", "outputs")]
+    num_inputs, num_outputs = map(len, ends)
+    descriptor = _find_descriptor(network)
+    if isinstance(network, keras.Sequential):
+        problem = "a Sequential network"
+    elif (num_inputs, num_outputs) != (1, 1):
+        problem = f"a network of {num_inputs} inputs and {num_outputs} outputs"
+    elif not _is_square_rgb(ends[0][0].shape):
+        problem = f"a network of images of the shape {tuple(ends[0][0].shape[1:])}"
+    elif len(ends[1][0].shape) != 2:
+        problem = f"a network of outputs of the shape {tuple(ends[1][0].shape[1:])}"
+    elif descriptor is None or len(descriptor.output.shape) != 2:
+        problem = "a network without a layer that describes the image"
+    else:
+        return
+    raise ExpectedError(
+        f"{path}: {problem}; expected a recogniser, square RGB images to one probability for each "
+        "landmark, written by recognition.py",
+        setting="model",
+    )
+
+
+def _is_square_rgb(shape):
+    return len(shape) == 4 and shape[1] is not None and tuple(shape[1:]) == (shape[1], shape[1], 3)
 
 
 def _load_hdf5(path):
@@ -432,12 +502,9 @@ def _load_hdf5(path):
     with tempfile.TemporaryDirectory() as folder:
         named = Path(folder, "model.h5")  # Keras goes by the name, and the file is a `.model`
         named.symlink_to(Path(path).resolve())
-        try:
-            with muted_stderr():
-                loaded = keras.models.load_model(named, compile=False)
-        except (ValueError, TypeError, KeyError, OSError) as error:
-            raise ExpectedError(
-                f"{path}: {str(error).splitlines()[0]}; expected a whole model saved by Keras 2; "
-                "take another copy"
-            ) from error
-    return keras.Model(loaded.inputs[0], loaded.outputs[0])  # Keras 2 put each into a list
+        expected = "a whole model saved by Keras 2; take another copy"
+        loaded = _load_keras(path, expected, named, compile=False)
+    inputs, outputs = getattr(loaded, "inputs", None), getattr(loaded, "outputs", None)
+    if not (inputs and outputs and len(inputs) == len(outputs) == 1):
+        return loaded
+    return keras.Model(inputs[0], outputs[0])  # Keras 2 put each into a list

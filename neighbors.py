@@ -9,6 +9,7 @@ from PIL import Image
 from landmarks import format_image_id
 from metrics import average_precision
 from sources import Shard
+from utils import ExpectedError
 
 NUM_SHOWN = 10  # nearest images in a row
 NUM_ROWS_EACH = 2  # best, median and worst queries
@@ -20,12 +21,14 @@ class Picture:
     """An image of the source and what is written about it.
 
     Attributes:
+        image_id: 16 hex characters.
         shard: `Shard` that holds it.
         location: its (offset, size) in bytes there.
         caption: lines to write under it.
         is_right: it shows what the query shows; None where nobody knows.
     """
 
+    image_id: str
     shard: Shard
     location: tuple
     caption: str
@@ -63,11 +66,12 @@ def choose_rows(parts, ranking, solution, names):
             image_id = format_image_id(ranking.image_ids[place])
             caption = f"{ranking.distances[place]:.4g}\n{name(part.index_landmarks[position])}"
             is_right = None if relevant is None else image_id in relevant
-            nearest.append(_picture("index", part.index_places[position], caption, is_right))
+            shard, location = _locate("index", part.index_places[position])
+            nearest.append(Picture(image_id, shard, location, caption, is_right))
         caption = f"query\n{name(parts[0].query_landmarks[query])}"
-        return NeighborRow(
-            _picture("test", parts[0].query_places[query], caption), title, tuple(nearest)
-        )
+        shard, location = _locate("test", parts[0].query_places[query])
+        query_id = format_image_id(ranking.query_ids[query])
+        return NeighborRow(Picture(query_id, shard, location, caption), title, tuple(nearest))
 
     def name(landmark_id):
         return names.get(int(landmark_id), f"landmark {landmark_id}")[:24]
@@ -97,9 +101,9 @@ def choose_rows(parts, ranking, solution, names):
     ]
 
 
-def _picture(split, place, caption, is_right=None):
+def _locate(split, place):
     number, offset, size = place.tolist()
-    return Picture(Shard(split, number), (offset, size), caption, is_right)
+    return Shard(split, number), (offset, size)
 
 
 def draw_neighbors(source, rows):
@@ -113,7 +117,7 @@ def draw_neighbors(source, rows):
         matplotlib Figure.
 
     Raises:
-        ExpectedError: the source does not give an image.
+        ExpectedError: the source does not give an image, or gives one that cannot be decoded.
     """
     from matplotlib.figure import Figure  # slow to import, and --help must answer at once
 
@@ -135,13 +139,27 @@ def draw_neighbors(source, rows):
 
 
 def _draw_picture(source, picture, axes, colour):
-    data = source.read_range(picture.shard, *picture.location)
-    with Image.open(io.BytesIO(data)) as image:
-        image.draft("RGB", (256, 256))
-        thumbnail = image.convert("RGB")
-    thumbnail.thumbnail((256, 256))
-    axes.imshow(thumbnail)
+    axes.imshow(_read_thumbnail(source, picture))
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel(picture.caption, fontsize=8)
     for spine in axes.spines.values():
         spine.set(color=colour, linewidth=3.5)
+
+
+def _read_thumbnail(source, picture):
+    """Reads a `Picture` as a PIL image of at most 256 x 256 pixels."""
+    try:
+        data = source.read_range(picture.shard, *picture.location)
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft("RGB", (256, 256))
+            thumbnail = image.convert("RGB")
+    except ExpectedError:  # names the shard already
+        raise
+    except Exception as error:  # Pillow raises what it likes on a damaged file
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ExpectedError(
+            f"{picture.shard.path}: image {picture.image_id}: {reason}; expected a picture at byte "
+            f"{picture.location[0]}; take another copy of the shard, or search it again"
+        ) from error
+    thumbnail.thumbnail((256, 256))
+    return thumbnail

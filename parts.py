@@ -11,7 +11,7 @@ import numpy as np
 
 import search
 from describe import describe_shards, describe_split, digest_of_shards, gather
-from descriptions import digest_of, load_descriptions, load_if_of, unit_length
+from descriptions import digest_of, load_if_of, load_queries, unit_length
 from landmarks import read_image_ids
 from session import QUERIES, part_name
 from sources import TEST_CSV
@@ -129,7 +129,7 @@ def _test_shards(source):
 
 def _load_given(path, expected):
     """Loads the queries that a person named."""
-    queries, fingerprint = load_descriptions(path)
+    queries, fingerprint = load_queries(path)
     if not expected.items() <= fingerprint.items():
         raise ExpectedError(
             f"{path}: its queries are of {json.dumps(fingerprint)}; expected those of "
@@ -145,7 +145,7 @@ def _find_usable(session, expected):
     """Loads the first whole file of queries of this fingerprint, or gives None."""
     for path in session.find_all(QUERIES):
         try:
-            queries, fingerprint = load_descriptions(path)
+            queries, fingerprint = load_queries(path)
         except ExpectedError as error:
             say(f"{error}: not used")
             continue

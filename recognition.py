@@ -74,7 +74,7 @@ def parse_arguments(argv):
 def main(argv=None):
     """Trains, predicts and scores, as the module's docstring shows."""
     args = parse_arguments(argv)
-    with open_session(**session_settings(args)) as session:
+    with open_session("recognition", **session_settings(args)) as session:
         if args.step != "predict":
             recipe = Recipe.of(vars(args))
             train(session, recipe, args.valid_shards, args.valid_every, args.fresh)

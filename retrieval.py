@@ -115,7 +115,8 @@ def parse_arguments(argv):
 def main(argv=None):
     """Searches parts of the index and merges them, as the module's docstring shows."""
     args = parse_arguments(argv)
-    with open_session(**session_settings(args)) as session:
+    name = "retrieval" if args.part is None else f"part-{args.part}"
+    with open_session(name, **session_settings(args)) as session:
         if args.step == "merge":
             files = args.files or find_parts(session, args.parts)
         else:

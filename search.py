@@ -1,4 +1,4 @@
-"""Exact nearest neighbours that do not depend on how the index was split.
+"""Exact nearest neighbors that do not depend on how the index was split.
 
 faiss computes |x|^2 + |y|^2 - 2xy in blocks, so that its distances carry rounding noise that
 depends on the block. Here faiss only proposes candidates; their distances are computed again in one

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from on_kaggle import kernel
 from sources import Source
-from utils import ExpectedError, Stop, copy_file, say, scratch_folder
+from utils import ExpectedError, Stop, copy_file, hold_folder, say, scratch_folder
 
 # The output folder, as written by recognition.py ...
 CHECKPOINT = "checkpoint/training.npz"
@@ -108,25 +108,30 @@ class Session:
 
 
 @contextlib.contextmanager
-def open_session(source, output, scratch, max_hours=None, skips_bad_shards=False, demo=False):
-    """Opens a session.
+def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards=False):
+    """Opens a session, and keeps others of its name out of the output.
 
     Args:
-        source: folder or address of the data set; not used with `demo`.
+        name: what runs, e.g. `recognition`.
+        source: folder or address of the data set; None draws the miniature landmark world, serves
+            it, and takes that.
         output, scratch: folders for results and downloads.
         max_hours: time to stop after, or None.
         skips_bad_shards: as in `Session`.
-        demo: draw the miniature landmark world, serve it, and take it as the source.
 
     Yields:
         `Session`.
+
+    Raises:
+        ExpectedError: another run holds the output.
     """
     # What Pillow warns of is a bad image, which is counted and named anyway.
     warnings.filterwarnings("ignore", module="PIL")
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop(max_hours))
+        stack.enter_context(hold_folder(output, name))
         folder = stack.enter_context(scratch_folder(scratch))
-        if demo:
+        if source is None:
             from demo import open_world  # a folder of its own: nobody else loads it
 
             world = open_world(scratch / "demo-world", output / DEMO_PICTURE)

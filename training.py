@@ -1,6 +1,6 @@
 """The training run: mini-epochs over a stream of shards, validation, checkpoint, history.
 
-Imports Keras, by way of `model`.
+Imports Keras, via `model`.
 """
 
 import csv

@@ -1,6 +1,7 @@
-"""Nothing about landmarks: one-line errors, atomic files, background work, stopping in time."""
+"""Nothing about landmarks: one-line errors, files, locks, background work, stopping in time."""
 
 import contextlib
+import fcntl
 import glob
 import hashlib
 import json
@@ -14,13 +15,16 @@ import tempfile
 import threading
 import time
 import zipfile
-import zlib
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 CHUNK_BYTES = 1 << 20
+PAGE_MEMBER = "page.npy"  # of an .npz file of ours
+BLOCK_ROWS = 4096  # looked at at a time, where the answer takes memory of its own
+MAX_COMPRESSED_BYTES = 64 << 20  # what the small members of an archive may hold unpacked
 
 
 class ExpectedError(Exception):
@@ -44,7 +48,7 @@ class MissingFileError(ExpectedError):
 
 
 class StoppedError(Exception):
-    """The run was asked to stop and did so in good order.
+    """The run was asked to stop, and stopped cleanly.
 
     Args:
         stop: the `Stop` that asked.
@@ -92,8 +96,8 @@ def atomic_write(path):
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
         raise ExpectedError(
-            f"{path}: cannot be written ({reason}); expected a writable folder with free space; "
-            "free some space or choose another --output"
+            f"{path}: cannot be written ({reason}); expected a writable folder with free space",
+            setting="output",
         ) from error
     finally:
         with contextlib.suppress(OSError):  # not there, or its folder is none
@@ -101,40 +105,154 @@ def atomic_write(path):
 
 
 def save_arrays(path, page, **arrays):
-    """Writes NumPy arrays and a page of facts as one atomic .npz file.
+    """Writes NumPy arrays and a page of facts as one atomic .npz file, with a digest of both.
 
     Args:
         path: the file, ending in .npz.
-        page: dict that JSON can hold.
+        page: dict that JSON can hold, without the key "digest".
         arrays: name -> array.
     """
     with atomic_write(path) as temporary:
-        np.savez(temporary, page=json.dumps(page), **arrays)
+        np.savez(temporary, **arrays)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            page = page | {"digest": _digest_of(page, archive)}
+            with archive.open(PAGE_MEMBER, "w") as member:
+                np.lib.format.write_array(member, np.array(json.dumps(page)))
+
+
+def _digest_of(page, archive):
+    """Gives 32 hex characters that differ for another page or other arrays.
+
+    The archive has a checksum of each array with its dtype and shape, which is verified whenever
+    the array is read. The digest binds them together, so that it costs nothing.
+    """
+    members = [info for info in archive.infolist() if info.filename != PAGE_MEMBER]
+    facts = sorted((info.filename, info.file_size, info.CRC) for info in members)
+    return hashlib.md5(json.dumps([page, facts]).encode(), usedforsecurity=False).hexdigest()
 
 
 def load_arrays(path):
-    """Reads what `save_arrays` wrote, all of it, so that damage shows here.
+    """Reads what `save_arrays` wrote, all of it, so that damage and edits show here.
 
     Returns:
         (dict of arrays, page).
 
     Raises:
-        ExpectedError: no such file, a damaged one, or another kind of file.
+        ExpectedError: no such file, a damaged or edited one, or another kind of file.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
+            require_true_sizes(file.zip)
             arrays = {name: file[name] for name in file.files}
-        return arrays, json.loads(str(arrays.pop("page")))
-    except (
-        *(OSError, EOFError, zipfile.BadZipFile, zlib.error),  # damaged
-        *(ValueError, LookupError, TypeError, AttributeError, RuntimeError),  # of another kind
-    ) as error:
-        reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
+            page = json.loads(str(arrays.pop("page")))
+            if not isinstance(page, dict):
+                raise ValueError(f"its page is {json.dumps(page)[:80]}, not a table of facts")
+            digest = page.pop("digest", None)  # older files have none
+            if digest not in (None, _digest_of(page, file.zip)):
+                raise ValueError("it was changed after it was written (its digest differs)")
+        return arrays, page
+    except Exception as error:  # a damaged file or one of another kind can fail anywhere
+        reason = str(getattr(error, "strerror", None) or error or type(error).__name__)
+        reason = reason.splitlines()[0]
         reason = "not an .npz file" if "pickle" in reason else reason  # NumPy's guess
         raise ExpectedError(
             f"{path}: {reason}; expected a whole file written by this project; "
             "write or copy it again"
         ) from error
+
+
+def require_true_sizes(archive):
+    """Refuses a zip archive whose members would fill the memory, before any of them is read.
+
+    Large members (weights, arrays) are stored as they are; small ones may be compressed.
+
+    Raises:
+        zipfile.BadZipFile: they claim to be much larger than the file itself.
+    """
+    archive.fp.seek(0, os.SEEK_END)
+    file_bytes = archive.fp.tell()
+    claimed_bytes = sum(info.file_size for info in archive.infolist())
+    if claimed_bytes > 2 * file_bytes + MAX_COMPRESSED_BYTES:
+        raise zipfile.BadZipFile(
+            f"{file_bytes / 1e6:.1f} MB that claim to hold {claimed_bytes / 1e6:,.1f} MB"
+        )
+
+
+@dataclass(frozen=True)
+class Column:
+    """What an array of a file must be.
+
+    Attributes:
+        dtypes: names of the dtypes that it may have, separated by spaces.
+        shape: tuple of a number or a name for each axis; axes of one name are of one length.
+        at_least: its lowest value, or None where there is no bound. Floats are finite anyway.
+        below: its values are below the length of the axes of this name.
+        order: "ascending" (repetitions may be) or "increasing", of a one-dimensional array.
+    """
+
+    dtypes: str
+    shape: tuple
+    at_least: float | None = None
+    below: str | None = None
+    order: str | None = None
+
+
+def check_arrays(path, arrays, columns):
+    """Checks arrays that were read from a file, whoever wrote it.
+
+    Args:
+        path: the file, for the message.
+        arrays: dict, name -> array.
+        columns: dict, name -> `Column`; the same names.
+
+    Raises:
+        ExpectedError: an array is missing or too many, or not what its column says.
+    """
+    try:
+        if arrays.keys() != columns.keys():
+            raise ValueError(f"it holds {', '.join(sorted(arrays))[:80] or 'nothing'}")
+        lengths = {}
+        for name, column in columns.items():
+            _check_shape(name, arrays[name], column, lengths)
+        for name, column in columns.items():
+            _check_values(name, arrays[name], column, lengths)
+    except ValueError as error:
+        raise ExpectedError(
+            f"{path}: {error}; expected {', '.join(columns)} as this project writes them; "
+            "write it again"
+        ) from error
+
+
+def _check_shape(name, array, column, lengths):
+    if array.dtype.name not in column.dtypes.split():
+        raise ValueError(f"{name} is {array.dtype}, not {column.dtypes.replace(' ', ' or ')}")
+    if array.ndim == len(column.shape):
+        wanted = [
+            lengths.setdefault(axis, length) if isinstance(axis, str) else axis
+            for axis, length in zip(column.shape, array.shape, strict=True)
+        ]
+    else:
+        wanted = [lengths.get(axis, axis) for axis in column.shape]
+    if list(array.shape) != wanted:
+        found, expected = (", ".join(map(str, shape)) for shape in (array.shape, wanted))
+        raise ValueError(f"{name} has the shape ({found}), not ({expected})")
+
+
+def _check_values(name, array, column, lengths):
+    blocks = range(0, len(array), BLOCK_ROWS) if array.dtype.kind == "f" else ()
+    if not all(np.isfinite(array[begin : begin + BLOCK_ROWS]).all() for begin in blocks):
+        raise ValueError(f"{name} has values that are no finite numbers")
+    if column.at_least is not None and array.size and array.min() < column.at_least:
+        raise ValueError(f"{name} has {array.min()}, not {column.at_least} or more")
+    if column.below is not None and array.size and array.max() >= lengths[column.below]:
+        raise ValueError(
+            f"{name} has {array.max()}, not numbers below the {lengths[column.below]} of "
+            f"{column.below}"
+        )
+    if column.order:
+        is_right = np.less if column.order == "increasing" else np.less_equal
+        if not is_right(array[:-1], array[1:]).all():
+            raise ValueError(f"{name} is not {column.order}")
 
 
 def copy_file(source, path):
@@ -239,7 +357,7 @@ def run_ahead(make_iterator, num_ahead, is_stopped=lambda: False):
 
 
 class Stop:
-    """Asks a long job to stop in good order: at a time limit, on SIGTERM, or on Ctrl-C.
+    """Asks a long job to stop cleanly: at a time limit, on SIGTERM, or on Ctrl-C.
 
     A second Ctrl-C interrupts at once.
 
@@ -302,8 +420,8 @@ def scratch_folder(parent):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExpectedError(
-            f"{parent}: cannot be made ({error.strerror}); expected a folder to write to; "
-            "choose another --scratch"
+            f"{parent}: cannot be made ({error.strerror}); expected a folder to write to",
+            setting="scratch",
         ) from error
     try:
         yield folder
@@ -322,18 +440,102 @@ def _is_running(process_id):
 
 
 @contextlib.contextmanager
+def hold_folder(folder, name):
+    """Keeps other runs of this name out of a folder; the lock of a dead process does not count.
+
+    Args:
+        folder: what is held; made where missing.
+        name: what runs there, e.g. `recognition` or `part-3`. Runs of different names share the
+            folder.
+
+    Raises:
+        ExpectedError: another run holds it, or it cannot be written to.
+    """
+    path = Path(folder) / f".running-{name}"
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file = _open_locked(path)
+    except OSError as error:
+        raise ExpectedError(
+            f"{path}: cannot be written ({error.strerror}); expected a writable folder",
+            setting="output",
+        ) from error
+    with file:
+        facts = (os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))
+        file.truncate(0)
+        file.write("process {} on {} since {}".format(*facts))
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _open_locked(path):
+    """Opens a file and locks it, or raises ExpectedError with what its holder wrote into it."""
+    while True:
+        with contextlib.ExitStack() as closing:
+            file = closing.enter_context(open(path, "a+", encoding="utf-8", errors="replace"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = " ".join(file.read(200).split()) or "a process that has just begun"
+                raise ExpectedError(
+                    f"{path.parent}: in use by {holder}; expected one run at a time in a folder; "
+                    "wait for its end, or choose another folder"
+                ) from error
+            except OSError:
+                pass  # a network folder that knows no locks: better unguarded than refused
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    closing.pop_all()
+                    return file
+        # Its holder removed it between the opening and the locking: once more.
+
+
+@contextlib.contextmanager
 def muted_stderr():
-    """Swallows what native libraries print to stderr in the block; shows it if the block fails."""
-    sys.stderr.flush()
-    original = os.dup(2)
-    with tempfile.TemporaryFile() as buffer:
+    """Swallows what native libraries print to stderr in the block; shows it if the block fails.
+
+    Ctrl-C ends the block at once, inside of a `Stop` too, whose answer nobody would see.
+    """
+    with _interruptible() as presses, tempfile.TemporaryFile() as buffer:
+        sys.stderr.flush()
+        original = os.dup(2)
         os.dup2(buffer.fileno(), 2)
         try:
             yield
         except BaseException:
             buffer.seek(0)
-            os.write(original, buffer.read())
+            if not presses:
+                os.write(original, buffer.read())
             raise
         finally:
             os.dup2(original, 2)
             os.close(original)
+
+
+@contextlib.contextmanager
+def _interruptible():
+    """Lets Ctrl-C interrupt the block, even where a library swallows the exception.
+
+    Yields:
+        A list that is not empty once Ctrl-C was pressed.
+    """
+    presses = []
+
+    def interrupt(number, frame):
+        presses.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield presses
+        return
+    handler = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield presses
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if presses:
+            raise KeyboardInterrupt

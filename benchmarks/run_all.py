@@ -2,7 +2,7 @@
 
     python benchmarks/run_all.py [decode search_speed ...]
 
-Each stands in the README between `<!-- NAME -->` and `<!-- end -->`.
+Each is in the README between `<!-- NAME -->` and `<!-- end -->`.
 """
 
 import argparse

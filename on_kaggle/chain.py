@@ -197,7 +197,7 @@ class Chain:
             time.sleep(POLL_S)
 
     def push_again(self, names):
-        """Pushes these kernels whatever became of their last sessions."""
+        """Pushes these kernels whatever the state of their last sessions."""
         self.look_at_all()
         for name in [name for name in self.built if name in names]:
             state, kernel_id = self.states[name], self.built[name].id
@@ -264,8 +264,9 @@ class Chain:
         if state.status == "absent":
             if self.num_pushes[name]:
                 raise ExpectedError(
-                    f"{built.id}: it was pushed, but Kaggle does not know it; expected it under "
-                    "this name; look for it on kaggle.com, and check --user"
+                    f"{built.id}: it was pushed, but Kaggle does not know it; expected it on "
+                    "kaggle.com under this owner",
+                    setting="user",
                 )
             return False
         if state.status != "COMPLETE":
@@ -294,7 +295,8 @@ class Chain:
         if is_other_build and not self.any_build:
             raise ExpectedError(
                 f"{built.id}: finished by build {state.build}; expected "
-                f"{built.build}, which is in {built.folder}; {again}, or keep it with --any-build"
+                f"{built.build}, which is in {built.folder}",
+                setting="any_build",
             )
         return True
 

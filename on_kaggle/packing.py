@@ -5,13 +5,13 @@
 
 import ast
 import base64
+import contextlib
 import hashlib
+import importlib
 import io
 import json
 import re
 import shlex
-import subprocess
-import sys
 import textwrap
 import zipfile
 from dataclasses import dataclass
@@ -118,7 +118,7 @@ def run():
             command_line.run_command_line(main)
         except SystemExit as stop:
             # Kaggle may throw the output of a failed session away, and with it hours of work: where
-            # the next session can go on, this one ends in good order.
+            # the next session can go on, this one ends cleanly.
             kept = [name for name in ("checkpoint", "descriptors") if Path(output, name).exists()]
             if stop.code and not (errors and kept):
                 raise
@@ -205,7 +205,7 @@ def write_kernels(folder, user, extra_arguments, max_hours, datasets, has_intern
     Args:
         folder: where to.
         user: the owner on Kaggle.
-        extra_arguments: dict, script -> list of arguments more.
+        extra_arguments: dict, script -> list of extra arguments.
         max_hours: time budget of a GPU session.
         datasets: data sets to mount, as `owner/slug`.
         has_internet: whether the kernels may use it.
@@ -252,34 +252,30 @@ def write_kernels(folder, user, extra_arguments, max_hours, datasets, has_intern
 
 
 def parse_arguments(entry, text):
-    """Splits more arguments for a script as a shell would, and lets its own parser check them.
+    """Splits extra arguments for a script as a shell would, and lets its own parser check them.
 
     Raises:
         ExpectedError: the script does not take them.
     """
-    flag = f"--{entry}-args"
+    setting = f"{entry}_args"
     try:
         arguments = shlex.split(text)
     except ValueError as error:
         raise ExpectedError(
-            f"{flag}: {error}; expected arguments as in a shell; check {text!r}"
+            f"{text!r}: {error}; expected arguments as in a shell", setting
         ) from error
     for word in arguments:
         if word.partition("=")[0] in SET_FOR_EACH or word == "merge":
             raise ExpectedError(
-                f"{flag}: {word} is set for each kernel; expected other options; leave it out "
-                "(build has --max-hours)"
+                f"{entry}.py: {word} is set for each kernel; expected other options", setting
             )
-    if not arguments:
-        return []
-    parse = f"import sys, {entry}; {entry}.parse_arguments(sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-c", parse, *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-    if done.returncode:
-        problem = (done.stderr.strip().splitlines() or ["it does not start"])[-1]
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):  # where a parser says what is wrong
+            importlib.import_module(entry).parse_arguments(arguments)
+    except SystemExit as stop:
+        problem = told.getvalue().strip().removeprefix("error: ").partition("; see ")[0]
         raise ExpectedError(
-            f"{flag}: {problem.removeprefix('error: ').partition('; see ')[0]}; expected options "
-            f"of {entry}.py; see python {entry}.py --help"
-        )
+            f"{entry}.py: {problem}; expected options that it takes", setting
+        ) from stop
     return arguments

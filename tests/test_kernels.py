@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 
 import pytest
+from checks import one_line
 from kaggle_mock import IDS, RESULTS, KaggleMock, Outcome
 
 import kernels
@@ -111,10 +112,7 @@ def refusal(name, folder, *arguments):
     """Runs a command that is expected to fail, and gives its one line."""
     with pytest.raises(ExpectedError) as caught:
         command(name, folder, *arguments)
-    message = str(caught.value)
-    assert message.splitlines() == [message]
-    assert message.count("; ") >= 2 and "; expected " in message
-    return message
+    return one_line(caught.value)
 
 
 def files_of(folder):
@@ -203,7 +201,10 @@ def test_all_modules_that_the_scripts_need_are_packed_and_no_others():
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--recognition-args", "--clan"], "unrecognized arguments: --clan; expected options of"),
+        (
+            ["--recognition-args", "--clan"],
+            "recognition.py: unrecognized arguments: --clan; expected",
+        ),
         (["--recognition-args", "--image-size 3"], "'3'; expected a number from 32 up"),
         (["--retrieval-args", "--parts=3"], "--parts=3 is set for each kernel"),
         (["--retrieval-args", "merge"], "merge is set for each kernel"),
@@ -212,15 +213,30 @@ def test_all_modules_that_the_scripts_need_are_packed_and_no_others():
         (["--recognition-args", "--train-shards 0:2"], "--valid-shards overlap --train-shards"),
         (["--retrieval-args", "'"], "No closing quotation"),
         (["--user", "a/b"], "--user a/b; expected a name"),
+        (["--dataset", "../../etc"], "--dataset ../../etc; expected owner/slug"),
+        (["--dataset", "a/data", "--dataset", "data"], "--dataset data; expected owner/slug"),
+        (["--dataset", "a/b/c"], "--dataset a/b/c; expected owner/slug"),
     ],
 )
 def test_wrong_arguments_for_a_kernel_are_refused_before_anything_is_written(
     tmp_path, arguments, told
 ):
-    with pytest.raises(ExpectedError, match=re.escape(told)) as caught:
+    with pytest.raises(ExpectedError) as caught:
         kernels.main(["build", "--user", USER, "--kernels", str(tmp_path / "built"), *arguments])
-    assert "\n" not in str(caught.value)
+    message = one_line(caught.value)
+    assert told in message
+    if arguments[0].endswith("-args"):
+        assert message.endswith(f"; change {arguments[0]}")
     assert not (tmp_path / "built").exists()
+
+
+def test_arguments_of_the_demo_are_checked_with_its_defaults(capsys):
+    assert packing.parse_arguments("recognition", "--demo --epochs 1") == [
+        "--demo",
+        "--epochs",
+        "1",
+    ]
+    assert capsys.readouterr() == ("", "")
 
 
 # ------------------------------------------------------------------------- the generated script
@@ -289,6 +305,25 @@ def test_a_kernel_that_fails_with_work_to_go_on_from_keeps_it_and_reports_the_er
     assert (report["finished"], report["error"]) == (False, "a; expected b; do c")
 
 
+def test_an_error_after_the_result_is_not_finished(trivial):
+    done, working = trivial(
+        "    import os\n    os.mkdir('checkpoint')\n"
+        "    open('checkpoint/training.npz', 'w').write('whole')\n"
+        "    open('recognition_submission.csv', 'w').write('id')\n"
+        "    raise utils.ExpectedError('a; expected b; do c')\n"
+    )
+    assert done.returncode == 0
+    report = json.loads((working / "kernel.json").read_text())
+    assert "recognition_submission.csv" in report["files"]
+    assert (report["finished"], report["error"]) == (False, "a; expected b; do c")
+
+
+def test_wrong_use_of_a_kernel_fails_whatever_it_has_done(trivial):
+    done, working = trivial("    import os\n    os.mkdir('checkpoint')\n    sys.exit(2)\n")
+    assert done.returncode == 2
+    assert files_of(working) == {}
+
+
 def test_a_bug_in_a_kernel_fails_whatever_it_has_done(trivial):
     done, working = trivial("    import os\n    os.mkdir('checkpoint')\n    1 / 0\n")
     assert done.returncode == 1
@@ -313,25 +348,23 @@ def test_a_built_kernel_starts_the_real_script(built, tmp_path):
 
 
 @needs_client
-def test_run_does_it_all_with_the_real_client_and_never_more_than_two_gpu_sessions(
-    built, mock, tmp_path, capsys
-):
-    mock.outcomes[RECOGNITION] = [
+def test_run_does_it_all_and_never_more_than_two_gpu_sessions(built, kaggle, tmp_path, capsys):
+    kaggle.outcomes[RECOGNITION] = [
         Outcome(is_finished=False, files=UNFINISHED),
         Outcome(files=UNFINISHED | {"model.keras": "network", "queries.npz": "arrays"}),
     ]
     output = tmp_path / "collected"
     run(built, output, "--submit")
-    pushes = mock.pushes()
+    pushes = kaggle.pushes()
     assert pushes == [RECOGNITION, RECOGNITION, *PARTS, MERGE]
-    assert (mock.most_gpus, mock.num_refused) == (2, 0)
-    first, second = mock.sessions[0].request, mock.sessions[1].request
+    assert (kaggle.most_gpus, kaggle.num_refused) == (2, 0)
+    first, second = kaggle.sessions[0].request, kaggle.sessions[1].request
     assert first["text"] == (built / "recognition" / f"{RECOGNITION}.py").read_text()
     assert first["slug"] == f"someone/{RECOGNITION}" and first["machineShape"] == "NvidiaTeslaT4"
     assert first["isPrivate"] and first["enableGpu"] and first["enableInternet"]
     assert second["kernelDataSources"] == [f"someone/{RECOGNITION}"]
-    assert [one.started > mock.sessions[1].ended for one in mock.sessions[2:]] == [True] * 7
-    assert mock.sessions[-1].started > max(one.ended for one in mock.sessions[:-1])
+    assert [one.started > kaggle.sessions[1].ended for one in kaggle.sessions[2:]] == [True] * 7
+    assert kaggle.sessions[-1].started > max(one.ended for one in kaggle.sessions[:-1])
     collected = files_of(output)
     assert sorted(path for path in collected if not path.endswith("kernel.json")) == [
         "merge/retrieval_submission.csv",
@@ -339,7 +372,7 @@ def test_run_does_it_all_with_the_real_client_and_never_more_than_two_gpu_sessio
         "recognition/model.keras",
         "recognition/recognition_submission.csv",
     ]
-    assert [(name, content.decode()) for name, _, content in mock.submissions] == [
+    assert [(name, content.decode()) for name, _, content in kaggle.submissions] == [
         ("landmark-recognition-2019", RESULTS["recognition_submission.csv"]),
         ("landmark-retrieval-2019", RESULTS["retrieval_submission.csv"]),
     ]
@@ -349,7 +382,23 @@ def test_run_does_it_all_with_the_real_client_and_never_more_than_two_gpu_sessio
 
 
 @needs_client
+def test_each_question_reaches_kaggle_by_the_real_client_in_a_process(built, mock, tmp_path):
+    """One of each kind; a client's start takes a second, so that the others call its code here."""
+    one = chain.read_built(built)["recognition"]
+    assert chain.push(one, chain.State("absent"))
+    while (state := chain.look(one)).is_active:
+        pass
+    assert state.is_finished and state.build == one.build
+    chain.collect({"recognition": one}, tmp_path)
+    path = tmp_path / "recognition" / "recognition_submission.csv"
+    assert path.read_text() == RESULTS["recognition_submission.csv"]
+    chain.submit(tmp_path, ["recognition"])
+    assert [name for name, _, _ in mock.submissions] == ["landmark-recognition-2019"]
+
+
+@needs_client
 def test_everything_finished_is_left_alone_and_submitted_only_once(built, kaggle, tmp_path, capsys):
+    finish(kaggle, built, *packing.KERNELS)
     run(built, tmp_path, "--submit")
     num_pushes, downloads = len(kaggle.pushes()), kaggle.calls.count("ListKernelSessionOutput")
     kept = (tmp_path / "merge" / "retrieval_submission.csv").stat().st_mtime_ns

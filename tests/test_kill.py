@@ -247,7 +247,9 @@ def test_a_kill_leaves_its_scratch_and_the_next_session_removes_it(killed):
     ("signal_name", "session", "exit_code"),
     [("SIGTERM", "terminated", 0), ("SIGINT", "interrupted", 130)],
 )
-def test_a_signal_ends_in_good_order_and_says_what_remains(killed, signal_name, session, exit_code):
+def test_a_signal_ends_the_run_cleanly_and_says_what_remains(
+    killed, signal_name, session, exit_code
+):
     code, stdout, line = getattr(killed, session)
     assert code == exit_code
     assert stdout == ""

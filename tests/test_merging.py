@@ -4,12 +4,13 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from checks import one_line
 
 import merging
 from descriptions import Descriptions, save_descriptions
 from merging import Part, load_parts, merge_candidates, merge_parts
 from search import Candidates, find_candidates
-from utils import ExpectedError, save_arrays
+from utils import ExpectedError, load_arrays, save_arrays
 
 FINGERPRINT = {
     "model": "0123abcd",
@@ -334,8 +335,7 @@ def write_parts(folder, num_parts, **changed):
 def refusal(paths):
     with pytest.raises(ExpectedError) as caught:
         load_parts(paths)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return one_line(caught.value)
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 11])
@@ -351,11 +351,18 @@ def test_parts_come_back_in_their_order_however_they_are_named(tmp_path, num_par
                 assert getattr(part, name).dtype == column.dtype
 
 
-def test_missing_parts_are_named_with_the_command_that_makes_the_first(tmp_path):
+def test_missing_parts_are_named(tmp_path):
     paths = write_parts(tmp_path, 6)
     assert refusal([paths[0], *paths[2:4], paths[5]]) == (
-        "part 1, 4 of 6 is missing; expected all parts; run retrieval.py --part 1 --parts 6"
+        "part 1, 4 of 6 is missing; expected all parts; search part 1 of 6 first"
     )
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_no_part_may_be_missing(tmp_path, missing):
+    paths = write_parts(tmp_path, 3)
+    del paths[missing]
+    assert refusal(paths).startswith(f"part {missing} of 3 is missing;")
 
 
 def test_a_part_that_is_given_twice_is_named(tmp_path):
@@ -453,6 +460,67 @@ def test_a_file_of_one_array_is_no_part(tmp_path):
     with open(path, "wb") as file:
         np.save(file, np.arange(3))
     assert refusal([path]).startswith(f"{path}: ")
+
+
+def edited(name, change):
+    """An edit of a part: `change` of the column of that name, in place or as a new one."""
+
+    def edit(columns):
+        column = columns[name].copy()
+        changed = change(column)
+        columns[name] = column if changed is None else changed
+
+    return edit
+
+
+def put(name, place, value):
+    return edited(name, lambda column: column.__setitem__(place, value))
+
+
+# told of it -> the edit; the parts have 15 queries, 6 index images and 90 candidates each
+EDITS = {
+    "distances has values that are no finite numbers": put("distances", 3, np.nan),
+    "distances has values that are no finite numbers;": put("distances", 0, -np.inf),
+    "distances has -1.0, not 0 or more": put("distances", -1, -1),
+    "distances is float64, not float32": edited("distances", lambda a: a.astype(float)),
+    "distances has the shape (90, 1), not (90)": edited("distances", lambda a: a[:, None]),
+    "positions has -1, not 0 or more": put("positions", 4, -1),
+    "positions has 6, not numbers below the 6 of index images": put("positions", 4, 6),
+    "positions is float32, not int32": edited("positions", lambda a: a.astype(np.float32)),
+    "row_ends has -5, not 0 or more": put("row_ends", 0, -5),
+    "row_ends has the shape (14), not (15)": edited("row_ends", lambda a: a[:-1]),
+    "row_ends is not ascending": edited("row_ends", lambda a: a[::-1]),
+    "row_ends has the shape (), not (15)": edited("row_ends", lambda a: np.int64(90)),
+    "its rows do not end with its 90 candidates": put("row_ends", -1, 89),
+    "query_ids is not increasing": edited("query_ids", lambda a: a[::-1]),
+    "query_ids is not increasing;": edited("query_ids", lambda a: np.full_like(a, 7)),
+    "index_ids is int64, not uint64": edited("index_ids", lambda a: a.astype(np.int64)),
+    "index_ids is not increasing": put("index_ids", 1, 0),
+    "query_places has the shape (14, 3), not (15, 3)": edited("query_places", lambda a: a[:-1]),
+    "index_places has -1, not 0 or more": put("index_places", (2, 1), -1),
+    "index_landmarks has the shape (5), not (6)": edited("index_landmarks", lambda a: a[:-1]),
+    "its query_ids are not those of": put("query_ids", 0, 0),
+    "its query_landmarks are not those of": put("query_landmarks", 0, 99),
+    "its query_places are not those of": put("query_places", (0, 0), 99),
+}
+
+
+@pytest.mark.parametrize(("told", "edit"), EDITS.items(), ids=EDITS)
+def test_a_part_that_somebody_edited_and_wrote_anew_is_refused(tmp_path, told, edit):
+    paths = write_parts(tmp_path, 2)
+    arrays, page = load_arrays(paths[1])
+    assert (len(arrays["index_ids"]), len(arrays["positions"])) == (6, 90)
+    edit(arrays)
+    save_arrays(paths[1], page, **arrays)
+    assert refusal(paths).startswith(f"{paths[1]}: {told}")
+
+
+@pytest.mark.parametrize(
+    "facts", [{"part": 2}, {"part": -1}, {"part": "1"}, {"parts": None}, {"parts": 1.5}, {"top": 0}]
+)
+def test_a_part_of_impossible_facts_is_no_part(tmp_path, facts):
+    paths = write_parts(tmp_path, 2, part1=facts)
+    assert refusal(paths[1:]).startswith(f"{paths[1]}: not a part of a search;")
 
 
 def test_parts_survive_their_files(tmp_path):

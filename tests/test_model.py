@@ -312,8 +312,8 @@ WRONG_FILES = {
     ),
     "a class table of another size": (
         lambda data, path: with_page(data, path, '{"landmark_ids": [1, 2, 3]}'),
-        r"4 outputs; expected 3, one for each of the landmarks in the file; check --model and "
-        r"--source, or train again",
+        r"4 outputs; expected 3, one for each of the landmarks in the file; take the model of this "
+        r"source, or train again",
     ),
     "a network of layers that Keras does not know": (
         lambda data, path: with_other_config(data, path, b'"ReLU"', b'"ReLV"'),
@@ -336,17 +336,135 @@ def test_a_file_that_is_no_whole_model_is_refused_in_one_line(model_file, damage
     path.write_bytes(damage(model_file.read_bytes(), path))
     with pytest.raises(ExpectedError) as caught:
         load_recogniser(path)
-    assert re.fullmatch(f"{re.escape(str(path))}: {message}", str(caught.value)), caught.value
+    assert re.fullmatch(f"{re.escape(str(path))}: {message}", one_line(caught.value)), caught.value
 
 
 @pytest.mark.parametrize("name", ["nothing.keras", "."])
 def test_a_model_that_is_not_there_is_refused_in_one_line(tmp_path, name):
     with pytest.raises(ExpectedError) as caught:
         load_recogniser(tmp_path / name)
-    assert str(caught.value) == (
+    assert one_line(caught.value) == (
         f"{tmp_path / name}: no such file; expected a model written by recognition.py; "
         "check --model"
     )
+
+
+WRONG_TABLES = {
+    '["a"]': 'has "a"',
+    "null": "has null",
+    "[1, null]": "has null",
+    '"12"': 'has "12"',
+    '{"1": 2}': 'has {"1": 2}',
+    "[1180591620717411303424]": "has 1180591620717411303424",
+    "[9223372036854775808]": "has 9223372036854775808",
+    "[1.5, 2, 3, 4]": "has 1.5",
+    "[true]": "has true",
+    "[1, 2, 3, -1]": "has -1",
+    "[[1, 2], [3, 4]]": r"has \[1, 2\]",
+    "[1, 2, 3, 1]": "names a landmark twice",
+}
+
+
+@pytest.mark.parametrize(("table", "told"), WRONG_TABLES.items(), ids=WRONG_TABLES)
+def test_a_class_table_of_anything_but_landmark_ids_is_refused(model_file, table, told):
+    page = f'{{"landmark_ids": {table}}}'
+    model_file.write_bytes(with_page(model_file.read_bytes(), model_file, page))
+    with pytest.raises(ExpectedError, match=f"its class table {told}; expected landmark ids from"):
+        load_model(model_file)
+
+
+@pytest.mark.parametrize("page", ["[]", "null", "3", '"landmark_ids"', '["landmark_ids"]'])
+def test_a_page_that_is_no_table_is_refused(model_file, page):
+    model_file.write_bytes(with_page(model_file.read_bytes(), model_file, page))
+    with pytest.raises(ExpectedError) as caught:
+        load_model(model_file)
+    assert re.fullmatch(f"{re.escape(str(model_file))}: {NO_TABLE}", one_line(caught.value))
+
+
+def pooled(images, **options):
+    return keras.layers.GlobalAveragePooling2D(**options)(images)
+
+
+def of_shape(*shape):
+    images = keras.Input(shape)
+    return keras.Model(images, keras.layers.Dense(4)(pooled(images)))
+
+
+def two_outputs():
+    images = keras.Input((32, 32, 3))
+    return keras.Model(images, [keras.layers.Dense(4)(pooled(images)) for _ in range(2)])
+
+
+def two_inputs():
+    images = [keras.Input((32, 32, 3)) for _ in range(2)]
+    return keras.Model(images, keras.layers.Dense(4)(pooled(images[0] + images[1])))
+
+
+def ending_in(layer, **options):
+    images = keras.Input((32, 32, 3))
+    return keras.Model(images, layer(pooled(images, **options)))
+
+
+def flat():
+    images = keras.Input((8, 8, 3))
+    return keras.Model(images, keras.layers.Dense(4)(keras.layers.Flatten()(images)))
+
+
+def sequential():
+    return keras.Sequential([keras.Input((8, 8, 3)), keras.layers.GlobalMaxPooling2D()])
+
+
+OTHER_NETWORKS = {
+    "images of the shape (None, None, 3)": lambda: of_shape(None, None, 3),
+    "images of the shape (32, 16, 3)": lambda: of_shape(32, 16, 3),
+    "images of the shape (32, 32, 1)": lambda: of_shape(32, 32, 1),
+    "a network of 1 inputs and 2 outputs": two_outputs,
+    "a network of 2 inputs and 1 outputs": two_inputs,
+    "outputs of the shape (3, 1)": lambda: ending_in(keras.layers.Reshape((3, 1))),
+    "without a layer that describes": flat,
+    "without a layer that describes the image": lambda: ending_in(
+        keras.layers.Flatten(), keepdims=True
+    ),
+    "a Sequential network": sequential,
+}
+
+
+@pytest.mark.parametrize(("told", "make"), OTHER_NETWORKS.items(), ids=OTHER_NETWORKS)
+def test_a_network_that_is_no_recogniser_is_refused(tmp_path, told, make):
+    save_model(make(), tmp_path / "model.keras", PAGE)
+    with pytest.raises(ExpectedError) as caught:
+        load_recogniser(tmp_path / "model.keras")
+    message = one_line(caught.value)
+    assert told in message
+    assert message.endswith("written by recognition.py; check --model")
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_a_model_that_carries_code_is_never_loaded(tmp_path, name):
+    network = ending_in(keras.layers.Lambda(lambda values: values * 2))
+    if name == "model.keras":
+        save_model(network, tmp_path / name, PAGE)
+    else:
+        network.save(tmp_path / name)
+    with pytest.raises(ExpectedError) as caught:
+        load_recogniser(tmp_path / name, lambda: pytest.fail("loaded"))
+    assert one_line(caught.value) == (
+        f"{tmp_path / name}: it carries code (a Lambda layer or the like), so it is never loaded; "
+        "expected nothing but Keras' own layers; take another model, or train one"
+    )
+
+
+def test_a_model_that_would_fill_the_memory_is_refused_unread(model_file, monkeypatch):
+    with zipfile.ZipFile(model_file, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(1 << 20))
+    load_model(model_file)
+    monkeypatch.setattr("utils.MAX_COMPRESSED_BYTES", 1 << 16)
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: pytest.fail("read"))
+    with pytest.raises(
+        ExpectedError, match=r"0\.\d MB that claim to hold 1\.\d MB; expected a whole"
+    ):
+        load_model(model_file)
 
 
 # ------------------------------------------------------------------------------ first weights

@@ -1,6 +1,7 @@
 """Tests of `kaggle.ipynb` without Jupyter: that it is clean, and that its commands exist."""
 
 import ast
+import importlib
 import json
 import re
 from pathlib import Path
@@ -32,6 +33,19 @@ def test_the_notebook_stores_no_outputs():
 @pytest.mark.parametrize("cell", CODE)
 def test_each_code_cell_compiles(cell):
     ast.parse(CELLS[cell])
+
+
+def test_what_the_notebook_imports_of_the_project_exists():
+    imports = [
+        (node.module, alias.name)
+        for cell in CODE
+        for node in ast.walk(ast.parse(CELLS[cell]))
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] != "IPython"
+        for alias in node.names
+    ]
+    assert ("on_kaggle.kernel", "is_kernel") in imports
+    for module, name in imports:
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
 
 
 @pytest.mark.parametrize(("script", "arguments"), COMMANDS)

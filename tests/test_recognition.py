@@ -315,7 +315,7 @@ def test_fresh_starts_over_with_other_settings_where_continuing_is_refused(
     assert len(page["history"]) == len(read_rows(output / "history.csv")) == 3
 
 
-def test_a_run_that_has_no_time_stops_in_good_order(data_set, tmp_path, tiny_backbones, capsys):
+def test_a_run_that_has_no_time_stops_cleanly(data_set, tmp_path, tiny_backbones, capsys):
     assert run(*small(data_set, tmp_path / "output", "--max-hours", "1e-9")) == 0
     captured = capsys.readouterr()
     assert captured.out == ""

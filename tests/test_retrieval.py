@@ -616,7 +616,7 @@ def test_a_damaged_file_of_descriptors_is_described_again(
     path.write_bytes(damage(path.read_bytes()))
     assert run(*common(world, model), "--output", resumed, "--parts", 2) == 0
     assert fetched == [Shard("index", 2)]
-    assert re.search(rf"{path}: .*; making it again\n", capsys.readouterr().err)
+    assert re.search(rf"{path}: .*: making it again\n", capsys.readouterr().err)
     assert submission_of(resumed) == submission_of(searched)
 
 
@@ -762,7 +762,7 @@ def test_a_part_that_is_missing_is_named_with_the_command_that_makes_it(world, r
     (resumed / "part-3-of-6.npz").unlink()
     assert run("merge", "--source", world.folder, "--output", resumed) == 1
     assert error_of(capsys.readouterr()) == (
-        "error: part 3 of 6 is missing; expected all parts; run retrieval.py --part 3 --parts 6"
+        "error: part 3 of 6 is missing; expected all parts; search part 3 of 6 first"
     )
 
 

@@ -237,6 +237,28 @@ def test_the_order_of_the_proposals_does_not_decide_ties(monkeypatch):
     assert_exact(queries, index, 15)
 
 
+def test_the_noise_of_long_queries_among_short_index_rows_is_known(monkeypatch, asked):
+    """Queries of norm 1000, index rows of norm 1 that differ by 1e-6: the noise is the query's."""
+    monkeypatch.setattr(faiss, "knn", expanded_knn)
+    rng = np.random.default_rng(40)
+    queries = rng.normal(size=(40, 32))
+    queries *= 1000 / np.linalg.norm(queries, axis=1, keepdims=True)
+    centre = rng.normal(size=32)
+    index = centre / np.linalg.norm(centre) + 1e-6 * rng.normal(size=(400, 32))
+    assert_exact(queries.astype(np.float32), index.astype(np.float32), 10)
+    assert asked[-1] == (40, 400)
+
+
+def test_the_noise_of_long_rows_in_an_early_block_is_known(monkeypatch, asked):
+    """Long, tight rows in the first blocks, a few short ones in the last; 10 long are wanted."""
+    monkeypatch.setattr(faiss, "knn", expanded_knn)
+    monkeypatch.setattr(search, "INDEX_BLOCK", 100)
+    _, long_rows = far_from_the_origin(0, 400, 32, 1e3, 3e-5)
+    index = np.concatenate([long_rows, 1e-3 * normal(41, 20, 32)])
+    assert_exact(normal(42, 40, 32) / 5, index, 30)
+    assert asked[-1][1] == 420
+
+
 def test_data_that_faiss_tells_apart_is_asked_for_once(asked):
     assert_exact(normal(16, 50, 64), normal(17, 1000, 64), 10)
     assert asked == [(50, 38)]

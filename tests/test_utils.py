@@ -1,7 +1,11 @@
 """Tests of the helpers: exit codes, atomic files, background work, stopping, scratch folders."""
 
+import contextlib
+import fcntl
 import hashlib
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,7 +14,9 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from checks import names_in, one_line
 
@@ -18,16 +24,21 @@ import utils
 from command_line import CommandLine, run_command_line
 from on_kaggle import kernel
 from utils import (
+    Column,
     ExpectedError,
     MissingFileError,
     Stop,
     StoppedError,
     atomic_write,
+    check_arrays,
     file_md5,
+    hold_folder,
     in_background,
+    load_arrays,
     muted_stderr,
     require_free_space,
     run_ahead,
+    save_arrays,
     say,
     scratch_folder,
 )
@@ -76,7 +87,7 @@ def test_a_run_that_stopped_at_its_time_limit_is_done(capsys):
     assert leave(raising(StoppedError(stop, "12 of 490 mini-epochs done"))) == 0
     assert capsys.readouterr() == (
         "",
-        "stopped by --max-hours: 12 of 490 mini-epochs done; run the same command again to "
+        "stopped by the time limit: 12 of 490 mini-epochs done; run the same command again to "
         "continue\n",
     )
 
@@ -168,6 +179,12 @@ def test_kaggle_is_known_by_its_environment(monkeypatch):
 # ----------------------------------------------------------------------------------- atomic files
 
 
+def dead_process_id():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
 def test_an_atomic_file_appears_whole_at_the_end(tmp_path):
     path = tmp_path / "new" / "folder" / "table.csv"
     with atomic_write(path) as temporary:
@@ -223,6 +240,38 @@ def test_a_block_that_writes_nothing_is_an_expected_error(tmp_path):
     assert names_in(tmp_path) == []
 
 
+def test_the_file_that_a_running_process_is_writing_stays(tmp_path):
+    """What a dead one left goes."""
+    host = socket.gethostname()
+    names = {
+        number: f".writing-{number}-{host}-table.csv"
+        for number in (os.getppid(), dead_process_id())
+    }
+    for name in names.values():
+        (tmp_path / name).write_text("half")
+    with atomic_write(tmp_path / "table.csv") as temporary:
+        temporary.write_text("rows")
+    assert names_in(tmp_path) == [names[os.getppid()], "table.csv"]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    done = []
+
+    def fsync(number):
+        done.append(("fsync", os.fstat(number).st_ino))
+
+    def replace(source, target, real=os.replace):
+        done.append(("replace", os.stat(source).st_ino))
+        real(source, target)
+
+    monkeypatch.setattr("utils.os.fsync", fsync)
+    monkeypatch.setattr("utils.os.replace", replace)
+    with atomic_write(tmp_path / "table.csv") as temporary:
+        temporary.write_text("rows")
+    inode = (tmp_path / "table.csv").stat().st_ino
+    assert done == [("fsync", inode), ("replace", inode)]
+
+
 def test_the_md5_of_a_file_covers_all_its_chunks(tmp_path):
     content = bytes(range(256)) * (utils.CHUNK_BYTES // 256) + b"and a rest"
     (tmp_path / "file").write_bytes(content)
@@ -244,11 +293,191 @@ def test_a_disk_too_small_is_an_expected_error(tmp_path):
     assert " GB free; expected 1000000000.00 GB or more for two shards; " in message
 
 
+def test_what_only_root_may_fill_is_not_free(tmp_path, monkeypatch):
+    stats = SimpleNamespace(f_bavail=5, f_bfree=1000, f_frsize=4096)
+    monkeypatch.setattr("utils.os.statvfs", lambda folder: stats)
+    require_free_space(tmp_path, 5 * 4096, "a shard")
+    with pytest.raises(ExpectedError):
+        require_free_space(tmp_path, 5 * 4096 + 1, "a shard")
+
+
 def test_a_folder_for_free_space_that_cannot_be_made_is_an_expected_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExpectedError) as caught:
         require_free_space(tmp_path / "file" / "scratch", 1, "a byte")
     one_line(caught.value)
+
+
+# ------------------------------------------------------------------------------ files of arrays
+
+PAGE = {"model": "0123abcd", "rate": 0.1, "shards": [1, 2], "left_out": None}
+ARRAYS = {"ids": np.arange(5, dtype=np.uint64), "weights": np.linspace(0, 1, 6).reshape(2, 3)}
+
+
+def arrays_error(path):
+    with pytest.raises(ExpectedError) as caught:
+        load_arrays(path)
+    message = one_line(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert message.endswith(
+        "; expected a whole file written by this project; write or copy it again"
+    )
+    return message
+
+
+def test_arrays_and_their_page_come_back(tmp_path):
+    save_arrays(tmp_path / "a.npz", PAGE, **ARRAYS)
+    arrays, page = load_arrays(tmp_path / "a.npz")
+    assert page == PAGE
+    assert arrays.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(arrays[name], array)
+        assert arrays[name].dtype == array.dtype
+
+
+def test_the_same_arrays_and_page_make_the_same_bytes(tmp_path):
+    for name in ("a.npz", "b.npz"):
+        save_arrays(tmp_path / name, PAGE, **ARRAYS)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def edit(path, **changed):
+    """Writes a file of arrays as anybody could: with all that it has, but for what is changed."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **arrays | changed)
+
+
+EDITS = {
+    "a value": {"ids": np.array([0, 1, 2, 3, 5], np.uint64)},
+    "a dtype": {"ids": np.arange(5)},
+    "a shape": {"weights": ARRAYS["weights"].reshape(3, 2)},
+    "two arrays in each other's place": {"ids": ARRAYS["weights"], "weights": ARRAYS["ids"]},
+    "one more": {"more": np.arange(2)},
+}
+
+
+@pytest.mark.parametrize("changed", EDITS.values(), ids=EDITS)
+def test_an_edited_array_is_found_out_by_the_digest(tmp_path, changed):
+    save_arrays(tmp_path / "a.npz", PAGE, **ARRAYS)
+    edit(tmp_path / "a.npz")
+    load_arrays(tmp_path / "a.npz")  # written by another, but the same
+    edit(tmp_path / "a.npz", **changed)
+    assert "it was changed after it was written (its digest differs)" in arrays_error(
+        tmp_path / "a.npz"
+    )
+
+
+def test_an_edited_page_is_found_out_by_the_digest(tmp_path):
+    path = tmp_path / "a.npz"
+    save_arrays(path, PAGE, **ARRAYS)
+    with np.load(path) as file:
+        page = json.loads(str(file["page"]))
+    edit(path, page=json.dumps(page | {"model": "another"}))
+    assert "its digest differs" in arrays_error(path)
+
+
+def test_a_file_of_before_there_was_a_digest_is_read(tmp_path):
+    np.savez(tmp_path / "a.npz", page=json.dumps(PAGE), **ARRAYS)
+    assert load_arrays(tmp_path / "a.npz")[1] == PAGE
+
+
+@pytest.mark.parametrize("page", [None, [], "text", 3, [[1, 2], [3, 4]]])
+def test_a_page_that_is_no_table_is_an_expected_error(tmp_path, page):
+    np.savez(tmp_path / "a.npz", page=json.dumps(page))
+    assert f"its page is {json.dumps(page)}, not a table" in arrays_error(tmp_path / "a.npz")
+
+
+def header(shape):
+    """The bytes of an array of no values that claims a shape."""
+    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "content", [header((1 << 62,)), header((1 << 40,)), header("("), b"", b"text"]
+)
+def test_an_array_that_cannot_be_is_an_expected_error(tmp_path, content):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("ids.npy", content)
+    arrays_error(tmp_path / "a.npz")
+
+
+def test_an_archive_that_would_fill_the_memory_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "MAX_COMPRESSED_BYTES", 10_000)
+    np.savez_compressed(tmp_path / "a.npz", zeros=np.zeros(10_000), page="{}")
+    assert "MB that claim to hold 0.1 MB" in arrays_error(tmp_path / "a.npz")
+    np.savez_compressed(tmp_path / "a.npz", zeros=np.zeros(1000), page="{}")
+    load_arrays(tmp_path / "a.npz")
+
+
+COLUMNS = {
+    "ids": Column("uint64", ("images",), order="increasing"),
+    "rows": Column("float32 float16", ("images", 2), at_least=0),
+    "ends": Column("int64", ("queries",), at_least=0, order="ascending"),
+    "positions": Column("int32", ("found",), at_least=0, below="images"),
+}
+
+
+def good_columns():
+    return {
+        "ids": np.array([3, 5, 2**63], np.uint64),
+        "rows": np.ones((3, 2), np.float16),
+        "ends": np.array([2, 2, 4]),
+        "positions": np.array([0, 2, 1, 2], np.int32),
+    }
+
+
+@pytest.mark.parametrize("num_images", [0, 3])
+def test_arrays_that_are_as_they_should_be_pass(num_images):
+    arrays = good_columns()
+    arrays |= {"ids": arrays["ids"][:num_images], "rows": arrays["rows"][:num_images]}
+    if not num_images:
+        arrays |= {"positions": arrays["positions"][:0]}
+    check_arrays("a.npz", arrays, COLUMNS)
+
+
+WRONG_COLUMNS = {
+    "ids is int64, not uint64": ("ids", np.arange(3)),
+    "rows is float64, not float32 or float16": ("rows", np.ones((3, 2))),
+    "ids has the shape (3, 1), not (images)": ("ids", np.ones((3, 1), np.uint64)),
+    "ids has the shape (), not (images)": ("ids", np.uint64(7)),
+    "rows has the shape (2, 2), not (3, 2)": ("rows", np.ones((2, 2), np.float32)),
+    "rows has the shape (3, 3), not (3, 2)": ("rows", np.ones((3, 3), np.float32)),
+    "rows has the shape (3), not (3, 2)": ("rows", np.ones(3, np.float32)),
+    "rows has -1.0, not 0 or more": ("rows", np.full((3, 2), -1, np.float16)),
+    "rows has values that are no finite numbers": ("rows", np.full((3, 2), np.nan, np.float32)),
+    "ends has -1, not 0 or more": ("ends", np.array([-1, 2, 4])),
+    "ends is not ascending": ("ends", np.array([2, 1, 4])),
+    "ids is not increasing": ("ids", np.array([3, 3, 5], np.uint64)),
+    "positions has 3, not numbers below the 3 of images": ("positions", np.array([3], np.int32)),
+}
+
+
+@pytest.mark.parametrize(("told", "change"), WRONG_COLUMNS.items(), ids=WRONG_COLUMNS)
+def test_an_array_that_is_not_as_it_should_be_is_named(told, change):
+    with pytest.raises(ExpectedError) as caught:
+        check_arrays("a.npz", good_columns() | dict([change]), COLUMNS)
+    assert one_line(caught.value) == (
+        f"a.npz: {told}; expected ids, rows, ends, positions as this project writes them; "
+        "write it again"
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_found_in_any_block(monkeypatch, value):
+    monkeypatch.setattr(utils, "BLOCK_ROWS", 2)
+    arrays = good_columns()
+    arrays["rows"][2, 1] = value
+    with pytest.raises(ExpectedError, match="rows has values that are no finite numbers"):
+        check_arrays("a.npz", arrays, COLUMNS)
+
+
+def test_arrays_of_other_names_are_listed():
+    arrays = good_columns()
+    del arrays["ids"]
+    with pytest.raises(ExpectedError, match="a.npz: it holds ends, positions, rows; expected ids,"):
+        check_arrays("a.npz", arrays, COLUMNS)
 
 
 # ---------------------------------------------------------------------------------- in background
@@ -414,7 +643,7 @@ def test_a_stop_is_requested_when_the_next_step_would_pass_the_limit(clock):
         assert stop.requested(needed_s=301)
         clock[0] += 301
         assert stop.requested()
-        assert stop.reason() == "--max-hours"
+        assert stop.reason() == "the time limit"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -459,12 +688,6 @@ def test_a_stop_in_a_thread_leaves_the_signals_alone():
 
 
 # ---------------------------------------------------------------------------------- scratch folders
-
-
-def dead_process_id():
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 def test_a_scratch_folder_is_of_this_process_alone_and_removed(tmp_path):
@@ -521,7 +744,93 @@ def test_a_scratch_folder_that_cannot_be_made_is_an_expected_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExpectedError) as caught, scratch_folder(tmp_path / "file"):
         pass
-    assert one_line(caught.value).endswith("; choose another --scratch")
+    assert one_line(caught.value).endswith("; free some space or choose another --scratch")
+
+
+# ------------------------------------------------------------------------------ one run at a time
+
+
+@contextlib.contextmanager
+def holder(folder, name):
+    """A process that holds a folder until it is killed at the end of the block."""
+    code = (
+        f"import time, utils\nwith utils.hold_folder({str(folder)!r}, {name!r}):\n"
+        "    print('held', flush=True)\n    time.sleep(600)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout.readline() == b"held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def hold_error(folder, name):
+    with pytest.raises(ExpectedError) as caught, hold_folder(folder, name):
+        pass
+    return one_line(caught.value)
+
+
+def test_a_second_run_is_told_who_holds_the_folder(tmp_path):
+    with holder(tmp_path, "recognition") as process:
+        told = hold_error(tmp_path, "recognition")
+        assert re.fullmatch(
+            rf"{tmp_path}: in use by process {process.pid} on {socket.gethostname()} since "
+            r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d; expected one run at a time in a folder; "
+            "wait for its end, or choose another folder",
+            told,
+        )
+        assert hold_error(tmp_path, "recognition") == told  # the first refusal took nothing away
+        with hold_folder(tmp_path, "part-0"), hold_folder(tmp_path, "part-1"):
+            pass
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
+    with holder(tmp_path, "recognition"):
+        pass
+    assert names_in(tmp_path) == [".running-recognition"]
+    with hold_folder(tmp_path, "recognition"):
+        assert f"process {os.getpid()} on " in hold_error(tmp_path, "recognition")
+    assert names_in(tmp_path) == []
+
+
+def test_a_folder_is_free_again_after_a_failure(tmp_path):
+    with pytest.raises(ValueError, match="no"), hold_folder(tmp_path / "new", "recognition"):
+        raise ValueError("no")
+    assert names_in(tmp_path / "new") == []
+    with hold_folder(tmp_path / "new", "recognition"):
+        pass
+
+
+def test_a_lock_that_its_holder_removed_meanwhile_is_made_anew(tmp_path, monkeypatch):
+    path, real, seen = tmp_path / ".running-recognition", fcntl.flock, []
+
+    def flock(file, operation):
+        real(file, operation)
+        seen.append(os.fstat(file.fileno()).st_ino)
+        if len(seen) == 1:
+            path.rename(tmp_path / "removed")
+
+    monkeypatch.setattr("utils.fcntl.flock", flock)
+    with hold_folder(tmp_path, "recognition"):
+        assert len(seen) == 2 and path.stat().st_ino == seen[1] != seen[0]
+
+
+def test_a_folder_that_knows_no_locks_is_used_without(tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("utils.fcntl.flock", flock)
+    with hold_folder(tmp_path, "recognition"):
+        pass
+    assert names_in(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_held_is_an_expected_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert hold_error(tmp_path / "file", "recognition").endswith("choose another --output")
 
 
 # ------------------------------------------------------------------------------------ muted stderr
@@ -546,6 +855,62 @@ def test_muting_leaves_stdout_alone(capfd):
     with muted_stderr():
         os.write(1, b"result\n")
     assert capfd.readouterr().out == "result\n"
+
+
+def test_ctrl_c_interrupts_a_muted_block_at_once_inside_of_a_stop_too(capfd):
+    with Stop() as stop:
+        handler = signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), muted_stderr():
+            os.write(2, b"chatter\n")
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is handler
+        assert not stop.requested()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [None, ImportError])
+def test_ctrl_c_that_a_library_swallows_interrupts_at_the_end_of_the_muted_block(capfd, error):
+    with pytest.raises(KeyboardInterrupt), muted_stderr():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if error:
+                raise error("cannot import it") from None
+    assert capfd.readouterr().err == ""
+
+
+def test_muting_in_a_thread_leaves_the_signals_alone():
+    def mute():
+        with muted_stderr():
+            return signal.getsignal(signal.SIGINT)
+
+    assert in_background(mute).result(timeout=30) is signal.getsignal(signal.SIGINT)
+
+
+def test_ctrl_c_while_keras_is_imported_is_one_line(data_set, tmp_path):
+    """With a stand-in for Keras that takes for ever, and swallows what interrupts it."""
+    (tmp_path / "keras.py").write_text(
+        "import time\nprint('importing', flush=True)\n"
+        "try:\n    time.sleep(600)\nexcept BaseException:\n    pass\n"
+    )
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "recognition.py", "--source", str(data_set.folder)),
+            *("--output", str(tmp_path / "output")),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == (
+        "",
+        "error: interrupted by Ctrl-C; run the same command again to continue\n",
+    )
+    assert process.returncode == 130
 
 
 def test_a_package_that_is_there_is_not_installed(monkeypatch):

@@ -1,0 +1,44 @@
+"""Tests of the picture of neighbors: what it names when it cannot be drawn."""
+
+import pytest
+from checks import one_line
+
+from neighbors import NeighborRow, Picture, draw_neighbors
+from sources import Shard
+from utils import ExpectedError
+
+
+class Bytes:
+    """A source whose shards are the same bytes everywhere."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def read_range(self, shard, offset, size_bytes):
+        return self.content[offset : offset + size_bytes]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"not a picture", "cannot identify image file"),
+        (b"", "cannot identify image file"),
+        (b"P5 99999 99999 255\n", "exceeds limit"),
+        (b"P5 20 20 255\nshort", "image file is truncated"),
+    ],
+)
+def test_a_neighbor_that_cannot_be_decoded_is_named_with_its_shard(content, reason):
+    picture = Picture("00000000000000ff", Shard("index", 7), (0, 99), "")
+    with pytest.raises(ExpectedError) as caught:
+        draw_neighbors(Bytes(content), [NeighborRow(picture, "", ())])
+    message = one_line(caught.value)
+    assert message.startswith("index/images_007.tar: image 00000000000000ff: ")
+    assert reason in message
+
+
+def test_a_neighbor_of_an_impossible_size_is_named_with_its_shard(data_set, tmp_path):
+    from sources import Source
+
+    picture = Picture("00000000000000ff", Shard("index", 0), (0, 2**62), "")
+    with pytest.raises(ExpectedError, match="index/images_000.tar"):
+        draw_neighbors(Source(str(data_set.folder), tmp_path), [NeighborRow(picture, "", ())])
