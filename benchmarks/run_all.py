@@ -17,7 +17,10 @@ from common import ROOT
 
 from utils import atomic_write, say
 
-NAMES = ("decode", "overlap", "search_speed", "metadata", "startup", "step", "epoch_estimate")
+NAMES = (
+    "decode", "augmentation", "overlap", "search_speed", "metadata", "startup", "step",
+    "epoch_estimate",
+)  # fmt: skip
 # A T4 cannot be measured here: give its rate anew when one was.
 ARGUMENTS = {
     "epoch_estimate": ["--step-rate", "400", "--step-source", "an assumption: 800 for two T4s"]
