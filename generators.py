@@ -1,47 +1,28 @@
-"""From shards to batches: fetch ahead, read the tar, decode, resize, augment, batch.
+"""From shards to batches: fetch ahead, read the tar, decode, batch.
 
 Nothing here knows a deep-learning framework: NumPy batches come out, whatever Keras runs on. The
 stages are plain generators, composed in `stream_batches`.
 """
 
-import io
 import os
 import re
-import struct
 import tarfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from images import PLAIN, Augmentation, BadImageError, decode_image, draw_view
 from landmarks import format_image_id
 from sources import Shard
 from utils import ExpectedError, in_background, run_ahead, say
 
 MEMBER_NAME = re.compile(r"([0-9a-f])/([0-9a-f])/([0-9a-f])/(\1\2\3[0-9a-f]{13})\.jpg")
 MAX_MEMBER_BYTES = 64 << 20  # the largest JPEGs of the data set are a few MB
-MAX_DECODED_PIXELS = 64_000_000  # 192 MB as RGB, once in each decoding thread
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # what is found under the name .jpg
-EXIF_ORIENTATION = 0x0112
-EXIF_TURNS = {  # how to undo each orientation; 1 is upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 MAX_BAD_SHARE = 0.05  # of a shard's images; more means that something else is wrong
 MIN_BAD_IMAGES = 3  # ... but a tiny shard may have a few
-MIN_CROP = 0.85  # side of a random crop, as a share of the picture's
 QUEUED_BATCHES = 4  # decoded ahead of the network; 4 x 64 images of 192 pixels are 28 MB
-
-
-class BadImageError(Exception):
-    """An image that cannot be read; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +74,8 @@ class Reading:
         image_ids: set of int, the images to read where `class_of` is None.
         is_shuffled: in an order of its own for each epoch and shard; else in the tar's order.
         fills_batches: a shard's last batch repeats images that count, as in training.
-        augment: flip and crop at random.
+        keeps_aspect: pictures are fitted into the square; else squashed.
+        augmentation: `Augmentation`.
         seed: of shuffling and augmentation.
         num_threads: decoding threads.
     """
@@ -104,7 +86,8 @@ class Reading:
     image_ids: frozenset = field(default=frozenset(), repr=False)
     is_shuffled: bool = False
     fills_batches: bool = False
-    augment: bool = False
+    keeps_aspect: bool = False
+    augmentation: Augmentation = Augmentation()
     seed: int = 0
     num_threads: int = os.cpu_count() or 1
 
@@ -117,7 +100,7 @@ def stream_batches(source, plan, reading, is_stopped=lambda: False, num_skippabl
 
     Args:
         source: `sources.Source`.
-        plan: list of (epoch, `Shard`), in the order to read; the epoch seeds shuffling and crops.
+        plan: list of (epoch, `Shard`), in the order to read; the epoch seeds what is random.
         reading: `Reading`.
         is_stopped: function without arguments; once it says True, None may come instead of a batch.
         num_skippable: broken shards to leave out before one more is an error.
@@ -181,7 +164,7 @@ def read_shard(shard, path, reading, epoch, pool):
     Args:
         shard, path: the shard and its local tar.
         reading: `Reading`.
-        epoch: seeds shuffling and crops, together with the shard and the image.
+        epoch: seeds order and augmentation, together with the shard and the image.
         pool: executor that decodes.
     """
     members = choose_members(list_members(path), reading)
@@ -301,16 +284,18 @@ def decode_members(descriptor, members, reading, epoch, pool):
     Args:
         descriptor: of the open tar; positional reads let the threads share it.
     """
+    augments = reading.augmentation != Augmentation()
 
     def decode(member):
-        rng = None
-        if reading.augment:  # seeded by the image, so that the number of threads changes nothing
+        view = PLAIN
+        if augments:  # seeded by the image, so that the number of threads changes nothing
             rng = np.random.default_rng([reading.seed, epoch, member.image_id])
+            view = draw_view(reading.augmentation, rng)
         try:
             if member.size > MAX_MEMBER_BYTES:
                 raise BadImageError(f"{member.size} bytes")
             data = os.pread(descriptor, member.size, member.offset)
-            return decode_image(data, reading.image_size, rng)
+            return decode_image(data, reading.image_size, reading.keeps_aspect, view)
         except BadImageError as error:
             return error
 
@@ -326,63 +311,6 @@ def decode_members(descriptor, members, reading, epoch, pool):
     finally:
         for future in futures:
             future.cancel()
-
-
-def decode_image(data, image_size, rng=None):
-    """Decodes and resizes one image.
-
-    JPEGs are decoded at a half, quarter or eighth of their size where that still covers the target.
-
-    Args:
-        data: bytes of a JPEG (or of a PNG, WebP or GIF of that name).
-        image_size: side of the square result, in pixels; the aspect ratio is not kept.
-        rng: numpy Generator that crops and mirrors, or None.
-
-    Returns:
-        (image_size, image_size, 3) uint8 RGB.
-
-    Raises:
-        BadImageError: the bytes are not a readable image.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            return _resize(image, image_size, rng)
-    except UnidentifiedImageError as error:
-        raise BadImageError("not an image" if data else "empty") from error
-    except Image.DecompressionBombError as error:
-        raise BadImageError("too many pixels") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise BadImageError(str(error)) from error
-
-
-def _resize(image, image_size, rng):
-    crop = rng.uniform(MIN_CROP, 1, 2) if rng else np.ones(2)
-    offset = rng.uniform(size=2) * (1 - crop) if rng else np.zeros(2)
-    image.draft("RGB", (image_size, image_size))
-    if image.width * image.height > MAX_DECODED_PIXELS:
-        raise BadImageError(f"{image.width}x{image.height} pixels")
-    if "exif" in image.info:
-        turn = EXIF_TURNS.get(_orientation(image))
-        image = image if turn is None else image.transpose(turn)
-    if image.mode.startswith("I"):  # 16 bits; convert() would cut off all above 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode != "RGB":
-        image.info.pop("transparency", None)  # Pillow warns of what it leaves out
-        image = image.convert("RGB")
-    size = np.array(image.size)
-    box = (*(offset * size), *((offset + crop) * size))
-    # Of Pillow's filters the nearest to an area average after a scaled decode, at BILINEAR's cost.
-    image = image.resize((image_size, image_size), Image.Resampling.HAMMING, box)
-    pixels = np.asarray(image)
-    return pixels[:, ::-1] if rng and rng.random() < 0.5 else pixels
-
-
-def _orientation(image):
-    """Gives EXIF's orientation, or None; a damaged EXIF does not cost the picture."""
-    try:
-        return image.getexif().get(EXIF_ORIENTATION)
-    except (OSError, SyntaxError, ValueError, struct.error):
-        return None
 
 
 def batch_images(images, reading):

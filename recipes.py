@@ -35,6 +35,15 @@ class Data:
     image_size: int = setting(192, "side of the square images", least=32, metavar="PIXELS")
     # Not in 2019: mirror and crop.
     augment: bool = setting(True, "mirror and crop the train images at random")
+    # The third place of 2020: erase 0.5, geometry 0.7; see images.py.
+    erase: float = setting(
+        0.0, "share of the train images with one box erased", least=0, most=1, metavar="SHARE"
+    )
+    geometry: float = setting(
+        0.0, "share of the train images turned, shifted and scaled a little", least=0, most=1,
+        metavar="SHARE",
+    )  # fmt: skip
+    keep_aspect: bool = setting(False, "fit pictures into the square instead of squashing them")
 
 
 @dataclass(frozen=True)

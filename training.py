@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 import model
 from generators import Reading, ShardEnd, stream_batches, tell_problems
+from images import Augmentation
 from landmarks import ClassTable, TrainLabels
 from recipes import Recipe, learning_rate_at
 from replicas import set_up_replicas
@@ -131,7 +132,8 @@ def reading_of(recipe, labels):
         labels.find,
         is_shuffled=True,
         fills_batches=True,
-        augment=recipe.data.augment,
+        keeps_aspect=recipe.data.keep_aspect,
+        augmentation=Augmentation(recipe.data.augment, recipe.data.geometry, recipe.data.erase),
         seed=recipe.training.seed,
     )
 
@@ -260,7 +262,10 @@ def load_valid_images(session, recipe, images, done):
         list of `Batch`.
     """
     reading = dataclasses.replace(
-        reading_of(recipe, images.labels), is_shuffled=False, fills_batches=False, augment=False
+        reading_of(recipe, images.labels),
+        is_shuffled=False,
+        fills_batches=False,
+        augmentation=Augmentation(),
     )
     plan = [(0, shard) for shard in images.held_out]
     batches, num_images = [], 0

@@ -25,6 +25,7 @@ from common import CACHE, median, print_table, print_verdict, ratio
 
 import generators
 from generators import Reading, ShardEnd, read_shard
+from images import Augmentation
 from sources import Shard
 from utils import muted_stderr
 
@@ -90,7 +91,7 @@ void area_resize(const unsigned char *in, int height, int width, unsigned char *
 # -------------------------------------------------------------------------------------- the ways
 
 
-def ours(tar, num_threads, augment=False):
+def ours(tar, num_threads, crops=False):
     """Reads a shard as `generators.stream_batches` does, without the download."""
     reading = Reading(
         SIZE,
@@ -98,7 +99,7 @@ def ours(tar, num_threads, augment=False):
         lambda image_id: 0,
         is_shuffled=True,
         fills_batches=True,
-        augment=augment,
+        augmentation=Augmentation(crops),
         num_threads=num_threads,
     )
     with ThreadPoolExecutor(num_threads) as pool:
@@ -277,7 +278,7 @@ def make_ways(tar, folder):
         OLD: lambda: extract_and_read(tar),
         f"{OURS}, 1 thread": lambda: ours(tar, 1),
         f"{OURS}, 2 threads": lambda: ours(tar, 2),
-        f"{OURS}, 2 threads, crops and mirroring": lambda: ours(tar, 2, augment=True),
+        f"{OURS}, 2 threads, crops and mirroring": lambda: ours(tar, 2, crops=True),
         "webdataset, imdecode, INTER_AREA": lambda: webdataset(tar),
         "tf.data, decode_jpeg, area": lambda: tf_data(tar, tf_full),
         "tf.data, half size, INTEGER_FAST, bilinear": lambda: tf_data(tar, tf_half),

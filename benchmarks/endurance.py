@@ -34,7 +34,8 @@ from synthetic import entry, make_image_id, member_name, pack
 
 import sources
 from download import Patience, download
-from generators import Reading, ShardEnd, decode_image, stream_batches
+from generators import Reading, ShardEnd, stream_batches
+from images import decode_image
 from sources import Shard, Source
 
 NUM_IMAGES = 64  # in a shard, 1.5 MB

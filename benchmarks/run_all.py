@@ -19,6 +19,7 @@ from utils import atomic_write, say
 
 NAMES = (
     "decode",
+    "augmentation",
     "downloads",
     "overlap",
     "search_speed",

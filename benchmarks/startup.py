@@ -23,6 +23,7 @@ from common import ROOT, median, print_table, print_verdict
 
 from demo.server import WorldHandler, serve
 from generators import Reading, list_members, stream_batches
+from images import Augmentation
 from sources import Shard, Source
 from utils import say
 
@@ -64,7 +65,12 @@ def time_first_batch(address, scratch):
         last_byte[:] = [time.perf_counter()]
 
     reading = Reading(
-        192, 64, lambda image_id: 0, is_shuffled=True, fills_batches=True, augment=True
+        192,
+        64,
+        lambda image_id: 0,
+        is_shuffled=True,
+        fills_batches=True,
+        augmentation=Augmentation(crops=True),
     )
     with mock.patch.object(WorldHandler, "send_bytes", timed_send):
         stream = stream_batches(Source(address, scratch), [(0, SHARD)], reading)

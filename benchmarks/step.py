@@ -27,6 +27,7 @@ import describe
 import model
 import training
 from generators import Batch, Reading, ShardEnd, stream_batches
+from images import Augmentation
 from recipes import Network
 from replicas import OneDevice
 from sources import Shard
@@ -89,7 +90,7 @@ def compare_feeding(size, rounds):
         lambda image_id: image_id % NUM_CLASSES,
         is_shuffled=True,
         fills_batches=True,
-        augment=True,
+        augmentation=Augmentation(crops=True),
     )
     images, classes = constant_batch(size, batch=FEEDING_BATCH)
     num_steps = STEPS_PER_SHARD * NUM_SHARDS

@@ -1,21 +1,16 @@
 """Tests of the way from a shard to batches: hostile tars, bad images, batches, background work."""
 
-import contextlib
 import gzip
-import io
 import itertools
 import re
-import struct
 import tarfile
 import threading
 import time
-import zlib
 from concurrent.futures import Future
 
 import numpy as np
 import pytest
 from checks import one_line
-from PIL import Image
 from synthetic import (
     draw,
     encode,
@@ -31,259 +26,18 @@ import generators
 from demo.server import serve
 from generators import (
     MAX_MEMBER_BYTES,
-    BadImageError,
     Reading,
     ShardEnd,
-    decode_image,
     fetch_ahead,
     list_members,
     stream_batches,
 )
+from images import FILL, Augmentation, decode_image, draw_view
 from sources import Shard, Source
 from utils import ExpectedError
 
-LEFT, RIGHT = (200, 40, 30), (30, 50, 210)  # colours of the two halves of the test picture
-
-
-def two_halves(width=32, height=32):
-    """A picture whose left half has one colour and its right half another."""
-    pixels = np.empty((height, width, 3), np.uint8)
-    pixels[:, : width // 2], pixels[:, width // 2 :] = LEFT, RIGHT
-    return Image.fromarray(pixels)
-
-
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png_of_size(width, height):
-    """A PNG of a few bytes that claims to be so large."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = zlib.compress(b"\0" * 1000)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    )
-
-
-# ------------------------------------------------------------------------- images that are read
-
-PICTURE = two_halves()
-GRAY = PICTURE.convert("L")
-GRAY_LEFT, GRAY_RIGHT = (GRAY.getpixel((0, 0)),) * 3, (GRAY.getpixel((31, 0)),) * 3
-SIXTEEN_BITS = Image.fromarray(np.asarray(GRAY).astype(np.uint16) * 256 + 99)
-PALETTE = PICTURE.convert("P", palette=Image.Palette.ADAPTIVE, colors=2)
-TRANSPARENT = PICTURE.convert("RGBA")
-TRANSPARENT.putalpha(128)
-
-READABLE = {
-    "JPEG": (encode(PICTURE, quality=95), LEFT, RIGHT),
-    "progressive JPEG": (encode(PICTURE, quality=95, progressive=True), LEFT, RIGHT),
-    "JPEG with bytes after its end": (encode(PICTURE, quality=95) + b"\0" * 99, LEFT, RIGHT),
-    "large JPEG, decoded at an eighth": (
-        encode(two_halves(2000, 1600), quality=95),
-        LEFT,
-        RIGHT,
-    ),
-    "PNG": (encode(PICTURE, "PNG"), LEFT, RIGHT),
-    "lossless WebP": (encode(PICTURE, "WEBP", lossless=True), LEFT, RIGHT),
-    "GIF": (encode(PICTURE, "GIF"), LEFT, RIGHT),
-    "animated GIF, its first frame": (
-        encode(PICTURE, "GIF", save_all=True, append_images=[PICTURE.rotate(180)]),
-        LEFT,
-        RIGHT,
-    ),
-    "gray JPEG": (encode(GRAY, quality=95), GRAY_LEFT, GRAY_RIGHT),
-    "gray PNG with transparency": (encode(GRAY.convert("LA"), "PNG"), GRAY_LEFT, GRAY_RIGHT),
-    "gray PNG of 16 bits": (encode(SIXTEEN_BITS, "PNG"), GRAY_LEFT, GRAY_RIGHT),
-    "PNG of 1 bit": (encode(GRAY.point(lambda v: 255 * (v > 80)).convert("1"), "PNG"), None, None),
-    "CMYK JPEG": (encode(PICTURE.convert("CMYK"), quality=95), LEFT, RIGHT),
-    "PNG with transparency": (encode(TRANSPARENT, "PNG"), LEFT, RIGHT),
-    "PNG of a palette": (encode(PALETTE, "PNG"), LEFT, RIGHT),
-    "PNG of a palette with transparency": (
-        encode(PALETTE, "PNG", transparency=b"\x80\x10"),
-        LEFT,
-        RIGHT,
-    ),
-    "JPEG of one pixel": (encode(Image.new("RGB", (1, 1), LEFT), quality=95), LEFT, LEFT),
-    "JPEG of 1x20000 pixels": (encode(Image.new("RGB", (1, 20000), LEFT)), LEFT, LEFT),
-    "JPEG of 20000x1 pixels": (encode(two_halves(20000, 1), quality=95), LEFT, RIGHT),
-}
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("crops", [False, True], ids=["plain", "augmented"])
-@pytest.mark.parametrize(("data", "left", "right"), READABLE.values(), ids=READABLE)
-def test_every_format_found_under_the_name_jpg_is_decoded_in_its_colours(data, left, right, crops):
-    rng = np.random.default_rng(1) if crops else None
-    pixels = decode_image(data, 24, rng)
-    assert pixels.shape == (24, 24, 3)
-    assert pixels.dtype == np.uint8
-    if left is not None and rng is None:
-        np.testing.assert_allclose(pixels[:, 1].mean(axis=0), left, atol=6)
-        np.testing.assert_allclose(pixels[:, -2].mean(axis=0), right, atol=6)
-
-
-def test_a_gray_picture_of_16_bits_keeps_its_high_byte():
-    values = np.array([[0x0000, 0x00FF], [0x8000, 0xFFFF]], np.uint16)
-    pixels = decode_image(encode(Image.fromarray(values), "PNG"), 2)
-    assert pixels[..., 0].tolist() == [[0, 0], [128, 255]]
-
-
-# What EXIF's orientation 1..8 says must be done to the stored pixels to see them upright.
-UPRIGHT = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a, 1),
-}
-
-
-@pytest.mark.parametrize(("orientation", "turn"), UPRIGHT.items())
-def test_the_pixels_are_turned_as_exif_says(orientation, turn):
-    stored = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encode(Image.fromarray(stored), "PNG", exif=exif)
-    np.testing.assert_array_equal(decode_image(data, 16), turn(stored))
-
-
-def test_a_jpeg_of_a_turned_camera_is_decoded_upright():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: the stored left side is the top
-    pixels = decode_image(encode(two_halves(320, 240), quality=95, exif=exif), 24)
-    np.testing.assert_allclose(pixels[1].mean(axis=0), LEFT, atol=6)
-    np.testing.assert_allclose(pixels[-2].mean(axis=0), RIGHT, atol=6)
-
-
-def damaged_exif(damage):
-    """A good JPEG whose EXIF asks for a half turn and has one more tag, which is damaged."""
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    exif[0x0100] = 77  # image width
-    data = encode(PICTURE, quality=95, exif=exif)
-    tag = data.index(bytes([0x01, 0x00, 0x00, 0x04]))
-    return data[:tag] + damage + data[tag + len(damage) :]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [b"\x01\x00\x00\x02", b"\x01\x1a\x00\x02"],
-    ids=["a number given as text", "a ratio given as text"],
-)
-def test_a_damaged_exif_does_not_cost_the_picture(damage):
-    pixels = decode_image(damaged_exif(damage), 24)
-    np.testing.assert_allclose(pixels[:, 1].mean(axis=0), RIGHT, atol=6)
-
-
-@pytest.mark.filterwarnings("ignore:Truncated File Read")
-@pytest.mark.parametrize("length", [1, 7, 30])
-def test_an_exif_that_is_cut_off_does_not_cost_the_picture(length):
-    exif = Image.Exif()
-    exif[0x010E] = "a description"
-    data = encode(PICTURE, quality=95, exif=exif.tobytes()[:length])
-    np.testing.assert_allclose(decode_image(data, 24)[:, 1].mean(axis=0), LEFT, atol=6)
-
-
-NO_EXIF = {
-    "text": b"Exif\0\0no TIFF at all",
-    "cut within its first number": b"Exif\0\0MM\0*\0\0",
-    "another kind of data": b"http://ns.adobe.com/xap/1.0/",
-}
-
-
-@pytest.mark.filterwarnings("ignore:Truncated File Read")
-@pytest.mark.parametrize("exif", NO_EXIF.values(), ids=NO_EXIF)
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
-def test_an_exif_that_is_none_does_not_cost_the_picture(image_format, exif):
-    data = encode(PICTURE, image_format, exif=exif)
-    assert decode_image(data, 24).shape == (24, 24, 3)
-
-
-def test_decoding_equals_a_plain_decode_and_resize_by_pillow():
-    data = encode(draw(17, np.random.default_rng(3)), quality=90)  # 48x36: nothing to skip
-    with Image.open(io.BytesIO(data)) as image:
-        plain = image.convert("RGB").resize((32, 32), Image.Resampling.HAMMING)
-    np.testing.assert_array_equal(decode_image(data, 32), np.asarray(plain))
-
-
-def test_decoding_at_a_fraction_of_the_size_looks_like_decoding_in_full():
-    small = draw(17, np.random.default_rng(3))
-    data = encode(small.resize((48 * 32, 36 * 32), Image.Resampling.BICUBIC), quality=95)
-    with Image.open(io.BytesIO(data)) as image:
-        plain = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.HAMMING))
-    difference = decode_image(data, 64).astype(int) - plain
-    assert np.abs(difference).mean() < 2
-
-
-def test_a_crop_keeps_most_of_the_picture_and_half_of_them_are_mirrored(monkeypatch):
-    data = encode(PICTURE, "PNG")
-    plain = decode_image(data, 32)
-    views = [decode_image(data, 32, np.random.default_rng(seed)) for seed in range(40)]
-    mirrored = sum(tuple(view[0, 0]) == RIGHT for view in views)
-    assert 8 <= mirrored <= 32
-    assert all(view.shape == plain.shape for view in views)
-    monkeypatch.setattr(generators, "MIN_CROP", 1.0)  # nothing is left to chance but the mirror
-    for seed in range(10):
-        view = decode_image(data, 32, np.random.default_rng(seed))
-        assert np.array_equal(view, plain) or np.array_equal(view, plain[:, ::-1])
-
-
-# --------------------------------------------------------------------- images that are not read
-
-NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
 JPEG = encode(draw(17, np.random.default_rng(0)), quality=95)
 HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
-
-UNREADABLE = {
-    "empty": (b"", "empty"),
-    "a page of HTML": (HTML, "not an image"),
-    "zero bytes": (b"\0" * 5000, "not an image"),
-    "a TIFF": (encode(PICTURE, "TIFF"), "not an image"),
-    "a JPEG cut within its header": (JPEG[:20], "not an image|truncated|cannot|broken"),
-    "a JPEG cut within its pixels": (JPEG[: len(JPEG) // 2], "truncated"),
-    "a JPEG without its last bytes": (JPEG[:-40], "truncated"),
-    "a PNG cut within its pixels": (encode(NOISE, "PNG")[:1000], "."),
-    "a WebP cut within its pixels": (encode(NOISE, "WEBP", lossless=True)[:1000], "."),
-    "a GIF cut within its pixels": (encode(NOISE, "GIF")[:1000], "."),
-    "a PNG with a damaged chunk": (
-        encode(PICTURE, "PNG").replace(b"IDAT", b"IDAX"),
-        "broken|cannot|not an image",
-    ),
-    "a PNG that claims 81 million pixels": (png_of_size(9000, 9000), "9000x9000 pixels"),
-    "a PNG that claims 10 billion pixels": (png_of_size(100_000, 100_000), "too many pixels"),
-    "a GIF that claims 4 billion pixels": (
-        b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"\x2c" + b"\0" * 40,
-        "too many pixels",
-    ),
-    "a PNG of no width": (png_of_size(0, 10), "."),
-}
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("data", "reason"), UNREADABLE.values(), ids=UNREADABLE)
-def test_every_unreadable_image_is_refused_with_a_reason_of_one_line(data, reason):
-    with pytest.raises(BadImageError, match=reason) as caught:
-        decode_image(data, 24)
-    assert "\n" not in str(caught.value)
-    assert " at 0x" not in str(caught.value)  # no Python object
-
-
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF"])
-def test_a_file_cut_or_damaged_anywhere_is_an_image_or_refused(image_format):
-    data = encode(draw(17, np.random.default_rng(0)), image_format)
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        damaged = bytearray(data)
-        for place in rng.integers(0, len(data), 3):
-            damaged[place] = rng.integers(256)
-        damaged = bytes(damaged[: rng.integers(1, len(data) + 1)])
-        with contextlib.suppress(BadImageError):
-            assert decode_image(damaged, 16).shape == (16, 16, 3)
-
 
 # ------------------------------------------------------------------------------- hostile tars
 
@@ -602,6 +356,9 @@ def test_a_shard_without_a_wanted_image_has_an_end_and_no_batch(source):
 # ----------------------------------------------------------------------- order and augmentation
 
 
+EVERYTHING = Augmentation(crops=True, geometry=0.7, erase=0.5)
+
+
 def train_stream(source, made, plan, **settings):
     """Gives (image ids in order, all pixels) of a training plan."""
     settings = {"is_shuffled": True, "fills_batches": True} | settings
@@ -616,16 +373,16 @@ PLAN = [(epoch, Shard("train", number)) for epoch in range(2) for number in rang
 
 
 def test_the_same_seed_gives_the_same_order_and_pixels_with_any_number_of_threads(made, source):
-    ids, pixels = train_stream(source, made, PLAN, augment=True, num_threads=1)
+    ids, pixels = train_stream(source, made, PLAN, augmentation=EVERYTHING, num_threads=1)
     for num_threads in (2, 5):
-        again = train_stream(source, made, PLAN, augment=True, num_threads=num_threads)
+        again = train_stream(source, made, PLAN, augmentation=EVERYTHING, num_threads=num_threads)
         assert again[0] == ids
         np.testing.assert_array_equal(again[1], pixels)
 
 
 def test_what_a_shard_gives_depends_on_nothing_that_was_read_before_it(made, source):
-    ids, pixels = train_stream(source, made, PLAN, augment=True)
-    last_ids, last_pixels = train_stream(source, made, PLAN[3:], augment=True)
+    ids, pixels = train_stream(source, made, PLAN, augmentation=EVERYTHING)
+    last_ids, last_pixels = train_stream(source, made, PLAN[3:], augmentation=EVERYTHING)
     assert ids[-20:] == last_ids
     np.testing.assert_array_equal(pixels[-20:], last_pixels)
 
@@ -650,11 +407,32 @@ def test_augmentation_differs_between_epochs_and_seeds_and_is_absent_when_off(ma
         ids, pixels = train_stream(source, made, [(epoch, Shard("train", 0))], **settings)
         return {image_id: view.tobytes() for image_id, view in zip(ids, pixels, strict=True)}
 
-    first = views(0, augment=True)
-    for other in (views(1, augment=True), views(0, augment=True, seed=1)):
+    first = views(0, augmentation=EVERYTHING)
+    for other in (views(1, augmentation=EVERYTHING), views(0, augmentation=EVERYTHING, seed=1)):
         assert all(other[image_id] != first[image_id] for image_id in first)
     plain = {image_id: decode_image(data[image_id], 24).tobytes() for image_id in first}
     assert views(0) == views(1) == views(0, seed=1) == plain
+
+
+def test_an_image_is_seen_as_seed_epoch_and_its_id_say(made, source):
+    shard = Shard("train", 1)
+    ids, pixels = train_stream(
+        source, made, [(1, shard)], seed=3, augmentation=EVERYTHING, keeps_aspect=True
+    )
+    data = jpegs(made, shard)
+    for image_id, found in zip(ids, pixels, strict=True):
+        view = draw_view(EVERYTHING, np.random.default_rng([3, 1, image_id]))
+        np.testing.assert_array_equal(found, decode_image(data[image_id], 24, True, view))
+
+
+def test_a_fitted_picture_of_a_shard_has_bars_and_a_squashed_one_has_none(made, source):
+    data = jpegs(made, Shard("test", 0))  # 48x36: 24x18 of the square, 3 rows above and below
+    for keeps_aspect in (False, True):
+        batches, _ = read_all(
+            source, Shard("test", 0), image_ids=frozenset(data), keeps_aspect=keeps_aspect
+        )
+        bars = np.concatenate([batch.images[:, [0, 1, 2, -3, -2, -1]] for batch in batches])
+        assert (bars == FILL).all() == keeps_aspect
 
 
 # --------------------------------------------------------------------------------- bad images

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import pytest
+
 import recognition
 from recipes import Data, Network, Recipe, Training
 
@@ -10,7 +12,15 @@ from recipes import Data, Network, Recipe, Training
 def test_the_default_is_the_recipe_of_2019():
     assert Recipe().settings() == {
         **{"train_shards": (10, 500), "clean": False, "min_images": 20, "image_size": 192},
-        **{"augment": True, "backbone": "resnet50", "weights": "imagenet", "batch_size": 64},
+        **{
+            "augment": True,
+            "erase": 0.0,
+            "geometry": 0.0,
+            "keep_aspect": False,
+            "backbone": "resnet50",
+            "weights": "imagenet",
+            "batch_size": 64,
+        },
         **{"epochs": 1, "learning_rate": 2e-4, "bfloat16": False, "seed": 0},
     }
 
@@ -50,3 +60,11 @@ def test_the_command_line_takes_every_setting_and_its_defaults_are_those_of_2019
     assert {name for name, value in changed.items() if value != Recipe().settings()[name]} == {
         "image_size", "train_shards", "augment", "backbone",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", ["--erase", "--geometry"])
+@pytest.mark.parametrize("value", ["-0.1", "1.1", "nan"])
+def test_a_share_is_a_number_from_0_to_1(flag, value, capsys):
+    with pytest.raises(SystemExit):
+        recognition.make_parser().parse_args([f"{flag}={value}"])
+    assert "expected a number from 0 to 1;" in capsys.readouterr().err

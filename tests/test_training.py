@@ -16,6 +16,7 @@ from tiny_network import in_place_of_backbones
 import training
 from command_line import explain
 from generators import Batch
+from images import Augmentation
 from landmarks import ClassTable, TrainLabels, read_train_labels
 from recipes import Recipe
 from replicas import OneDevice
@@ -43,6 +44,9 @@ SETTINGS = {
     "train_shards": (1, 4),
     "clean": False,
     "augment": True,
+    "erase": 0.0,
+    "geometry": 0.0,
+    "keep_aspect": False,
     "bfloat16": False,
     "seed": 0,
 }
@@ -317,6 +321,9 @@ OTHER_SETTINGS = {
     "train_shards": (1, 3),
     "clean": True,
     "augment": False,
+    "erase": 0.5,
+    "geometry": 0.7,
+    "keep_aspect": True,
     "bfloat16": True,
     "seed": 1,
 }
@@ -560,10 +567,21 @@ def test_the_stream_is_read_as_the_recipe_says(data_set, tmp_path, monkeypatch):
         return real(source, plan, reading, *args)
 
     monkeypatch.setattr(training, "stream_batches", noting)
-    run(data_set.folder, tmp_path, recipe=recipe_with(epochs=1, seed=7))
+    settings = {"augment": False, "erase": 0.5, "geometry": 0.7, "keep_aspect": True}
+    run(data_set.folder, tmp_path, recipe=recipe_with(epochs=1, seed=7, **settings))
     held_out, train = readings
-    assert (train.augment, train.is_shuffled, train.fills_batches, train.seed) == (True,) * 3 + (7,)
-    assert not (held_out.augment or held_out.is_shuffled or held_out.fills_batches)
+    assert train.augmentation == Augmentation(crops=False, erase=0.5, geometry=0.7)
+    assert (train.is_shuffled, train.fills_batches, train.keeps_aspect) == (True,) * 3
+    assert train.seed == 7
+    assert held_out.augmentation == Augmentation()
+    assert (held_out.is_shuffled, held_out.fills_batches) == (False,) * 2
+    assert held_out.keeps_aspect
+
+
+def test_mirror_and_crop_are_the_only_augmentation_of_2019():
+    found = training.reading_of(Recipe(), TrainLabels(np.empty(0), np.empty(0)))
+    assert found.augmentation == Augmentation(crops=True)
+    assert not found.keeps_aspect
 
 
 def test_the_steps_to_come_are_those_of_the_shards_that_are_read(data_set, tmp_path):

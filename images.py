@@ -1,0 +1,205 @@
+"""From the bytes of an image to pixels: decode, turn upright, fit into the square, augment.
+
+What is left to chance is drawn first, as a `View`; the pixels follow from it alone.
+"""
+
+import io
+import math
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+MAX_DECODED_PIXELS = 64_000_000  # 192 MB as RGB, once in each decoding thread
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # what is found under the name .jpg
+EXIF_ORIENTATION = 0x0112
+EXIF_TURNS = {  # how to undo each orientation; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+FILL = (124, 116, 104)  # where there is no picture: the mean colour of ImageNet, RGB
+MIN_CROP = 0.85  # side of a random crop, as a share of the picture's
+# These four: haqishen/Google-Landmark-Recognition-2020-3rd-Place-Solution, dataset.py, which fills
+# with black.
+MAX_TURN = 10.0  # degrees, either way
+MAX_RESCALE = 0.2  # larger or smaller, as a share
+MAX_SHIFT = 0.2  # of the square's side, each way
+ERASED_SIDE = 0.4  # of the erased box, as a share of the square's
+
+
+class BadImageError(Exception):
+    """An image that cannot be read; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is changed at random; the default is nothing.
+
+    Attributes:
+        crops: crop each image, and mirror half of them.
+        geometry: share of the images that are turned, rescaled and shifted, 0 to 1.
+        erase: share of the images of which one box is erased, 0 to 1.
+    """
+
+    crops: bool = False
+    geometry: float = 0.0
+    erase: float = 0.0
+
+
+@dataclass(frozen=True)
+class View:
+    """How one image is seen; the default is the whole of it, as it is.
+
+    Attributes:
+        crop: (left, top, right, bottom) of what is seen, as shares of the picture's sides.
+        is_mirrored: with left and right exchanged, at last.
+        geometry: None, or (degrees counter-clockwise, scale, shift right, shift down) of the square
+            about its centre; shifts are shares of its side.
+        erased: None, or (across, down) of the erased box: 0 is at the left or top edge of the
+            square, just below 1 at the other.
+    """
+
+    crop: tuple = (0.0, 0.0, 1.0, 1.0)
+    is_mirrored: bool = False
+    geometry: tuple | None = None
+    erased: tuple | None = None
+
+
+PLAIN = View()  # the whole picture, as it is
+
+
+def draw_view(augmentation, rng):
+    """Draws how an image is seen.
+
+    Crop and mirror are drawn first, so that they do not depend on what else is on.
+
+    Args:
+        augmentation: `Augmentation`.
+        rng: numpy Generator.
+
+    Returns:
+        `View`.
+    """
+    drawn = {}
+    if augmentation.crops:
+        size = rng.uniform(MIN_CROP, 1, 2)
+        offset = rng.uniform(size=2) * (1 - size)
+        drawn |= {"crop": (*offset, *(offset + size)), "is_mirrored": rng.random() < 0.5}
+    if augmentation.geometry and rng.random() < augmentation.geometry:
+        turn, rescale, right, down = rng.uniform(-1, 1, 4)
+        drawn["geometry"] = (
+            MAX_TURN * turn, 1 + MAX_RESCALE * rescale, MAX_SHIFT * right, MAX_SHIFT * down,
+        )  # fmt: skip
+    if augmentation.erase and rng.random() < augmentation.erase:
+        drawn["erased"] = tuple(rng.random(2))
+    return View(**drawn)
+
+
+def decode_image(data, image_size, keeps_aspect=False, view=PLAIN):
+    """Decodes one image and fits it into a square.
+
+    JPEGs are decoded at a half, quarter or eighth of their size where that still covers the square.
+
+    Args:
+        data: bytes of a JPEG (or of a PNG, WebP or GIF of that name).
+        image_size: side of the square, in pixels.
+        keeps_aspect: the longer side fills the square, and FILL what is left beside or above and
+            below the picture; else both sides fill it, whatever the aspect ratio.
+        view: `View`.
+
+    Returns:
+        (image_size, image_size, 3) uint8 RGB.
+
+    Raises:
+        BadImageError: the bytes are not a readable image.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            image.draft("RGB", (image_size, image_size))
+            square = _fit(_make_upright(image), image_size, keeps_aspect, view.crop)
+    except UnidentifiedImageError as error:
+        raise BadImageError("not an image" if data else "empty") from error
+    except Image.DecompressionBombError as error:
+        raise BadImageError("too many pixels") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise BadImageError(str(error)) from error
+    if view.geometry:
+        square = _move(square, *view.geometry)
+    if view.erased:
+        _erase(square, *view.erased)
+    pixels = np.asarray(square)
+    return pixels[:, ::-1] if view.is_mirrored else pixels
+
+
+def _make_upright(image):
+    """Decodes an opened image: an RGB image, turned as EXIF says."""
+    if image.width * image.height > MAX_DECODED_PIXELS:
+        raise BadImageError(f"{image.width}x{image.height} pixels")
+    if "exif" in image.info:
+        turn = EXIF_TURNS.get(_orientation(image))
+        image = image if turn is None else image.transpose(turn)
+    if image.mode.startswith("I"):  # 16 bits; convert() would cut off all above 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode != "RGB":
+        image.info.pop("transparency", None)  # Pillow warns of what it leaves out
+        image = image.convert("RGB")
+    return image
+
+
+def _orientation(image):
+    """Gives EXIF's orientation, or None; a damaged EXIF does not cost the picture."""
+    try:
+        return image.getexif().get(EXIF_ORIENTATION)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return None
+
+
+def _fit(image, image_size, keeps_aspect, crop):
+    """Resizes a crop of an image into the square: squashed, or whole in the middle."""
+    left, top, right, bottom = crop
+    box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
+    size = (image_size, image_size)
+    if keeps_aspect:
+        width, height = box[2] - box[0], box[3] - box[1]
+        shrink = image_size / max(width, height)
+        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+    # Of Pillow's filters the nearest to an area average after a scaled decode, at BILINEAR's cost.
+    image = image.resize(size, Image.Resampling.HAMMING, box)
+    if size == (image_size, image_size):
+        return image
+    square = Image.new("RGB", (image_size, image_size), FILL)
+    square.paste(image, ((image_size - size[0]) // 2, (image_size - size[1]) // 2))
+    return square
+
+
+def _move(square, degrees, scale, right, down):
+    """Turns, rescales and shifts a square image about its centre; FILL is what it leaves free.
+
+    This comes after the resize, because Pillow's transform averages over four pixels only and would
+    alias if it shrank a photograph.
+    """
+    side, half = square.width, square.width / 2
+    cosine = math.cos(math.radians(degrees)) / scale
+    sine = math.sin(math.radians(degrees)) / scale
+    x, y = half + right * side, half + down * side  # where the centre goes
+    # For each pixel the place in the square that it shows; y points downwards.
+    matrix = (
+        cosine, -sine, half - cosine * x + sine * y,
+        sine, cosine, half - sine * x - cosine * y,
+    )  # fmt: skip
+    return square.transform(
+        square.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=FILL
+    )
+
+
+def _erase(square, across, down):
+    """Fills one box of a square image, in place."""
+    side = round(ERASED_SIDE * square.width)
+    left, top = (int(place * (square.width - side + 1)) for place in (across, down))
+    square.paste(FILL, (left, top, left + side, top + side))
