@@ -34,6 +34,7 @@ ORDER = (
     "demo.art",
     "demo.server",
     "landmarks",
+    "tables",
     "sources",
     "on_kaggle.kernel",
     "download",
@@ -43,7 +44,7 @@ FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 WITHOUT_FRAMEWORK = (
     "on_kaggle.chain", "on_kaggle.packing", "on_kaggle.client", "demo", "session", "generators",
     "neighbors", "merging", "search", "descriptions", "metrics", "submissions", "landmarks",
-    "sources", "on_kaggle.kernel", "download", "utils",
+    "tables", "sources", "on_kaggle.kernel", "download", "utils",
 )  # fmt: skip
 PRESENT = ORDER
 
@@ -120,7 +121,8 @@ def test_the_data_and_the_scores_know_no_deep_learning_framework(name):
 
 @pytest.mark.parametrize("name", [name for name in PRESENT if name in SCRIPTS])
 def test_a_script_answers_before_it_loads_a_framework(name):
-    slow = {"faiss", "matplotlib"} if name != "retrieval" else {"faiss"}  # it draws neighbours
+    slow = {"faiss", "matplotlib", "pandas", "pyarrow"}
+    slow -= {"matplotlib"} if name == "retrieval" else set()  # it draws neighbors
     assert not closure(name, imports_at_start) & (FRAMEWORKS | slow)
 
 
