@@ -8,7 +8,7 @@ def names_in(folder):
 
 
 def one_line(error):
-    """Checks that an error reads `what; expected; to do` in one line, and gives it."""
+    """Checks that a message reads `what; expected; to do` in one line, and gives it."""
     message = explain(error)
     assert message.splitlines() == [message]
     assert message.count("; ") >= 2 and "; expected " in message
