@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import math
 import os
 import sys
@@ -18,12 +19,14 @@ ADVICE = {
     "model": "check --model",
     "missing_model": "or name the file with --model",
     "queries": "or leave out --queries",
+    "min_images": "lower --min-images",
     "output": "free some space or choose another --output",
     "scratch": "free some space or choose another --scratch",
     "skip_bad_shards": "check the shard, or leave it out with --skip-bad-shards",
     "fresh": "or start over with --fresh",
     "any_build": "push it again by its name, or keep it with --any-build",
 }
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of stdout, say; never a bug
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -48,7 +51,7 @@ def run_command_line(main):
     """
     try:
         main()
-        if sys.stdout:  # flushed here, so that a broken pipe shows below and not at the exit
+        if sys.stdout:  # flushed here, so that a failure shows below and not at the exit
             sys.stdout.flush()
     except ExpectedError as error:
         print(f"error: {explain(error)}", file=sys.stderr)
@@ -62,8 +65,23 @@ def run_command_line(main):
         )
         sys.exit(130)
     except BrokenPipeError:  # the reader of stdout left, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(
+            f"error: {error.strerror}; expected room for the results; free some space or send "
+            "stdout elsewhere",
+            file=sys.stderr,
+        )
+        _discard_stdout()
+        sys.exit(1)
+
+
+def _discard_stdout():
+    """Drops what stdout still holds: it would fail once more at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def explain(error):

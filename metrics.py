@@ -155,7 +155,7 @@ def main(argv=None):
     parser = CommandLine(description="Scores a submission against the released ground truth.")
     parser.add_argument("challenge", choices=("recognition", "retrieval"))
     parser.add_argument("submission", help="the CSV to score")
-    parser.add_argument("solution", help="recognition_solution_v2.1.csv or its retrieval sister")
+    parser.add_argument("solution", help="recognition_solution_v2.1.csv, or the retrieval one")
     args = parser.parse_args(argv)
     if args.challenge == "recognition":
         print(format_scores("GAP", score_recognition(args.submission, args.solution)))

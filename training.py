@@ -3,7 +3,6 @@
 Imports Keras, via `model`.
 """
 
-import csv
 import dataclasses
 import math
 import os
@@ -11,6 +10,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 import model
@@ -20,6 +20,7 @@ from landmarks import ClassTable, TrainLabels
 from recipes import Recipe, learning_rate_at
 from replicas import set_up_replicas
 from session import CHECKPOINT, HISTORY, HISTORY_PICTURE, MODEL, PREVIOUS_CHECKPOINT
+from tables import write_table
 from utils import (
     ExpectedError,
     StoppedError,
@@ -319,6 +320,7 @@ def save_checkpoint(session, network, recipe, images, rows):
     """
     page = {
         "landmarks": images.class_table.fingerprint,
+        "labels": images.labels.fingerprint,
         "precision": model.precision(),
         "recipe": recipe.as_page(),
         "history": rows,
@@ -436,6 +438,12 @@ def _check_continues(path, page, recipe, images):
             "the same class table; continue with the same source",
             setting="fresh",
         )
+    if page.get("labels", images.labels.fingerprint) != images.labels.fingerprint:
+        raise ExpectedError(
+            f"{path}: it was trained with other labels of the same landmarks; expected the same "
+            "train table; continue with the same source",
+            setting="fresh",
+        )
 
 
 # ------------------------------------------------------------------------------------- history
@@ -443,13 +451,7 @@ def _check_continues(path, page, recipe, images):
 
 def write_history(session, rows, with_picture):
     """Writes history.csv, a row per mini-epoch, and history.png if asked to."""
-    with atomic_write(session.path(HISTORY)) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, HISTORY_COLUMNS, restval="")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()}
-            )
+    write_table(session.path(HISTORY), pd.DataFrame(rows, columns=HISTORY_COLUMNS))
     if with_picture:
         with atomic_write(session.path(HISTORY_PICTURE)) as temporary:
             draw_history(rows).savefig(temporary, dpi=110)

@@ -3,7 +3,7 @@
     python benchmarks/metadata.py [--rows 4132914] [--rounds 3]
 
 The CSV is generated once. Every run is a process of its own; its peak memory is what it takes
-beyond what its imports took.
+beyond what its imports took. Ours includes the import of pandas, in seconds and in memory.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def main():
     parser.add_argument("--rows", type=int, default=4_132_914, help="rows of train.csv")
     parser.add_argument("--rounds", type=int, default=3, help="times that each way is measured")
     args = parser.parse_args()
-    common.print_machine("numpy", "pyarrow")
+    common.print_machine("numpy", "pandas", "pyarrow")
     path = make_csv(args.rows)
     file_md5(path)  # reads it into the page cache, for all alike
     results = {OLD: [], OURS: []}

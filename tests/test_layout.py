@@ -93,7 +93,8 @@ def test_the_data_and_the_scores_know_no_deep_learning_framework(name):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_answers_before_it_loads_a_framework(name):
-    slow = {"faiss", "matplotlib"} if name != "retrieval" else {"faiss"}  # it draws neighbors
+    slow = {"faiss", "matplotlib", "pandas", "pyarrow"}
+    slow -= {"matplotlib"} if name == "retrieval" else set()  # it draws neighbors
     assert not closure(name, imports_at_start) & (FRAMEWORKS | slow)
 
 

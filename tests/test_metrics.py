@@ -1,6 +1,9 @@
 """Tests of GAP and mAP@100: hand-worked values, published values, a slow oracle, the command."""
 
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -14,7 +17,6 @@ from metrics import (
     score_recognition,
     score_retrieval,
 )
-from utils import ExpectedError
 
 # ---------------------------------------------------------------------------------------- GAP
 
@@ -219,18 +221,25 @@ def test_map_is_that_of_a_slow_oracle(seed):
 
 # ---------------------------------------------------------------------------- files and the command
 
-RECOGNITION = ["id,landmarks", "a,1 0.9", "b,9 0.8", "c,", "d,5 1.0", "e,5 2.0"]
+A, B, C, D, E, X, Y, N = (digit * 16 for digit in "abcde123")
+RECOGNITION = ["id,landmarks", f"{A},1 0.9", f"{B},9 0.8", f"{C},", f"{D},5 1.0", f"{E},5 2.0"]
 # Public: a right at rank 2 behind d, b unseen there; Private: b wrong, c empty; e is ignored.
 RECOGNITION_TRUTH = [
     "id,landmarks,Usage",
-    "a,1 2,Public",
-    "b,3,Private",
-    "c,4,Private",
-    "d,,Public",
-    "e,5,Ignored",
+    f"{A},1 2,Public",
+    f"{B},3,Private",
+    f"{C},4,Private",
+    f"{D},,Public",
+    f"{E},5,Ignored",
 ]
-RETRIEVAL = ["id,images", "a,x n y", "b,n x", "c,x"]
-RETRIEVAL_TRUTH = ["id,images,Usage", "a,x y,Public", "b,x,Private", "c,None,Ignored", "d,x,Public"]
+RETRIEVAL = ["id,images", f"{A},{X} {N} {Y}", f"{B},{N} {X}", f"{C},{X}"]
+RETRIEVAL_TRUTH = [
+    "id,images,Usage",
+    f"{A},{X} {Y},Public",
+    f"{B},{X},Private",
+    f"{C},None,Ignored",
+    f"{D},{X},Public",
+]
 
 
 @pytest.fixture
@@ -272,7 +281,7 @@ def test_an_ignored_row_changes_no_score(write):
 
 def test_a_leaderboard_without_true_rows_has_no_score(write):
     truth = write("t.csv", [row for row in RECOGNITION_TRUTH if "Private" not in row])
-    submission = write("s.csv", ["id,landmarks", "a,1 0.9"])
+    submission = write("s.csv", ["id,landmarks", f"{A},1 0.9"])
     assert score_recognition(submission, truth) == {"Public": 1.0, "all": 1.0}
 
 
@@ -302,19 +311,19 @@ def test_the_command_prints_one_line_for_retrieval(write, capsys):
 
 
 def test_a_submission_of_another_test_set_is_one_line(write, capsys):
-    submission = write("s.csv", ["id,landmarks", "a,1 0.9", "z,1 0.9", "y,"])
+    submission = write("s.csv", ["id,landmarks", f"{A},1 0.9", f"{Y},1 0.9", f"{X},"])
     truth = write("t.csv", RECOGNITION_TRUTH)
     assert run("recognition", submission, truth) == 1
     assert capsys.readouterr() == (
         "",
-        f"error: {submission}: 2 ids, first 'y', are not in {truth}; expected ids of that test "
+        f"error: {submission}: 2 ids, first {X!r}, are not in {truth}; expected ids of that test "
         "set; give the matching files\n",
     )
 
 
 def test_a_truth_without_scored_rows_is_one_line(write, capsys):
-    truth = write("t.csv", ["id,images,Usage", "a,None,Ignored", "b,None,Public"])
-    assert run("retrieval", write("s.csv", ["id,images", "a,x"]), truth) == 1
+    truth = write("t.csv", ["id,images,Usage", f"{A},None,Ignored", f"{B},None,Public"])
+    assert run("retrieval", write("s.csv", ["id,images", f"{A},{X}"]), truth) == 1
     assert capsys.readouterr().err == (
         f"error: {truth}: no row with a true id and Usage Public or Private; expected the released "
         "ground truth; check the file\n"
@@ -325,8 +334,8 @@ def test_files_in_the_wrong_order_are_one_line(write, capsys):
     submission, truth = write("s.csv", RECOGNITION), write("t.csv", RECOGNITION_TRUTH)
     assert run("recognition", truth, submission) == 1
     assert capsys.readouterr().err == (  # line 2, `1 2`, could be a prediction
-        f"error: {truth}: line 3 has '3'; expected `<landmark id> <confidence>` or an empty cell; "
-        "check the file\n"
+        f"error: {truth}: line 3 has '3' as landmarks; expected `<landmark id> <confidence>` or "
+        "an empty cell; check the file\n"
     )
 
 
@@ -352,6 +361,38 @@ def test_wrong_use_is_one_line_and_exit_code_2(capsys, argv):
     assert out == "" and error.startswith("error: ") and error.count("\n") == 1
 
 
-def test_files_without_rows_are_an_expected_error(write):
-    with pytest.raises(ExpectedError, match="no row with a true id"):
-        score_recognition(write("s.csv", ["id,landmarks"]), write("t.csv", ["id,landmarks,Usage"]))
+@pytest.mark.parametrize("challenge", ["recognition", "retrieval"])
+def test_files_that_would_score_0_in_silence_are_one_line(write, capsys, challenge):
+    rows, truth_rows = {
+        "recognition": (RECOGNITION, RECOGNITION_TRUTH),
+        "retrieval": (RETRIEVAL, RETRIEVAL_TRUTH),
+    }[challenge]
+    truth = write("t.csv", truth_rows)
+    for wrong, reason in (
+        ([rows[0], *map(str.upper, rows[1:])], f"image id {A.upper()!r}; "),
+        (rows[:1], "no row after the header; "),
+    ):
+        submission = write("s.csv", wrong)
+        assert run(challenge, submission, truth) == 1
+        out, error = capsys.readouterr()
+        assert out == "" and error.startswith(f"error: {submission}: {reason}")
+        assert error.count("\n") == 1
+    truth = write("t.csv", truth_rows[:1])
+    assert run(challenge, write("s.csv", rows), truth) == 1
+    assert capsys.readouterr().err.startswith(f"error: {truth}: no row after the header; ")
+
+
+@pytest.mark.parametrize("options", [(), ("-u",)])
+def test_a_full_disk_behind_stdout_is_one_line(write, options):
+    files = write("s.csv", RECOGNITION), write("t.csv", RECOGNITION_TRUTH)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, *options, metrics.__file__, "recognition", *files],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=120,
+            env={key: os.environ[key] for key in os.environ.keys() - {"PYTHONUNBUFFERED"}},
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: No space left on device; expected room for the results; free some space or send "
+        "stdout elsewhere\n"
+    )

@@ -372,6 +372,14 @@ def test_a_checkpoint_from_before_a_setting_existed_continues_with_the_value_of_
     assert len(history_of(tmp_path)) == 3
 
 
+def test_swapped_labels_are_refused(data_set, whole_run):
+    session = session_at(whole_run[1], data_set.folder)
+    images = images_of(session.source)
+    swapped = replace(images.labels, class_indices=3 - images.labels.class_indices)
+    with pytest.raises(ExpectedError, match="trained with other labels of the same landmarks"):
+        begin_or_continue(session, RECIPE, replace(images, labels=swapped))
+
+
 DAMAGES = {
     "empty": lambda data: b"",
     "cut in half": lambda data: data[: len(data) // 2],
