@@ -290,8 +290,8 @@ def _import_hub(preset):
 def _build_hub(preset, images, weights):
     """Builds a vision transformer of keras-hub, see `build`.
 
-    Keras-hub's DINOv2 saves its position embeddings at the preset's size: kept frozen they survive
-    a file exactly, fine-tuned at another size they do not.
+    Position embeddings of a DINOv2 survive a file only while they are frozen: keras-hub 0.26 saves
+    the preset's in place of fine-tuned ones whose sum has grown, and resizes the others.
     """
     family, image_size = find_hub_family(preset), images.shape[1]
     backbone = _load_preset(preset, family, image_size, weights)
