@@ -109,6 +109,19 @@ def number(kind, lowest, highest=math.inf):
     return parse
 
 
+def word_of(choices, prefix):
+    """Makes an argument type: one of the choices, or `prefix` and anything after it."""
+
+    def parse(text):
+        if text in choices or (text.startswith(prefix) and text != prefix):
+            return text
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected one of {', '.join(choices)} or {prefix}PRESET"
+        )
+
+    return parse
+
+
 def shard_range(text):
     """Parses `FIRST:STOP`, e.g. 10:500 for the shards 10 to 499."""
     first, colon, stop = text.partition(":")
@@ -128,6 +141,9 @@ def add_settings(group, settings):
             options = {"action": argparse.BooleanOptionalAction if field.default else "store_true"}
         elif field.type is tuple:
             options = {"type": shard_range, "metavar": "FIRST:STOP"}
+        elif "prefix" in limits:
+            kind = word_of(limits["choices"], limits["prefix"])
+            options = {"type": kind, "metavar": limits["metavar"]}
         elif field.type is str:
             options = {name: limits[name] for name in ("choices", "metavar") if name in limits}
         else:

@@ -1,67 +1,37 @@
-"""The networks: backbone, pooling and head, with preprocessing inside; saved with their landmarks.
+"""The networks: backbone, pooling and head; saved with their landmarks.
 
 Every network takes uint8 RGB images (batch, image_size, image_size, 3).
 """
 
 import hashlib
 import json
+import re
 import tempfile
-import warnings
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+import backbones
 from landmarks import ClassTable
-from utils import ExpectedError, atomic_write, file_md5, muted_stderr, require_true_sizes, say
+from utils import ExpectedError, atomic_write, muted_stderr, require_true_sizes
 
 with muted_stderr():  # TensorFlow's start-up chatter
     import keras
+    import layers
 
-    from replicas import FLOAT16, agree_on_overflow, list_gpus
+    from optimizers import build_optimizer
+    from replicas import FLOAT16, list_gpus
 
 LANDMARKS_MEMBER = "landmarks.json"  # our page in the .keras file, which is a zip archive
-CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)  # of ImageNet, as ResNet's published weights expect
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A network of keras.applications and the pixels that its ImageNet weights expect."""
-
-    build: callable
-    preprocess: callable
-
-
-def _caffe(images):
-    """RGB 0..255 -> BGR minus the ImageNet mean."""
-    centred = keras.layers.Rescaling(1.0, [-mean for mean in CAFFE_MEAN_RGB], dtype="float32")
-    return keras.ops.flip(centred(images), axis=-1)
-
-
-def _signed_unit(images):
-    """RGB 0..255 -> RGB -1..1."""
-    return keras.layers.Rescaling(1 / 127.5, -1.0, dtype="float32")(images)
-
-
-BACKBONES = {
-    "resnet50": Backbone(keras.applications.ResNet50, _caffe),
-    "resnet101": Backbone(keras.applications.ResNet101, _caffe),
-    "mobilenet_v2": Backbone(keras.applications.MobileNetV2, _signed_unit),
-}
 
 to_numpy = keras.ops.convert_to_numpy  # of a variable, on every backend
 DESCRIPTOR, LOGITS = "descriptor", "logits"  # the layers that give them
 HEAD_LAYERS = ("pooling", "neck", "neck_norm", DESCRIPTOR, LOGITS)
 POOLING = (keras.layers.GlobalMaxPooling2D, keras.layers.GlobalAveragePooling2D)
-
-# md5 of the published ImageNet weights without top that people pass as a file.
-KNOWN_WEIGHTS = {
-    "4d473c1dd8becc155b73f8504c6f6626": "ResNet50, ImageNet, Keras 3",
-    "88cf7a10940856eca736dc7b7e228a21": "ResNet101, ImageNet, Keras 3",
-}
-KERAS_2_WEIGHTS_MD5 = "a268eb855778b3df3c7506639542a6af"
 
 
 def set_up_keras(seed, bfloat16=False):
@@ -103,18 +73,19 @@ def build_network(recipe, num_classes, num_steps, weights=None):
         Its layer "descriptor" gives (batch, d): the neck's values, or 2048 of ResNet50.
 
     Raises:
-        ExpectedError: the weights cannot be loaded or do not match.
+        ExpectedError: as `backbones.build` does.
     """
     network, weights = recipe.network, weights or recipe.network.weights
     size = recipe.data.image_size
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
-    features = _build_backbone(BACKBONES[network.backbone], images, weights)
+    features = backbones.build(network.backbone, images, weights)
     backbone = keras.Model(images, features)
     shorten_batch_norm_memory(backbone, num_steps)
     if weights == "none":
         start_blocks_as_identity(backbone)
     descriptors = _build_descriptor(network, features)
-    return keras.Model(images, _build_head(recipe.loss, num_classes)(descriptors), name=backbone.name)
+    outputs = _build_head(recipe.loss, num_classes)(descriptors)
+    return keras.Model(images, outputs, name=re.sub(r"\W+", "_", network.backbone))
 
 
 def _build_descriptor(network, features):
@@ -142,54 +113,6 @@ def _build_head(loss, num_classes):
     # The maxima of 2048 channels are large: small first weights keep the first loss at ln(classes).
     small = keras.initializers.RandomNormal(stddev=0.01)
     return keras.layers.Dense(num_classes, kernel_initializer=small, dtype="float32", name=LOGITS)
-
-
-def _build_backbone(backbone, images, weights):
-    pixels = backbone.preprocess(images)
-    source = None if weights == "none" else weights
-    if source not in (None, "imagenet"):
-        say(f"weights: {source}, md5 {check_weights(source)}")
-    try:
-        with warnings.catch_warnings(action="ignore"):  # Keras warns of each layer before it fails
-            return backbone.build(include_top=False, weights=source, input_tensor=pixels).output
-    except Exception as error:  # Keras raises Exception itself when a download fails
-        if source is None:
-            raise
-        reason = str(error).splitlines()[0][:160]
-        raise ExpectedError(
-            f"weights {weights}: {reason}; expected weights without top of this backbone, or "
-            "none for random ones",
-            setting="weights",
-        ) from error
-
-
-def check_weights(weights):
-    """Checks a file of weights as far as its md5 tells, since Keras itself checks nothing.
-
-    Args:
-        weights: "imagenet", "none", or a file's path.
-
-    Returns:
-        The file's md5, and which file that is; empty where there is none to check.
-
-    Raises:
-        ExpectedError: no such file, or one of Keras 2.
-    """
-    if weights in ("imagenet", "none"):
-        return ""
-    if not Path(weights).is_file():
-        raise ExpectedError(
-            f"weights {weights}: no such file; expected imagenet, none, or a file of weights",
-            setting="weights",
-        )
-    md5 = file_md5(weights)
-    if md5 == KERAS_2_WEIGHTS_MD5:
-        raise ExpectedError(
-            f"weights {weights}: this is the ResNet50 file of Keras 2.2.4; expected Keras 3's "
-            "(md5 4d473c1d...), whose layers differ",
-            setting="weights",
-        )
-    return f"{md5} ({KNOWN_WEIGHTS.get(md5, 'not a file we know')})"
 
 
 def shorten_batch_norm_memory(backbone, num_steps):

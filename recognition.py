@@ -92,11 +92,13 @@ def train(session, recipe, valid_shards, valid_every, fresh=False):
         valid_every: mini-epochs between validations.
         fresh: forget the checkpoint first.
     """
-    import model  # these two load Keras, which is deferred until the arguments are valid
+    import backbones  # these load Keras, which is deferred until the arguments are valid
+    import model
     import training
 
     source, data = session.source, recipe.data
-    model.check_weights(recipe.network.weights)  # before 450 MB of train.csv are fetched for them
+    # Before 450 MB of train.csv are fetched for them.
+    backbones.check(recipe.network.backbone, data.image_size, recipe.network.weights)
     shards = source.select_shards("train", *data.train_shards, "train_shards")
     held_out = source.select_shards("train", *valid_shards, "valid_shards")
     labels_csv = source.fetch(TRAIN_CLEAN_CSV if data.clean else TRAIN_CSV)

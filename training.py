@@ -17,6 +17,7 @@ import model
 from generators import Reading, ShardEnd, stream_batches, tell_problems
 from images import Augmentation
 from landmarks import ClassTable, TrainLabels
+from optimizers import set_rates
 from recipes import Recipe, learning_rate_at
 from replicas import set_up_replicas
 from session import CHECKPOINT, HISTORY, HISTORY_PICTURE, MODEL, PREVIOUS_CHECKPOINT
@@ -165,7 +166,7 @@ def _require_space(session, network):
 
 @dataclass(frozen=True)
 class Pace:
-    """What changes from step to step: learning rates and margin. All of it follows from the position.
+    """What changes from step to step, learning rates and margin; it follows from the position.
 
     Attributes:
         recipe: `Recipe`.
@@ -176,7 +177,7 @@ class Pace:
     """
 
     recipe: Recipe
-    network: keras.Model
+    network: object
     mini_epoch: int
     num_mini_epochs: int
     steps_of_shard: float

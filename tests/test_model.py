@@ -5,15 +5,13 @@ import os
 import re
 import subprocess
 import sys
-import warnings
 import zipfile
-from dataclasses import replace
 
 import keras
 import numpy as np
 import pytest
 from checks import one_line
-from tiny_network import build_tiny, in_place_of_backbones
+from tiny_network import in_place_of_backbones
 
 import model
 from model import (
@@ -29,7 +27,7 @@ from model import (
 )
 from recipes import Network, learning_rate_at
 from replicas import OneDevice
-from utils import ExpectedError, file_md5
+from utils import ExpectedError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
 CLASSES = np.arange(8, dtype=np.int32) % 4
@@ -80,39 +78,6 @@ def test_the_learning_rate_never_rises():
         rates = [learning_rate_at(i, num_mini_epochs, 1.0) for i in range(num_mini_epochs + 2)]
         assert rates == sorted(rates, reverse=True)
         assert rates[-1] == 0.1
-
-
-# ------------------------------------------------------------------------------- preprocessing
-
-
-def pixels_seen(monkeypatch, name):
-    """Gives the pixels that the backbone `name` gets for IMAGES."""
-    inputs = []
-
-    def build(include_top, weights, input_tensor):
-        inputs.append(input_tensor)
-        return build_tiny(include_top, weights, input_tensor)
-
-    monkeypatch.setitem(model.BACKBONES, name, replace(model.BACKBONES[name], build=build))
-    network = build_network(Network(name, "none"), 32, 4, 100)
-    return keras.Model(network.input, inputs[0]).predict_on_batch(IMAGES)
-
-
-@pytest.mark.parametrize("name", ["resnet50", "resnet101"])
-def test_a_resnet_sees_blue_green_red_less_the_mean_of_imagenet(monkeypatch, name):
-    seen = pixels_seen(monkeypatch, name)
-    expected = keras.applications.resnet.preprocess_input(IMAGES.astype(np.float32))
-    np.testing.assert_allclose(seen, expected, atol=1e-4)
-    red, green, blue = IMAGES[0, 0, 0].tolist()
-    by_hand = [blue - 103.939, green - 116.779, red - 123.68]
-    np.testing.assert_allclose(seen[0, 0, 0], by_hand, atol=1e-4)
-
-
-def test_a_mobilenet_sees_red_green_blue_from_minus_one_to_one(monkeypatch):
-    seen = pixels_seen(monkeypatch, "mobilenet_v2")
-    expected = keras.applications.mobilenet_v2.preprocess_input(IMAGES.astype(np.float32))
-    np.testing.assert_allclose(seen, expected, atol=1e-6)
-    np.testing.assert_allclose(seen[0, 0, 0], IMAGES[0, 0, 0] / 127.5 - 1, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------ networks
@@ -465,95 +430,6 @@ def test_a_model_that_would_fill_the_memory_is_refused_unread(model_file, monkey
         ExpectedError, match=r"0\.\d MB that claim to hold 1\.\d MB; expected a whole"
     ):
         load_model(model_file)
-
-
-# ------------------------------------------------------------------------------ first weights
-
-
-def weights_error(weights, backbone="mobilenet_v2"):
-    with pytest.raises(ExpectedError) as caught:
-        build_network(Network(backbone, str(weights)), 32, 4, 100)
-    return one_line(caught.value)
-
-
-@pytest.mark.parametrize("name", ["nothing.weights.h5", "."])
-def test_weights_that_are_not_there_are_refused(tmp_path, name):
-    assert weights_error(tmp_path / name) == (
-        f"weights {tmp_path / name}: no such file; expected imagenet, none, or a file of weights; "
-        "change --weights"
-    )
-
-
-def test_the_weights_of_keras_2_are_refused_by_their_md5(tmp_path, monkeypatch):
-    path = tmp_path / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    path.write_bytes(b"the Keras 2 file")
-    monkeypatch.setattr(model, "file_md5", lambda path: "a268eb855778b3df3c7506639542a6af")
-    assert weights_error(path, "resnet50") == (
-        f"weights {path}: this is the ResNet50 file of Keras 2.2.4; expected Keras 3's "
-        "(md5 4d473c1d...), whose layers differ; change --weights"
-    )
-
-
-def save_tiny_weights(path):
-    images = keras.Input((32, 32, 3))
-    build_tiny(False, None, images).save_weights(path)
-
-
-WRONG_WEIGHTS = {
-    "text": ("x.weights.h5", lambda path: path.write_text("not weights")),
-    "empty": ("x.weights.h5", lambda path: path.touch()),
-    "of another network": ("x.weights.h5", save_tiny_weights),
-    "of an unknown kind": ("x.npz", lambda path: path.write_bytes(b"PK")),
-}
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "write"), WRONG_WEIGHTS.values(), ids=WRONG_WEIGHTS)
-def test_a_file_that_holds_no_fitting_weights_is_refused(tmp_path, name, write, capsys):
-    write(tmp_path / name)
-    assert re.fullmatch(
-        rf"weights {re.escape(str(tmp_path / name))}: .+; expected weights without top of this "
-        "backbone, or none for random ones; change --weights",
-        weights_error(tmp_path / name),
-    )
-    md5 = file_md5(tmp_path / name)
-    assert f"weights: {tmp_path / name}, md5 {md5} (not a file we know)" in capsys.readouterr().err
-
-
-def test_weights_that_do_not_fit_are_told_of_once(tmp_path):
-    save_tiny_weights(tmp_path / "x.weights.h5")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        assert "could not be loaded" in weights_error(tmp_path / "x.weights.h5")
-
-
-@pytest.mark.filterwarnings("ignore:.input_shape. is undefined")
-def test_a_download_of_weights_that_fails_is_an_error_of_one_line(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise Exception("URL fetch failure on https://x: None -- no network\nmore lines")
-
-    monkeypatch.setattr("keras.src.utils.file_utils.get_file", refuse)
-    assert weights_error("imagenet") == (
-        "weights imagenet: URL fetch failure on https://x: None -- no network; expected weights "
-        "without top of this backbone, or none for random ones; change --weights"
-    )
-
-
-def test_a_file_of_weights_is_loaded_into_the_backbone(tmp_path):
-    path = tmp_path / "mobilenet.weights.h5"
-    backbone = keras.applications.MobileNetV2(
-        include_top=False, weights=None, input_shape=(32, 32, 3)
-    )
-    backbone.save_weights(path)
-    network = build_network(Network("mobilenet_v2", str(path)), 32, 4, 100)
-    names = [layer.name for layer in backbone.layers if layer.weights]
-    assert len(names) > 100
-    for name in names:
-        ours, theirs = network.get_layer(name), backbone.get_layer(name)
-        assert_same_arrays(ours.get_weights(), theirs.get_weights())
-
-
-# ---------------------------------------------------------------------------------- ResNet50
 
 
 @pytest.mark.slow

@@ -367,7 +367,11 @@ WRONG_USES = {
     "no least images": (["--min-images", "0"], "argument --min-images: '0'; expected a number"),
     "no time": (["--max-hours", "0"], "argument --max-hours: 0.0 hours; expected more than 0"),
     "a time that is no number": (["--max-hours", "nan"], "argument --max-hours: nan hours"),
-    "an unknown backbone": (["--backbone", "vgg"], "argument --backbone: invalid choice: 'vgg'"),
+    "an unknown backbone": (
+        ["--backbone", "resnet5"],
+        "argument --backbone: 'resnet5'; expected one of resnet50, resnet101, ",
+    ),
+    "a preset without a name": (["--backbone", "hub:"], "argument --backbone: 'hub:'; expected "),
     "a model to train with": (
         ["train", "--model", "x.keras"],
         "--model goes with `recognition.py predict`; training writes its own",

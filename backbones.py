@@ -1,0 +1,343 @@
+"""The backbones: networks of keras.applications and of keras-hub without their tops.
+
+All take uint8 RGB images. What the published weights expect of the pixels is done inside, in
+float32, so that no caller has to know it.
+"""
+
+import inspect
+import re
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from recipes import BACKBONES, HUB
+from utils import ExpectedError, file_md5, muted_stderr, say
+
+with muted_stderr():  # TensorFlow's start-up chatter
+    import keras
+
+CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)  # of ImageNet, as ResNet's published weights expect
+MEAN_RGB = (0.485, 0.456, 0.406)  # of ImageNet, of pixels 0..1
+STDDEV_RGB = (0.229, 0.224, 0.225)
+
+# How the first layer changes RGB 0..255: scale and offset.
+PIXELS = {
+    "caffe": (1.0, [-mean for mean in CAFFE_MEAN_RGB]),  # and turned to BGR
+    "torch": (
+        [1 / (255 * stddev) for stddev in STDDEV_RGB],
+        [-mean / stddev for mean, stddev in zip(MEAN_RGB, STDDEV_RGB, strict=True)],
+    ),
+    "tf": (1 / 127.5, -1.0),
+    "tf128": (1 / 128, -1.0),
+    "included": (1.0, 0.0),  # the network's own layers do it
+    # EfficientNet divides by the root of the deviation; keras.applications adds the layer that
+    # divides by the other root for weights="imagenet" alone, not for the same weights from a file.
+    "included, from a file": (
+        [stddev**-0.5 for stddev in STDDEV_RGB],
+        [
+            255 * mean * (1 - stddev**-0.5)
+            for mean, stddev in zip(MEAN_RGB, STDDEV_RGB, strict=True)
+        ],
+    ),
+}
+
+# md5 of the published ImageNet weights without top that people pass as a file.
+KNOWN_WEIGHTS = {
+    "4d473c1dd8becc155b73f8504c6f6626": "ResNet50, ImageNet, Keras 3",
+    "88cf7a10940856eca736dc7b7e228a21": "ResNet101, ImageNet, Keras 3",
+}
+KERAS_2_WEIGHTS_MD5 = "a268eb855778b3df3c7506639542a6af"
+
+
+class HubFamily(NamedTuple):
+    """Vision transformers of keras-hub that are built and fed alike.
+
+    Attributes:
+        backbone: the class in keras_hub.models.
+        input_name: of the images in the dict that it takes; None where it takes no dict.
+        pixels: of `PIXELS`.
+        num_prefix_tokens: tokens before those of the patches: the class, then the registers.
+        patch_size: side of a patch, in pixels, of which the images' is a multiple; None where each
+            preset takes images of one size alone, as in vit_base_patch16_224_imagenet.
+    """
+
+    backbone: str
+    input_name: str | None
+    pixels: str
+    num_prefix_tokens: int
+    patch_size: int | None
+
+
+# By the beginning of a preset's name, longer ones first. Pixels: image_mean and image_std of the
+# original checkpoints, which keras-hub's image converters take over; 0.5 and 0.5 are "tf". The
+# DINOv3 presets that end in sat493m are of satellite images, and expect other pixels.
+# Source: keras-team/keras-hub, tools/checkpoint_conversion/convert_*_checkpoints.py
+HUB_FAMILIES = {
+    "dinov2_with_registers": HubFamily("DINOV2Backbone", "images", "torch", 5, 14),
+    "dinov2": HubFamily("DINOV2Backbone", "images", "torch", 1, 14),
+    "dinov3": HubFamily("DINOV3Backbone", "pixel_values", "torch", 5, 16),
+    "siglip": HubFamily("SigLIPBackbone", "images", "tf", 1, None),
+    "vit": HubFamily("ViTBackbone", None, "tf", 1, None),
+}
+
+
+def build(name, images, weights):
+    """Builds a backbone on top of the input.
+
+    Args:
+        name: of `recipes.BACKBONES`, or hub:PRESET.
+        images: KerasTensor (batch, image_size, image_size, 3) uint8 RGB.
+        weights: "imagenet" (of a keras-hub preset: its own), "none" for random ones, or a file.
+
+    Returns:
+        KerasTensor of features: (batch, rows, columns, channels); of a vision transformer (batch,
+        tokens, channels), where `count_prefix_tokens` tokens precede those of the patches.
+
+    Raises:
+        ExpectedError: as `check` does; the weights cannot be loaded or do not match.
+    """
+    check(name, images.shape[1], weights)
+    if is_file(weights):
+        say(f"weights: {weights}, md5 {check_weights(weights)}")
+    if name.startswith(HUB):
+        return _build_hub(name.removeprefix(HUB), images, weights)
+    pixels = BACKBONES[name].pixels
+    if pixels == "included" and is_file(weights):
+        pixels = "included, from a file"
+    builder = find_builder(name)
+    options = {"include_top": False, "input_tensor": preprocess(images, pixels)}
+    if "include_preprocessing" in inspect.signature(builder).parameters:
+        options["include_preprocessing"] = False  # it would run in float16 on a GPU
+    source = None if weights == "none" else weights
+    try:
+        with warnings.catch_warnings(action="ignore"):  # Keras warns of each layer before it fails
+            return builder(weights=source, **options).output
+    except Exception as error:  # Keras raises Exception itself when a download fails
+        if source is None:
+            raise
+        raise _wrong_weights(weights, error) from error
+
+
+def find_builder(name):
+    """Finds the function of keras.applications that builds a backbone."""
+    return getattr(keras.applications, BACKBONES[name].builder)
+
+
+def preprocess(images, pixels):
+    """Changes RGB 0..255 to what published weights expect.
+
+    Args:
+        images: KerasTensor (batch, rows, columns, 3) uint8 RGB.
+        pixels: of `PIXELS`.
+
+    Returns:
+        KerasTensor of the same shape, float32; BGR for "caffe", else RGB.
+    """
+    scale, offset = PIXELS[pixels]
+    changed = keras.layers.Rescaling(scale, offset, dtype="float32")(images)
+    return keras.ops.flip(changed, axis=-1) if pixels == "caffe" else changed
+
+
+# --------------------------------------------------------------------------------------- checks
+
+
+def check(name, image_size, weights):
+    """Checks what can be known of a backbone before it is built.
+
+    Args:
+        name: of `recipes.BACKBONES`, or hub:PRESET.
+        image_size: side of the square images, in pixels.
+        weights: "imagenet", "none", or a file's path.
+
+    Raises:
+        ExpectedError: an unknown backbone, images that it does not take, keras-hub is missing, or
+            as `check_weights` does.
+    """
+    if name.startswith(HUB):
+        preset = name.removeprefix(HUB)
+        find_hub_family(preset)
+        _check_hub_size(preset, image_size)
+        _import_hub(preset)
+    elif name not in BACKBONES:
+        raise ExpectedError(
+            f"backbone {name}: unknown; expected one of {', '.join(BACKBONES)} or {HUB}PRESET",
+            setting="backbone",
+        )
+    elif image_size < BACKBONES[name].least:
+        raise _wrong_size(name, image_size, f"at least {BACKBONES[name].least}")
+    check_weights(weights)
+
+
+def is_file(weights):
+    """Whether weights are named by a file's path."""
+    return weights not in ("imagenet", "none")
+
+
+def check_weights(weights):
+    """Checks a file of weights as far as its md5 tells, since Keras itself checks nothing.
+
+    Args:
+        weights: "imagenet", "none", or a file's path.
+
+    Returns:
+        The file's md5, and which file that is; empty where there is none to check.
+
+    Raises:
+        ExpectedError: no such file, or one of Keras 2.
+    """
+    if not is_file(weights):
+        return ""
+    if not Path(weights).is_file():
+        raise ExpectedError(
+            f"weights {weights}: no such file; expected imagenet, none, or a file of weights",
+            setting="weights",
+        )
+    md5 = file_md5(weights)
+    if md5 == KERAS_2_WEIGHTS_MD5:
+        raise ExpectedError(
+            f"weights {weights}: this is the ResNet50 file of Keras 2.2.4; expected Keras 3's "
+            "(md5 4d473c1d...), whose layers differ",
+            setting="weights",
+        )
+    return f"{md5} ({KNOWN_WEIGHTS.get(md5, 'not a file we know')})"
+
+
+def _wrong_size(name, image_size, expected):
+    return ExpectedError(
+        f"backbone {name}: images of {image_size} pixels; expected {expected}",
+        setting="image_size",
+    )
+
+
+def _wrong_weights(weights, error):
+    return ExpectedError(
+        f"weights {weights}: {_first_line(error)}; expected weights without top of this backbone, "
+        "or none for random ones",
+        setting="weights",
+    )
+
+
+def _first_line(error):
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0][:160].rstrip(".:")
+
+
+# ------------------------------------------------------------------------------------- keras-hub
+
+
+def find_hub_family(preset):
+    """Finds what to know of a preset of keras-hub by its name.
+
+    Args:
+        preset: a name, an address such as hf://facebook/dinov2-base, or a folder, of which the
+            last fitting part counts: /kaggle/input/dinov2/keras/dinov2_base/1.
+
+    Returns:
+        `HubFamily`.
+
+    Raises:
+        ExpectedError: none of them.
+    """
+    for part in reversed(preset.replace("-", "_").split("/")):
+        for beginning, family in HUB_FAMILIES.items():
+            if part.startswith(beginning):
+                return family
+    raise ExpectedError(
+        f"backbone {HUB}{preset}: unknown; expected a preset of keras-hub, or a folder that holds "
+        f"one, whose name begins with one of {', '.join(HUB_FAMILIES)}",
+        setting="backbone",
+    )
+
+
+def count_prefix_tokens(name):
+    """Counts the tokens before those of the patches.
+
+    Args:
+        name: of `recipes.BACKBONES`, or hub:PRESET.
+
+    Returns:
+        int: the class token, which comes first, and the registers; 0 without tokens.
+    """
+    is_hub = name.startswith(HUB)
+    return find_hub_family(name.removeprefix(HUB)).num_prefix_tokens if is_hub else 0
+
+
+def _check_hub_size(preset, image_size):
+    patch_size = find_hub_family(preset).patch_size
+    own_size = re.search(r"patch\d+[_-](\d+)", preset)
+    if patch_size and image_size % patch_size:
+        expected = f"a multiple of its patches of {patch_size}"
+        raise _wrong_size(f"{HUB}{preset}", image_size, expected)
+    if not patch_size and own_size and image_size != int(own_size[1]):
+        expected = f"{own_size[1]}, the preset's own size"
+        raise _wrong_size(f"{HUB}{preset}", image_size, expected)
+
+
+def _import_hub(preset):
+    try:
+        import keras_hub
+    except ImportError as error:
+        raise ExpectedError(
+            f"backbone {HUB}{preset}: {_first_line(error)}; expected the optional package "
+            "keras-hub (requirements-hub.txt), or a backbone that needs none",
+            setting="backbone",
+        ) from error
+    return keras_hub
+
+
+def _build_hub(preset, images, weights):
+    """Builds a vision transformer of keras-hub, see `build`.
+
+    Position embeddings of a DINOv2 survive a file only while they are frozen: keras-hub 0.26 saves
+    the preset's in place of fine-tuned ones whose sum has grown, and resizes the others.
+    """
+    family, image_size = find_hub_family(preset), images.shape[1]
+    backbone = _load_preset(preset, family, image_size, weights)
+    if is_file(weights):
+        try:
+            backbone.load_weights(weights)
+        except Exception as error:  # h5py, zipfile and Keras each raise their own
+            raise _wrong_weights(weights, error) from error
+    is_siglip = family.backbone == "SigLIPBackbone"
+    encoder = backbone.vision_encoder if is_siglip else backbone
+    if encoder.image_shape[0] != image_size:
+        expected = f"{encoder.image_shape[0]}, the preset's own size"
+        raise _wrong_size(f"{HUB}{preset}", image_size, expected)
+    network = _with_pooled_token(encoder) if is_siglip else encoder
+    pixels = preprocess(images, family.pixels)
+    tokens = network({family.input_name: pixels} if family.input_name else pixels)
+    rows = image_size // np.max(encoder.patch_size)  # an int or a pair
+    if tokens.shape[1] != family.num_prefix_tokens + rows**2:
+        raise ExpectedError(
+            f"backbone {HUB}{preset}: {tokens.shape[1]} tokens; expected {rows**2} of patches "
+            f"after the first {family.num_prefix_tokens}, as its name tells",
+            setting="backbone",
+        )
+    return tokens
+
+
+def _load_preset(preset, family, image_size, weights):
+    keras_hub = _import_hub(preset)
+    takes_any_size = family.patch_size is not None
+    shape = {"image_shape": (image_size, image_size, 3)} if takes_any_size else {}
+    try:
+        return getattr(keras_hub.models, family.backbone).from_preset(
+            preset, load_weights=weights == "imagenet", **shape
+        )
+    except Exception as error:  # kagglehub, requests and Keras each raise their own
+        raise ExpectedError(
+            f"backbone {HUB}{preset}: {_first_line(error)}; expected a preset of keras-hub that "
+            "can be downloaded, or a folder that holds one",
+            setting="backbone",
+        ) from error
+
+
+def _with_pooled_token(siglip):
+    """Gives SigLIP's image encoder, which has no class token, its pooled output as the first."""
+    patches, num_patches = siglip.post_layer_norm.output, siglip.embedding.num_positions
+    # Keras-hub 0.26 announces one token more than there are.
+    patches = keras.ops.reshape(patches, (-1, num_patches, patches.shape[-1]))
+    tokens = keras.ops.concatenate([siglip.output[:, None], patches], axis=1)
+    return keras.Model(siglip.input, tokens, name="siglip_images")
