@@ -158,12 +158,13 @@ class TrainLabels:
         return int(self.class_indices[place])
 
 
-def read_train_labels(path, min_images=MIN_IMAGES):
+def read_train_labels(path, min_images=MIN_IMAGES, landmarks_of=None):
     """Reads train.csv or train_clean.csv into the class table and the labels of its images.
 
     Args:
         path: a CSV with the columns id and landmark_id, or landmark_id and images.
         min_images: a landmark with fewer images is left out.
+        landmarks_of: another such CSV; landmarks that it lacks are left out, too.
 
     Returns:
         (ClassTable, TrainLabels).
@@ -173,7 +174,15 @@ def read_train_labels(path, min_images=MIN_IMAGES):
             enough images.
     """
     images = _read_train_csv(path)
+    if landmarks_of:
+        known = read_table(landmarks_of, landmark_id=int)["landmark_id"]
+        images = images[images["landmark_id"].isin(known)]
     counts = images["landmark_id"].value_counts()
+    if len(counts) == 0:
+        raise ExpectedError(
+            f"{path}: none of its landmarks is in {landmarks_of}; expected tables of one data set",
+            setting="source",
+        )
     if counts.max() < min_images:
         raise ExpectedError(
             f"{path}: no landmark has {min_images} images (the most is {counts.max()}); "

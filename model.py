@@ -21,8 +21,8 @@ from utils import ExpectedError, atomic_write, muted_stderr, require_true_sizes
 
 with muted_stderr():  # TensorFlow's start-up chatter
     import keras
-    import layers
 
+    import layers
     from optimizers import build_optimizer
     from replicas import FLOAT16, list_gpus
 

@@ -22,7 +22,7 @@ from command_line import (
 )
 from landmarks import read_image_ids, read_train_labels
 from metrics import format_scores, score_recognition
-from recipes import Data, Network, Recipe, Training
+from recipes import Data, Loss, Network, Recipe, Training
 from session import MODEL, QUERIES, RECOGNITION_SUBMISSION, open_session
 from sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CLEAN_CSV, TRAIN_CSV
 from submissions import check_recognition_submission, write_recognition_submission
@@ -37,7 +37,7 @@ def make_parser():
     )
     add_session_options(parser)
     recipe = parser.add_argument_group("recipe")
-    for group in (Data, Network, Training):
+    for group in (Data, Network, Loss, Training):
         add_settings(recipe, group)
     training = parser.add_argument_group("training")
     training.add_argument(
@@ -101,8 +101,9 @@ def train(session, recipe, valid_shards, valid_every, fresh=False):
     backbones.check(recipe.network.backbone, data.image_size, recipe.network.weights)
     shards = source.select_shards("train", *data.train_shards, "train_shards")
     held_out = source.select_shards("train", *valid_shards, "valid_shards")
-    labels_csv = source.fetch(TRAIN_CLEAN_CSV if data.clean else TRAIN_CSV)
-    class_table, labels = read_train_labels(labels_csv, data.min_images)
+    labels_csv = source.fetch(TRAIN_CLEAN_CSV if data.labels == "clean" else TRAIN_CSV)
+    landmarks_of = source.fetch(TRAIN_CLEAN_CSV) if data.labels == "all-of-clean" else None
+    class_table, labels = read_train_labels(labels_csv, data.min_images, landmarks_of)
     say(f"{source}: {len(labels):,} train images of {len(class_table):,} landmarks")
 
     if fresh:  # nothing was wrong so far

@@ -134,6 +134,13 @@ def load_results(name):
     return {}
 
 
+class Steady:
+    """Stands for `training.Pace`: nothing changes from step to step."""
+
+    def set_for(self, step):
+        return 0.0
+
+
 # ------------------------------------------------------------------------------- realistic shards
 
 

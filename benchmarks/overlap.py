@@ -72,7 +72,7 @@ def run(source, reading, step_s, mini_epochs):
     """Trains some mini-epochs; gives (seconds, waited seconds) of one, in the steady state."""
     plan = [(0, Shard("train", number)) for number in range(mini_epochs)]
     stream = stream_batches(source, plan, reading)
-    what = (OneDevice(), SleepingNetwork(step_s), stream, Stop(), "")
+    what = (OneDevice(), SleepingNetwork(step_s), stream, common.Steady(), Stop(), "")
     training.train_mini_epoch(*what)
     begin = time.perf_counter()
     rows = [training.train_mini_epoch(*what) for _ in plan[1:]]

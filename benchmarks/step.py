@@ -28,7 +28,7 @@ import model
 import training
 from generators import Batch, Reading, ShardEnd, stream_batches
 from images import Augmentation
-from recipes import Network
+from recipes import Loss, Recipe
 from replicas import OneDevice
 from sources import Shard
 from utils import Stop
@@ -61,8 +61,11 @@ class SameShard:
 
 def build(size, num_classes=NUM_CLASSES):
     """Builds and compiles the network as a training run does."""
-    network = model.build_network(Network(BACKBONE, "none"), size, num_classes, 1000)
-    model.compile_network(network, 1e-4)
+    recipe = Recipe.of(
+        {"backbone": BACKBONE, "weights": "none", "image_size": size, "learning_rate": 1e-4}
+    )
+    network = model.build_network(recipe, num_classes, 1000)
+    model.compile_network(network, recipe, np.ones(num_classes))
     return network
 
 
@@ -104,7 +107,7 @@ def compare_feeding(size, rounds):
     def ours():
         # Some shards before, and some more to decode after: the steady state of a long run.
         with open_stream(tar, reading) as stream:
-            what = (OneDevice(), network, stream, Stop(), "")
+            what = (OneDevice(), network, stream, common.Steady(), Stop(), "")
             training.train_mini_epoch(*what)
             begin = time.perf_counter()
             for _ in range(NUM_SHARDS):
@@ -231,7 +234,7 @@ def compare_prediction(size, rounds, num_batches=4):
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         path = Path(folder, "model.keras")
         page = {"landmark_ids": list(range(NUM_CLASSES))}
-        model.save_model(model.build_classifier(build(size)), path, page)
+        model.save_model(model.build_classifier(build(size), Loss()), path, page)
         describer = describe.Describer(describe.Settings(path, 64), None)
     predictor = describer.predictor
     bare = tf.function(lambda batch: predictor(batch, training=False))

@@ -13,7 +13,7 @@ from tiny_network import build_tiny, in_place_of_backbones
 import backbones
 from backbones import build, check, count_prefix_tokens
 from model import build_classifier, build_network, load_recogniser, save_model
-from recipes import BACKBONES, Network
+from recipes import BACKBONES, Loss, Recipe
 from utils import ExpectedError, file_md5
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
@@ -214,7 +214,8 @@ def test_a_seed_gives_the_layers_and_first_weights_of_keras_itself():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnext_tiny", "mobilenet_v3_small"])
 def test_a_network_of_layers_of_its_own_survives_its_file(name, tmp_path):
-    classifier = build_classifier(build_network(Network(name, "none"), 32, 4, 100))
+    recipe = Recipe.of({"backbone": name, "weights": "none", "image_size": 32})
+    classifier = build_classifier(build_network(recipe, 4, 100), Loss())
     save_model(classifier, tmp_path / "model.keras", {"landmark_ids": [1, 2, 3, 4]})
     again = load_recogniser(tmp_path / "model.keras").classifier
     expected = classifier.predict_on_batch(IMAGES)

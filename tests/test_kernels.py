@@ -167,11 +167,11 @@ def test_each_kernel_does_its_share(built, tmp_path):
     ]  # fmt: skip
     assert facts_of(built, "merge")["arguments"] == ["merge"]
     build(
-        tmp_path, "--recognition-args", "--clean --image-size 224", "--max-hours", "8.5",
+        tmp_path, "--recognition-args", "--labels clean --image-size 224", "--max-hours", "8.5",
         "--retrieval-args", "--rerank-divisor 2", "--dataset", "a/data", "--no-internet",
     )  # fmt: skip
     assert facts_of(tmp_path, "recognition")["arguments"] == [
-        *("--max-hours", "8.5", "--clean", "--image-size", "224")
+        *("--max-hours", "8.5", "--labels", "clean", "--image-size", "224")
     ]
     assert facts_of(tmp_path, "merge")["arguments"] == ["merge", "--rerank-divisor", "2"]
     page = json.loads((tmp_path / "merge" / "kernel-metadata.json").read_text())
@@ -180,7 +180,7 @@ def test_each_kernel_does_its_share(built, tmp_path):
 
 def test_a_build_has_another_name_when_arguments_or_sources_change(built, tmp_path, monkeypatch):
     before = facts_of(built, "recognition")
-    build(tmp_path, "--recognition-args", "--clean")
+    build(tmp_path, "--recognition-args", "--labels clean")
     assert facts_of(tmp_path, "recognition")["source"] == before["source"]
     assert facts_of(tmp_path, "recognition")["build"] != before["build"]
     assert facts_of(tmp_path, "merge") == facts_of(built, "merge")
@@ -587,7 +587,7 @@ def test_what_another_build_finished_is_neither_redone_nor_used_without_a_word(
     built, kaggle, tmp_path
 ):
     finish(kaggle, built, "recognition")
-    build(tmp_path, "--recognition-args", "--clean")
+    build(tmp_path, "--recognition-args", "--labels clean")
     assert "finished by build" in refusal("push", tmp_path)
     command("push", tmp_path, "--any-build")
     assert kaggle.pushes() == [RECOGNITION, *PARTS, MERGE]
@@ -749,7 +749,7 @@ def test_kernels_that_are_not_built_are_one_line(tmp_path):
     [
         (["push", "part-9"], "'part-9'; expected one of recognition, part-0"),
         (["submit", "both"], "'both'; expected one of recognition, retrieval"),
-        (["run", "--recognition-args", "--clean"], "options of a build go with --user"),
+        (["run", "--recognition-args", "--labels clean"], "options of a build go with --user"),
         (["build", "--user", "a", "--max-hours", "12"], "12.0; expected more than 0, below 12"),
     ],
 )

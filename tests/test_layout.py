@@ -22,7 +22,9 @@ def order_of_the_readme():
 ORDER = order_of_the_readme()
 SCRIPTS = ("recognition", "retrieval", "kernels")
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
-WITH_FRAMEWORK = {"training", "parts", "describe", "model", "backbones", "replicas"}
+WITH_FRAMEWORK = {
+    *("training", "parts", "describe", "model", "layers", "optimizers", "backbones", "replicas"),
+}
 PACKAGES = ("demo", "on_kaggle")
 
 

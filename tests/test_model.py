@@ -25,7 +25,7 @@ from model import (
     save_model,
     set_up_keras,
 )
-from recipes import Network, learning_rate_at
+from recipes import Loss, Recipe, Training, learning_rate_at
 from replicas import OneDevice
 from utils import ExpectedError
 
@@ -34,11 +34,17 @@ CLASSES = np.arange(8, dtype=np.int32) % 4
 PAGE = {"landmark_ids": [5, 17, 402, 90_001]}
 
 
+def recipe_of(backbone, **settings):
+    common = {"weights": "none", "image_size": 32, "backbone": backbone}
+    return Recipe.of(common | settings)
+
+
 def tiny_network(num_steps=100, seed=0, name="mobilenet_v2"):
     """A compiled network of 4 classes; needs the fixture `tiny_backbones`."""
     keras.utils.set_random_seed(seed)
-    network = build_network(Network(name, "none"), 32, 4, num_steps)
-    compile_network(network, 0.01)
+    recipe = recipe_of(name, learning_rate=0.01)
+    network = build_network(recipe, 4, num_steps)
+    compile_network(network, recipe, np.ones(4, int))
     return network
 
 
@@ -54,6 +60,7 @@ def assert_same_arrays(ours, theirs):
 
 # ------------------------------------------------------------------------------- learning rate
 
+STEPS_OF_2 = Training(learning_rate=2.0)
 # mini-epochs in a run -> the mini-epochs (from 0) that begin and end each step, and its factor
 SCHEDULES = {
     1: [(0, 0, 1.0)],
@@ -68,16 +75,19 @@ SCHEDULES = {
 @pytest.mark.parametrize(("num_mini_epochs", "steps"), SCHEDULES.items())
 def test_the_learning_rate_falls_in_steps_at_shares_of_the_run(num_mini_epochs, steps):
     for begin, end, factor in steps:
-        assert learning_rate_at(begin, num_mini_epochs, 2.0) == 2.0 * factor
-        assert learning_rate_at(end, num_mini_epochs, 2.0) == 2.0 * factor
+        assert learning_rate_at(STEPS_OF_2, begin, 0.5, num_mini_epochs) == 2.0 * factor
+        assert learning_rate_at(STEPS_OF_2, end, 0.5, num_mini_epochs) == 2.0 * factor
     assert steps[-1][1] == num_mini_epochs - 1
 
 
 def test_the_learning_rate_never_rises():
     for num_mini_epochs in range(1, 60):
-        rates = [learning_rate_at(i, num_mini_epochs, 1.0) for i in range(num_mini_epochs + 2)]
+        rates = [
+            learning_rate_at(STEPS_OF_2, i, 0.5, num_mini_epochs)
+            for i in range(num_mini_epochs + 2)
+        ]
         assert rates == sorted(rates, reverse=True)
-        assert rates[-1] == 0.1
+        assert rates[-1] == 0.2
 
 
 # ------------------------------------------------------------------------------------ networks
@@ -99,7 +109,7 @@ def test_the_first_loss_is_that_of_knowing_nothing(tiny_backbones):
 def test_the_same_seed_builds_the_same_network(tiny_backbones):
     def weights(seed):
         assert set_up_keras(seed) == "float32"
-        return build_network(Network("resnet50", "none"), 32, 4, 100).get_weights()
+        return build_network(recipe_of("resnet50"), 4, 100).get_weights()
 
     first = weights(3)
     assert_same_arrays(first, weights(3))
@@ -116,8 +126,8 @@ def test_batch_normalisation_forgets_its_first_statistics_within_a_short_run(
 
 def test_the_softmax_stays_in_float32_under_mixed_precision(tiny_backbones, float32_afterwards):
     keras.config.set_dtype_policy("mixed_float16")
-    network = build_network(Network("resnet50", "none"), 32, 4, 100)
-    classifier = build_classifier(network)
+    network = build_network(recipe_of("resnet50"), 4, 100)
+    classifier = build_classifier(network, Loss())
     predictor = build_predictor(classifier, flipped_too=True)
     assert network.get_layer("tiny_1_conv").compute_dtype == "float16"
     assert network.get_layer("logits").compute_dtype == "float32"
@@ -137,7 +147,7 @@ def classifier():
         network = tiny_network()
     for _ in range(5):
         network.train_on_batch(IMAGES, CLASSES)
-    return build_classifier(network)
+    return build_classifier(network, Loss())
 
 
 def test_the_predictor_gives_the_best_class_its_probability_and_the_pooled_layer(classifier):
@@ -215,7 +225,7 @@ def test_saving_leaves_nothing_beside_the_file(model_file):
 
 
 def test_keras_alone_opens_a_model_without_our_code(tiny_backbones, tmp_path):
-    classifier = build_classifier(tiny_network(name="resnet50"))
+    classifier = build_classifier(tiny_network(name="resnet50"), Loss())
     save_model(classifier, tmp_path / "model.keras", PAGE)
     np.save(tmp_path / "images.npy", IMAGES)
     program = (
@@ -435,7 +445,7 @@ def test_a_model_that_would_fill_the_memory_is_refused_unread(model_file, monkey
 @pytest.mark.slow
 def test_a_random_resnet50_starts_its_blocks_as_the_identity_and_survives_its_file(tmp_path):
     keras.utils.set_random_seed(0)
-    network = build_network(Network("resnet50", "none"), 32, 4, 100)
+    network = build_network(recipe_of("resnet50"), 4, 100)
     last_of_blocks = [layer for layer in network.layers if layer.name.endswith("_3_bn")]
     assert len(last_of_blocks) == 3 + 4 + 6 + 3
     assert all(np.all(layer.gamma.numpy() == 0) for layer in last_of_blocks)
@@ -445,7 +455,7 @@ def test_a_random_resnet50_starts_its_blocks_as_the_identity_and_survives_its_fi
         if isinstance(layer, keras.layers.BatchNormalization) and layer not in last_of_blocks
     ]
     assert all(np.all(layer.gamma.numpy() == 1) for layer in others)
-    classifier = build_classifier(network)
+    classifier = build_classifier(network, Loss())
     save_model(classifier, tmp_path / "model.keras", PAGE)
     recogniser = load_recogniser(tmp_path / "model.keras")
     best, confidences, descriptors = build_predictor(recogniser.classifier).predict_on_batch(IMAGES)

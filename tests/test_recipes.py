@@ -6,35 +6,41 @@ import json
 import pytest
 
 import recognition
-from recipes import Data, Network, Recipe, Training
+from recipes import Data, Loss, Network, Recipe, Training
 
 
 def test_the_default_is_the_recipe_of_2019():
-    assert Recipe().settings() == {
-        **{"train_shards": (10, 500), "clean": False, "min_images": 20, "image_size": 192},
-        **{
-            "augment": True,
-            "erase": 0.0,
-            "geometry": 0.0,
-            "keep_aspect": False,
-            "backbone": "resnet50",
-            "weights": "imagenet",
-            "batch_size": 64,
-        },
-        **{"epochs": 1, "learning_rate": 2e-4, "bfloat16": False, "seed": 0},
+    expected = {
+        **{"train_shards": (10, 500), "labels": "full", "min_images": 20, "image_size": 192},
+        **{"augment": True, "erase": 0, "geometry": 0, "keep_aspect": False},
+        **{"backbone": "resnet50", "weights": "imagenet", "pooling": "max", "neck": 0},
+        **{"loss": "softmax", "class_weights": False, "batch_size": 64, "epochs": 1},
+        **{"optimizer": "adam", "learning_rate": 2e-4, "schedule": "steps", "warm_up": 0},
+        **{"clip_norm": 0, "backbone_rate": 1, "frozen_share": 0, "bfloat16": False, "seed": 0},
     }
+    settings = Recipe().settings()
+    assert {name: settings[name] for name in expected} == expected
+
+
+def test_a_page_from_before_there_were_three_sets_of_labels_is_understood():
+    assert Recipe.of({"clean": True}).data.labels == "clean"
+    assert Recipe.of({"clean": False}).data.labels == "full"
 
 
 def test_a_setting_has_one_name_in_all_groups():
     names = [
-        field.name for group in (Data, Network, Training) for field in dataclasses.fields(group)
+        field.name
+        for group in (Data, Network, Loss, Training)
+        for field in dataclasses.fields(group)
     ]
     assert len(names) == len(set(names)) == len(Recipe().settings())
 
 
 def test_a_recipe_survives_its_page():
     recipe = Recipe(
-        Data(train_shards=(0, 3), clean=True), Network(weights="none"), Training(seed=5)
+        Data(train_shards=(0, 3), labels="clean"),
+        Network(weights="none"),
+        training=Training(seed=5),
     )
     assert Recipe.of(json.loads(json.dumps(recipe.as_page()))) == recipe
 

@@ -299,19 +299,19 @@ def test_fresh_starts_over_with_other_settings_where_continuing_is_refused(
     assert "recognition_submission.csv" not in files_of(output)
     before = files_of(output)
 
-    others = small(data_set, output, "--clean", "--seed", 1)
+    others = small(data_set, output, "--labels", "clean", "--seed", 1)
     assert run("train", *others) == 1
     checkpoint = output / "checkpoint" / "training.npz"
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"error: {checkpoint}: it has clean = False, now it is True; expected the same settings to "
-        "continue; give them again, or start over with --fresh"
+        f"error: {checkpoint}: it has labels = full, now it is clean; expected the same settings "
+        "to continue; give them again, or start over with --fresh"
     )
     assert files_of(output) == before
 
     assert run("train", *others, "--fresh") == 0
     _, page = load_arrays(checkpoint)
     settings = Recipe.of(page["recipe"]).settings()
-    assert (settings["clean"], settings["seed"]) == (True, 1)
+    assert (settings["labels"], settings["seed"]) == ("clean", 1)
     assert len(page["history"]) == len(read_rows(output / "history.csv")) == 3
 
 

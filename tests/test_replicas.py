@@ -15,6 +15,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 
 import keras
 import model
+from recipes import Loss, Recipe, Training
 from replicas import OneDevice, TensorFlowReplicas
 
 rng = np.random.default_rng(0)
@@ -31,10 +32,10 @@ def run(replicas):
         features = keras.layers.Conv2D(4, 3, activation="relu")(pixels)
         pooled = keras.layers.GlobalMaxPooling2D(name="descriptor")(features)
         network = keras.Model(inputs, keras.layers.Dense(3, name="logits")(pooled))
-        model.compile_network(network, 0.01)
+        model.compile_network(network, Recipe(training=Training(learning_rate=0.01)), [1, 1, 1])
         network.optimizer.build(network.trainable_variables)
         losses = [replicas.train_on_batch(network, x, y) for x, y in zip(images, classes)]
-        predictor = model.build_predictor(model.build_classifier(network))
+        predictor = model.build_predictor(model.build_classifier(network, Loss()))
         outputs = replicas.predict_on_batch(predictor, images[0])
         network.reset_metrics()
         valid = network.test_on_batch(images[1], classes[1])
@@ -68,6 +69,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 import model
+from recipes import Loss, Recipe, Training
 from replicas import TensorFlowReplicas
 
 replicas = TensorFlowReplicas(["CPU:0", "CPU:1"])
@@ -75,7 +77,7 @@ keras.config.set_dtype_policy("mixed_float16")
 with replicas.scope():
     inputs = keras.Input((4,), dtype="float32")
     network = keras.Model(inputs, keras.layers.Dense(2)(inputs))
-    model.compile_network(network, 0.01)
+    model.compile_network(network, Recipe(training=Training(learning_rate=0.01)), [1, 1, 1])
     network.optimizer.build(network.trainable_variables)
 
 

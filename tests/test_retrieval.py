@@ -123,12 +123,12 @@ def model(recognition_run):
 def other_model(tmp_path_factory):
     """A recogniser with random weights."""
     from model import build_classifier, build_network, save_model
-    from recipes import Network
+    from recipes import Loss, Recipe
 
     path = tmp_path_factory.mktemp("other") / "other.keras"
     with in_place_of_backbones():
-        network = build_network(Network("mobilenet_v2", "none"), 32, 4, 10)
-    save_model(build_classifier(network), path, {"landmark_ids": sorted(LANDMARKS)})
+        network = build_network(Recipe.of({"weights": "none", "image_size": 32}), 4, 10)
+    save_model(build_classifier(network, Loss()), path, {"landmark_ids": sorted(LANDMARKS)})
     return path
 
 
