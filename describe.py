@@ -62,12 +62,14 @@ class Describer:
             self.predictor = model.build_predictor(recogniser.classifier, settings.flipped_too)
         self.class_table = recogniser.class_table
         self.image_size = recogniser.image_size
+        self.keeps_aspect = recogniser.recipe.data.keep_aspect
         # Two files of descriptions go together only if all of this is equal.
         self.fingerprint = {
             "model": recogniser.fingerprint,
             "batch_size": settings.batch_size,
             "flipped_too": settings.flipped_too,
             "descriptor_dtype": settings.dtype,
+            "keeps_aspect": self.keeps_aspect,
         }
 
     def fingerprint_for(self, source, shards, image_ids):
@@ -165,7 +167,7 @@ def _stream_images(session, describer, shards, image_ids, num_shards):
     """Streams the batches of shards in their tars' order; `num_shards` of the split in all."""
     reading = Reading(
         describer.image_size, describer.settings.batch_size,
-        image_ids=frozenset(image_ids.tolist()),
+        image_ids=frozenset(image_ids.tolist()), keeps_aspect=describer.keeps_aspect,
     )  # fmt: skip
     plan = [(0, shard) for shard in shards]
     num_skippable = session.num_skippable(num_shards)

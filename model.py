@@ -17,6 +17,7 @@ import numpy as np
 
 import backbones
 from landmarks import ClassTable
+from recipes import Recipe
 from utils import ExpectedError, atomic_write, muted_stderr, require_true_sizes
 
 with muted_stderr():  # TensorFlow's start-up chatter
@@ -239,10 +240,12 @@ class Recogniser:
     Attributes:
         classifier: keras.Model, images -> probabilities (batch, num_classes) float32.
         class_table: `ClassTable` of num_classes landmarks.
+        recipe: `Recipe` that it was trained with; that of 2019 where the file does not say.
     """
 
     classifier: keras.Model
     class_table: ClassTable
+    recipe: Recipe = Recipe()
 
     @property
     def fingerprint(self):
@@ -374,6 +377,7 @@ def load_recogniser(path, read_2019_classes=None):
         ExpectedError: as `load_model` does; or the network is no recogniser; or the outputs are not
             those of the 2019 table.
     """
+    recipe = Recipe()
     if read_2019_classes and h5py.is_hdf5(path):
         classifier = _load_hdf5(path)
         _check_network(path, classifier)
@@ -384,12 +388,23 @@ def load_recogniser(path, read_2019_classes=None):
         _check_network(path, classifier)
         class_table = ClassTable(np.array(page["landmark_ids"], np.int64))
         origin = "the landmarks in the file"
+        recipe = _read_recipe(path, page)
     if classifier.output.shape[-1] != len(class_table):
         raise ExpectedError(
             f"{path}: {classifier.output.shape[-1]} outputs; expected {len(class_table)}, one for "
             f"each of {origin}; take the model of this source, or train again"
         )
-    return Recogniser(classifier, class_table)
+    return Recogniser(classifier, class_table, recipe)
+
+
+def _read_recipe(path, page):
+    """Reads the recipe of a model's page."""
+    try:
+        return Recipe.of(page.get("recipe", {}))
+    except (ValueError, AttributeError) as error:
+        raise ExpectedError(
+            f"{path}: {error}; expected a model written by recognition.py", setting="model"
+        ) from error
 
 
 def _check_network(path, network):

@@ -207,20 +207,16 @@ class Recipe:
         Args:
             values: dict, setting -> value, or group -> such a dict, as JSON may hold it; what is
                 missing is as in 2019, names that are no setting are left alone.
+
+        Raises:
+            ValueError: a value is of another type than its setting.
         """
         flat = {}
         for name, value in values.items():
             flat |= value if isinstance(value, dict) else {name: value}
         if flat.pop("clean", False):  # as it was called before there were three choices
             flat["labels"] = "clean"
-        groups = {}
-        for group in dataclasses.fields(cls):
-            names = {one.name for one in dataclasses.fields(group.type)} & flat.keys()
-            groups[group.name] = group.type(**{
-                name: tuple(flat[name]) if isinstance(flat[name], list) else flat[name]
-                for name in names
-            })  # fmt: skip
-        return cls(**groups)
+        return cls(**{group.name: _fill(group.type, flat) for group in dataclasses.fields(cls)})
 
     def settings(self):
         """Lists all settings by name: dict, setting -> value."""
@@ -230,6 +226,20 @@ class Recipe:
     def as_page(self):
         """Gives the nested dict that JSON can hold, and `of` reads."""
         return dataclasses.asdict(self)
+
+
+def _fill(group, flat):
+    """Makes a group of settings of those values that are its own."""
+    found = {}
+    for one in dataclasses.fields(group):
+        if one.name in flat:
+            value = flat[one.name]
+            value = tuple(value) if isinstance(value, list) else value
+            kinds = (int, float) if one.type is float else (one.type,)
+            if type(value) not in kinds:
+                raise ValueError(f"recipe: {one.name} is {value!r}, no {one.type.__name__}")
+            found[one.name] = value
+    return group(**found)
 
 
 # The 2019 schedule: x1 for shards 10-179, x0.5 to 339, x0.2 to 389, x0.1 to 499. Each step: the
