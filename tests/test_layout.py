@@ -22,7 +22,7 @@ def order_of_the_readme():
 ORDER = order_of_the_readme()
 SCRIPTS = ("recognition", "retrieval", "kernels")
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
-WITH_FRAMEWORK = {"training", "parts", "describe", "model", "replicas"}
+WITH_FRAMEWORK = {"training", "parts", "describe", "model", "layers", "replicas"}
 PACKAGES = ("demo", "on_kaggle")
 
 
