@@ -25,6 +25,7 @@ from utils import (
     atomic_write,
     file_md5,
     in_background,
+    loading_keras,
     muted_stderr,
     require_free_space,
     run_ahead,
@@ -546,6 +547,31 @@ def test_muting_leaves_stdout_alone(capfd):
     with muted_stderr():
         os.write(1, b"result\n")
     assert capfd.readouterr().out == "result\n"
+
+
+# ------------------------------------------------------------------------------------------- Keras
+
+
+def test_keras_is_loaded_with_onednn_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    with loading_keras():
+        assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1"
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    with loading_keras():
+        assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
+
+
+@pytest.mark.parametrize("module", ["model", "replicas", "training", "describe"])
+def test_the_setting_is_there_before_a_module_imports_keras(module, tmp_path):
+    (tmp_path / "keras.py").write_text(
+        "import os\nprint(os.environ['TF_ENABLE_ONEDNN_OPTS'], flush=True)\nos._exit(0)\n"
+    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {module}"
+    clean = {k: v for k, v in os.environ.items() if k != "TF_ENABLE_ONEDNN_OPTS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True
+    )
+    assert done.stdout == "1\n", done.stderr
 
 
 def test_a_package_that_is_there_is_not_installed(monkeypatch):
