@@ -15,9 +15,17 @@ import h5py
 import numpy as np
 
 from landmarks import ClassTable
-from utils import ExpectedError, atomic_write, file_md5, muted_stderr, require_true_sizes, say
+from utils import (
+    ExpectedError,
+    atomic_write,
+    file_md5,
+    loading_keras,
+    muted_stderr,
+    require_true_sizes,
+    say,
+)
 
-with muted_stderr():  # TensorFlow's start-up chatter
+with loading_keras():
     import keras
 
     from replicas import FLOAT16, agree_on_overflow, list_gpus
