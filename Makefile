@@ -32,15 +32,21 @@ format: $(VENV)/.installed-dev  ## let ruff format the code
 clean:  ## remove the results, keep the environment
 	rm -rf output .pytest_cache .ruff_cache
 
+# pip says errors alone, so the lines before it say what takes so long.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+
 $(VENV)/.installed: requirements.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	touch $@
+	@echo "installing TensorFlow, Keras and the others into $(VENV): about 600 MB, one to three minutes ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -r requirements.txt
+	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	touch $@
+	@echo "installing pytest, ruff and the Kaggle client into $(VENV) ..."
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
 
 $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
-	touch $@
+	@echo "installing the other ways that benchmarks compare with into $(VENV) ..."
+	@$(PIP) -r requirements-bench.txt
+	@touch $@

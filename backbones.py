@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from recipes import BACKBONES, HUB
-from utils import ExpectedError, file_md5, muted_stderr, say
+from utils import ExpectedError, file_md5, loading_keras, say
 
-with muted_stderr():  # TensorFlow's start-up chatter
+with loading_keras():
     import keras
 
 CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)  # of ImageNet, as ResNet's published weights expect

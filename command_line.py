@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from on_kaggle import kernel
+from recipes import RECIPES
 from session import MAX_SKIPPED_SHARE
 from sources import CVDF_URL
 from utils import ExpectedError, StoppedError, say
@@ -138,7 +139,7 @@ def add_settings(group, settings):
     for field in dataclasses.fields(settings):
         limits = dict(field.metadata)
         if field.type is bool:
-            options = {"action": argparse.BooleanOptionalAction if field.default else "store_true"}
+            options = {"action": argparse.BooleanOptionalAction}
         elif field.type is tuple:
             options = {"type": shard_range, "metavar": "FIRST:STOP"}
         elif "prefix" in limits:
@@ -190,13 +191,15 @@ def add_session_options(parser):
 
 
 def parse_session(parser, argv):
-    """Parses the command line; with --demo, the demo's settings become the defaults."""
+    """Parses the command line; --recipe and then --demo say which defaults the options have."""
     args = _parse(parser, argv)
+    defaults = dict(RECIPES[args.recipe].settings()) if "recipe" in args else {}
     if args.demo:
         import demo
 
-        known = vars(args).keys()
-        parser.set_defaults(**{key: demo.DEFAULTS[key] for key in demo.DEFAULTS.keys() & known})
+        defaults |= {key: demo.DEFAULTS[key] for key in demo.DEFAULTS.keys() & vars(args).keys()}
+    if defaults:
+        parser.set_defaults(**defaults)
         args = _parse(parser, argv)
     if args.scratch is None:
         args.scratch = args.output / "scratch"

@@ -9,9 +9,9 @@ import math
 
 import numpy as np
 
-from utils import muted_stderr
+from utils import loading_keras
 
-with muted_stderr():  # TensorFlow's start-up chatter
+with loading_keras():
     import keras
     from keras import ops
 

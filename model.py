@@ -18,9 +18,9 @@ import numpy as np
 import backbones
 from landmarks import ClassTable
 from recipes import Recipe
-from utils import ExpectedError, atomic_write, muted_stderr, require_true_sizes
+from utils import ExpectedError, atomic_write, loading_keras, muted_stderr, require_true_sizes
 
-with muted_stderr():  # TensorFlow's start-up chatter
+with loading_keras():
     import keras
 
     import layers

@@ -76,18 +76,11 @@ def choose_rows(parts, ranking, solution, names):
     def name(landmark_id):
         return names.get(int(landmark_id), f"landmark {landmark_id}")[:24]
 
-    scored = []
-    for query, image_id in enumerate(map(format_image_id, ranking.query_ids)):
-        relevant = solution[image_id].image_ids if image_id in solution else None
-        if relevant:
-            retrieved = ranking.image_ids[begins[query] : begins[query + 1]]
-            retrieved = [format_image_id(other) for other in retrieved]
-            scored.append((average_precision(retrieved, relevant), query, relevant))
+    scored = _score_queries(ranking, begins, solution)
     if not scored:
         num_queries = len(ranking.query_ids)
         chosen = np.linspace(0, num_queries - 1, min(num_queries, 3 * NUM_ROWS_EACH)).astype(int)
         return [make_row(query, "", None) for query in chosen]
-    scored.sort(key=lambda row: (-row[0], row[1]))
     middle = max(0, (len(scored) - NUM_ROWS_EACH) // 2)
     groups = {
         "best": scored[:NUM_ROWS_EACH],
@@ -99,6 +92,18 @@ def choose_rows(parts, ranking, solution, names):
         for kind, group in groups.items()
         for precision, query, relevant in group
     ]
+
+
+def _score_queries(ranking, begins, solution):
+    """Lists (average precision, query, relevant image ids) of the scored queries, best first."""
+    scored = []
+    for query, image_id in enumerate(map(format_image_id, ranking.query_ids)):
+        relevant = solution[image_id].image_ids if image_id in solution else None
+        if relevant:
+            retrieved = ranking.image_ids[begins[query] : begins[query + 1]]
+            retrieved = [format_image_id(other) for other in retrieved]
+            scored.append((average_precision(retrieved, relevant), query, relevant))
+    return sorted(scored, key=lambda row: (-row[0], row[1]))
 
 
 def _locate(split, place):

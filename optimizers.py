@@ -1,8 +1,8 @@
 """The optimizers of the recipes, where backbone and head may have learning rates of their own."""
 
-from utils import muted_stderr
+from utils import loading_keras
 
-with muted_stderr():  # TensorFlow's start-up chatter
+with loading_keras():
     import keras
 
     from replicas import agree_on_overflow

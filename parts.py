@@ -72,9 +72,20 @@ def search_part(session, describer, wanted, queries, part, image_ids):
         index.landmark_ids,
         wanted.num_nearest,
     )
+    # Left-out shards make the file one that is not whole: the next run searches the part again.
+    _save_part(path, fingerprint | {"left_out": left_out}, queries, index, found)
+    say(
+        f"part {part} of {wanted.num_parts}: {len(queries):,} queries, "
+        f"{len(index):,} {wanted.split} images"
+    )
+    return path
+
+
+def _save_part(path, fingerprint, queries, index, found):
+    """Writes what `merging.load_part` reads."""
     save_arrays(
         path,
-        fingerprint | {"left_out": left_out},  # not whole: searched again by the next run
+        fingerprint,
         query_ids=queries.image_ids,
         query_landmarks=queries.landmark_ids,
         query_places=queries.places,
@@ -85,11 +96,6 @@ def search_part(session, describer, wanted, queries, part, image_ids):
         positions=found.positions,
         distances=found.distances,
     )
-    say(
-        f"part {part} of {wanted.num_parts}: {len(queries):,} queries, "
-        f"{len(index):,} {wanted.split} images"
-    )
-    return path
 
 
 def find_queries(session, describer, given=None, normalise=False):

@@ -148,7 +148,7 @@ class Loss:
     # haqishen 2020: from 0.05 (large landmarks) to 0.5 (small ones), instead of one margin.
     dynamic_margin: bool = setting(False, "a margin for each landmark, larger for fewer images")
     margin_ramp: float = setting(0.0, "share of the run in which the margin grows to its full size",
-                                 least=0, most=1)  # fmt: skip
+                                 least=0, most=1, metavar="SHARE")  # fmt: skip
     # Deng et al., ECCV 2020; haqishen 2020: 3.
     sub_centers: int = setting(1, "unit vectors for each landmark; the best one counts", least=1,
                                most=16)  # fmt: skip
@@ -177,14 +177,14 @@ class Training:
         choices=("steps", "cosine"),
     )  # fmt: skip
     warm_up: float = setting(
-        0.0, "share of the run in which the rate grows from 0", least=0, most=1
+        0.0, "share of the run in which the rate grows from 0", least=0, most=1, metavar="SHARE"
     )
     weight_decay: float = setting(0.0, "of adamw and sgd, a step's share", least=0, most=1)
     clip_norm: float = setting(0.0, "largest norm of a step's gradients; 0 = no limit", least=0)
     backbone_rate: float = setting(1.0, "the backbone's learning rate as a share of the head's",
-                                   least=0, most=1)  # fmt: skip
+                                   least=0, most=1, metavar="SHARE")  # fmt: skip
     frozen_share: float = setting(0.0, "share of the run in which the backbone stays as it is",
-                                  least=0, most=1)  # fmt: skip
+                                  least=0, most=1, metavar="SHARE")  # fmt: skip
     bfloat16: bool = setting(
         False, "train in bfloat16: faster on a processor that has it, at equal scores"
     )
@@ -217,6 +217,10 @@ class Recipe:
         if flat.pop("clean", False):  # as it was called before there were three choices
             flat["labels"] = "clean"
         return cls(**{group.name: _fill(group.type, flat) for group in dataclasses.fields(cls)})
+
+    def changed(self, **values):
+        """Gives this recipe with some settings changed, by name."""
+        return Recipe.of(self.settings() | values)
 
     def settings(self):
         """Lists all settings by name: dict, setting -> value."""
@@ -266,3 +270,13 @@ def learning_rate_at(training, mini_epoch, share, num_mini_epochs):
         if mini_epoch < max(1, round(end * num_mini_epochs)):
             return rate * factor
     return rate * LEARNING_RATE_STEPS[-1][1]
+
+
+RECIPES = {
+    "2019": Recipe(),
+    "strong": Recipe().changed(
+        labels="clean", min_images=1, image_size=256, epochs=4,
+        pooling="gem", neck=512, loss="arcface", scale=30.0, margin=0.3, confidence="cosine",
+        learning_rate=6e-4, schedule="cosine", warm_up=0.05,
+    ),
+}  # fmt: skip

@@ -22,7 +22,7 @@ from command_line import (
 )
 from landmarks import read_image_ids, read_train_labels
 from metrics import format_scores, score_recognition
-from recipes import Data, Loss, Network, Recipe, Training
+from recipes import RECIPES, Data, Loss, Network, Recipe, Training
 from session import MODEL, QUERIES, RECOGNITION_SUBMISSION, open_session
 from sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CLEAN_CSV, TRAIN_CSV
 from submissions import check_recognition_submission, write_recognition_submission
@@ -37,6 +37,9 @@ def make_parser():
     )
     add_session_options(parser)
     recipe = parser.add_argument_group("recipe")
+    recipe.add_argument(
+        "--recipe", choices=RECIPES, default="2019", help="what the settings below are by default"
+    )
     for group in (Data, Network, Loss, Training):
         add_settings(recipe, group)
     training = parser.add_argument_group("training")

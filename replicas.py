@@ -6,10 +6,12 @@ on one device nothing is done.
 
 import contextlib
 
-import keras
 import numpy as np
 
-from utils import ExpectedError, muted_stderr, say
+from utils import ExpectedError, loading_keras, muted_stderr, say
+
+with loading_keras():
+    import keras
 
 FLOAT16 = "mixed_float16"  # the precision policy of GPUs
 
@@ -32,6 +34,10 @@ class OneDevice:
 
     def train_on_batch(self, network, images, class_indices):
         """Trains on one batch; gives (loss, accuracy) as floats."""
+        if network.train_function is None:
+            # Makes the metrics' variables: TensorFlow traces a step that makes some itself twice.
+            logits = np.zeros((len(images), network.output.shape[-1]), np.float32)
+            network.compute_metrics(images, class_indices, logits)
         # Keras before 3.14 gave the mean since the last reset (keras-team/keras#22617).
         network.reset_metrics()
         return network.train_on_batch(images, class_indices)

@@ -134,6 +134,11 @@ def search_parts(session, args):
     Returns:
         list of the part files.
     """
+    if args.queries and not args.queries.is_file():
+        raise ExpectedError(
+            f"{args.queries}: no such file; expected the queries of another run; check it",
+            setting="queries",
+        )
     require_package("faiss", "faiss-cpu")  # before hours are spent on descriptors
     import describe  # these two load Keras and faiss: deferred until the arguments are valid
     import parts

@@ -6,6 +6,7 @@ finds that below /kaggle/input.
 
 import contextlib
 import math
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from sources import Source
 from utils import ExpectedError, Stop, copy_file, hold_folder, say, scratch_folder
 
 # The output folder, as written by recognition.py ...
-CHECKPOINT = "checkpoint/training.npz"
-PREVIOUS_CHECKPOINT = "checkpoint/previous-training.npz"  # the one before, should that be damaged
+CHECKPOINTS = "checkpoint"  # a folder
+CHECKPOINT = f"{CHECKPOINTS}/training.npz"
+PREVIOUS_CHECKPOINT = f"{CHECKPOINTS}/previous-training.npz"  # the one before, if that is damaged
 MODEL = "model.keras"
 HISTORY = "history.csv"
 HISTORY_PICTURE = "history.png"
@@ -127,6 +129,11 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
     """
     # What Pillow warns of is a bad image, which is counted and named anyway.
     warnings.filterwarnings("ignore", module="PIL")
+    if source is not None and os.path.realpath(source) == os.path.realpath(output):
+        raise ExpectedError(
+            f"{output}: it is the source, too; expected a folder of its own for the results",
+            setting="output",
+        )
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop(max_hours))
         stack.enter_context(hold_folder(output, name))

@@ -1,6 +1,6 @@
 """Draws the photographs of the miniature landmark world: places, scenes and the camera, by code.
 
-A landmark is a row of the table `LANDMARKS`: a drawing function and its proportions and colours.
+A landmark is a row of the table `LANDMARKS`: a drawing function and its proportions and colors.
 A photograph is a scene (setting, light, weather), a place or two, clutter in front, and a camera
 that blurs, adds noise and compresses. Everything random comes from the generator passed in.
 """
@@ -19,19 +19,19 @@ SUPERSAMPLING = 3  # drawn this many times larger, then averaged down: smooth ed
 LONG_SIDE, SHORT_SIDE = 256, 192  # pixels of a photograph
 
 
-# -------------------------------------------------------------------------------- colours and light
+# -------------------------------------------------------------------------------- colors and light
 
 
 @functools.cache
-def rgb(colour):
+def rgb(color):
     """Turns "#rrggbb" into a tuple of three numbers 0..255; passes tuples through."""
-    if isinstance(colour, tuple):
-        return colour
-    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    if isinstance(color, tuple):
+        return color
+    return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
 
 
 def mix(first, second, share):
-    """Mixes two colours; `share` 0 gives the first, 1 the second."""
+    """Mixes two colors; `share` 0 gives the first, 1 the second."""
     return tuple(a + (b - a) * share for a, b in zip(rgb(first), rgb(second), strict=True))
 
 
@@ -49,7 +49,7 @@ LIGHTS = {
 }
 FLOODLIT = (0.94, 0.82, 0.60)  # many places are lit up at night
 
-# weather -> (how grey, how bright, haze on the place, haze on what lies behind it)
+# weather -> (how gray, how bright, haze on the place, haze on what lies behind it)
 WEATHERS = {
     "clear": (0.0, 1.0, 0.0, 0.35),
     "overcast": (0.55, 0.90, 0.04, 0.40),
@@ -114,25 +114,25 @@ def random_scene(rng, settings, hard_share, portrait_share=0.1):
 
 
 class Grade:
-    """Turns the colour of a thing into its colour in a scene's light and weather."""
+    """Turns the color of a thing into its color in a scene's light and weather."""
 
     def __init__(self, scene):
         above, horizon, self.tint = LIGHTS[scene.light]
-        self.grey, self.brightness, self.haze, self.far_haze = WEATHERS[scene.weather]
+        self.gray, self.brightness, self.haze, self.far_haze = WEATHERS[scene.weather]
         self.dark = scene.light in ("dusk", "night")
-        self.contrast = 1.0 if self.grey == 0 else 0.55
+        self.contrast = 1.0 if self.gray == 0 else 0.55
         self.sun_angle = scene.sun_angle
-        self.sky_above, self.sky_horizon = self.grey_sky(above), self.grey_sky(horizon)
+        self.sky_above, self.sky_horizon = self.gray_sky(above), self.gray_sky(horizon)
 
-    def grey_sky(self, colour):
-        level = sum(rgb(colour)) / 3 * self.brightness
-        return mix(colour, (level, level, level * 1.03), self.grey)
+    def gray_sky(self, color):
+        level = sum(rgb(color)) / 3 * self.brightness
+        return mix(color, (level, level, level * 1.03), self.gray)
 
-    def colour(self, colour, light=1.0, haze=0.0, tint=None):
+    def color(self, color, light=1.0, haze=0.0, tint=None):
         light = 1 + (light - 1) * self.contrast
-        tinted = [c * t * light for c, t in zip(rgb(colour), tint or self.tint, strict=True)]
+        tinted = [c * t * light for c, t in zip(rgb(color), tint or self.tint, strict=True)]
         level = sum(tinted) / 3
-        lit = [(c + (level - c) * self.grey * 0.5) * self.brightness for c in tinted]
+        lit = [(c + (level - c) * self.gray * 0.5) * self.brightness for c in tinted]
         return to_bytes(mix(tuple(lit), self.sky_horizon, haze))
 
     def light_at(self, angle):
@@ -140,8 +140,8 @@ class Grade:
         return 0.66 + 0.44 * max(0.0, math.cos(angle - self.sun_angle))
 
 
-def to_bytes(colour):
-    return tuple(min(255, max(0, round(c))) for c in colour)
+def to_bytes(color):
+    return tuple(min(255, max(0, round(c))) for c in color)
 
 
 # ------------------------------------------------------------------------------------------ the pen
@@ -179,32 +179,32 @@ class Pen:
             view.y - scale * (up - view.roll * across),
         )
 
-    def shade(self, colour, light=1.0):
-        key = (colour, light)
+    def shade(self, color, light=1.0):
+        key = (color, light)
         if key not in self.shades:
-            self.shades[key] = self.grade.colour(colour, light, self.haze, self.tint)
+            self.shades[key] = self.grade.color(color, light, self.haze, self.tint)
         return self.shades[key]
 
-    def glow(self, colour):
-        return to_bytes(mix(colour, self.grade.sky_horizon, self.haze))
+    def glow(self, color):
+        return to_bytes(mix(color, self.grade.sky_horizon, self.haze))
 
     def fill(self, points, paint):
         self.draw.polygon([self.point(*p) for p in points], fill=paint)
 
-    def polygon(self, points, colour, light=1.0):
-        self.fill(points, self.shade(colour, light))
+    def polygon(self, points, color, light=1.0):
+        self.fill(points, self.shade(color, light))
 
-    def line(self, points, width, colour, light=1.0):
+    def line(self, points, width, color, light=1.0):
         pixels = max(1, round(width * self.view.scale))
         self.draw.line(
-            [self.point(*p) for p in points], self.shade(colour, light), pixels, joint="curve"
+            [self.point(*p) for p in points], self.shade(color, light), pixels, joint="curve"
         )
 
-    def rect(self, x, y, width, height, colour, light=0.96, z=0.0):
+    def rect(self, x, y, width, height, color, light=0.96, z=0.0):
         left, right, top = x - width / 2, x + width / 2, y + height
-        self.polygon([(left, y, z), (right, y, z), (right, top, z), (left, top, z)], colour, light)
+        self.polygon([(left, y, z), (right, y, z), (right, top, z), (left, top, z)], color, light)
 
-    def box(self, x, y, width, height, colour, depth=None, top=None):
+    def box(self, x, y, width, height, color, depth=None, top=None):
         """Draws a block around the axis at x; returns the z of its front."""
         depth = width if depth is None else depth
         near, far = -depth / 2, depth / 2
@@ -212,22 +212,22 @@ class Pen:
         side = 1 if self.view.yaw > 0 else -1
         edge = x + side * width / 2
         face = [(edge, y, near), (edge, y, far), (edge, ceiling, far), (edge, ceiling, near)]
-        self.polygon(face, colour, self.grade.light_at(side * 1.35))
+        self.polygon(face, color, self.grade.light_at(side * 1.35))
         left, right = x - width / 2, x + width / 2
         lid = [(left, ceiling, near), (right, ceiling, near), (right, ceiling, far)]
-        self.polygon([*lid, (left, ceiling, far)], top or colour, 1.1)
-        self.rect(x, y, width, height, colour, self.grade.light_at(0), near)
+        self.polygon([*lid, (left, ceiling, far)], top or color, 1.1)
+        self.rect(x, y, width, height, color, self.grade.light_at(0), near)
         return near
 
-    def spire(self, x, y, width, height, colour, depth=None):
+    def spire(self, x, y, width, height, color, depth=None):
         """Draws a pyramid on a square base."""
         depth = width if depth is None else depth
         side = 1 if self.view.yaw > 0 else -1
         edge, apex = x + side * width / 2, (x, y + height, 0)
         side_face = [(edge, y, -depth / 2), (edge, y, depth / 2), apex]
-        self.polygon(side_face, colour, self.grade.light_at(side * 1.35))
+        self.polygon(side_face, color, self.grade.light_at(side * 1.35))
         front = [(x - width / 2, y, -depth / 2), (x + width / 2, y, -depth / 2), apex]
-        self.polygon(front, colour, self.grade.light_at(0))
+        self.polygon(front, color, self.grade.light_at(0))
 
     def gable(self, x, y, width, height, depth, wall, roof):
         """Draws a saddle roof whose triangle faces the viewer."""
@@ -238,48 +238,48 @@ class Pen:
         front = [(x - width / 2, y, near), (x + width / 2, y, near), (x, y + height, near)]
         self.polygon(front, wall, self.grade.light_at(0))
 
-    def turned(self, x, y, profile, colour, strips=6):
+    def turned(self, x, y, profile, color, strips=6):
         """Draws a solid of revolution: `profile` lists (radius, height above y) upwards."""
         bounds = [math.sin(math.pi * (i / strips - 0.5)) for i in range(strips + 1)]
         for i in range(strips):
             light = self.grade.light_at(math.pi * ((i + 0.5) / strips - 0.5))
             left = [(x + r * bounds[i], y + h) for r, h in profile]
             right = [(x + r * bounds[i + 1] * 1.01, y + h) for r, h in reversed(profile)]
-            self.polygon(left + right, colour, light)
+            self.polygon(left + right, color, light)
 
-    def drum(self, x, y, bottom, top, height, colour):
-        self.turned(x, y, [(bottom / 2, 0), (top / 2, height)], colour)
+    def drum(self, x, y, bottom, top, height, color):
+        self.turned(x, y, [(bottom / 2, 0), (top / 2, height)], color)
 
-    def dome(self, x, y, width, height, colour, shape="round"):
+    def dome(self, x, y, width, height, color, shape="round"):
         profile = [(r * width / 2, h * height) for r, h in DOME_PROFILES[shape]]
-        self.turned(x, y, profile, colour)
+        self.turned(x, y, profile, color)
 
-    def arch(self, x, y, width, height, colour, z=0.0, pointed=False, light=0.9):
-        self.polygon([(*p, z) for p in arch_outline(x, y, width, height, pointed)], colour, light)
+    def arch(self, x, y, width, height, color, z=0.0, pointed=False, light=0.9):
+        self.polygon([(*p, z) for p in arch_outline(x, y, width, height, pointed)], color, light)
 
-    def disc(self, x, y, radius, colour, light=1.0, z=0.0):
+    def disc(self, x, y, radius, color, light=1.0, z=0.0):
         turns = [2 * math.pi * i / 18 for i in range(18)]
         ring = [(x + radius * math.cos(a), y + radius * math.sin(a), z) for a in turns]
-        self.polygon(ring, colour, light)
+        self.polygon(ring, color, light)
 
-    def windows(self, x, y, width, height, columns, rows, z=0.0, colour="#38424f", fill=0.5):
+    def windows(self, x, y, width, height, columns, rows, z=0.0, color="#38424f", fill=0.5):
         """Draws a grid of windows; some are lit when it is dark."""
         step_x, step_y = width / columns, height / rows
         lit = self.rng.random((columns, rows)) < (0.45 if self.grade.dark else 0.0)
         for i in range(columns):
             for j in range(rows):
-                centre = x - width / 2 + (i + 0.5) * step_x
+                center = x - width / 2 + (i + 0.5) * step_x
                 low, high = y + step_y * (j + 0.5 - fill / 2), y + step_y * (j + 0.5 + fill / 2)
                 half = step_x * fill / 2
-                paint = self.glow("#ffd27a") if lit[i, j] else self.shade(colour)
-                pane = [(centre - half, low, z), (centre + half, low, z)]
-                self.fill([*pane, (centre + half, high, z), (centre - half, high, z)], paint)
+                paint = self.glow("#ffd27a") if lit[i, j] else self.shade(color)
+                pane = [(center - half, low, z), (center + half, low, z)]
+                self.fill([*pane, (center + half, high, z), (center - half, high, z)], paint)
 
-    def battlements(self, x, y, width, size, colour, z=0.0):
+    def battlements(self, x, y, width, size, color, z=0.0):
         count = max(2, round(width / size / 2))
         for i in range(count):
-            centre = x - width / 2 + width * (i + 0.5) / count
-            self.rect(centre, y, width / count * 0.55, size, colour, self.grade.light_at(0), z)
+            center = x - width / 2 + width * (i + 0.5) / count
+            self.rect(center, y, width / count * 0.55, size, color, self.grade.light_at(0), z)
 
 
 # name -> outline as (radius, height), both as shares of the dome's half width and height
@@ -323,11 +323,11 @@ def clock_tower(pen, body, roof, trim, width=0.22, roof_height=0.26, top="spire"
     pen.disc(0, height - 0.145, width * 0.42, trim, 0.9, front)
     paint = pen.glow("#fff0c0") if pen.grade.dark else pen.shade("#f7f1dd")
     turns = [2 * math.pi * i / 18 for i in range(18)]
-    radius, centre = width * 0.35, height - 0.145
-    dial = [(radius * math.cos(a), centre + radius * math.sin(a), front) for a in turns]
+    radius, center = width * 0.35, height - 0.145
+    dial = [(radius * math.cos(a), center + radius * math.sin(a), front) for a in turns]
     pen.fill(dial, paint)
     hand = (width * 0.16, height - 0.1, front)
-    pen.line([(0, height - 0.065, front), (0, centre, front), hand], 0.012, "#2a2522")
+    pen.line([(0, height - 0.065, front), (0, center, front), hand], 0.012, "#2a2522")
     pen.box(0, height - 0.04, width * 1.28, 0.04, trim)
     if top == "spire":
         pen.spire(0, height, width * 1.12, roof_height, roof)
@@ -336,25 +336,25 @@ def clock_tower(pen, body, roof, trim, width=0.22, roof_height=0.26, top="spire"
         pen.dome(0, height + roof_height * 0.35, width * 1.05, roof_height * 0.65, roof, "tall")
 
 
-def lattice_tower(pen, colour, spread=0.46, curve=2.6, platforms=(0.2, 0.42), segments=10):
+def lattice_tower(pen, color, spread=0.46, curve=2.6, platforms=(0.2, 0.42), segments=10):
     def half(y):
         return spread / 2 * (1 - y) ** curve + 0.022
 
     steps = [i / segments * 0.9 for i in range(segments + 1)]
     for low, high in itertools.pairwise(steps):
-        pen.line([(-half(low), low), (half(high), high)], 0.011, colour, 0.75)
-        pen.line([(half(low), low), (-half(high), high)], 0.011, colour, 0.75)
+        pen.line([(-half(low), low), (half(high), high)], 0.011, color, 0.75)
+        pen.line([(half(low), low), (-half(high), high)], 0.011, color, 0.75)
         thick = 0.032 + 0.1 * spread * (1 - low)
         for side in (-1, 1):
             outside = [(side * half(low), low), (side * half(high), high)]
             inside = [(side * max(half(y) - thick, 0), y) for y in (high, low)]
-            pen.polygon(outside + inside, colour, pen.grade.light_at(side * 0.9))
+            pen.polygon(outside + inside, color, pen.grade.light_at(side * 0.9))
     for y in platforms:
-        pen.box(0, y, half(y) * 2.5, 0.035, colour)
+        pen.box(0, y, half(y) * 2.5, 0.035, color)
     bow = [(half(0) * 0.62 * x, platforms[0] * 0.92 * y) for x, y in half_circle()]
-    pen.line(bow, 0.02, colour, 0.85)
-    pen.box(0, 0.88, 0.07, 0.035, colour)
-    pen.line([(0, 0.9), (0, 1)], 0.014, colour)
+    pen.line(bow, 0.02, color, 0.85)
+    pen.box(0, 0.88, 0.07, 0.035, color)
+    pen.line([(0, 0.9), (0, 1)], 0.014, color)
 
 
 def cathedral(pen, wall, roof, tower_width=0.2, gap=0.36, spires=0.34, nave=0.5, rose="#4a6fa5"):
@@ -405,12 +405,12 @@ def suspension_bridge(pen, tower, deck, shape="H", span=1.5, deck_height=0.3, ca
     pen.rect(0, deck_height - 0.04, ends * 2, 0.03, deck, 1.05, -0.06)
 
 
-def bridge_tower(pen, x, colour, shape, deck_height):
+def bridge_tower(pen, x, color, shape, deck_height):
     if shape == "stone":
-        front = pen.box(x, 0, 0.2, 1, colour)
+        front = pen.box(x, 0, 0.2, 1, color)
         for dx in (-0.045, 0.045):
             pen.arch(x + dx, deck_height, 0.055, 0.42, "#4d4640", front, pointed=True)
-        pen.box(x, 0.97, 0.24, 0.05, colour)
+        pen.box(x, 0.97, 0.24, 0.05, color)
         return
     pen.box(x, -0.02, 0.24, 0.07, "#9a958c", depth=0.14)
     bottom, top = (0.085, 0.055) if shape == "H" else (0.11, 0.012)
@@ -418,9 +418,9 @@ def bridge_tower(pen, x, colour, shape, deck_height):
         light = pen.grade.light_at(side * 0.8)
         foot, head = x + side * bottom, x + side * top
         leg = [(foot - 0.025, 0), (foot + 0.025, 0), (head + 0.022, 1), (head - 0.022, 1)]
-        pen.polygon(leg, colour, light)
+        pen.polygon(leg, color, light)
     for y in (0.52, 0.74, 0.95) if shape == "H" else (0.62,):
-        pen.rect(x, y, 0.14 if shape == "H" else 0.1, 0.04, colour, 0.9)
+        pen.rect(x, y, 0.14 if shape == "H" else 0.1, 0.04, color, 0.9)
 
 
 def arch_bridge(pen, stone, arches=5, height=0.5, tiers=1, width=2.0):
@@ -464,41 +464,41 @@ def mountain(pen, rock, peaks, snow_line=0.62, snow="#f6f9fc", forest="#4c6b45")
         pen.polygon([(x - half, 0), *treetops, (x + half, 0)], forest, 0.9)
 
 
-def statue(pen, colour, pedestal, pose="torch", base=0.34):
+def statue(pen, color, pedestal, pose="torch", base=0.34):
     pen.box(0, 0, 0.42, base * 0.3, pedestal)
     front = pen.box(0, base * 0.3, 0.3, base * 0.6, pedestal)
     pen.rect(0, base * 0.42, 0.16, base * 0.28, "#6d6257", 0.8, front)
     pen.box(0, base * 0.9, 0.35, base * 0.1, pedestal)
     draw_figure = {"torch": torchbearer, "rider": horse_and_rider}[pose]
-    draw_figure(pen, colour, base, 1 - base)
+    draw_figure(pen, color, base, 1 - base)
 
 
-def torchbearer(pen, colour, base, body):
+def torchbearer(pen, color, base, body):
     neck = base + 0.7 * body
     robe = [(0.135, 0), (0.115, 0.25), (0.085, 0.46), (0.105, 0.6), (0.04, 0.7)]
-    pen.line([(0.07, neck - 0.08), (0.14, neck + 0.1)], 0.055, colour, 0.9)
-    pen.turned(0, base, [(radius, height * body) for radius, height in robe], colour)
+    pen.line([(0.07, neck - 0.08), (0.14, neck + 0.1)], 0.055, color, 0.9)
+    pen.turned(0, base, [(radius, height * body) for radius, height in robe], color)
     for lean in (-0.6, -0.3, 0.0, 0.3, 0.6):  # the crown's rays
-        pen.line([(0.05 * lean, neck + 0.07), (0.13 * lean, neck + 0.135)], 0.013, colour, 0.9)
-    pen.disc(0, neck + 0.045, 0.048, colour, 1.02)
-    pen.rect(-0.1, neck - 0.22, 0.09, 0.13, colour, 0.75)
-    pen.line([(0.14, neck + 0.08), (0.145, 0.94)], 0.022, colour, 0.8)
+        pen.line([(0.05 * lean, neck + 0.07), (0.13 * lean, neck + 0.135)], 0.013, color, 0.9)
+    pen.disc(0, neck + 0.045, 0.048, color, 1.02)
+    pen.rect(-0.1, neck - 0.22, 0.09, 0.13, color, 0.75)
+    pen.line([(0.14, neck + 0.08), (0.145, 0.94)], 0.022, color, 0.8)
     flame = [(0.115, 0.93), (0.175, 0.93), (0.145, 1.0)]
     pen.fill(flame, pen.glow("#ffb52e"))
 
 
-def horse_and_rider(pen, colour, base, body):
+def horse_and_rider(pen, color, base, body):
     horse = [(-0.2, 0.30), (-0.23, 0.0), (-0.17, 0.0), (-0.13, 0.24), (0.06, 0.24), (0.16, 0.16)]
     horse += [(0.26, 0.2), (0.27, 0.25), (0.16, 0.23), (0.15, 0.40), (0.27, 0.52), (0.24, 0.58)]
     horse += [(0.14, 0.62), (0.1, 0.52), (0.02, 0.42), (-0.2, 0.43), (-0.28, 0.2), (-0.24, 0.4)]
-    pen.polygon([(x, base + y * body) for x, y in horse], colour, 0.9)
+    pen.polygon([(x, base + y * body) for x, y in horse], color, 0.9)
     leg = [(0.07, 0.26), (0.06, 0.0), (0.11, 0.0), (0.13, 0.28)]
-    pen.polygon([(x, base + y * body) for x, y in leg], colour, 0.7)
+    pen.polygon([(x, base + y * body) for x, y in leg], color, 0.7)
     rider = [(-0.09, 0.40), (-0.08, 0.72), (0.02, 0.76), (0.06, 0.42), (0.08, 0.2), (0.02, 0.2)]
-    pen.polygon([(x, base + y * body) for x, y in rider], colour, 1.08)
-    pen.disc(-0.02, base + 0.83 * body, 0.05, colour, 1.05)
-    pen.line([(0.0, base + 0.68 * body), (0.2, base + 0.9 * body)], 0.035, colour, 1.0)
-    pen.line([(0.2, base + 0.9 * body), (0.24, 1.0)], 0.014, colour, 1.1)
+    pen.polygon([(x, base + y * body) for x, y in rider], color, 1.08)
+    pen.disc(-0.02, base + 0.83 * body, 0.05, color, 1.05)
+    pen.line([(0.0, base + 0.68 * body), (0.2, base + 0.9 * body)], 0.035, color, 1.0)
+    pen.line([(0.2, base + 0.9 * body), (0.24, 1.0)], 0.014, color, 1.1)
 
 
 def lighthouse(pen, bands, count=5, bottom=0.26, top=0.15, cap="#a03028", house="#d8d2c6"):
@@ -510,8 +510,8 @@ def lighthouse(pen, bands, count=5, bottom=0.26, top=0.15, cap="#a03028", house=
     height = 0.78
     for i in range(count):
         low, high = (bottom + (top - bottom) * t / count for t in (i, i + 1))
-        colour = bands[i % len(bands)]
-        pen.drum(0, height * i / count, low, high, height / count * 1.01, colour)
+        color = bands[i % len(bands)]
+        pen.drum(0, height * i / count, low, high, height / count * 1.01, color)
     for y in (0.2, 0.42, 0.62):
         pen.rect(0.0, y, 0.03, 0.05, "#30343c", 0.9)
     pen.drum(0, height, top * 1.6, top * 1.6, 0.03, "#3a3d42")
@@ -526,7 +526,7 @@ def lighthouse(pen, bands, count=5, bottom=0.26, top=0.15, cap="#a03028", house=
 
 
 def castle(pen, wall, roof, towers, keep=(0.5, 0.5), wall_height=0.3, width=1.5):
-    """`towers` lists (x, width, height); without a roof colour they carry battlements."""
+    """`towers` lists (x, width, height); without a roof color they carry battlements."""
     if keep:
         front = pen.box(0, 0, keep[0], keep[1], wall)
         pen.windows(0, wall_height, keep[0] * 0.8, keep[1] - wall_height, 3, 1, front)
@@ -664,16 +664,16 @@ def portico(pen, wall, width, wall_height, columns, front):
 
 
 def onion_church(pen, wall, trim, domes):
-    """`domes` lists (x, width, base height, colour) from back to front."""
+    """`domes` lists (x, width, base height, color) from back to front."""
     front = pen.box(0, 0, 0.78, 0.3, wall, depth=0.5)
     for x in (-0.26, 0, 0.26):
         pen.arch(x, 0.02, 0.14, 0.2, "#4b3a34", front)
         pen.arch(x, 0.26, 0.22, 0.12, trim, front)
-    for x, width, height, colour in domes:
+    for x, width, height, color in domes:
         pen.drum(x, 0.2, width * 0.8, width * 0.7, height - 0.2, wall)
         pen.rect(x, height * 0.72, width * 0.12, 0.1, "#37303a", 0.9)
         pen.drum(x, height - 0.03, width * 0.86, width * 0.86, 0.03, trim)
-        pen.dome(x, height, width, width * 1.15, colour, "onion")
+        pen.dome(x, height, width, width * 1.15, color, "onion")
         tip = height + width * 1.15
         pen.line([(x, tip - 0.02), (x, tip + 0.07)], 0.012, "#e0b84c", 1.1)
 
@@ -767,7 +767,7 @@ def triumphal_arch(pen, stone, bays=(0.24, 0.42, 0.24), height=0.9, attic=0.24, 
         pen.line([(0, height + 0.04), (0, 1.02)], 0.035, crown, 1.1)
 
 
-def gateway_arch(pen, colour, width=1.0, thickness=0.09):
+def gateway_arch(pen, color, width=1.0, thickness=0.09):
     def leg(t, shrink):
         return (width / 2 - shrink) * t, (1 - shrink * 0.8) * (1 - t * t * (0.55 + 0.45 * t * t))
 
@@ -779,8 +779,8 @@ def gateway_arch(pen, colour, width=1.0, thickness=0.09):
             for t in steps
         ]
         middle = [((a[0] + b[0]) / 2, (a[1] + b[1]) / 2) for a, b in zip(outer, inner, strict=True)]
-        pen.polygon(outer + middle[::-1], colour, pen.grade.light_at(side * 1.1))
-        pen.polygon(middle + inner[::-1], colour, pen.grade.light_at(-side * 1.1) * 0.85)
+        pen.polygon(outer + middle[::-1], color, pen.grade.light_at(side * 1.1))
+        pen.polygon(middle + inner[::-1], color, pen.grade.light_at(-side * 1.1) * 0.85)
 
 
 def ferris_wheel(pen, rim, cabins, spokes=12, support="#e5e7ea", radius=0.42):
@@ -885,16 +885,11 @@ LANDMARKS = (
     Landmark("Brindle Clock Tower", clock_tower, ("city", "plaza"), dict(
         body="#c0714f", roof="#4b5563", trim="#ead9c0", roof_height=0.36, width=0.19),
         "clock towers"),
-    Landmark("Dunmere Town Hall Tower", clock_tower, ("plaza", "city"), dict(
-        body="#c98a5a", roof="#5b8f74", trim="#f2e6cf", top="dome", width=0.25), "clock towers"),
-    Landmark("Valmy Iron Tower", lattice_tower, ("park", "city"), dict(colour=IRON)),
+    Landmark("Valmy Iron Tower", lattice_tower, ("park", "city"), dict(color=IRON)),
     Landmark("Red Strait Bridge", suspension_bridge, ("sea",), dict(
         tower="#c8412f", deck="#a93526"), "suspension bridges"),
     Landmark("Noor Harbour Bridge", suspension_bridge, ("sea", "river"), dict(
         tower="#c05a45", deck="#8e8f94", shape="A", deck_height=0.36, cable="#dcdcd8"),
-        "suspension bridges"),
-    Landmark("Kestrel Bridge", suspension_bridge, ("river",), dict(
-        tower="#ad8a68", deck="#6d7076", shape="stone", span=1.3, cable="#8a8d90"),
         "suspension bridges"),
     Landmark("Tarsa Aqueduct", arch_bridge, ("hills", "desert"), dict(
         stone="#d2b27c", arches=5, tiers=3, height=0.86, width=1.9)),
@@ -911,9 +906,6 @@ LANDMARKS = (
     Landmark("Falkenau Castle", castle, ("mountains", "hills"), dict(
         wall="#ece6d8", roof="#3f5f8a", towers=((-0.75, 0.26, 0.5), (0.75, 0.26, 0.56),
         (0.34, 0.2, 0.72)), keep=(0.46, 0.6), width=1.5)),
-    Landmark("Rookhold Castle", castle, ("hills", "park"), dict(
-        wall="#9b958a", roof=None, towers=((-0.7, 0.3, 0.62), (0.7, 0.3, 0.62)),
-        keep=(0.5, 0.86), width=1.4, wall_height=0.38)),
     Landmark("Hoshino Pagoda", pagoda, ("park", "mountains"), dict(
         wall="#c4472f", roof="#4a5a55"), "pagodas"),
     Landmark("Linmei Pagoda", pagoda, ("park", "river"), dict(
@@ -921,32 +913,40 @@ LANDMARKS = (
     Landmark("Temple of Theros", temple, ("hills", "desert"), dict(stone="#e3d8bd")),
     Landmark("Great Pyramid of Hakar", pyramid, ("desert",), dict(
         stone="#dcb876", sizes=((-0.75, 0.9, 0.55), (0.8, 0.7, 0.42), (0, 1.5, 1.0)))),
-    Landmark("Itzal Step Pyramid", step_pyramid, ("park", "hills"), dict(
-        stone="#b9ad93", shrine="#a5967a")),
     Landmark("Mehrab Mausoleum", domed_hall, ("park", "plaza"), dict(
         wall=MARBLE, dome=MARBLE, shape="onion", small=0.2, dome_width=0.46),
         "domes"),
     Landmark("Zafira Blue Mosque", domed_hall, ("plaza", "city"), dict(
         wall="#e2d6bd", dome="#3f8fa8", small=0.26, dome_width=0.56), "domes"),
-    Landmark("Republic Capitol", domed_hall, ("city", "park"), dict(
-        wall="#f0ede4", dome="#e4e2da", shape="tall", width=1.7, columns=8, dome_width=0.4)),
     Landmark("Church of Five Domes", onion_church, ("plaza", "city"), dict(
         wall="#b65f45", trim="#f1e3c8", domes=((-0.16, 0.16, 0.62, "#2f8f6a"),
         (0.17, 0.16, 0.58, "#d8a534"), (0, 0.2, 0.72, "#d8a534"), (-0.32, 0.2, 0.42, "#3567a8"),
         (0.33, 0.2, 0.44, "#b8383c")))),
+    Landmark("Mount Haldor", mountain, ("mountains", "park"), dict(
+        rock="#7b7f8a", peaks=[(-0.5, 0.62, 0.6), (0.55, 0.72, 0.65), (0, 1.0, 0.75)]),
+        "mountains"),
+    Landmark("Liberty of Sorrel Bay", statue, ("sea", "park"), dict(
+        color="#6fae98", pedestal="#c9bba0")),
+    # from here on: fewer than 20 photographs each
+    Landmark("Dunmere Town Hall Tower", clock_tower, ("plaza", "city"), dict(
+        body="#c98a5a", roof="#5b8f74", trim="#f2e6cf", top="dome", width=0.25), "clock towers"),
+    Landmark("Kestrel Bridge", suspension_bridge, ("river",), dict(
+        tower="#ad8a68", deck="#6d7076", shape="stone", span=1.3, cable="#8a8d90"),
+        "suspension bridges"),
+    Landmark("Rookhold Castle", castle, ("hills", "park"), dict(
+        wall="#9b958a", roof=None, towers=((-0.7, 0.3, 0.62), (0.7, 0.3, 0.62)),
+        keep=(0.5, 0.86), width=1.4, wall_height=0.38)),
+    Landmark("Itzal Step Pyramid", step_pyramid, ("park", "hills"), dict(
+        stone="#b9ad93", shrine="#a5967a")),
+    Landmark("Republic Capitol", domed_hall, ("city", "park"), dict(
+        wall="#f0ede4", dome="#e4e2da", shape="tall", width=1.7, columns=8, dome_width=0.4)),
     Landmark("Meridian Tower", skyscraper, ("city",), dict(
         glass="#5f7f9c", tiers=((0.34, 0.4), (0.26, 0.28), (0.16, 0.2)))),
     Landmark("Gemini Towers", skyscraper, ("city", "park"), dict(
         glass="#8fa3ad", tiers=((0.2, 0.6), (0.15, 0.2), (0.09, 0.08)), positions=(-0.2, 0.2),
         bridge=0.42)),
-    Landmark("Mount Haldor", mountain, ("mountains", "park"), dict(
-        rock="#7b7f8a", peaks=[(-0.5, 0.62, 0.6), (0.55, 0.72, 0.65), (0, 1.0, 0.75)]),
-        "mountains"),
     Landmark("Silvertal Falls", waterfall, ("mountains", "hills"), dict(
         rock="#7d7468", streams=((-0.12, 0.26, 0.92, 0.03), (0.42, 0.1, 0.85, 0.03)))),
-    Landmark("Liberty of Sorrel Bay", statue, ("sea", "park"), dict(
-        colour="#6fae98", pedestal="#c9bba0")),
-    # from here on: fewer than 20 photographs each
     Landmark("Twin Peaks of Orn", mountain, ("mountains",), dict(
         rock="#867a72", peaks=[(0.62, 0.5, 0.5), (-0.35, 0.95, 0.62), (0.3, 1.0, 0.6)],
         snow_line=0.72), "mountains"),
@@ -962,15 +962,15 @@ LANDMARKS = (
         shell="#f5f2ea", base="#b59a80", shells=((-0.62, 0.6, 0.62, 0.28), (-0.1, 0.75, 1.0, 0.3),
         (0.38, 0.6, 0.74, 0.28), (0.76, 0.4, 0.48, 0.26)))),
 )
-NUM_FREQUENT = 28
+NUM_FREQUENT = 20
 
 # In the index and the test set only: nobody can know their landmark id.
 UNKNOWN_LANDMARKS = (
     Landmark("Skerry Arch", sea_arch, ("sea",), dict(rock="#9a8f80")),
-    Landmark("Prairie Gate", gateway_arch, ("park", "city"), dict(colour="#c7d0d6")),
+    Landmark("Prairie Gate", gateway_arch, ("park", "city"), dict(color="#c7d0d6")),
     Landmark("Olympia Bowl", stadium, ("city", "park"), dict(shell="#d6dade", roof="#b5433c")),
     Landmark("Marshal Verein", statue, ("plaza", "park"), dict(
-        colour="#5f6f62", pedestal="#b8b0a4", pose="rider", base=0.4)),
+        color="#5f6f62", pedestal="#b8b0a4", pose="rider", base=0.4)),
     Landmark("Temple of the Winds", temple, ("desert", "hills"), dict(
         stone="#d7a878", columns=6, width=1.2, steps=2, ruined=True)),
 )
@@ -1006,7 +1006,7 @@ class Canvas:
         self.draw = ImageDraw.Draw(self.image)
 
     def background(self):
-        """Paints the sky and the ground as one column of colours, stretched over the width."""
+        """Paints the sky and the ground as one column of colors, stretched over the width."""
         _, far, near, _ = SETTINGS[self.scene.setting]
         sky = self.sky_above, self.grade.sky_horizon
         if self.is_water:
@@ -1015,19 +1015,19 @@ class Canvas:
         else:
             if self.scene.weather == "snow":
                 far, near = mix(far, "#f4f7fa", 0.85), mix(near, "#eef2f6", 0.85)
-            far = self.grade.colour(jitter(self.rng, far, 10), haze=self.grade.far_haze * 0.6)
-            near = self.grade.colour(jitter(self.rng, near, 10))
+            far = self.grade.color(jitter(self.rng, far, 10), haze=self.grade.far_haze * 0.6)
+            near = self.grade.color(jitter(self.rng, near, 10))
         stops = [0, self.horizon, self.horizon + 1, self.height]
         rows = np.arange(self.height)
-        colours = (sky[0], sky[1], far, near)
-        column = [np.interp(rows, stops, [colour[i] for colour in colours]) for i in range(3)]
+        colors = (sky[0], sky[1], far, near)
+        column = [np.interp(rows, stops, [color[i] for color in colors]) for i in range(3)]
         pixels = np.stack(column, axis=-1)[:, None, :].round().clip(0, 255).astype(np.uint8)
         return Image.fromarray(pixels).resize((self.width, self.height), Image.Resampling.NEAREST)
 
     def pen(self, x, y, scale, haze=0.0, tint=None, **view):
         return Pen(self.draw, View(x, y, scale, **view), self.grade, self.rng, haze, tint)
 
-    def colour_at(self, x, y):
+    def color_at(self, x, y):
         column, row = min(self.width - 1, max(0, int(x))), min(self.height - 1, max(0, int(y)))
         return self.image.getpixel((column, row))
 
@@ -1041,11 +1041,9 @@ class Canvas:
         return share * SHORT_SIDE * SUPERSAMPLING
 
 
-def jitter(rng, colour, amount):
-    """Shifts a colour at random by up to about `amount` of 255."""
-    return to_bytes(
-        np.array(rgb(colour)) + rng.normal(0, amount / 2) + rng.normal(0, amount / 4, 3)
-    )
+def jitter(rng, color, amount):
+    """Shifts a color at random by up to about `amount` of 255."""
+    return to_bytes(np.array(rgb(color)) + rng.normal(0, amount / 2) + rng.normal(0, amount / 4, 3))
 
 
 def paint_sky(canvas):
@@ -1072,7 +1070,7 @@ def paint_sun(canvas):
     x = canvas.width * (0.5 + 0.42 * math.copysign(aside, canvas.scene.sun_angle))
     y = canvas.horizon * (canvas.rng.uniform(0.1, 0.4) if light in ("day", "night") else 0.8)
     paint = {"day": "#fff8e0", "golden": "#fff0b8", "dusk": "#ffd08a", "night": "#eceadb"}[light]
-    sky = canvas.colour_at(x, y)
+    sky = canvas.color_at(x, y)
     for radius, share in ((0.084, 0.82), (0.056, 0.6), (0.035, 0.0)):
         canvas.circle(x, y, canvas.unit(radius), mix(paint, sky, share))
 
@@ -1080,10 +1078,10 @@ def paint_sun(canvas):
 def cloud(canvas, x, y, size):
     grade, light = canvas.grade, canvas.scene.light
     paint = {"night": "#3a4566", "dusk": "#d58f86"}.get(light, "#ffffff")
-    if grade.grey:
+    if grade.gray:
         level = 235 * grade.brightness * (0.35 if light == "night" else 0.95)
         paint = mix(paint, (level * 0.93, level * 0.95, level), 0.9)
-    paint = mix(paint, canvas.colour_at(x, y), 0.35)
+    paint = mix(paint, canvas.color_at(x, y), 0.35)
     for i in range(-2, 3):
         radius = size * (0.55 - 0.12 * abs(i)) * canvas.rng.uniform(0.8, 1.1)
         rise = canvas.rng.uniform(-0.12, 0.06) * size
@@ -1102,10 +1100,10 @@ def paint_far(canvas):
         "treeline": ("#5d8350", 0.08, 1),
     }
     if behind in waves:
-        colour, rise, layers = waves[behind]
+        color, rise, layers = waves[behind]
         for layer in range(layers):
             share = haze + (1 - haze) * 0.3 * (layers - 1 - layer)
-            paint = canvas.grade.colour(jitter(canvas.rng, colour, 12), 1.0, share)
+            paint = canvas.grade.color(jitter(canvas.rng, color, 12), 1.0, share)
             ridge(canvas, paint, canvas.unit(rise) * (1 - 0.45 * layer), behind)
     elif behind == "skyline":
         skyline(canvas, haze)
@@ -1133,12 +1131,12 @@ def skyline(canvas, haze):
     rng, x = canvas.rng, -canvas.unit(0.05)
     while x < canvas.width:
         width, height = canvas.unit(rng.uniform(0.06, 0.16)), canvas.unit(rng.uniform(0.08, 0.34))
-        colour = pick(rng, ("#8b95a5", "#a39c94", "#77869a", "#b0aca6"))
+        color = pick(rng, ("#8b95a5", "#a39c94", "#77869a", "#b0aca6"))
         pen = canvas.pen(x + width / 2, canvas.horizon + 2, width, haze)
         tall = height / width
-        pen.rect(0, 0, 1, tall, colour, rng.uniform(0.8, 1.0))
+        pen.rect(0, 0, 1, tall, color, rng.uniform(0.8, 1.0))
         if tall > 1.2:
-            pen.windows(0, 0.1, 0.86, tall - 0.2, 4, int(tall * 4), colour="#5f6c7c", fill=0.45)
+            pen.windows(0, 0.1, 0.86, tall - 0.2, 4, int(tall * 4), color="#5f6c7c", fill=0.45)
         x += width * rng.uniform(0.8, 1.15)
 
 
@@ -1156,10 +1154,10 @@ def house(pen):
     walls = ("#d8c3a0", "#cfa58a", "#c9c4b8", "#b9856b", "#dcd3bf", "#a8b0b2", "#e0c58f")
     roofs = ("#8e4a3a", "#6b5248", "#5c6068", "#a3583e", "#77675a")
     wall, roof = pick(rng, walls), pick(rng, roofs)
-    storeys, width = int(rng.integers(1, 4)), rng.uniform(0.7, 1.0)
-    height = 0.26 * storeys + 0.1
+    stories, width = int(rng.integers(1, 4)), rng.uniform(0.7, 1.0)
+    height = 0.26 * stories + 0.1
     front = pen.box(0, 0, width, height, wall, depth=0.5)
-    pen.windows(0, 0.06, width * 0.86, height - 0.08, int(rng.integers(2, 5)), storeys, front)
+    pen.windows(0, 0.06, width * 0.86, height - 0.08, int(rng.integers(2, 5)), stories, front)
     pen.rect(rng.uniform(-0.25, 0.25) * width, 0, 0.12, 0.22, "#4f3a2d", 0.9, front)
     if rng.random() < 0.75:
         pen.gable(0, height, width * 1.08, rng.uniform(0.2, 0.42), 0.5, roof, roof)
@@ -1172,14 +1170,14 @@ def paint_ground(canvas):
         light = mix(canvas.grade.sky_horizon, "#ffffff", 0.25)
         for x, y, chance in canvas.rng.random((34, 3)).tolist():
             left, top = x * canvas.width, canvas.horizon + depth * (0.04 + 0.96 * y * y)
-            shade = mix(light, canvas.colour_at(left, top), 0.45 + 0.3 * chance)
+            shade = mix(light, canvas.color_at(left, top), 0.45 + 0.3 * chance)
             streak(canvas, left, top, 0.012 + 0.06 * y, shade)
         return
     if canvas.rng.random() < 0.5:
         paint_path(canvas)
     for x, y, chance in canvas.rng.random((26, 3)).tolist():
         left, top = x * canvas.width, canvas.horizon + depth * (0.06 + 0.94 * y)
-        shade = np.array(canvas.colour_at(left, top)) * (0.86 + 0.22 * chance)
+        shade = np.array(canvas.color_at(left, top)) * (0.86 + 0.22 * chance)
         streak(canvas, left, top, 0.004 + 0.012 * y * chance, shade)
 
 
@@ -1196,7 +1194,7 @@ def paint_path(canvas):
     half = canvas.unit(canvas.rng.uniform(0.12, 0.3))
     corners = [(start - 6, canvas.horizon + 4), (start + 6, canvas.horizon + 4)]
     corners += [(end + half, canvas.height), (end - half, canvas.height)]
-    canvas.draw.polygon(corners, fill=canvas.grade.colour(paint))
+    canvas.draw.polygon(corners, fill=canvas.grade.color(paint))
 
 
 def reflect(canvas):
@@ -1309,7 +1307,7 @@ def paint_clutter(canvas, count):
     quay = canvas.height * rng.uniform(0.88, 0.95)
     if canvas.is_water and set(names) - {"boat"}:
         names.sort(key=lambda name: name != "boat")  # what floats is behind the quay
-        stone = canvas.grade.colour(jitter(rng, "#8f8a82", 20))
+        stone = canvas.grade.color(jitter(rng, "#8f8a82", 20))
         canvas.draw.rectangle([0, quay, canvas.width, canvas.height], fill=stone)
     for name, nearness in zip(names, np.sort(rng.random(count)).tolist(), strict=True):
         draw_thing, (small, large) = CLUTTER[name]
@@ -1348,7 +1346,7 @@ def place(canvas, landmark, zoom, offset):
         canvas: the picture in the making.
         landmark: a Landmark.
         zoom: 1 fills the picture, less is farther away.
-        offset: of its centre from the middle of the picture, in picture widths.
+        offset: of its center from the middle of the picture, in picture widths.
     """
     rng, scene, wild = canvas.rng, canvas.scene, 1.0 if canvas.scene.hard else 0.6
     half_width, height = extent(landmark)
@@ -1374,7 +1372,7 @@ def place(canvas, landmark, zoom, offset):
 
 
 def develop(canvas):
-    """Turns the finished drawing into a photograph: lens, sensor and sometimes no colour."""
+    """Turns the finished drawing into a photograph: lens, sensor and sometimes no color."""
     rng, hard = canvas.rng, canvas.scene.hard
     image = canvas.image.reduce(SUPERSAMPLING)
     if rng.random() < (0.45 if hard else 0.15):
@@ -1492,11 +1490,11 @@ def flowers(rng, scene):
         radius = canvas.unit(0.04 + 0.1 * size)
         x, y = x * canvas.width, y * canvas.height
         canvas.circle(x, y, radius, jitter(rng, "#4a7f3c", 60), flat=0.5)
-    colour = pick(rng, ("#d8475f", "#f0c23c", "#f1ece4", "#8f5fb8", "#ef8a3a"))
+    color = pick(rng, ("#d8475f", "#f0c23c", "#f1ece4", "#8f5fb8", "#ef8a3a"))
     for _ in range(int(rng.integers(1, 9))):
         x, y = rng.uniform(0.1, 0.9) * canvas.width, rng.uniform(0.15, 0.9) * canvas.height
         petals, radius = int(rng.integers(5, 10)), canvas.unit(rng.uniform(0.05, 0.22))
-        paint = jitter(rng, colour, 20)
+        paint = jitter(rng, color, 20)
         for i in range(petals):
             a = 2 * math.pi * i / petals
             light = np.array(paint) * (0.85 + 0.2 * (i % 2))

@@ -58,7 +58,7 @@ def draw_overview(folder, path):
     for title, row, column, pictures in strips:
         draw_strip(sheet, title, row, column, [photos[p.image_id] for p in pictures])
     with atomic_write(path) as temporary:
-        sheet.save(temporary, "PNG", optimize=True)
+        sheet.save(temporary, "PNG")
 
 
 def read_world(folder):
@@ -66,7 +66,8 @@ def read_world(folder):
     marker = read_marker(folder)
     if marker.get("version") != WORLD_VERSION:
         raise ExpectedError(
-            f"{folder} holds no complete demo world; expected its {MARKER}; run demo.py first"
+            f"{folder} holds no complete demo world; expected its {MARKER}; draw it first, with "
+            "python -m demo"
         )
     size = {name: tuple(v) if isinstance(v, list) else v for name, v in marker["size"].items()}
     return plan_world(marker["seed"], WorldSize(**size))
@@ -100,7 +101,7 @@ def choose_strips(world, free_columns, num_rows):
         num_rows: rows of landmarks.
 
     Returns:
-        List of (title, row, first column, Pictures).
+        List of (title, row, first column, PlannedPictures).
     """
     test = world.pictures("test")
     unknown = [p for p in test if p.labels and not set(p.labels) & set(world.landmark_ids)]
@@ -142,6 +143,7 @@ def choose_photos(world, place):
 
 
 def is_hard_to_see(scene):
+    """Tells whether a photograph would show next to nothing on a tile."""
     return scene.light == "night" and scene.weather != "clear"
 
 
@@ -165,14 +167,15 @@ def read_photos(folder, world, wanted):
 
 
 def draw_title(sheet, world):
+    """Writes what the world holds above the landmarks."""
     size, count = world.size, {split: len(world.pictures(split)) for split in SPLITS}
-    write(sheet, MARGIN, 16, "The miniature landmark world", 34, INK)
+    write(sheet, (MARGIN, 16), "The miniature landmark world", 34, INK)
     text = (
         f"{count['train']:,} train, {count['index']:,} index and {count['test']:,} test pictures, "
         f"drawn by code   |   {size.num_landmarks} landmarks to learn, {size.num_rare} with fewer "
         f"than {MIN_IMAGES} photos   |   tinted: look-alikes"
     )
-    write(sheet, MARGIN, 60, text, 17, QUIET)
+    write(sheet, (MARGIN, 60), text, 17, QUIET)
 
 
 def draw_tiles(sheet, top, row, world, chosen, photos):
@@ -187,11 +190,11 @@ def draw_tiles(sheet, top, row, world, chosen, photos):
             ImageDraw.Draw(sheet).rounded_rectangle(frame, 10, PANEL)
         for place in group:
             left, count = column_left(column), len(num_photos[place])
-            note, colour = f"{count} photos", QUIET
+            note, color = f"{count} photos", QUIET
             if count < MIN_IMAGES:
-                note, colour = f"only {count}: below the threshold", WARNING
-            write(sheet, left, top, PLACES[place].name, 17, INK)
-            write(sheet, left + TILE_WIDTH, top + 2, note, 14, colour, anchor="ra")
+                note, color = f"only {count} photos", WARNING
+            write(sheet, (left, top), PLACES[place].name, 17, INK)
+            write(sheet, (left + TILE_WIDTH, top + 2), note, 14, color, anchor="ra")
             for i, picture in enumerate(chosen[place]):
                 x = left + i * (PHOTO_WIDTH + PHOTO_GAP)
                 paste_photo(sheet, photos[picture.image_id], x, top + CAPTION_HEIGHT)
@@ -201,19 +204,21 @@ def draw_tiles(sheet, top, row, world, chosen, photos):
 def draw_strip(sheet, title, row, column, photos):
     """Draws a caption and photographs from a column to the right margin."""
     top = TITLE_HEIGHT + row * ROW_HEIGHT
-    write(sheet, column_left(column), top, title, 17, INK)
+    write(sheet, (column_left(column), top), title, 17, INK)
     for i, photo in enumerate(photos):
         left = column_left(column + i // PHOTOS) + i % PHOTOS * (PHOTO_WIDTH + PHOTO_GAP)
         paste_photo(sheet, photo, left, top + CAPTION_HEIGHT)
 
 
 def column_left(column):
+    """Gives the left edge of a tile."""
     return MARGIN + column * (TILE_WIDTH + GAP)
 
 
-def write(sheet, x, y, text, size, colour, anchor="la"):
+def write(sheet, place, text, size, color, anchor="la"):
+    """Writes a line of text; `place` (x, y) is its upper left corner, or right with "ra"."""
     font = ImageFont.load_default(size)
-    ImageDraw.Draw(sheet).text((x, y), text, colour, font, anchor=anchor)
+    ImageDraw.Draw(sheet).text(place, text, color, font, anchor=anchor)
 
 
 def paste_photo(sheet, photo, x, y):

@@ -19,6 +19,7 @@ class WorldHandler(BaseHTTPRequestHandler):
     folder = None  # set by `serve`
 
     def do_GET(self):
+        """Sends a file, or the range of it that is asked for."""
         path = self.find_file()
         if path is None:
             self.refuse(404)
@@ -46,6 +47,7 @@ class WorldHandler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def send_bytes(self, path, first, num_bytes):
+        """Sends `num_bytes` of a file from byte `first` on."""
         with open(path, "rb") as file:  # the kernel copies: the processor is left to the decoding
             self.connection.sendfile(file, first, num_bytes)
 
@@ -58,12 +60,14 @@ class WorldHandler(BaseHTTPRequestHandler):
         return path if path.is_relative_to(self.folder) and path.is_file() else None
 
     def send_head(self, status, headers):
+        """Sends the status line and the headers."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, str(value))
         self.end_headers()
 
     def refuse(self, status, headers=None):
+        """Answers without a body."""
         self.send_head(status, {"Content-Length": 0, **(headers or {})})
 
     def log_message(self, *_):

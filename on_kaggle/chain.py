@@ -22,6 +22,13 @@ from on_kaggle.client import (
     patiently,
 )
 from on_kaggle.packing import KERNELS, REPORT, Kernel
+from session import (
+    CHECKPOINTS,
+    DESCRIPTORS,
+    QUERIES,
+    RECOGNITION_SUBMISSION,
+    RETRIEVAL_SUBMISSION,
+)
 from submissions import (
     check_retrieval_submission,
     read_recognition_submission,
@@ -30,10 +37,10 @@ from submissions import (
 from utils import ExpectedError, file_md5, say
 
 CHALLENGES = {  # challenge -> (kernel, its submission, the competition of 2019)
-    "recognition": ("recognition", "recognition_submission.csv", "landmark-recognition-2019"),
-    "retrieval": ("merge", "retrieval_submission.csv", "landmark-retrieval-2019"),
+    "recognition": ("recognition", RECOGNITION_SUBMISSION, "landmark-recognition-2019"),
+    "retrieval": ("merge", RETRIEVAL_SUBMISSION, "landmark-retrieval-2019"),
 }
-NOT_COLLECTED = ("checkpoint/", "descriptors/", "queries.npz")
+NOT_COLLECTED = (f"{CHECKPOINTS}/", f"{DESCRIPTORS}/", QUERIES)
 POLL_S = 60  # between two looks at Kaggle
 GPU_SESSIONS = 2  # at once; Kaggle refuses more
 MAX_SESSIONS = 4  # of one kernel in a run
@@ -261,22 +268,9 @@ class Chain:
         built, state = self.built[name], self.states[name]
         again = f"push it again with: python kernels.py push {name}"
         is_other_build = state.build not in ("", built.build)
-        if state.status == "absent":
-            if self.num_pushes[name]:
-                raise ExpectedError(
-                    f"{built.id}: it was pushed, but Kaggle does not know it; expected it on "
-                    "kaggle.com under this owner",
-                    setting="user",
-                )
-            return False
         if state.status != "COMPLETE":
-            if is_other_build:
-                say(f"{name}: {state.status} was of another build; pushing this one")
-                return False
-            raise ExpectedError(
-                f"{built.id}: {state.status} ({state.message or 'no reason given'}); expected it "
-                f"to complete; see `kaggle kernels logs {built.id}`; mend it and build, or {again}"
-            )
+            self._require_pushable(name, is_other_build, again)
+            return False
         if not state.report:
             raise ExpectedError(
                 f"{built.id}: its output has no {REPORT}; expected a kernel of this project; "
@@ -299,6 +293,24 @@ class Chain:
                 setting="any_build",
             )
         return True
+
+    def _require_pushable(self, name, is_other_build, again):
+        """Raises ExpectedError unless a kernel that is not complete may be pushed."""
+        built, state = self.built[name], self.states[name]
+        if state.status == "absent":
+            if self.num_pushes[name]:
+                raise ExpectedError(
+                    f"{built.id}: it was pushed, but Kaggle does not know it; expected it on "
+                    "kaggle.com under this owner",
+                    setting="user",
+                )
+        elif is_other_build:
+            say(f"{name}: {state.status} was of another build; pushing this one")
+        else:
+            raise ExpectedError(
+                f"{built.id}: {state.status} ({state.message or 'no reason given'}); expected it "
+                f"to complete; see `kaggle kernels logs {built.id}`; mend it and build, or {again}"
+            )
 
     def try_push(self, name):
         """Pushes a kernel if a session is free for it; tells whether it did."""

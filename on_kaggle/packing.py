@@ -17,6 +17,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from session import RECOGNITION_SUBMISSION, RETRIEVAL_SUBMISSION, part_name
 from utils import ExpectedError, atomic_write, say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,19 +57,19 @@ class Kernel:
 PARTS = tuple(f"part-{part}" for part in range(NUM_PARTS))
 _CHAIN = (
     Kernel(
-        "recognition", "Landmark recognition", "recognition", (), "recognition_submission.csv",
+        "recognition", "Landmark recognition", "recognition", (), RECOGNITION_SUBMISSION,
         inputs=("recognition",),
     ),
     *(
         Kernel(
             name, f"Landmark retrieval part {part}", "retrieval",
-            ("--part", str(part), "--parts", str(NUM_PARTS)), f"part-{part}-of-{NUM_PARTS}.npz",
+            ("--part", str(part), "--parts", str(NUM_PARTS)), part_name(part, NUM_PARTS),
             inputs=("recognition", name),
         )
         for part, name in enumerate(PARTS)
     ),
     Kernel(
-        "merge", "Landmark retrieval merge", "retrieval", ("merge",), "retrieval_submission.csv",
+        "merge", "Landmark retrieval merge", "retrieval", ("merge",), RETRIEVAL_SUBMISSION,
         inputs=PARTS, has_gpu=False,
     ),
 )  # fmt: skip
@@ -221,34 +222,43 @@ def write_kernels(folder, user, extra_arguments, max_hours, datasets, has_intern
             "result": kernel.result,
             "source": version,
         }
-        key = json.dumps(facts)
-        facts["build"] = hashlib.sha256(key.encode()).hexdigest()[:12]
-        lines = "".join(f"    {key!r}: {value!r},\n" for key, value in facts.items())
-        script = SCRIPT.replace("$report$", REPORT).replace("$title$", kernel.title)
-        script = script.replace("$facts$", f"{{\n{lines}}}").replace("$archive$", archive)
-        metadata = {
-            "id": f"{user}/{kernel.slug}",
-            "title": kernel.title,
-            "code_file": f"{kernel.slug}.py",
-            "language": "python",
-            "kernel_type": "script",
-            "is_private": True,
-            "enable_gpu": kernel.has_gpu,
-            **({"machine_shape": "NvidiaTeslaT4"} if kernel.has_gpu else {}),
+        facts["build"] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+        metadata = _metadata(kernel, user) | {
             "enable_internet": has_internet,
             "dataset_sources": datasets,
-            "competition_sources": [],
-            "kernel_sources": [f"{user}/{KERNELS[name].slug}" for name in kernel.inputs],
             "build": facts["build"],  # ours; the client ignores it
         }
         for name, text in (
-            (metadata["code_file"], script),
+            (metadata["code_file"], _script(kernel, facts, archive)),
             ("kernel-metadata.json", json.dumps(metadata, indent=2) + "\n"),
         ):
             with atomic_write(Path(folder, kernel.name, name)) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         print(Path(folder, kernel.name))
     say(f"source {version}, {len(modules)} modules; push with: python kernels.py run")
+
+
+def _script(kernel, facts, archive):
+    """Writes the one file of a kernel, which carries all modules."""
+    lines = "".join(f"    {key!r}: {value!r},\n" for key, value in facts.items())
+    script = SCRIPT.replace("$report$", REPORT).replace("$title$", kernel.title)
+    return script.replace("$facts$", f"{{\n{lines}}}").replace("$archive$", archive)
+
+
+def _metadata(kernel, user):
+    """Gives what kernel-metadata.json says of a kernel, whatever the build's options."""
+    return {
+        "id": f"{user}/{kernel.slug}",
+        "title": kernel.title,
+        "code_file": f"{kernel.slug}.py",
+        "language": "python",
+        "kernel_type": "script",
+        "is_private": True,
+        "enable_gpu": kernel.has_gpu,
+        **({"machine_shape": "NvidiaTeslaT4"} if kernel.has_gpu else {}),
+        "competition_sources": [],
+        "kernel_sources": [f"{user}/{KERNELS[name].slug}" for name in kernel.inputs],
+    }
 
 
 def parse_arguments(entry, text):

@@ -454,6 +454,15 @@ def test_a_source_that_is_no_folder(data_set, tmp_path, capsys, name):
     )
 
 
+def test_an_output_that_is_the_source_is_refused_and_stays_as_it_is(other_source, capsys):
+    before = files_of(other_source)
+    link = other_source.parent / "link"
+    link.symlink_to(other_source)
+    line = failure(capsys, "--source", other_source, "--output", link)
+    assert line.startswith(f"error: {link}: it is the source, too; expected a folder of its own")
+    assert files_of(other_source) == before
+
+
 def test_a_source_without_shards(data_set, tmp_path, capsys):
     (tmp_path / "bare").mkdir()
     arguments = small(data_set, tmp_path / "output", "--source", tmp_path / "bare")

@@ -59,6 +59,26 @@ def test_two_replicas_train_and_predict_as_one_device_does():
     assert done.stdout.strip() == "equal", done.stderr[-2000:]
 
 
+def test_a_step_is_traced_once(monkeypatch):
+    import keras
+    import numpy as np
+
+    import model
+    from replicas import OneDevice
+
+    inputs = keras.Input((4,))
+    network = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    model.compile_network(network, 0.01)
+    network.optimizer.build(network.trainable_variables)
+    traced = []
+    step = network.train_step
+    monkeypatch.setattr(network, "train_step", lambda data: traced.append(1) or step(data))
+    images, classes = np.ones((8, 4), np.float32), np.array([0, 1, 2, 0, 1, 2, 0, 1], np.int32)
+    losses = [OneDevice().train_on_batch(network, images, classes)[0] for _ in range(3)]
+    assert len(traced) == 1
+    assert losses[2] < losses[1] < losses[0]
+
+
 OVERFLOW = """
 import sys
 sys.path[:0] = [{root!r}]

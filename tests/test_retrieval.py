@@ -777,6 +777,13 @@ def test_parts_of_another_test_set_are_refused(resumed, tmp_path, capsys):
     assert submission_of(resumed) == before
 
 
+def test_queries_that_are_missing_are_told_before_keras_is_loaded(world, tmp_path, capsys):
+    no_model = ["--model", tmp_path / "none.keras"]
+    arguments = ["--source", world.folder, *no_model, "--output", tmp_path / "output"]
+    assert run(*arguments, "--queries", tmp_path / "none.npz") == 1
+    assert error_of(capsys.readouterr()).startswith(f"error: {tmp_path / 'none.npz'}: no such file")
+
+
 def test_an_output_without_parts_is_told(world, tmp_path, capsys):
     assert run("merge", "--source", world.folder, "--output", tmp_path) == 1
     assert error_of(capsys.readouterr()) == (

@@ -35,6 +35,7 @@ from utils import (
     hold_folder,
     in_background,
     load_arrays,
+    loading_keras,
     muted_stderr,
     require_free_space,
     run_ahead,
@@ -911,6 +912,31 @@ def test_ctrl_c_while_keras_is_imported_is_one_line(data_set, tmp_path):
         "error: interrupted by Ctrl-C; run the same command again to continue\n",
     )
     assert process.returncode == 130
+
+
+# ------------------------------------------------------------------------------------------- Keras
+
+
+def test_keras_is_loaded_with_onednn_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    with loading_keras():
+        assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1"
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    with loading_keras():
+        assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
+
+
+@pytest.mark.parametrize("module", ["model", "replicas", "training", "describe"])
+def test_the_setting_is_there_before_a_module_imports_keras(module, tmp_path):
+    (tmp_path / "keras.py").write_text(
+        "import os\nprint(os.environ['TF_ENABLE_ONEDNN_OPTS'], flush=True)\nos._exit(0)\n"
+    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {module}"
+    clean = {k: v for k, v in os.environ.items() if k != "TF_ENABLE_ONEDNN_OPTS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True
+    )
+    assert done.stdout == "1\n", done.stderr
 
 
 def test_a_package_that_is_there_is_not_installed(monkeypatch):
