@@ -14,15 +14,15 @@ from demo.server import serve
 from demo.world import build_world
 
 # What `--demo` sets differently from the full job: small images, a few epochs from random weights,
-# for 2 CPU cores and a few minutes.
+# for 2 CPU cores and a few minutes. Chosen with benchmarks/demo_size.py.
 DEFAULTS = {
-    "train_shards": (0, 11),
-    "valid_shards": (11, 12),
-    "valid_every": 11,
+    "train_shards": (0, 5),
+    "valid_shards": (5, 6),
+    "valid_every": 5,
     "weights": "none",
-    "image_size": 64,
+    "image_size": 48,
     "batch_size": 32,
-    "epochs": 5,
+    "epochs": 3,
     "learning_rate": 1e-3,
 }
 

@@ -192,7 +192,7 @@ def draw_tiles(sheet, top, row, world, chosen, photos):
             left, count = column_left(column), len(num_photos[place])
             note, color = f"{count} photos", QUIET
             if count < MIN_IMAGES:
-                note, color = f"only {count}: below the threshold", WARNING
+                note, color = f"only {count} photos", WARNING
             write(sheet, (left, top), PLACES[place].name, 17, INK)
             write(sheet, (left + TILE_WIDTH, top + 2), note, 14, color, anchor="ra")
             for i, picture in enumerate(chosen[place]):

@@ -40,3 +40,15 @@ def test_search_speed_runs(monkeypatch, capsys):
     )
     assert "| 300 | ours, float16 stored |" in out
     assert "time grows as n^" in out
+
+
+def test_demo_size_writes_settings_as_the_command_line_takes_them():
+    import demo_size
+
+    import demo
+    import recognition
+
+    settings = demo.DEFAULTS | {"augment": False}
+    flags = [str(word) for word in demo_size.flags_of(settings)]
+    parsed = vars(recognition.parse_arguments(flags))
+    assert {name: parsed[name] for name in settings} == settings

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
+import demo
 from demo import art, overview
 from demo import world as worlds
 from demo.__main__ import main
@@ -274,13 +275,26 @@ def test_an_unknown_landmark_has_no_label_but_can_be_found(world):
 def test_the_full_world_has_the_promised_size():
     plan = worlds.plan_world(0, WorldSize())
     counts = {split: len(plan.pictures(split)) for split in worlds.SPLITS}
-    assert 2200 < counts["train"] < 2700 and 650 < counts["index"] < 800
-    assert 380 < counts["test"] < 460
+    assert 2500 < counts["train"] < 3100 and 460 < counts["index"] < 570
+    assert 240 < counts["test"] < 320
     per_place = worlds.group_by_label(plan.pictures("train"))
-    assert sum(len(images) >= MIN_IMAGES for images in per_place.values()) == 28
-    assert sum(len(images) < MIN_IMAGES for images in per_place.values()) == 6
+    assert sum(len(images) >= MIN_IMAGES for images in per_place.values()) == 20
+    assert sum(len(images) < MIN_IMAGES for images in per_place.values()) == 14
     groups = [place.look_alikes for place in art.LANDMARKS if place.look_alikes]
     assert len(set(groups)) >= 4 and all(groups.count(name) >= 2 for name in groups)
+
+
+def test_every_part_of_the_index_has_two_shards():
+    assert WorldSize().index_shards == 2 * 6
+
+
+def test_the_settings_of_the_demo_use_every_train_shard_and_hold_the_last_one_out():
+    train, valid = demo.DEFAULTS["train_shards"], demo.DEFAULTS["valid_shards"]
+    assert train == (0, valid[0]) and valid == (
+        WorldSize().train_shards - 1,
+        WorldSize().train_shards,
+    )
+    assert demo.DEFAULTS["valid_every"] == train[1]  # after every epoch
 
 
 # ------------------------------------------------------------------------------------- overview
