@@ -27,7 +27,8 @@ RECOGNIZED, RETRIEVED = "recognition_submission.csv", "retrieval_submission.csv"
 # name -> (changes of the world's size, changes of the settings)
 VARIANTS = {
     "the demo": ({}, {}),
-    "half the pictures, twice the epochs": ({"train_images": (55, 75)}, {"epochs": 6}),
+    "more pictures, fewer epochs": ({"train_images": (110, 150)}, {"epochs": 3}),
+    "half the pictures, twice the epochs": ({"train_images": (32, 45)}, {"epochs": 8}),
     "larger images, fewer epochs": ({}, {"image_size": 64, "epochs": 2}),
     "smaller images, more epochs": ({}, {"image_size": 32, "epochs": 5}),
     "larger batches": ({}, {"batch_size": 64}),

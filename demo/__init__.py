@@ -16,13 +16,13 @@ from demo.world import build_world
 # What `--demo` sets differently from the full job: small images, a few epochs from random weights,
 # for 2 CPU cores and a few minutes. Chosen with benchmarks/demo_size.py.
 DEFAULTS = {
-    "train_shards": (0, 5),
-    "valid_shards": (5, 6),
-    "valid_every": 5,
+    "train_shards": (0, 4),
+    "valid_shards": (4, 5),
+    "valid_every": 4,
     "weights": "none",
     "image_size": 48,
     "batch_size": 32,
-    "epochs": 3,
+    "epochs": 4,
     "learning_rate": 1e-3,
 }
 

@@ -50,7 +50,7 @@ class WorldSize:
     num_landmarks: int = art.NUM_FREQUENT  # with enough photographs to be a class
     num_rare: int = len(art.LANDMARKS) - art.NUM_FREQUENT
     num_unknown: int = len(art.UNKNOWN_LANDMARKS)  # in the index and the test set only
-    train_images: tuple = (110, 150)
+    train_images: tuple = (65, 90)
     index_images: tuple = (14, 20)
     test_images: tuple = (7, 10)
     rare_train_images: tuple = (5, 15)
@@ -62,7 +62,7 @@ class WorldSize:
     test_non_landmarks: int = 80
     two_landmark_queries: int = 8
     ignored_queries: int = 4
-    train_shards: int = 6
+    train_shards: int = 5
     index_shards: int = 12
     test_shards: int = 2
     hard_share: float = 0.2  # share of photographs far, cut off, at night, in fog, behind trees ...

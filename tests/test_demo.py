@@ -275,7 +275,7 @@ def test_an_unknown_landmark_has_no_label_but_can_be_found(world):
 def test_the_full_world_has_the_promised_size():
     plan = worlds.plan_world(0, WorldSize())
     counts = {split: len(plan.pictures(split)) for split in worlds.SPLITS}
-    assert 2500 < counts["train"] < 3100 and 460 < counts["index"] < 570
+    assert 1500 < counts["train"] < 1900 and 460 < counts["index"] < 570
     assert 240 < counts["test"] < 320
     per_place = worlds.group_by_label(plan.pictures("train"))
     assert sum(len(images) >= MIN_IMAGES for images in per_place.values()) == 20
