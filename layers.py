@@ -236,13 +236,11 @@ def adacos_scale(num_classes):
     """Computes the scale at which a cosine softmax over so many classes learns: sqrt(2) ln(C - 1).
 
     Args:
-        num_classes: int, 3 or more.
+        num_classes: int; 1 and 2, for which this is no number above 0, count as 3.
 
     Source: Zhang et al., AdaCos, arXiv:1905.00292
     """
-    if num_classes < 3:
-        raise ValueError(f"{num_classes} classes; expected 3 or more, for a scale above 0")
-    return math.sqrt(2) * math.log(num_classes - 1)
+    return math.sqrt(2) * math.log(max(num_classes, 3) - 1)
 
 
 def dynamic_margins(class_sizes, low=0.05, high=0.5):

@@ -80,13 +80,13 @@ def build_network(recipe, num_classes, num_steps, weights=None):
     size = recipe.data.image_size
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
     features = backbones.build(network.backbone, images, weights)
-    backbone = keras.Model(images, features)
-    shorten_batch_norm_memory(backbone, num_steps)
     if weights == "none":
-        start_blocks_as_identity(backbone)
+        start_blocks_as_identity(keras.Model(images, features))
     descriptors = _build_descriptor(network, features)
     outputs = _build_head(recipe.loss, num_classes)(descriptors)
-    return keras.Model(images, outputs, name=re.sub(r"\W+", "_", network.backbone))
+    whole = keras.Model(images, outputs, name=re.sub(r"\W+", "_", network.backbone))
+    shorten_batch_norm_memory(whole, num_steps)
+    return whole
 
 
 def _build_descriptor(network, features):
@@ -116,7 +116,7 @@ def _build_head(loss, num_classes):
     return keras.layers.Dense(num_classes, kernel_initializer=small, dtype="float32", name=LOGITS)
 
 
-def shorten_batch_norm_memory(backbone, num_steps):
+def shorten_batch_norm_memory(network, num_steps):
     """Lets batch normalisation forget its first statistics within a run, however short.
 
     Its moving averages remember 100 steps (ResNet) or 1,000 (MobileNetV2). In a run of a few
@@ -124,7 +124,7 @@ def shorten_batch_norm_memory(backbone, num_steps):
     tens of thousands of steps of the full data set change nothing here.
     """
     longest_memory = max(10, num_steps / 20)
-    for layer in backbone.layers:
+    for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = min(layer.momentum, 1 - 1 / longest_memory)
 
@@ -148,18 +148,14 @@ def compile_network(network, recipe, class_sizes):
         recipe: `Recipe`.
         class_sizes: (num_classes,) int, the train images of each landmark.
     """
+    head = [layer for layer in network.layers if layer.name in HEAD_LAYERS]
     network.compile(
-        optimizer=build_optimizer(recipe.training, _is_of_head),
+        optimizer=build_optimizer(recipe.training, [v for layer in head for v in layer.variables]),
         loss=_build_loss(recipe.loss, network, class_sizes),
         metrics=["sparse_categorical_accuracy"],
         # XLA makes the step slower on a CPU (measured 0.62x under TensorFlow).
         jit_compile="auto" if list_gpus() or keras.backend.backend() != "tensorflow" else False,
     )
-
-
-def _is_of_head(variable):
-    """Tells whether a variable belongs to what is put on top of the backbone."""
-    return variable.path.split("/")[0] in HEAD_LAYERS
 
 
 def _build_loss(loss, network, class_sizes):
@@ -312,10 +308,26 @@ def load_model(path):
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
             has_page = LANDMARKS_MEMBER in archive.namelist()
             page = json.loads(archive.read(LANDMARKS_MEMBER)) if has_page else {}
+            config = archive.read("config.json") if "config.json" in archive.namelist() else b""
     except Exception as error:  # a damaged archive can fail anywhere
         raise ExpectedError(f"{path}: {_reason(error)}; expected {whole}") from error
     _check_page(path, page)
+    if b'"keras_hub' in config:
+        _require_hub(path)
     return _load_keras(path, whole), page
+
+
+def _require_hub(path):
+    """Raises ExpectedError unless keras-hub is there, whose layers a model has."""
+    try:
+        import keras_hub  # noqa: F401 - it registers them
+    except ImportError as error:
+        raise ExpectedError(
+            f"{path}: {_reason(error)}; expected the optional package keras-hub "
+            "(requirements-hub.txt), whose layers this model has; install it, or take another "
+            "model",
+            setting="model",
+        ) from error
 
 
 def _check_page(path, page):
@@ -401,7 +413,7 @@ def _read_recipe(path, page):
     """Reads the recipe of a model's page."""
     try:
         return Recipe.of(page.get("recipe", {}))
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ExpectedError(
             f"{path}: {error}; expected a model written by recognition.py", setting="model"
         ) from error

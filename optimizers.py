@@ -5,7 +5,7 @@ from utils import loading_keras
 with loading_keras():
     import keras
 
-    from replicas import agree_on_overflow
+    from replicas import agree_on_overflow, count_devices, mean_over_devices
 
 MOMENTUM = 0.9  # of sgd
 KINDS = {
@@ -15,12 +15,12 @@ KINDS = {
 }
 
 
-def build_optimizer(training, is_of_head):
+def build_optimizer(training, head):
     """Builds the optimizer of a recipe.
 
     Args:
         training: `recipes.Training`.
-        is_of_head: function, variable -> whether it belongs to the head rather than the backbone.
+        head: list of keras.Variable, those of the head; all others are the backbone's.
 
     Returns:
         keras.optimizers.Optimizer; on several TensorFlow devices in float16 one that skips a step
@@ -28,12 +28,13 @@ def build_optimizer(training, is_of_head):
     """
     kind, options = KINDS[training.optimizer]
     options = options | {"learning_rate": training.learning_rate}
-    if training.clip_norm:
-        options |= {"global_clipnorm": training.clip_norm}
-    decays = training.optimizer != "adam" and training.weight_decay > 0
-    if decays or training.backbone_rate < 1 or training.frozen_share:
-        weight_decay = training.weight_decay if decays else 0.0
-        return agree_on_overflow(_with_two_rates(kind)(is_of_head, weight_decay, **options))
+    weight_decay = 0.0 if training.optimizer == "adam" else training.weight_decay
+    has_two_rates = training.backbone_rate < 1 or training.frozen_share > 0
+    if weight_decay or has_two_rates or training.clip_norm:
+        if training.clip_norm:
+            options |= {"global_clipnorm": training.clip_norm / count_devices()}
+        two_rates = _with_two_rates(kind)(head, training.backbone_rate, weight_decay, **options)
+        return agree_on_overflow(two_rates)
     return agree_on_overflow(kind(**options))
 
 
@@ -41,28 +42,44 @@ def _with_two_rates(kind):
     """Gives the class of an optimizer whose backbone has a share of the learning rate."""
 
     class TwoRates(kind):
-        def __init__(self, is_of_head, weight_decay, **options):
+        def __init__(self, head, backbone_rate, weight_decay, **options):
             super().__init__(name=kind.__name__.lower(), **options)
-            self.is_of_head, self.decay = is_of_head, weight_decay
+            self.head = {id(variable) for variable in head}
+            self.first_rate, self.decay = backbone_rate, weight_decay
 
         def build(self, variables):
             super().build(variables)
+            self.is_of_head = [id(variable) in self.head for variable in variables]
             # A variable of the optimizer: JAX would freeze any other into the traced step.
-            self.backbone_rate = self.add_variable((), "ones", "float32", name="backbone_rate")
+            rate = keras.initializers.Constant(self.first_rate)
+            self.backbone_rate = self.add_variable((), rate, "float32", name="backbone_rate")
 
         def update_step(self, gradient, variable, learning_rate):
             rate = keras.ops.cast(learning_rate, variable.dtype)
-            if not self.is_of_head(variable):
+            # By its place: TensorFlow passes its own variables here.
+            if not self.is_of_head[self._get_variable_index(variable)]:
                 rate = rate * keras.ops.cast(self.backbone_rate, variable.dtype)
             if self.decay and len(variable.shape) > 1:  # neither biases nor normalisations
                 self.assign_sub(variable, variable * (rate * self.decay))
             super().update_step(gradient, variable, rate)
 
+        def _clip_gradients(self, grads):
+            # Of the whole batch: Keras would clip the share of each device.
+            if self.global_clipnorm:
+                grads = mean_over_devices(grads)
+            return super()._clip_gradients(grads)
+
     return TwoRates
 
 
 def set_rates(optimizer, learning_rate, backbone_rate):
-    """Sets the rates of the steps to come; `backbone_rate` is a share of the learning rate."""
+    """Sets the rates of the steps to come.
+
+    Args:
+        optimizer: of `build_optimizer`, which knows its variables: `build` was called.
+        learning_rate: of the head.
+        backbone_rate: of the backbone, as a share of that.
+    """
     optimizer.learning_rate = learning_rate
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     if hasattr(inner, "backbone_rate"):

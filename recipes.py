@@ -209,9 +209,11 @@ class Recipe:
                 missing is as in 2019, names that are no setting are left alone.
 
         Raises:
-            ValueError: a value is of another type than its setting.
+            ValueError: no dict, or a value is of another type than its setting.
         """
         flat = {}
+        if not isinstance(values, dict):
+            raise ValueError(f"recipe: {values!r:.40}, no table of settings")
         for name, value in values.items():
             flat |= value if isinstance(value, dict) else {name: value}
         if flat.pop("clean", False):  # as it was called before there were three choices
@@ -241,7 +243,7 @@ def _fill(group, flat):
             value = tuple(value) if isinstance(value, list) else value
             kinds = (int, float) if one.type is float else (one.type,)
             if type(value) not in kinds:
-                raise ValueError(f"recipe: {one.name} is {value!r}, no {one.type.__name__}")
+                raise ValueError(f"recipe: {one.name} is {value!r:.40}, no {one.type.__name__}")
             found[one.name] = value
     return group(**found)
 
@@ -261,7 +263,7 @@ def learning_rate_at(training, mini_epoch, share, num_mini_epochs):
         num_mini_epochs: of the whole run.
     """
     rate, progress = training.learning_rate, (mini_epoch + share) / num_mini_epochs
-    if progress < training.warm_up:
+    if training.warm_up and progress <= training.warm_up:
         return rate * progress / training.warm_up
     if training.schedule == "cosine":
         left = (progress - training.warm_up) / (1 - training.warm_up)

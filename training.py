@@ -188,9 +188,10 @@ class Pace:
         progress = (self.mini_epoch + share) / self.num_mini_epochs
         training, ramp = self.recipe.training, self.recipe.loss.margin_ramp
         rate = learning_rate_at(training, self.mini_epoch, share, self.num_mini_epochs)
-        is_frozen = progress < training.frozen_share
+        # A last shard longer than expected has steps at progress 1.
+        is_frozen = progress < training.frozen_share or training.frozen_share == 1
         set_rates(self.network.optimizer, rate, 0.0 if is_frozen else training.backbone_rate)
-        if ramp:
+        if ramp and self.recipe.loss.loss != "softmax":
             head = self.network.get_layer(model.LOGITS)
             head.margin_share.assign(min(1.0, progress / ramp))
         return rate
@@ -419,7 +420,12 @@ def begin_or_continue(session, recipe, images):
 
 def _check_continues(path, page, recipe, images):
     """Raises ExpectedError unless a checkpoint is of this recipe, precision and landmarks."""
-    was = Recipe.of(page["recipe"]).settings()
+    try:
+        was = Recipe.of(page["recipe"]).settings()
+    except ValueError as error:
+        raise ExpectedError(
+            f"{path}: {error}; expected a checkpoint that recognition.py wrote", setting="fresh"
+        ) from error
     for name, value in recipe.settings().items():
         if was[name] != value:
             raise ExpectedError(

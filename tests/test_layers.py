@@ -284,7 +284,6 @@ WRONG = {
         lambda: loss_of(MarginLoss("arcface", 30, class_weights=[1.0] * 4), [0], COSINES),
         r"margins or class weights of shape \(4,\); expected \(3,\)",
     ),
-    "too few classes": (lambda: adacos_scale(2), "2 classes; expected 3 or more"),
 }
 
 
@@ -377,6 +376,10 @@ def test_the_fixed_scale_of_a_cosine_softmax():
     # ln 81,312 = ln 8.1312 + 4 ln 10 = 11.30605; times 1.414214
     assert adacos_scale(81_313) == pytest.approx(15.98917, abs=1e-5)
     assert adacos_scale(3) == pytest.approx(0.980258, abs=1e-6)
+
+
+def test_fewer_than_three_classes_have_the_scale_of_three():
+    assert adacos_scale(1) == adacos_scale(2) == adacos_scale(3)
 
 
 def test_margins_fall_with_the_class_size_by_hand():

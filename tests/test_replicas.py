@@ -64,11 +64,12 @@ def test_a_step_is_traced_once(monkeypatch):
     import numpy as np
 
     import model
+    from recipes import Recipe, Training
     from replicas import OneDevice
 
     inputs = keras.Input((4,))
     network = keras.Model(inputs, keras.layers.Dense(3)(inputs))
-    model.compile_network(network, 0.01)
+    model.compile_network(network, Recipe(training=Training(learning_rate=0.01)), [1, 1, 1])
     network.optimizer.build(network.trainable_variables)
     traced = []
     step = network.train_step
@@ -77,6 +78,76 @@ def test_a_step_is_traced_once(monkeypatch):
     losses = [OneDevice().train_on_batch(network, images, classes)[0] for _ in range(3)]
     assert len(traced) == 1
     assert losses[2] < losses[1] < losses[0]
+
+
+STRONG_ON_TWO_CPUS = """
+import sys
+import numpy as np
+import tensorflow as tf
+
+sys.path[:0] = [{root!r}]
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+import keras
+import backbones
+import model
+from recipes import Recipe
+from replicas import OneDevice, TensorFlowReplicas
+from training import Pace
+
+STRONG = {{
+    **{{"image_size": 32, "weights": "none", "pooling": "gem", "gem_learnt": True}},
+    **{{"loss": "arcface", "sub_centers": 2, "dynamic_margin": True, "margin_ramp": 0.5}},
+    **{{"class_weights": True, "schedule": "cosine", "warm_up": 0.1, "weight_decay": 0.1}},
+    **{{"clip_norm": 0.05, "backbone_rate": 0.5, "frozen_share": 0.2}},
+}}
+
+
+# No batch normalisation: it works within a share.
+def build_small(include_top, weights, input_tensor):
+    features = keras.layers.Conv2D(6, 3, 2, activation="relu")(input_tensor)
+    return keras.Model(keras.utils.get_source_inputs(input_tensor), features)
+
+
+backbones.find_builder = lambda name: build_small
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, (6, 8, 32, 32, 3), np.uint8)
+classes = rng.integers(0, 3, (6, 8)).astype(np.int32)
+
+
+def run(replicas, precision, optimizer, learning_rate):
+    recipe = Recipe.of(STRONG | {{"optimizer": optimizer, "learning_rate": learning_rate}})
+    with replicas.scope():
+        model.set_up_keras(0)
+        keras.config.set_dtype_policy(precision)
+        network = model.build_network(recipe, 3, 100)
+        model.compile_network(network, recipe, [5, 10, 40])
+        network.optimizer.build(network.trainable_variables)
+    losses = []
+    for step in range(6):
+        Pace(recipe, network, step // 2, 3, 2).set_for(step % 2)
+        losses.append(replicas.train_on_batch(network, images[step], classes[step]))
+    moments = [v for v in network.optimizer.variables if "moment" in v.path]
+    assert len(moments) >= 4
+    return np.array(losses), [v.numpy() for v in (*network.variables, *moments)]
+
+
+both = OneDevice(), TensorFlowReplicas(["CPU:0", "CPU:1"])
+for settings in (("float32", "sgd", 1.0), ("mixed_float16", "adamw", 0.01)):
+    one, two = (run(replicas, *settings) for replicas in both)
+    least = 1e-6 if settings[0] == "float32" else 1e-2
+    np.testing.assert_allclose(two[0], one[0], rtol=1e-4)
+    for ours, theirs in zip(one[1], two[1], strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=least * np.abs(ours).max())
+print("equal")
+"""
+
+
+def test_margins_weights_clipping_and_two_rates_are_on_two_devices_as_on_one():
+    code = STRONG_ON_TWO_CPUS.format(root=str(Path(__file__).resolve().parent.parent))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "equal", done.stderr[-2000:]
 
 
 OVERFLOW = """

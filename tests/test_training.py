@@ -18,6 +18,7 @@ from command_line import explain
 from generators import Batch
 from images import Augmentation
 from landmarks import ClassTable, TrainLabels, read_train_labels
+from model import build_predictor, load_recogniser, save_recogniser, to_numpy
 from recipes import Recipe
 from replicas import OneDevice
 from session import Session
@@ -44,6 +45,14 @@ SETTINGS = Recipe().settings() | {
     "train_shards": (1, 4),
 }
 RECIPE = Recipe.of(SETTINGS)
+STRONG_SETTINGS = {
+    **{"epochs": 6, "erase": 0.3, "geometry": 0.3, "pooling": "gem", "gem_learnt": True},
+    **{"neck": 8, "loss": "arcface", "sub_centers": 2, "dynamic_margin": True},
+    **{"margin_ramp": 0.5, "class_weights": True, "confidence": "cosine"},
+    **{"optimizer": "adamw", "learning_rate": 0.02, "schedule": "cosine", "warm_up": 0.1},
+    **{"weight_decay": 0.01, "clip_norm": 1.0, "backbone_rate": 0.5, "frozen_share": 0.2},
+}
+STRONG = Recipe.of(SETTINGS | STRONG_SETTINGS)  # everything on
 NUM_MINI_EPOCHS, BATCHES_PER_SHARD = 6, 3  # 2 epochs of 3 shards of 20 images
 TIMES = {"seconds", "waited_s", "images_per_s"}  # columns of the history that no two runs share
 
@@ -120,7 +129,7 @@ def history_of(output):
 def assert_same_state(network, other):
     """Checks that two networks have every bit in common that training goes on from."""
     ours, theirs = (
-        [v.numpy() for v in (*each.variables, *each.optimizer.variables)]
+        [to_numpy(v) for v in (*each.variables, *each.optimizer.variables)]
         for each in (network, other)
     )
     assert len(ours) > 20
@@ -204,6 +213,149 @@ def test_history_png_is_a_picture(whole_run):
         assert image.format == "PNG"
         assert image.width > 1000
         assert len(image.convert("RGB").resize((200, 60)).getcolors(1 << 16)) > 10
+
+
+# -------------------------------------------------------------------------- with everything on
+
+
+@pytest.fixture(scope="module")
+def strong_run(data_set, tmp_path_factory):
+    """A run of a recipe with everything on: (network, output folder)."""
+    output = tmp_path_factory.mktemp("strong") / "output"
+    with in_place_of_backbones():
+        return run(data_set.folder, output, recipe=STRONG), output
+
+
+def test_a_recipe_with_everything_on_learns(strong_run):
+    rows = history_of(strong_run[1])
+    assert len(rows) == 18
+    assert rows[-1]["loss"] < rows[0]["loss"]  # though the margins have grown
+    assert rows[-1]["valid_accuracy"] > 0.6
+    assert rows[-1]["valid_loss"] < rows[1]["valid_loss"]
+    assert rows[-1]["learning_rate"] < 0.001 < rows[0]["learning_rate"] < 0.02
+    pooling, head = (strong_run[0].get_layer(name) for name in ("pooling", "logits"))
+    assert to_numpy(head.margin_share) == 1
+    assert to_numpy(pooling.exponent) != 3
+    # By the class sizes: 20, 20, 20 and 20 images.
+    np.testing.assert_allclose(strong_run[0].loss.margins, [0.275] * 4, rtol=1e-6)
+    np.testing.assert_allclose(strong_run[0].loss.class_weights, [1] * 4, rtol=1e-6)
+
+
+def test_a_recipe_with_everything_on_that_is_stopped_ends_as_one_that_never_was(
+    data_set, strong_run, tmp_path, monkeypatch
+):
+    run_until(monkeypatch, data_set.folder, tmp_path, STRONG, mini_epochs=3)  # still frozen
+    run_until(monkeypatch, data_set.folder, tmp_path, STRONG, steps=5 * BATCHES_PER_SHARD + 1)
+    assert len(history_of(tmp_path)) == 8  # within the ramp
+    network = run(data_set.folder, tmp_path, recipe=STRONG)
+    assert history_of(tmp_path) == history_of(strong_run[1])
+    assert_same_state(network, strong_run[0])
+
+
+def test_the_backbone_stays_as_it_is_for_its_share_of_the_run(data_set, tmp_path):
+    frozen = {"epochs": 1, "frozen_share": 1.0, "backbone_rate": 1.0}
+    network = run(data_set.folder, tmp_path, recipe=Recipe.of(STRONG.settings() | frozen))
+    training.model.set_up_keras(STRONG.training.seed)
+    untrained = training.model.build_network(STRONG, 4, 15)
+    for layer, before in zip(network.layers, untrained.layers, strict=True):
+        is_of_head = layer.name in training.model.HEAD_LAYERS
+        for now, was in zip(layer.trainable_weights, before.trainable_weights, strict=True):
+            is_equal = np.array_equal(to_numpy(now), to_numpy(was))
+            assert is_equal != is_of_head or layer.name == "neck_norm"
+
+
+@pytest.mark.parametrize("confidence", ["cosine", "softmax"])
+def test_the_model_of_a_strong_recipe_describes_and_is_as_sure_as_asked(
+    data_set, strong_run, tmp_path, confidence
+):
+    network, recipe = strong_run[0], Recipe.of(STRONG.settings() | {"confidence": confidence})
+    table = images_of(Source(data_set.folder, tmp_path), recipe).class_table
+    save_recogniser(network, tmp_path / "model.keras", table, recipe)
+    recogniser = load_recogniser(tmp_path / "model.keras")
+    assert recogniser.recipe == recipe
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    best, confidences, descriptors = build_predictor(recogniser.classifier).predict_on_batch(
+        pictures
+    )
+    cosines = network.predict_on_batch(pictures)
+    assert best.tolist() == cosines.argmax(axis=1).tolist()
+    expected = cosines
+    if confidence == "softmax":  # the AdaCos constant of 4 classes
+        powers = np.exp(np.sqrt(2) * np.log(3) * cosines)
+        expected = powers / powers.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(confidences, expected.max(axis=1), rtol=1e-5)
+    assert descriptors.shape == (8, 8)
+    np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, rtol=1e-5)
+
+
+def test_a_ramp_of_a_margin_that_the_loss_does_not_have_changes_nothing(data_set, tmp_path):
+    run(data_set.folder, tmp_path, recipe=recipe_with(epochs=1, margin_ramp=0.5))
+    assert len(history_of(tmp_path)) == 3
+
+
+# ----------------------------------------------------------------------------------------- pace
+
+
+class Unknown:
+    """Stands for a network, and notes what is set."""
+
+    def __init__(self):
+        self.rates, self.shares = [], []
+        self.optimizer = self.margin_share = self
+
+    def get_layer(self, name):
+        return self
+
+    def assign(self, share):
+        self.shares.append(share)
+
+
+def paces(monkeypatch, settings, steps_of_shard, positions):
+    """Notes the learning rate, the backbone's share and the margin's of (mini-epoch, step) pairs.
+
+    The run has 10 mini-epochs.
+    """
+    network, recipe = Unknown(), recipe_with(learning_rate=1.0, loss="arcface", **settings)
+    monkeypatch.setattr(training, "set_rates", lambda _, *rates: network.rates.append(rates))
+    for mini_epoch, step in positions:
+        rate = training.Pace(recipe, network, mini_epoch, 10, steps_of_shard).set_for(step)
+        assert rate == network.rates[-1][0]
+    return np.array(network.rates), network.shares
+
+
+def test_the_margin_grows_with_the_run_to_its_full_size(monkeypatch):
+    # Of 10 mini-epochs of 4 steps; a step counts from its middle.
+    positions = [(0, 0), (0, 3), (2, 1), (4, 3), (5, 0), (9, 3)]
+    _, shares = paces(monkeypatch, {"margin_ramp": 0.5}, 4, positions)
+    assert shares == pytest.approx([0.0125 * 2, 0.0875 * 2, 0.2375 * 2, 0.4875 * 2, 1, 1])
+    assert paces(monkeypatch, {}, 4, positions)[1] == []  # left at the full margin
+
+
+def test_rates_follow_from_the_position_alone(monkeypatch):
+    settings = {"schedule": "cosine", "warm_up": 0.1, "frozen_share": 0.25, "backbone_rate": 0.1}
+    positions = [(mini_epoch, step) for mini_epoch in range(10) for step in range(4)]
+    rates, _ = paces(monkeypatch, settings, 4, positions)
+    again, _ = paces(monkeypatch, settings, 4, positions[::-1])
+    np.testing.assert_array_equal(rates, again[::-1])
+    assert rates[:4, 0] == pytest.approx([0.125, 0.375, 0.625, 0.875])
+    assert np.all(np.diff(rates[4:, 0]) < 0)
+    assert rates[:, 1].tolist() == [0.0] * 10 + [0.1] * 30
+
+
+def test_a_shard_longer_than_expected_waits_for_the_next_and_a_shorter_one_jumps(monkeypatch):
+    settings = {"schedule": "cosine", "margin_ramp": 1.0}
+    positions = [(3, 3), (3, 4), (3, 9), (4, 0), (9, 3), (9, 4), (9, 9)]
+    rates, shares = paces(monkeypatch, settings, 4, positions)
+    assert shares == pytest.approx([0.3875, 0.4, 0.4, 0.4125, 0.9875, 1, 1])
+    assert rates[:, 0] == pytest.approx((1 + np.cos(np.pi * np.array(shares))) / 2)
+    _, shares = paces(monkeypatch, settings, 0.3, [(3, 0), (3, 1)])  # of less than a step
+    assert shares == pytest.approx([0.35, 0.4])
+
+
+def test_what_lasts_the_whole_run_lasts_to_its_last_step(monkeypatch):
+    settings = {"frozen_share": 1.0, "warm_up": 1.0, "schedule": "cosine"}
+    rates, _ = paces(monkeypatch, settings, 4, [(9, 3), (9, 4)])
+    assert rates.tolist() == [[pytest.approx(0.9875), 0], [1, 0]]
 
 
 # ------------------------------------------------------------------------ stopping, continuing
@@ -425,6 +577,20 @@ def test_checkpoints_that_are_all_damaged_are_refused_in_one_line(checkpoint):
         load(checkpoint.parent.parent)
     assert "\n" not in str(caught.value)
     assert explain(caught.value).endswith("write or copy it again, or start over with --fresh")
+
+
+@pytest.mark.parametrize("recipe", [3, ["adam"], {"epochs": "two"}, {"loss": {"scale": None}}])
+def test_a_checkpoint_of_an_odd_recipe_is_refused_in_one_line(
+    data_set, checkpoint, tmp_path, recipe
+):
+    arrays, page = load_arrays(checkpoint)
+    save_arrays(checkpoint, page | {"recipe": recipe}, **arrays)
+    session = session_at(tmp_path, data_set.folder)
+    with pytest.raises(ExpectedError) as caught:
+        begin_or_continue(session, RECIPE, images_of(session.source))
+    message = explain(caught.value)
+    assert message.startswith(f"{checkpoint}: recipe: ")
+    assert "; expected a checkpoint that recognition.py wrote, or start over" in message
 
 
 def test_no_checkpoint_is_a_beginning(tmp_path):

@@ -1,0 +1,178 @@
+"""Tests of the optimizers: steps by hand, and against those of Keras."""
+
+import keras
+import numpy as np
+import pytest
+
+from optimizers import build_optimizer, set_rates
+from recipes import Training
+
+to_numpy = keras.ops.convert_to_numpy
+IMAGES = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+VALUES = np.random.default_rng(1).normal(size=(8, 2)).astype(np.float32)
+BACKBONE = ("body", "norm")
+
+
+def small_network():
+    """A backbone of a dense layer and a normalisation, and a head; the weights are always equal."""
+    keras.utils.set_random_seed(0)
+    vectors = keras.Input((4,))
+    features = keras.layers.Dense(3, name="body")(vectors)
+    features = keras.layers.BatchNormalization(name="norm")(features)
+    return keras.Model(vectors, keras.layers.Dense(2, dtype="float32", name="logits")(features))
+
+
+def compiled(theirs=None, **settings):
+    """Compiles the small network with an optimizer of Keras, or with that of these settings."""
+    network = small_network()
+    head = network.get_layer("logits").variables
+    network.compile(theirs or build_optimizer(Training(**settings), head), "mse")
+    network.optimizer.build(network.trainable_variables)
+    return network
+
+
+def weights_of(network, *names):
+    """Copies the trained weights of some layers, or of all."""
+    layers = [network.get_layer(name) for name in names or (*BACKBONE, "logits")]
+    return [to_numpy(v).copy() for layer in layers for v in layer.trainable_variables]
+
+
+def after(network, num_steps):
+    """Trains so many steps; gives the trained weights."""
+    for _ in range(num_steps):
+        network.train_on_batch(IMAGES, VALUES)
+    return weights_of(network)
+
+
+def is_equal(ours, theirs):
+    return all(np.array_equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def step(steps_of_gradients, **settings):
+    """Takes steps of a kernel of 2 and a bias of 1, both in the head; gives the two after each."""
+    kernel, bias = keras.Variable([[2.0]]), keras.Variable([1.0])
+    optimizer = build_optimizer(Training(learning_rate=0.1, **settings), [kernel, bias])
+    found = []
+    for gradients in steps_of_gradients:
+        of_kernel, of_bias = (keras.ops.convert_to_tensor(g, "float32") for g in gradients)
+        optimizer.apply([keras.ops.reshape(of_kernel, (1, 1)), of_bias[None]], [kernel, bias])
+        found.append((to_numpy(kernel).item(), to_numpy(bias).item()))
+    return found
+
+
+# ----------------------------------------------------------------------------- the three of them
+
+
+@pytest.mark.parametrize(
+    ("settings", "theirs"),
+    [
+        ({}, lambda: keras.optimizers.Adam(0.01)),
+        ({"weight_decay": 0.5}, lambda: keras.optimizers.Adam(0.01)),  # of the others alone
+        ({"optimizer": "adamw"}, lambda: keras.optimizers.Adam(0.01)),
+        ({"optimizer": "sgd"}, lambda: keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)),
+    ],
+)
+def test_with_nothing_else_on_a_step_is_that_of_keras_bit_for_bit(settings, theirs):
+    ours, other = compiled(learning_rate=0.01, **settings), compiled(theirs())
+    assert is_equal(after(ours, 3), after(other, 3))
+    shapes = [[tuple(v.shape) for v in each.optimizer.variables] for each in (ours, other)]
+    assert shapes[0] == shapes[1]  # 2019's checkpoints have no more variables than they had
+
+
+def test_a_step_of_adamw_by_hand():
+    # The first step of Adam is the learning rate, 0.1; the decay before it 0.1 x 0.5 x 2.
+    ((kernel, bias),) = step([(3.0, -3.0)], optimizer="adamw", weight_decay=0.5)
+    assert kernel == pytest.approx(2 - 0.1 - 0.1, abs=1e-6)
+    assert bias == pytest.approx(1 + 0.1, abs=1e-6)
+
+
+def test_adamw_decays_as_keras_does():
+    theirs = keras.optimizers.AdamW(0.01, weight_decay=0.5)
+    theirs.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    other = compiled(theirs)
+    ours = compiled(optimizer="adamw", learning_rate=0.01, weight_decay=0.5)
+    for one, its_twin in zip(after(ours, 5), after(other, 5), strict=True):
+        np.testing.assert_allclose(one, its_twin, rtol=1e-5, atol=1e-7)
+
+
+def test_two_steps_of_sgd_by_hand():
+    # Nesterov: the momentum m = 0.9 m - 0.1 g, the step 0.9 m - 0.1 g. m: -0.3, -0.57
+    found = step([(3.0, 3.0)] * 2, optimizer="sgd")
+    assert found[0] == pytest.approx((2 - 0.57, 1 - 0.57), abs=1e-6)
+    assert found[1] == pytest.approx((2 - 0.57 - 0.813, 1 - 0.57 - 0.813), abs=1e-6)
+    # The decay, 0.1 x 0.5 x 2, is no part of the momentum.
+    found = step([(3.0, 3.0)], optimizer="sgd", weight_decay=0.5)
+    assert found[0] == pytest.approx((2 - 0.1 - 0.57, 1 - 0.57), abs=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_decay_leaves_biases_and_normalisations_alone(optimizer):
+    network = compiled(optimizer=optimizer, learning_rate=0.1, weight_decay=0.5)
+    variables = network.trainable_variables
+    before = [to_numpy(v).copy() for v in variables]
+    network.optimizer.apply([keras.ops.zeros(v.shape) for v in variables], variables)
+    for was, now in zip(before, map(to_numpy, variables), strict=True):
+        expected = was * np.float32(0.95) if was.ndim > 1 else was
+        np.testing.assert_allclose(now, expected, rtol=0 if was.ndim == 1 else 1e-6)
+
+
+def test_gradients_are_scaled_down_to_the_largest_norm_all_together():
+    # (3, 4) is 5 long. A first step is 1.9 x 0.1 times the gradient.
+    ((kernel, bias),) = step([(3.0, 4.0)], optimizer="sgd", clip_norm=1.0)
+    assert (kernel, bias) == pytest.approx((2 - 0.19 * 0.6, 1 - 0.19 * 0.8), abs=1e-6)
+    assert step([(3.0, 4.0)], optimizer="sgd", clip_norm=10.0) == [
+        pytest.approx((2 - 0.19 * 3, 1 - 0.19 * 4), abs=1e-6)
+    ]
+
+
+# ------------------------------------------------------------------------------------- two rates
+
+
+def test_the_backbone_goes_its_share_of_the_way():
+    start = small_network()
+    whole, tenth = (
+        compiled(optimizer="sgd", learning_rate=0.1, backbone_rate=share) for share in (1.0, 0.1)
+    )
+    after(whole, 1)
+    after(tenth, 1)
+    assert is_equal(weights_of(tenth, "logits"), weights_of(whole, "logits"))
+    for was, all_the_way, some in zip(
+        weights_of(start, *BACKBONE),
+        weights_of(whole, *BACKBONE),
+        weights_of(tenth, *BACKBONE),
+        strict=True,
+    ):
+        np.testing.assert_allclose(some - was, (all_the_way - was) / 10, atol=1e-7)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_rates_act_on_a_step_that_was_traced_before(policy, optimizer, float32_afterwards):
+    keras.config.set_dtype_policy(policy)
+    on = {"weight_decay": 0.01, "clip_norm": 1.0, "frozen_share": 0.5}
+    network = compiled(optimizer=optimizer, learning_rate=0.01, **on)
+    assert (network.optimizer.name == "loss_scale_optimizer") == (policy != "float32")
+    has_moved = []
+    for rates in ((0.01, 0.0), (0.0, 1.0), (0.01, 0.0), (0.01, 1.0)):
+        set_rates(network.optimizer, *rates)
+        before = weights_of(network, *BACKBONE), weights_of(network, "logits")
+        after(network, 1)
+        now = weights_of(network, *BACKBONE), weights_of(network, "logits")
+        has_moved.append(tuple(not is_equal(*pair) for pair in zip(before, now, strict=True)))
+    # With a rate of 0, SGD goes on by its momentum.
+    is_rolling = optimizer == "sgd"
+    assert has_moved == [(False, True), (False, is_rolling), (False, True), (True, True)]
+    assert int(network.optimizer.iterations) == 4
+
+
+def test_a_step_that_overflows_float16_is_skipped(float32_afterwards):
+    keras.config.set_dtype_policy("mixed_float16")
+    on = {"weight_decay": 0.01, "clip_norm": 1.0, "backbone_rate": 0.1}
+    network = compiled(optimizer="adamw", learning_rate=0.01, **on)
+    after(network, 1)
+    before = [to_numpy(v).copy() for v in network.optimizer.inner_optimizer.variables]
+    weights, scale = weights_of(network), float(network.optimizer.dynamic_scale)
+    network.train_on_batch(1e9 * IMAGES, VALUES)
+    assert is_equal(weights_of(network), weights)
+    assert is_equal(map(to_numpy, network.optimizer.inner_optimizer.variables), before)
+    assert float(network.optimizer.dynamic_scale) == scale / 2
