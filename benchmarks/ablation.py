@@ -58,7 +58,7 @@ def main():
         f"{args.backbone}, {args.image_size} pixels, {args.epochs} epochs, {args.seeds} seeds: "
         "mean, and half the range behind it\n"
     )
-    common.print_table(["what", "GAP", "mAP@100", "with the rerank", "CPU s of training"], rows)
+    common.print_table(["what", "GAP", "mAP@100", "with the rerank", "s"], rows)
 
 
 def parse_arguments():
