@@ -50,16 +50,18 @@ def _with_two_rates(kind):
         def build(self, variables):
             super().build(variables)
             self.is_of_head = [id(variable) in self.head for variable in variables]
+            # Neither biases, which have two axes in attention layers, nor normalisations.
+            self.is_decayed = [len(v.shape) > 1 and v.name != "bias" for v in variables]
             # A variable of the optimizer: JAX would freeze any other into the traced step.
             rate = keras.initializers.Constant(self.first_rate)
             self.backbone_rate = self.add_variable((), rate, "float32", name="backbone_rate")
 
         def update_step(self, gradient, variable, learning_rate):
             rate = keras.ops.cast(learning_rate, variable.dtype)
-            # By its place: TensorFlow passes its own variables here.
-            if not self.is_of_head[self._get_variable_index(variable)]:
+            place = self._get_variable_index(variable)  # TensorFlow passes its own variables here
+            if not self.is_of_head[place]:
                 rate = rate * keras.ops.cast(self.backbone_rate, variable.dtype)
-            if self.decay and len(variable.shape) > 1:  # neither biases nor normalisations
+            if self.decay and self.is_decayed[place]:
                 self.assign_sub(variable, variable * (rate * self.decay))
             super().update_step(gradient, variable, rate)
 

@@ -23,6 +23,8 @@ def list_gpus():
             return keras.distribution.list_devices("gpu")
     except (RuntimeError, ValueError, NotImplementedError):  # JAX raises where there is none
         return []
+    except AttributeError:  # PyTorch, for which Keras has no list
+        return []
 
 
 class OneDevice:

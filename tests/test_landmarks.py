@@ -326,6 +326,54 @@ def test_a_threshold_that_no_landmark_reaches_is_an_error(tmp_path, write):
     )
 
 
+# The cleaned labels keep two images of landmark 7, one of 40 and one of 9.
+CLEAN_ROWS = {
+    "00000000000000a1": 7,
+    "00000000000000a3": 7,
+    "00000000000000c2": 40,
+    "00000000000000d1": 9,
+}
+
+
+@pytest.mark.parametrize(
+    ("min_images", "landmark_ids", "images"),
+    [
+        (1, [7, 9, 40], ["a1", "a2", "a3", "c1", "c2", "d1"]),  # 5 is not in the cleaned labels
+        (2, [7, 40], ["a1", "a2", "a3", "c1", "c2"]),  # 40 has two, of which one is clean
+        (3, [7], ["a1", "a2", "a3"]),
+    ],
+)
+@pytest.mark.parametrize("write", LAYOUTS)
+def test_all_images_of_the_landmarks_of_another_table_are_taken(
+    tmp_path, write, min_images, landmark_ids, images
+):
+    path = write_train_csv(tmp_path / "train.csv", TRAIN_ROWS)
+    clean = write(tmp_path / "train_clean.csv", CLEAN_ROWS)
+    table, labels = read_train_labels(path, min_images, landmarks_of=clean)
+    assert table.landmark_ids.tolist() == landmark_ids
+    assert [format_image_id(image_id)[-2:] for image_id in labels.image_ids] == images
+    found = table.landmark_ids[labels.class_indices].tolist()
+    assert found == [TRAIN_ROWS[format_image_id(image_id)] for image_id in labels.image_ids]
+
+
+def test_the_cleaned_labels_alone_have_fewer_images_of_the_same_landmarks(tmp_path):
+    clean = write_train_clean_csv(tmp_path / "train_clean.csv", CLEAN_ROWS)
+    table, labels = read_train_labels(clean, 1)
+    assert table.landmark_ids.tolist() == [7, 9, 40]
+    assert labels.class_indices.tolist() == [0, 0, 2, 1]
+
+
+def test_tables_without_a_landmark_in_common_are_refused(tmp_path):
+    path = write_train_csv(tmp_path / "train.csv", TRAIN_ROWS)
+    other = write_train_clean_csv(tmp_path / "train_clean.csv", {"00000000000000a1": 8})
+    with pytest.raises(ExpectedError) as caught:
+        read_train_labels(path, 1, landmarks_of=other)
+    assert one_line(caught.value) == (
+        f"{path}: none of its landmarks is in {other}; expected tables of one data set; "
+        "check --source"
+    )
+
+
 def test_the_names_of_landmarks_are_read_from_their_addresses(tmp_path):
     (tmp_path / "names.csv").write_text(
         "landmark_id,category\n"

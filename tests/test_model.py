@@ -137,6 +137,23 @@ def test_the_softmax_stays_in_float32_under_mixed_precision(tiny_backbones, floa
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
+def test_the_neck_forgets_its_first_statistics_as_the_backbone_does(tiny_backbones):
+    network = build_network(recipe_of("resnet50", neck=8), 4, 10)
+    assert [network.get_layer(name).momentum for name in ("tiny_1_bn", "neck_norm")] == [0.9, 0.9]
+
+
+def test_a_layer_within_the_backbone_is_not_the_heads_whatever_its_name():
+    vectors = keras.Input((4,))
+    inner = keras.Model(vectors, keras.layers.Dense(4, name="logits")(vectors), name="backbone")
+    network = keras.Model(vectors, keras.layers.Dense(4, name="logits")(inner(vectors)))
+    settings = {"backbone_rate": 0.0, "learning_rate": 0.1}
+    compile_network(network, Recipe.of(settings), np.ones(4, int))
+    before = network.get_weights()
+    network.train_on_batch(np.ones((8, 4), np.float32), CLASSES)
+    is_equal = [np.array_equal(*pair) for pair in zip(before, network.get_weights(), strict=True)]
+    assert is_equal == [True, True, False, False]
+
+
 # ----------------------------------------------------------------------------------- predictor
 
 
@@ -238,6 +255,27 @@ def test_keras_alone_opens_a_model_without_our_code(tiny_backbones, tmp_path):
     np.testing.assert_allclose(
         np.load(tmp_path / "probabilities.npy"), classifier.predict_on_batch(IMAGES), rtol=1e-5
     )
+
+
+def test_keras_opens_a_strong_model_once_our_layers_are_imported(tiny_backbones, tmp_path):
+    settings = {"pooling": "gem", "gem_learnt": True, "neck": 8, "sub_centers": 2}
+    recipe = recipe_of("resnet50", loss="arcface", **settings)
+    save_model(
+        build_classifier(build_network(recipe, 4, 100), recipe.loss),
+        tmp_path / "model.keras",
+        PAGE,
+    )
+    expected = load_recogniser(tmp_path / "model.keras").classifier.predict_on_batch(IMAGES)
+    np.testing.assert_allclose(expected.sum(axis=1), 1, rtol=1e-5)  # through the scale's layer
+    np.save(tmp_path / "images.npy", IMAGES)
+    program = (
+        f"import sys; sys.path.insert(0, {os.path.dirname(model.__file__)!r})\n"
+        "import keras, layers, numpy as np\n"
+        "model = keras.models.load_model('model.keras')\n"
+        "np.save('probabilities.npy', model.predict_on_batch(np.load('images.npy')))\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "probabilities.npy"), expected, rtol=1e-5)
 
 
 def zip_of(members, path):
@@ -354,6 +392,42 @@ def test_a_page_that_is_no_table_is_refused(model_file, page):
     with pytest.raises(ExpectedError) as caught:
         load_model(model_file)
     assert re.fullmatch(f"{re.escape(str(model_file))}: {NO_TABLE}", one_line(caught.value))
+
+
+ODD_RECIPES = {
+    "3": "3, no table of settings",
+    "null": "None, no table of settings",
+    '["arcface"]': "['arcface'], no table of settings",
+    '{"epochs": "two"}': "epochs is 'two', no int",
+    '{"data": {"keep_aspect": 1}}': "keep_aspect is 1, no bool",
+    '{"loss": {"scale": "16"}}': "scale is '16', no float",
+}
+
+
+@pytest.mark.parametrize(("recipe", "told"), ODD_RECIPES.items(), ids=ODD_RECIPES)
+def test_a_page_of_an_odd_recipe_is_refused_in_one_line(model_file, recipe, told):
+    page = f'{{"landmark_ids": [5, 17, 402, 90001], "recipe": {recipe}}}'
+    model_file.write_bytes(with_page(model_file.read_bytes(), model_file, page))
+    with pytest.raises(ExpectedError) as caught:
+        load_recogniser(model_file)
+    assert one_line(caught.value) == (
+        f"{model_file}: recipe: {told}; expected a model written by recognition.py; check --model"
+    )
+
+
+def test_a_model_of_keras_hub_without_keras_hub_is_refused_in_one_line(model_file, monkeypatch):
+    data = with_other_config(
+        model_file.read_bytes(), model_file, b'"keras.layers"', b'"keras_hub.layers"'
+    )
+    model_file.write_bytes(data)
+    monkeypatch.setitem(sys.modules, "keras_hub", None)  # as if it were not installed
+    with pytest.raises(ExpectedError) as caught:
+        load_recogniser(model_file)
+    assert one_line(caught.value) == (
+        f"{model_file}: import of keras_hub halted; None in sys.modules; expected the optional "
+        "package keras-hub (requirements-hub.txt), whose layers this model has; install it, or "
+        "take another model; check --model"
+    )
 
 
 def pooled(images, **options):

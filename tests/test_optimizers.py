@@ -17,7 +17,7 @@ def small_network():
     """A backbone of a dense layer and a normalisation, and a head; the weights are always equal."""
     keras.utils.set_random_seed(0)
     vectors = keras.Input((4,))
-    features = keras.layers.Dense(3, name="body")(vectors)
+    features = keras.layers.Dense(3, "tanh", name="body")(vectors)
     features = keras.layers.BatchNormalization(name="norm")(features)
     return keras.Model(vectors, keras.layers.Dense(2, dtype="float32", name="logits")(features))
 
@@ -116,6 +116,19 @@ def test_the_decay_leaves_biases_and_normalisations_alone(optimizer):
         np.testing.assert_allclose(now, expected, rtol=0 if was.ndim == 1 else 1e-6)
 
 
+def test_the_biases_of_attention_have_two_axes_and_do_not_decay():
+    layer = keras.layers.MultiHeadAttention(2, 3)
+    layer.build((1, 4, 6), (1, 4, 6))
+    biases = [v for v in layer.trainable_variables if v.name == "bias" and len(v.shape) == 2]
+    assert len(biases) == 3
+    for bias in biases:
+        bias.assign(keras.ops.ones(bias.shape))
+    optimizer = build_optimizer(Training(optimizer="adamw", weight_decay=0.5), [])
+    optimizer.apply([keras.ops.zeros(v.shape) for v in biases], biases)
+    for bias in biases:
+        np.testing.assert_array_equal(to_numpy(bias), np.ones(bias.shape))
+
+
 def test_gradients_are_scaled_down_to_the_largest_norm_all_together():
     # (3, 4) is 5 long. A first step is 1.9 x 0.1 times the gradient.
     ((kernel, bias),) = step([(3.0, 4.0)], optimizer="sgd", clip_norm=1.0)
@@ -135,7 +148,8 @@ def test_the_backbone_goes_its_share_of_the_way():
     )
     after(whole, 1)
     after(tenth, 1)
-    assert is_equal(weights_of(tenth, "logits"), weights_of(whole, "logits"))
+    for one, its_twin in zip(weights_of(tenth, "logits"), weights_of(whole, "logits"), strict=True):
+        np.testing.assert_allclose(one, its_twin, rtol=1e-6)
     for was, all_the_way, some in zip(
         weights_of(start, *BACKBONE),
         weights_of(whole, *BACKBONE),
