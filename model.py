@@ -76,21 +76,91 @@ def build_network(recipe, num_classes, num_steps, weights=None):
     Raises:
         ExpectedError: as `backbones.build` does.
     """
-    network, weights = recipe.network, weights or recipe.network.weights
+    pooled = build_pooled(recipe, weights)
+    network = _put_head_on(pooled.input, pooled.output, recipe, num_classes)
+    shorten_batch_norm_memory(network, num_steps)
+    return network
+
+
+def build_pooled(recipe, weights=None):
+    """Builds what is below neck and head: images -> the pooled vector (batch, channels).
+
+    Args:
+        recipe: `Recipe`.
+        weights: of the backbone, instead of the recipe's.
+
+    Raises:
+        ExpectedError: as `backbones.build` does.
+    """
+    weights = weights or recipe.network.weights
     size = recipe.data.image_size
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
-    features = backbones.build(network.backbone, images, weights)
+    features = backbones.build(recipe.network.backbone, images, weights)
     if weights == "none":
         start_blocks_as_identity(keras.Model(images, features))
-    descriptors = _build_descriptor(network, features)
-    outputs = _build_head(recipe.loss, num_classes)(descriptors)
-    whole = keras.Model(images, outputs, name=re.sub(r"\W+", "_", network.backbone))
-    shorten_batch_norm_memory(whole, num_steps)
-    return whole
+    return keras.Model(images, _pool(recipe.network, features), name="pooled")
 
 
-def _build_descriptor(network, features):
-    """Pools the features, and puts the neck behind that where there is one."""
+def build_views(pooled, mirrored_too):
+    """Builds the network that describes with a frozen backbone.
+
+    Args:
+        pooled: keras.Model of `build_pooled`.
+        mirrored_too: describe the mirrored image as well.
+
+    Returns:
+        keras.Model, images -> (batch, views, channels) float32: the vector of the image, then that
+        of its mirror image.
+    """
+    images = keras.Input(pooled.input.shape[1:], dtype="uint8", name="images")
+    views = [images, keras.ops.flip(images, axis=2)] if mirrored_too else [images]
+    vectors = [keras.ops.cast(pooled(view), "float32") for view in views]
+    return keras.Model(images, keras.ops.stack(vectors, axis=1), name="views")
+
+
+def build_head(recipe, num_channels, num_classes, num_steps):
+    """Builds neck and head alone: pooled vectors (batch, channels) float32 -> as `build_network`.
+
+    Args:
+        recipe: `Recipe`.
+        num_channels: of the pooled vector.
+        num_classes: size of the class table.
+        num_steps: training steps to come.
+    """
+    vectors = keras.Input((num_channels,), dtype="float32", name="vectors")
+    head = _put_head_on(vectors, vectors, recipe, num_classes)
+    shorten_batch_norm_memory(head, num_steps)
+    return head
+
+
+def join_head(pooled, head, recipe):
+    """Joins a trained head with what is below it.
+
+    Args:
+        pooled: keras.Model of `build_pooled`.
+        head: keras.Model of `build_head`, whose weights are copied.
+        recipe: `Recipe` of both.
+
+    Returns:
+        keras.Model, as of `build_network`.
+    """
+    network = _put_head_on(pooled.input, pooled.output, recipe, head.output.shape[-1])
+    for layer in head.layers:
+        if layer.weights:
+            network.get_layer(layer.name).set_weights(layer.get_weights())
+    return network
+
+
+def _put_head_on(inputs, pooled, recipe, num_classes):
+    """Builds a network from its inputs and the vectors that follow from them: neck and head."""
+    descriptors = _add_neck(recipe.network, pooled)
+    outputs = _build_last_layer(recipe.loss, num_classes)(descriptors)
+    name = re.sub(r"\W+", "_", recipe.network.backbone)
+    return keras.Model(inputs, outputs, name=name)
+
+
+def _pool(network, features):
+    """Pools the features; without a neck that is the descriptor."""
     name = "pooling" if network.neck else DESCRIPTOR
     pooling = {
         "max": partial(keras.layers.GlobalMaxPooling2D, name=name),
@@ -98,7 +168,11 @@ def _build_descriptor(network, features):
         "gem": partial(layers.GeM, network.gem_p, network.gem_learnt, name=name),
         "token": partial(layers.ClassToken, name=name),
     }[network.pooling]
-    pooled = pooling()(features)
+    return pooling()(features)
+
+
+def _add_neck(network, pooled):
+    """Puts the neck behind the pooling where there is one; gives the descriptor."""
     if not network.neck:
         return pooled
     values = keras.layers.Dense(network.neck, use_bias=False, name="neck")(pooled)
@@ -106,7 +180,7 @@ def _build_descriptor(network, features):
     return layers.UnitLength(name=DESCRIPTOR)(values)
 
 
-def _build_head(loss, num_classes):
+def _build_last_layer(loss, num_classes):
     """Gives the last layer: descriptors -> logits or cosines, float32."""
     if loss.loss != "softmax":
         return layers.CosineHead(num_classes, loss.sub_centers, name=LOGITS)
@@ -226,6 +300,14 @@ def _find_descriptor(classifier):
     return (named or pooling or [None])[-1]
 
 
+def digest_of_variables(variables, words=""):
+    """Gives 32 hex characters that differ for other values of Keras variables, or other words."""
+    digest = hashlib.md5(words.encode(), usedforsecurity=False)
+    for variable in variables:
+        digest.update(np.ascontiguousarray(to_numpy(variable)))
+    return digest.hexdigest()
+
+
 # --------------------------------------------------------------------------------------- files
 
 
@@ -246,10 +328,7 @@ class Recogniser:
     @property
     def fingerprint(self):
         """32 hex characters that differ for other weights or other landmarks."""
-        digest = hashlib.md5(self.class_table.fingerprint.encode(), usedforsecurity=False)
-        for variable in self.classifier.variables:
-            digest.update(np.ascontiguousarray(to_numpy(variable)))
-        return digest.hexdigest()
+        return digest_of_variables(self.classifier.variables, self.class_table.fingerprint)
 
     @property
     def image_size(self):

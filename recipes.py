@@ -121,6 +121,11 @@ class Network:
         "the backbone's first weights: imagenet (of a preset: its own), none (random), or a file "
         "without top",
     )
+    # Not in 2019: see frozen.py.
+    frozen_backbone: bool = setting(
+        False, "describe the train images once, and their mirror images where the recipe augments, "
+        "and train only what is above the pooling"
+    )  # fmt: skip
     pooling: str = setting(
         "max", "over the image: max, average, gem, or a ViT's class token",
         choices=("max", "average", "gem", "token"),
@@ -167,7 +172,9 @@ class Training:
         64, "images in a step; prediction uses it too", least=1, most=MAX_BATCH_SIZE,
         metavar="IMAGES",
     )  # fmt: skip
-    epochs: int = setting(1, "passes over all shards", least=1)
+    epochs: int = setting(
+        1, "passes over all shards, or over all vectors of a frozen backbone", least=1
+    )
     optimizer: str = setting(
         "adam", "adam, adamw, or sgd with momentum", choices=("adam", "adamw", "sgd")
     )
@@ -280,5 +287,10 @@ RECIPES = {
         labels="clean", min_images=1, image_size=256, epochs=4,
         pooling="gem", neck=512, loss="arcface", scale=30.0, margin=0.3, confidence="cosine",
         learning_rate=6e-4, schedule="cosine", warm_up=0.05,
+    ),
+    "frozen": Recipe().changed(
+        labels="clean", min_images=1, image_size=224, frozen_backbone=True,
+        pooling="average", neck=512, loss="arcface", scale=30.0, margin=0.3, confidence="cosine",
+        batch_size=256, epochs=30, learning_rate=1e-3, schedule="cosine", warm_up=0.05,
     ),
 }  # fmt: skip

@@ -96,6 +96,7 @@ def train(session, recipe, valid_shards, valid_every, fresh=False):
         fresh: forget the checkpoint first.
     """
     import backbones  # these load Keras, which is deferred until the arguments are valid
+    import frozen
     import model
     import training
 
@@ -112,7 +113,8 @@ def train(session, recipe, valid_shards, valid_every, fresh=False):
     if fresh:  # nothing was wrong so far
         training.forget(session)
     images = training.TrainImages(class_table, labels, shards, held_out)
-    network = training.train(session, recipe, images, valid_every)
+    trainer = frozen if recipe.network.frozen_backbone else training
+    network = trainer.train(session, recipe, images, valid_every)
     path = session.path(MODEL)
     model.save_recogniser(network, path, class_table, recipe)
     print(path)

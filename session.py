@@ -22,6 +22,7 @@ PREVIOUS_CHECKPOINT = f"{CHECKPOINTS}/previous-training.npz"  # the one before, 
 MODEL = "model.keras"
 HISTORY = "history.csv"
 HISTORY_PICTURE = "history.png"
+FEATURES = "features"  # a folder: the vectors of a frozen backbone, a file for each train shard
 QUERIES = "queries.npz"  # the described test images
 RECOGNITION_SUBMISSION = "recognition_submission.csv"
 # ... and by retrieval.py
@@ -36,6 +37,11 @@ MAX_SKIPPED_SHARE = 0.02  # of the shards; more means that something else is wro
 def descriptions_name(shard):
     """Gives the name of a shard's descriptions, e.g. `descriptors/index_007.npz`."""
     return f"{DESCRIPTORS}/{shard.split}_{shard.number:03d}.npz"
+
+
+def features_name(shard):
+    """Gives the name of a shard's vectors, e.g. `features/train_007.npz`."""
+    return f"{FEATURES}/{shard.split}_{shard.number:03d}.npz"
 
 
 def part_name(part, num_parts):

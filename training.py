@@ -32,6 +32,7 @@ from utils import (
     say,
 )
 
+ALL_SHARDS = -1  # in the place of a shard's number, where a mini-epoch is a pass over all vectors
 MAX_VALID_IMAGES = 4096  # kept decoded in memory: 453 MB at 192 pixels
 HISTORY_COLUMNS = (
     "mini_epoch", "epoch", "shard", "images", "bad_images", "loss", "accuracy", "valid_loss",
@@ -92,7 +93,7 @@ def train(session, recipe, images, valid_every):
         f"{recipe.network.backbone}, {policy}, {recipe.data.image_size} pixels, "
         f"{len(images.class_table):,} landmarks"
     )
-    _require_space(session, network)
+    require_space(session, network)
     valid = load_valid_images(session, recipe, images, describe_done(rows, plan))
     reading = reading_of(recipe, images.labels)
     num_classes = len(images.class_table)
@@ -117,7 +118,8 @@ def train(session, recipe, images, valid_every):
         save_checkpoint(session, network, recipe, images, rows)
         write_history(session, rows, is_milestone)
         say(describe_progress(rows, len(plan)))
-        _require_images(rows, images)
+        if len(rows) == len(images.shards) and not any(row["images"] for row in rows):
+            raise no_images(images)
     return network
 
 
@@ -146,17 +148,16 @@ def count_steps(session, recipe, images):
     return round(len(images.labels) * share * recipe.training.epochs / recipe.training.batch_size)
 
 
-def _require_images(rows, images):
-    """Raises ExpectedError after an epoch without an image to train on."""
-    if len(rows) == len(images.shards) and not any(row["images"] for row in rows):
-        raise ExpectedError(
-            f"{len(rows)} shards held no image of the {len(images.labels):,} to train on; expected "
-            "the train table to name images of these shards; check the source and the choice of "
-            "train shards",
-        )
+def no_images(images):
+    """Makes the ExpectedError of an epoch without an image to train on."""
+    return ExpectedError(
+        f"{len(images.shards)} shards held no image of the {len(images.labels):,} to train on; "
+        "expected the train table to name images of these shards; check the source and the choice "
+        "of train shards",
+    )
 
 
-def _require_space(session, network):
+def require_space(session, network):
     """Raises ExpectedError unless two checkpoints fit on the disk."""
     paths = (session.path(CHECKPOINT), session.path(PREVIOUS_CHECKPOINT))
     present_bytes = sum(path.stat().st_size for path in paths if path.exists())
@@ -312,10 +313,16 @@ def cross_entropy(logits, class_indices):
 # ---------------------------------------------------------------------------------- checkpoint
 
 
-def save_checkpoint(session, network, recipe, images, rows):
+def save_checkpoint(session, network, recipe, images, rows, backbone=None):
     """Writes weights, optimizer, recipe, what was trained on, and history as one atomic file.
 
     The checkpoint before it stays as a second one, in case this one is damaged.
+
+    Args:
+        session, recipe, images: as for `train`.
+        network: compiled keras.Model.
+        rows: of the history.
+        backbone: digest of a frozen backbone that is not in the network.
 
     Raises:
         ExpectedError: the weights are not finite, or the disk is full.
@@ -325,6 +332,7 @@ def save_checkpoint(session, network, recipe, images, rows):
         "labels": images.labels.fingerprint,
         "precision": model.precision(),
         "recipe": recipe.as_page(),
+        "backbone": backbone,
         "history": rows,
     }
     variables = {f"v{i:05d}": model.to_numpy(v) for i, v in enumerate(_variables(network))}
@@ -392,8 +400,13 @@ def load_checkpoint(session):
     return None
 
 
-def begin_or_continue(session, recipe, images):
+def begin_or_continue(session, recipe, images, build=model.build_network, backbone=None):
     """Builds the network, and restores the checkpoint if there is one.
+
+    Args:
+        session, recipe, images: as for `train`.
+        build: function, as `model.build_network`.
+        backbone: digest of a frozen backbone that is not in the network.
 
     Returns:
         (compiled keras.Model, list of history rows).
@@ -404,10 +417,9 @@ def begin_or_continue(session, recipe, images):
     saved = load_checkpoint(session)
     if saved:
         _check_continues(saved[0], saved[2], recipe, images)
+        _check_backbone(saved[0], saved[2], backbone)
     num_steps = count_steps(session, recipe, images)
-    network = model.build_network(
-        recipe, len(images.class_table), num_steps, weights="none" if saved else None
-    )
+    network = build(recipe, len(images.class_table), num_steps, weights="none" if saved else None)
     model.compile_network(network, recipe, images.class_sizes)
     network.optimizer.build(network.trainable_variables)
     if not saved:
@@ -449,6 +461,16 @@ def _check_continues(path, page, recipe, images):
         raise ExpectedError(
             f"{path}: it was trained with other labels of the same landmarks; expected the same "
             "train table; continue with the same source",
+            setting="fresh",
+        )
+
+
+def _check_backbone(path, page, backbone):
+    """Raises ExpectedError unless a checkpoint is of this frozen backbone."""
+    if page.get("backbone") != backbone:
+        raise ExpectedError(
+            f"{path}: the frozen backbone has other weights now; expected those that its vectors "
+            "came from; continue with the same weights",
             setting="fresh",
         )
 
@@ -500,8 +522,9 @@ def describe_progress(rows, num_mini_epochs):
     learned = ""
     if row["loss"] is not None:
         learned = f", loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f}"
+    place = "vectors" if row["shard"] == ALL_SHARDS else f"train shard {row['shard']:03d}"
     return (
-        f"mini-epoch {row['mini_epoch']}/{num_mini_epochs} (train shard {row['shard']:03d}): "
+        f"mini-epoch {row['mini_epoch']}/{num_mini_epochs} ({place}): "
         f"{row['images']:,} images{bad}{learned}{valid}, {row['images_per_s']:.0f} images/s, "
         f"{row['waited_s'] / row['seconds']:.0%} waiting for data, {format_duration(left_s)} to go"
     )

@@ -23,7 +23,8 @@ ORDER = order_of_the_readme()
 SCRIPTS = ("recognition", "retrieval", "kernels")
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 WITH_FRAMEWORK = {
-    *("training", "parts", "describe", "model", "layers", "optimizers", "backbones", "replicas"),
+    *("frozen", "training", "parts", "describe", "model", "layers", "optimizers", "backbones"),
+    "replicas",
 }
 PACKAGES = ("demo", "on_kaggle")
 

@@ -473,6 +473,7 @@ OTHER_SETTINGS = {
     "gem_p": 2.0,
     "gem_learnt": True,
     "neck": 8,
+    "frozen_backbone": True,
     "loss": "arcface",
     "scale": 10.0,
     "margin": 0.2,
