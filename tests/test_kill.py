@@ -26,7 +26,7 @@ from training import load_checkpoint
 from utils import load_arrays
 
 ROOT = Path(recognition.__file__).resolve().parent
-NUM_KILLS = 3
+NUM_KILLS = 2
 NUM_MINI_EPOCHS = 4 * 20  # 20 epochs of 4 shards
 TIMES = {"seconds", "waited_s", "images_per_s"}  # columns of the history that no two runs share
 PATIENCE_S = 120  # for a process; on a busy machine it takes 20 s to import TensorFlow
