@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 import zipfile
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import numpy as np
 CHUNK_BYTES = 1 << 20
 PAGE_MEMBER = "page.npy"  # of an .npz file of ours
 BLOCK_ROWS = 4096  # looked at at a time, where the answer takes memory of its own
+LAST_WAIT_S = 1.0  # for background work at the end of a run; a download may take longer
 MAX_COMPRESSED_BYTES = 64 << 20  # what the small members of an archive may hold unpacked
 
 
@@ -290,6 +292,8 @@ def require_free_space(folder, size_bytes, purpose):
 
 # ------------------------------------------------------------------------- in the background
 
+_workers = weakref.WeakKeyDictionary()  # thread -> function that asks it to stop
+
 
 def in_background(function, *args):
     """Starts `function(*args)` in a thread that never keeps the process alive; gives its Future."""
@@ -301,8 +305,25 @@ def in_background(function, *args):
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name=function.__name__, daemon=True).start()
+    _start_worker(run, function.__name__)
     return future
+
+
+def _start_worker(run, name, ask_to_stop=lambda: None):
+    """Starts a thread that never keeps the process alive."""
+    worker = threading.Thread(target=run, name=name, daemon=True)
+    _workers[worker] = ask_to_stop
+    worker.start()
+
+
+def stop_workers(timeout_s):
+    """Ends all background work, as far as it ends within so many seconds."""
+    deadline = time.monotonic() + timeout_s
+    workers = dict(_workers)
+    for ask_to_stop in workers.values():
+        ask_to_stop()
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
 
 
 def run_ahead(make_iterator, num_ahead, is_stopped=lambda: False):
@@ -335,7 +356,7 @@ def run_ahead(make_iterator, num_ahead, is_stopped=lambda: False):
         except BaseException as error:
             put((None, error))
 
-    threading.Thread(target=run, name="run_ahead", daemon=True).start()
+    _start_worker(run, "run_ahead", stopped.set)
     try:
         while True:
             try:
@@ -426,6 +447,8 @@ def scratch_folder(parent):
     try:
         yield folder
     finally:
+        # What still arrives would be written into the folder while it is removed, and keep it.
+        stop_workers(LAST_WAIT_S)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -732,6 +732,20 @@ def test_what_is_no_leftover_stays(tmp_path):
     assert names_in(tmp_path) == strangers
 
 
+def test_nothing_is_written_into_a_scratch_folder_after_its_end(tmp_path):
+    def write_on(folder):
+        for number in range(10**6):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{number}.tar").write_bytes(b"a shard")
+            yield number
+
+    with utils.scratch_folder(tmp_path) as folder:
+        shards = utils.run_ahead(lambda: write_on(folder / "train"), 4)
+        assert [next(shards) for _ in range(20)] == list(range(20))
+    assert list(tmp_path.iterdir()) == []
+    del shards  # held until here, as a traceback holds it
+
+
 def test_the_scratch_of_a_machine_with_a_longer_name_stays(tmp_path, monkeypatch):
     monkeypatch.setattr("utils.socket.gethostname", lambda: "gpu")
     stranger = f"gpu-2-{dead_process_id()}"  # dead here, but it is the machine gpu-2 that counts
