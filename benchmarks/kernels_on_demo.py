@@ -1,7 +1,7 @@
 """The eight generated scripts one after another in an emulated Kaggle, against the direct run.
 
     make demo && python benchmarks/kernels_on_demo.py --expected output/demo
-    python benchmarks/kernels_on_demo.py --session-hours 0.01 \\
+    python benchmarks/kernels_on_demo.py --session-hours 0.005 \\
         --recognition-args "--epochs 9 --image-size 32 --backbone mobilenet_v2 --train-shards 0:3"
 
 Recognition is stopped once by its time budget, so that a second session continues from the first
@@ -133,7 +133,7 @@ def main():
     )
     parser.add_argument("--recognition-args", default="", help="more than --demo, to be quicker")
     parser.add_argument(
-        "--session-hours", type=float, default=0.03, metavar="H",
+        "--session-hours", type=float, default=0.01, metavar="H",
         help="time budget of recognition's first session, hours",
     )  # fmt: skip
     parser.add_argument("--prefix", type=Path, help="folder to keep that stands for /kaggle")
