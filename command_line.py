@@ -21,6 +21,7 @@ ADVICE = {
     "missing_model": "or name the file with --model",
     "queries": "or leave out --queries",
     "min_images": "lower --min-images",
+    "own_output": "choose another --output",
     "output": "free some space or choose another --output",
     "scratch": "free some space or choose another --scratch",
     "skip_bad_shards": "check the shard, or leave it out with --skip-bad-shards",

@@ -23,7 +23,7 @@ EXIF_TURNS = {  # how to undo each orientation; 1 is upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-FILL = (124, 116, 104)  # where there is no picture: the mean colour of ImageNet, RGB
+FILL = (124, 116, 104)  # where there is no picture: the mean color of ImageNet, RGB
 MIN_CROP = 0.85  # side of a random crop, as a share of the picture's
 # These four: haqishen/Google-Landmark-Recognition-2020-3rd-Place-Solution, dataset.py, which fills
 # with black.

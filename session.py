@@ -138,7 +138,7 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
     if source is not None and os.path.realpath(source) == os.path.realpath(output):
         raise ExpectedError(
             f"{output}: it is the source, too; expected a folder of its own for the results",
-            setting="output",
+            setting="own_output",
         )
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop(max_hours))

@@ -481,7 +481,7 @@ def hold_folder(folder, name):
     except OSError as error:
         raise ExpectedError(
             f"{path}: cannot be written ({error.strerror}); expected a writable folder",
-            setting="output",
+            setting="own_output",
         ) from error
     with file:
         facts = (os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))

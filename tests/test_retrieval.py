@@ -620,10 +620,12 @@ def test_a_damaged_file_of_descriptors_is_described_again(
     assert submission_of(resumed) == submission_of(searched)
 
 
-def test_a_damaged_part_is_searched_again(world, model, searched, resumed, fetched):
+def test_a_damaged_part_is_searched_again(world, model, searched, resumed, fetched, capsys):
     path = resumed / "part-3-of-6.npz"
     path.write_bytes(path.read_bytes()[:-50])
     assert run(*common(world, model), "--output", resumed) == 0
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"{path}:")]
+    assert told.endswith(": making it again")  # not: describing it
     assert fetched == []
     assert submission_of(resumed) == submission_of(searched)
 
