@@ -594,6 +594,28 @@ def test_a_checkpoint_of_an_odd_recipe_is_refused_in_one_line(
     assert "; expected a checkpoint that recognition.py wrote, or start over" in message
 
 
+OTHER_ARRAYS = {
+    "one too few": lambda arrays: {name: arrays[name] for name in sorted(arrays)[:-1]},
+    "one too many": lambda arrays: arrays | {"v99999": np.zeros(3, np.float32)},
+    "another shape": lambda arrays: arrays | {"v00000": arrays["v00000"][..., :1]},
+    "text": lambda arrays: arrays | {"v00000": arrays["v00000"].astype(str)},
+}
+
+
+@pytest.mark.parametrize("change", OTHER_ARRAYS.values(), ids=OTHER_ARRAYS)
+def test_a_checkpoint_of_other_variables_is_refused_in_one_line(
+    data_set, checkpoint, tmp_path, change
+):
+    arrays, page = load_arrays(checkpoint)
+    save_arrays(checkpoint, page, **change(arrays))
+    session = session_at(tmp_path, data_set.folder)
+    with pytest.raises(ExpectedError) as caught:
+        begin_or_continue(session, RECIPE, images_of(session.source))
+    message = explain(caught.value)
+    assert message.startswith(f"{checkpoint}: its ")
+    assert message.endswith("the version that wrote it, or start over with --fresh")
+
+
 def test_no_checkpoint_is_a_beginning(tmp_path):
     assert load(tmp_path) is None
 
