@@ -204,7 +204,7 @@ def gather(found, describer, normalise=False):
     an id appears twice, its first image counts.
 
     Args:
-        found: dict of file -> image ids, as of `describe_shards`.
+        found: dict of file -> image ids, as `describe_shards` gives it.
         describer: `Describer`.
         normalise: scale the descriptors to length 1.
     """

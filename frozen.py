@@ -109,7 +109,7 @@ class Describer:
 def train(session, recipe, images, valid_every):
     """Describes the train images, and trains neck and head on that, from the checkpoint if any.
 
-    Args, Returns, Raises: as of `training.train`; a mini-epoch is a pass over all vectors.
+    Args, Returns, Raises: as in `training.train`; a mini-epoch is a pass over all vectors.
     """
     _check(recipe)
     policy = model.set_up_keras(recipe.training.seed, recipe.training.bfloat16)

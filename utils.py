@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 CHUNK_BYTES = 1 << 20
-PAGE_MEMBER = "page.npy"  # of an .npz file of ours
+PAGE_MEMBER = "page.npy"  # in every .npz file of this project
 BLOCK_ROWS = 4096  # looked at at a time, where the answer takes memory of its own
 LAST_WAIT_S = 1.0  # for background work at the end of a run; a download may take longer
 MAX_COMPRESSED_BYTES = 64 << 20  # what the small members of an archive may hold unpacked
