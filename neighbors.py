@@ -132,8 +132,8 @@ def draw_neighbors(source, rows):
         _draw_picture(source, row.query, line[0], "black")
         line[0].set_title(row.title, fontsize=10, fontweight="bold")
         for axes, picture in zip(line[1:], row.nearest, strict=False):
-            color = {True: RIGHT, False: WRONG, None: UNKNOWN}[picture.is_right]
-            _draw_picture(source, picture, axes, color)
+            colour = {True: RIGHT, False: WRONG, None: UNKNOWN}[picture.is_right]
+            _draw_picture(source, picture, axes, colour)
         for axes in line[1 + len(row.nearest) :]:
             axes.axis("off")
     figure.suptitle(
@@ -143,12 +143,12 @@ def draw_neighbors(source, rows):
     return figure
 
 
-def _draw_picture(source, picture, axes, color):
+def _draw_picture(source, picture, axes, colour):
     axes.imshow(_read_thumbnail(source, picture))
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel(picture.caption, fontsize=8)
     for spine in axes.spines.values():
-        spine.set(color=color, linewidth=3.5)
+        spine.set(color=colour, linewidth=3.5)
 
 
 def _read_thumbnail(source, picture):
