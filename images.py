@@ -154,9 +154,9 @@ def shrink_image(data, pixels, quality):
             return data
         # As the network's own reading does, decode at a half, quarter or eighth where that is
         # enough: 1.7 times as fast, and no farther from what the network sees of the original.
-        image.draft("RGB", _shrunk_size(image.size, pixels))
+        image.draft("RGB", shrunk_size(image.size, pixels))
         upright = _make_upright(image)
-        small = upright.resize(_shrunk_size(upright.size, pixels), Image.Resampling.BICUBIC)
+        small = upright.resize(shrunk_size(upright.size, pixels), Image.Resampling.BICUBIC)
         file = io.BytesIO()
         # Full colour resolution: beside halved colours, the same bytes are worth 2 to 3 dB more
         # (benchmarks/shrink.py). Pillow would keep the original's comment.
@@ -170,7 +170,7 @@ def decode_whole(data):
         return np.asarray(_make_upright(image))
 
 
-def _shrunk_size(size, pixels):
+def shrunk_size(size, pixels):
     """Gives the (width, height) of a picture whose shorter side is so many pixels at most."""
     shorter = min(size)
     return tuple(max(1, round(side * min(pixels, shorter) / shorter)) for side in size)

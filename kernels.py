@@ -130,6 +130,13 @@ def build(args):
     kernels = KERNELS
     if args.shrink:
         settings = read_settings("shrink", ["--pixels", str(args.shrink), *extra["shrink"]])
+        trained = read_settings("recognition", extra["recognition"])
+        if settings.labels == "clean" != trained.labels and not trained.source:
+            raise ExpectedError(
+                f"recognition.py: labels {trained.labels}, but shrink.py keeps clean ones alone; "
+                "expected clean of both",
+                setting="recognition_args",
+            )
         num_kernels = args.shrink_kernels or count_shrink_kernels(settings)
         kernels = shrink_first(kernels, args.shrink, num_kernels)
     options = Options(args.user, extra, args.max_hours, args.dataset, not args.no_internet)

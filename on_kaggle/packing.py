@@ -25,7 +25,9 @@ from utils import ExpectedError, atomic_write, say
 ROOT = Path(__file__).resolve().parent.parent
 ENTRIES = ("recognition", "retrieval", "shrink")  # the scripts that kernels run
 NUM_PARTS = 6
-SET_FOR_EACH = ("--part", "--parts", "--pixels", "--max-hours", "--output", "--help", "-h")
+SET_FOR_EACH = (
+    "--part", "--parts", "--pixels", "--split", "--max-hours", "--output", "--help", "-h",
+)  # fmt: skip
 REPORT = "kernel.json"  # what a kernel leaves beside its results, to know it by
 CHAIN_FILE = "chain.json"  # in the folder of built kernels: the table below, as it was built
 # Of Google Landmarks v2, from its page; "clean" are the train images of train_clean.csv.

@@ -209,6 +209,18 @@ def test_all_modules_that_the_scripts_need_are_packed_and_no_others():
         (["--retrieval-args", "--parts=3"], "--parts=3 is set for each kernel"),
         (["--retrieval-args", "merge"], "merge is set for each kernel"),
         (["--shrink", "256", "--shrink-args", "--pixels 9"], "--pixels is set for each kernel"),
+        (["--shrink", "256", "--shrink-args", "--split test"], "--split is set for each kernel"),
+        (
+            [
+                "--shrink",
+                "256",
+                "--shrink-args",
+                "--labels clean",
+                "--recognition-args",
+                "--seed 1",
+            ],
+            "recognition.py: labels full, but shrink.py keeps clean ones alone",
+        ),
         (["--shrink", "256", "--shrink-args", "--quality 99"], "'99'; expected a number from 1"),
         (["--retrieval-args", "--top 500"], "argument --top: 500; expected at most 100"),
         (["--recognition-args", "--output /tmp/z"], "--output is set for each kernel"),
