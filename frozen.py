@@ -22,12 +22,13 @@ from recipes import Recipe
 from replicas import set_up_replicas
 from session import CHECKPOINT, Session, features_name
 from sources import Shard
-from training import ALL_SHARDS, Pace, TrainImages, describe_done, format_duration
+from training import ALL_SHARDS, Pace, TrainImages, describe_done
 from utils import (
     Column,
     ExpectedError,
     StoppedError,
     check_arrays,
+    format_duration,
     load_arrays,
     require_free_space,
     save_arrays,

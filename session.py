@@ -29,6 +29,10 @@ RECOGNITION_SUBMISSION = "recognition_submission.csv"
 DESCRIPTORS = "descriptors"  # a folder: a file for each shard
 RETRIEVAL_SUBMISSION = "retrieval_submission.csv"
 NEIGHBORS_PICTURE = "neighbors.png"
+# ... and by shrink.py, besides a data set in the layout of `sources`
+MANIFESTS = "*/images_*.json"  # all of `manifest_name`
+SHRINK_HISTORY = "shrink.csv"
+SHRINK_PICTURE = "shrunk.png"
 DEMO_PICTURE = "demo.png"
 
 MAX_SKIPPED_SHARE = 0.02  # of the shards; more means that something else is wrong
@@ -42,6 +46,16 @@ def descriptions_name(shard):
 def features_name(shard):
     """Gives the name of a shard's vectors, e.g. `features/train_007.npz`."""
     return f"{FEATURES}/{shard.split}_{shard.number:03d}.npz"
+
+
+def manifest_name(shard):
+    """Gives the name of the page beside a shrunk shard, e.g. `train/images_007.json`."""
+    return shard.path.removesuffix(".tar") + ".json"
+
+
+def shrunk_name(part, num_parts):
+    """Gives the name of the page that says that a part is shrunk as a whole."""
+    return f"shrunk-{part}-of-{num_parts}.json"
 
 
 def part_name(part, num_parts):
@@ -121,8 +135,8 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
 
     Args:
         name: what runs, e.g. `recognition`.
-        source: folder or address of the data set; None draws the miniature landmark world, serves
-            it, and takes that.
+        source: list of folders and addresses of the data set; None draws the miniature landmark
+            world, serves it, and takes that.
         output, scratch: folders for results and downloads.
         max_hours: time to stop after, or None.
         skips_bad_shards: as in `Session`.
@@ -135,7 +149,7 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
     """
     # What Pillow warns of is a bad image, which is counted and named anyway.
     warnings.filterwarnings("ignore", module="PIL")
-    if source is not None and os.path.realpath(source) == os.path.realpath(output):
+    if os.path.realpath(output) in map(os.path.realpath, source or ()):
         raise ExpectedError(
             f"{output}: it is the source, too; expected a folder of its own for the results",
             setting="own_output",
@@ -148,5 +162,5 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
             from demo import open_world  # a folder of its own: nobody else loads it
 
             world = open_world(scratch / "demo-world", output / DEMO_PICTURE)
-            source = stack.enter_context(world)
+            source = [stack.enter_context(world)]
         yield Session(output, Source(source, folder), stop, skips_bad_shards)

@@ -26,6 +26,7 @@ from utils import (
     ExpectedError,
     StoppedError,
     atomic_write,
+    format_duration,
     load_arrays,
     require_free_space,
     save_arrays,
@@ -545,12 +546,3 @@ def describe_progress(rows, num_mini_epochs):
         f"{row['images']:,} images{bad}{learned}{valid}, {row['images_per_s']:.0f} images/s, "
         f"{row['waited_s'] / row['seconds']:.0%} waiting for data, {format_duration(left_s)} to go"
     )
-
-
-def format_duration(seconds):
-    """Writes seconds as a person reads them, e.g. `2 h 05 min` or `3 min 20 s`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

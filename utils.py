@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 import zipfile
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -374,7 +375,31 @@ def run_ahead(make_iterator, num_ahead, is_stopped=lambda: False):
         stopped.set()
 
 
+def map_ahead(pool, function, items, num_ahead):
+    """Yields `function(item)` for each item, in order; a pool works on so many items ahead."""
+    futures = deque()
+    try:
+        for item in items:
+            futures.append(pool.submit(function, item))
+            if len(futures) > num_ahead:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
 # --------------------------------------------------------------------------- stopping in time
+
+
+def format_duration(seconds):
+    """Writes seconds as a person reads them, e.g. `2 h 05 min` or `3 min 20 s`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
 class Stop:

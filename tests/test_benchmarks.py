@@ -39,6 +39,16 @@ def test_overlap_runs(monkeypatch, capsys):
     assert out.count("| real, ") == 2
 
 
+def test_small_pictures_runs(monkeypatch, capsys):
+    import small_pictures
+
+    monkeypatch.setattr(small_pictures, "PIXELS", (256,))
+    arguments = ("--images", 2, "--shard-images", 4, "--rounds", 1)
+    out = run(monkeypatch, capsys, small_pictures, *arguments)
+    assert "| 256 | **85** |" in out and "| 192 | " in out
+    assert "a shard of 4 pictures: " in out
+
+
 def test_search_speed_runs(monkeypatch, capsys):
     import search_speed
 

@@ -28,11 +28,17 @@ from training import (
     TrainImages,
     begin_or_continue,
     describe_progress,
-    format_duration,
     load_checkpoint,
     save_checkpoint,
 )
-from utils import ExpectedError, Stop, StoppedError, load_arrays, save_arrays
+from utils import (
+    ExpectedError,
+    Stop,
+    StoppedError,
+    format_duration,
+    load_arrays,
+    save_arrays,
+)
 
 SETTINGS = Recipe().settings() | {
     "backbone": "mobilenet_v2",
