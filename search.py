@@ -59,7 +59,7 @@ def find_candidates(queries, query_landmarks, index, index_landmarks, num_neares
         `Candidates`, at most 2 * num_nearest a query.
     """
     lists = [nearest(queries, index, num_nearest)]
-    lists.append(_nearest_of_same_landmark(
+    lists.append(nearest_of_same_landmark(
         queries, query_landmarks, index, index_landmarks, num_nearest
     ))  # fmt: skip
     positions = np.concatenate([found[0] for found in lists], axis=1)
@@ -73,7 +73,7 @@ def find_candidates(queries, query_landmarks, index, index_landmarks, num_neares
     return Candidates(np.cumsum(kept.sum(axis=1)), positions[kept], distances[kept])
 
 
-def _nearest_of_same_landmark(queries, query_landmarks, index, index_landmarks, num_nearest):
+def nearest_of_same_landmark(queries, query_landmarks, index, index_landmarks, num_nearest):
     """Gives the nearest images among those of the query's landmark, as `nearest` does."""
     positions = np.full((len(queries), num_nearest), -1, np.int32)
     distances = np.full((len(queries), num_nearest), np.inf, np.float32)
