@@ -12,8 +12,10 @@ import numpy as np
 import search
 from describe import describe_shards, describe_split, digest_of_shards, gather
 from descriptions import digest_of, load_if_of, load_queries, unit_length
+from gallery import NUM_NEIGHBORS, Gallery, find_neighbors
+from gallery_parts import digest_of_rows, load_part_if_of, save_part
 from landmarks import read_image_ids
-from session import QUERIES, part_name
+from session import QUERIES, descriptions_name, gallery_part_name, part_name
 from sources import TEST_CSV
 from utils import ExpectedError, save_arrays, say
 
@@ -96,6 +98,50 @@ def _save_part(path, fingerprint, queries, index, found):
         positions=found.positions,
         distances=found.distances,
     )
+
+
+def search_gallery_part(session, describer, queries, images, part, num_parts):
+    """Describes and searches one part of the train shards, unless its file is there.
+
+    Args:
+        session: `Session`.
+        describer: `Describer`.
+        queries: `Descriptions` of length 1.
+        images: (`ClassTable`, `TrainLabels`) of all train images that count.
+        part: number of the part, from 0.
+        num_parts: parts of the train shards.
+
+    Returns:
+        The part's file.
+    """
+    path, source = session.path(gallery_part_name(part, num_parts)), session.source
+    class_table, labels = images
+    shards = np.array_split(source.select_shards("train"), num_parts)[part].tolist()
+    described_as = describer.fingerprint | {"images": digest_of(labels.image_ids)}
+    versions = {shard: digest_of_shards(source, [shard]) for shard in shards}
+    fingerprint = {
+        "part": part,
+        "parts": num_parts,
+        "neighbors": NUM_NEIGHBORS,
+        "labels": f"{class_table.fingerprint}-{labels.fingerprint}",
+        "queries": digest_of_rows(queries.image_ids, queries.descriptors),
+        "described": described_as,
+        "files": {descriptions_name(shard): version for shard, version in versions.items()},
+    }
+    if load_part_if_of(path, fingerprint | {"left_out": []}) is not None:
+        return path
+    described, left_out = describe_shards(session, describer, shards, labels.image_ids)
+    image_ids = np.unique(np.concatenate([np.empty(0, np.uint64), *described.values()]))
+    classes = labels.class_indices[np.searchsorted(labels.image_ids, image_ids)]
+    gallery = Gallery(dict.fromkeys(described), image_ids, class_table.landmark_ids[classes])
+    neighbors = find_neighbors(gallery, queries.descriptors)
+    without = [descriptions_name(shard) for shard in shards if shard.number in left_out]
+    save_part(path, fingerprint | {"left_out": without}, queries.image_ids, gallery, neighbors)
+    say(
+        f"part {part} of {num_parts}: {len(queries):,} queries, {len(image_ids):,} train images "
+        f"of {len(np.unique(gallery.landmark_ids)):,} landmarks"
+    )
+    return path
 
 
 def find_queries(session, describer, given=None, normalise=False):
