@@ -89,7 +89,9 @@ def best_by_soft_labels(queries, query_names, index, index_names, num_nearest):
     for rows in np.split(np.arange(len(queries)), np.flatnonzero(np.diff(block)) + 1):
         pairs = _pairs_with_common_labels(query_names, rows, lists)
         pieces.append(_best_pairs(queries, index, *pairs, num_nearest))
-    rows, positions, scores, distances = (np.concatenate(column) for column in zip(*pieces, strict=True))
+    rows, positions, scores, distances = (
+        np.concatenate(column) for column in zip(*pieces, strict=True)
+    )
     counts = np.bincount(rows, minlength=len(queries))
     return Scored(np.cumsum(counts), positions.astype(np.int32), scores, distances)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reranks import RERANKS
 from utils import Column, ExpectedError, check_arrays, load_arrays
 
 QUERY_BLOCK = 4096  # queries at a time: with 6 parts of 200 candidates, 0.3 GB
@@ -189,7 +190,8 @@ def load_part(path):
     arrays, fingerprint = load_arrays(path)
     number, num_parts, top = (fingerprint.get(key) for key in ("part", "parts", "top"))
     is_part = all(type(value) is int for value in (number, num_parts, top))
-    kind, columns = (NamedPart, NAMED_COLUMNS) if "soft_ends" in arrays else (Part, COLUMNS)
+    is_part &= fingerprint.get("rerank", "divide") in RERANKS
+    kind, columns = (NamedPart, NAMED_COLUMNS) if "rerank" in fingerprint else (Part, COLUMNS)
     if arrays.keys() != columns.keys() or not (is_part and 0 <= number < num_parts and top > 0):
         raise ExpectedError(
             f"{path}: not a part of a search; expected a part-K-of-N.npz of retrieval.py; "

@@ -27,6 +27,7 @@ QUERIES = "queries.npz"  # the described test images
 RECOGNITION_SUBMISSION = "recognition_submission.csv"
 # ... and by retrieval.py
 DESCRIPTORS = "descriptors"  # a folder: a file for each shard
+EXPANDED_QUERIES = "expanded_queries.npz"  # with --expand-queries
 RETRIEVAL_SUBMISSION = "retrieval_submission.csv"
 NEIGHBORS_PICTURE = "neighbors.png"
 # ... and by nearest.py, which names landmarks in RECOGNITION_SUBMISSION too
