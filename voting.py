@@ -46,36 +46,38 @@ def vote(way, plain, penalised, likeness, head):
     return vote_with_head(penalised, likeness, head.landmark_ids, head.confidences)
 
 
-def vote_by_sum(neighbors, likeness):
+def vote_by_sum(neighbors, likeness, num_voters=NUM_VOTERS):
     """Sums, by landmark, the cosines of the 3 best images less their penalties.
 
     Args:
         neighbors: `gallery.GalleryNeighbors` of n queries.
         likeness: (n,) float32, of each query to non-landmarks; taken off the sum.
+        num_voters: images that vote.
 
     Returns:
         (landmark ids (n,) int64, confidences (n,) float32); -1 and 0 where there is no neighbor.
 
     Source: psinger/kaggle-landmark-recognition-2020-1st-place
     """
-    landmark_ids, weights = _weights(neighbors)
+    landmark_ids, weights = _weights(neighbors, num_voters)
     return _most_votes(landmark_ids, weights, likeness)
 
 
-def vote_with_head(neighbors, likeness, head_landmarks, head_confidences):
+def vote_with_head(neighbors, likeness, head_landmarks, head_confidences, head_weight=HEAD_WEIGHT):
     """Sums as `vote_by_sum` does, and gives the head one more vote: a quarter of its confidence.
 
     Args:
         neighbors, likeness: as for `vote_by_sum`.
         head_landmarks: (n,) int64, what the network's head names.
         head_confidences: (n,) float32.
+        head_weight: of its confidence.
 
     Returns:
         As `vote_by_sum`.
     """
-    landmark_ids, weights = _weights(neighbors)
+    landmark_ids, weights = _weights(neighbors, NUM_VOTERS)
     landmark_ids = np.column_stack([landmark_ids, head_landmarks])
-    weights = np.column_stack([weights, HEAD_WEIGHT * head_confidences.astype(np.float64)])
+    weights = np.column_stack([weights, head_weight * head_confidences.astype(np.float64)])
     return _most_votes(landmark_ids, weights, likeness)
 
 
@@ -97,11 +99,11 @@ def vote_by_powers(neighbors, head_confidences):
     return named, (votes * head_confidences.astype(np.float64) ** HEAD_POWER).astype(np.float32)
 
 
-def _weights(neighbors):
-    """Gives landmarks and votes of the 3 best: cosines from 0 to 1, less penalties."""
-    cosines, penalties = neighbors.cosines[:, :NUM_VOTERS], neighbors.penalties[:, :NUM_VOTERS]
-    weights = np.clip(cosines.astype(np.float64), 0, 1) - penalties
-    return neighbors.landmark_ids[:, :NUM_VOTERS], weights
+def _weights(neighbors, num_voters):
+    """Gives landmarks and votes of the best: cosines from 0 to 1, less penalties."""
+    cosines = np.clip(neighbors.cosines.astype(np.float64), 0, 1)
+    weights = cosines - neighbors.penalties
+    return neighbors.landmark_ids[:, :num_voters], weights[:, :num_voters]
 
 
 def _most_votes(landmark_ids, weights, likeness):
