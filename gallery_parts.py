@@ -6,13 +6,13 @@ images are least like any gallery image.
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from descriptions import load_if_of
+from descriptions import load_if_of, load_queries, unit_length
 from gallery import NUM_NEIGHBORS, Gallery, GalleryNeighbors, find_neighbors, nobody
-from session import DESCRIPTORS, penalised_part_name
+from session import DESCRIPTORS, QUERIES, penalised_part_name
 from utils import Column, ExpectedError, StoppedError, check_arrays, load_arrays, save_arrays, say
 
 
@@ -171,6 +171,34 @@ def digest_of_rows(image_ids, descriptors):
     digest = hashlib.md5(np.ascontiguousarray(image_ids), usedforsecurity=False)
     digest.update(np.ascontiguousarray(descriptors))
     return digest.hexdigest()
+
+
+def find_queries_of(session, shared, given=None):
+    """Finds the descriptions of test images that the parts were searched with.
+
+    Args:
+        session: `Session`.
+        shared: dict of facts that all parts share.
+        given: file of queries that a person named; None looks in the output and in those of other
+            kernels.
+
+    Returns:
+        `Descriptions` of length 1, by ascending image id.
+
+    Raises:
+        ExpectedError: they are not there.
+    """
+    paths = [given] if given else session.find_all(QUERIES)
+    for path in paths:
+        queries = load_queries(path)[0]
+        queries = replace(queries, descriptors=unit_length(queries.descriptors))
+        if digest_of_rows(queries.image_ids, queries.descriptors) == shared["queries"]:
+            return queries
+    raise ExpectedError(
+        f"{' and '.join(map(str, paths)) or session.path(QUERIES)}: not the queries that the parts "
+        "were searched with; expected their queries.npz; search the parts again, or name the file",
+        setting="queries",
+    )
 
 
 def open_gallery(session, parts):

@@ -132,7 +132,8 @@ def test_where_the_gallery_is_smaller_landmark_minus_one_fills_up(tmp_path):
     found = find_neighbors(made, unit(rng, 4), 3)
     assert (found.landmark_ids[:, 2] == -1).all() and (found.landmark_ids[:, :2] >= 0).all()
     assert (found.cosines[:, 2] == -1).all() and (found.image_ids[:, 2] == 0).all()
-    assert find_neighbors(Gallery({}, made.image_ids, made.landmark_ids), unit(rng, 4), 3).image_ids.shape == (4, 3)  # fmt: skip  # noqa: E501
+    empty = find_neighbors(Gallery({}, made.image_ids, made.landmark_ids), unit(rng, 4), 3)
+    assert empty.image_ids.shape == (4, 3) and (empty.landmark_ids == -1).all()
 
 
 def test_images_without_a_landmark_are_left_out(tmp_path):

@@ -20,7 +20,7 @@ def order_of_the_readme():
 
 # A module may import those after it; the scripts never import each other.
 ORDER = order_of_the_readme()
-SCRIPTS = ("recognition", "retrieval", "kernels")
+SCRIPTS = ("recognition", "retrieval", "nearest", "kernels")
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 WITH_FRAMEWORK = {
     *("frozen", "training", "parts", "describe", "model", "layers", "optimizers", "backbones"),
