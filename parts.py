@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+import device_search
 import search
 from describe import describe_shards, describe_split, digest_of_shards, gather
 from descriptions import digest_of, load_if_of, load_queries, unit_length
@@ -71,6 +72,7 @@ def search_part(session, describer, wanted, queries, part, image_ids):
         index.descriptors,
         index.landmark_ids,
         wanted.num_nearest,
+        propose=device_search.find_proposer(),
     )
     # Left-out shards make the file one that is not whole: the next run searches the part again.
     _save_part(path, fingerprint | {"left_out": left_out}, queries, index, found)
