@@ -13,6 +13,9 @@ from reranks import SOFT_NEIGHBORS, name_by_both, name_by_head, name_by_neighbor
 from session import gallery_part_name
 from utils import ExpectedError, say
 
+# Facts of a gallery that must be those of the index; how its descriptors are stored need not.
+OF_THE_NETWORK = ("model", "flipped_too", "keeps_aspect")
+
 
 @dataclass(frozen=True)
 class Namer:
@@ -67,7 +70,8 @@ def find_namer(session, describer_facts, queries, named_by=None):
     for paths in _find_galleries(session):
         try:
             parts, shared = load_parts(paths)
-            is_ours = describer_facts.items() <= shared["described"].items()
+            described = shared["described"]
+            is_ours = all(described.get(key) == describer_facts.get(key) for key in OF_THE_NETWORK)
             if not is_ours or shared["queries"] != expected:
                 raise ExpectedError(f"{paths[0]}: of another model or other test images")
             gallery = open_gallery(session, parts)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+import device_search
 import search
 from candidates import best_by_confidence, best_by_soft_labels
 from describe import describe_shards, describe_split, digest_of_shards, gather
@@ -124,7 +125,7 @@ def search_part(session, describer, wanted, queries, part, image_ids):
         return path
     described, left_out = describe_shards(session, describer, shards, image_ids)
     index = gather(described, describer, wanted.normalise)
-    found = _find_all_candidates(wanted, queries, index)
+    found = find_all_candidates(wanted, queries, index)
     # Left-out shards make the file one that is not whole: the next run searches the part again.
     save_arrays(path, fingerprint | {"left_out": left_out}, **found)
     say(
@@ -134,8 +135,9 @@ def search_part(session, describer, wanted, queries, part, image_ids):
     return path
 
 
-def _find_all_candidates(wanted, queries, index):
+def find_all_candidates(wanted, queries, index):
     """Names and searches a part's images: dict of the columns that `merging.load_part` reads."""
+    propose = device_search.find_proposer()
     query_naming = wanted.query_naming or Namer().name_queries(queries)
     naming = wanted.namer.name(index)
     vectors = index.descriptors
@@ -144,7 +146,7 @@ def _find_all_candidates(wanted, queries, index):
         vectors = expand(index.image_ids, vectors, whole, num_summed)
     found = search.find_candidates(
         queries.descriptors, query_naming.landmark_ids, vectors, naming.landmark_ids,
-        wanted.num_nearest,
+        wanted.num_nearest, propose,
     )  # fmt: skip
     columns = {
         "query_ids": queries.image_ids,
@@ -160,7 +162,7 @@ def _find_all_candidates(wanted, queries, index):
     if not wanted.has_all_reranks:
         return columns
     both_sides = queries.descriptors, query_naming, vectors, naming
-    confident = best_by_confidence(*both_sides, wanted.num_nearest)
+    confident = best_by_confidence(*both_sides, wanted.num_nearest, propose)
     soft = best_by_soft_labels(*both_sides, wanted.num_nearest)
     return columns | {
         "confident_ends": confident.row_ends,

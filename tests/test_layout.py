@@ -24,7 +24,7 @@ SCRIPTS = ("recognition", "retrieval", "nearest", "kernels")
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 WITH_FRAMEWORK = {
     *("frozen", "training", "parts", "describe", "model", "layers", "optimizers", "backbones"),
-    "replicas",
+    *("device_search", "replicas"),
 }
 PACKAGES = ("demo", "on_kaggle")
 
