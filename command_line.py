@@ -20,6 +20,8 @@ ADVICE = {
     "model": "check --model",
     "missing_model": "or name the file with --model",
     "queries": "or leave out --queries",
+    "rerank": "search the parts with this --rerank again",
+    "names": "or take --names head",
     "min_images": "lower --min-images",
     "own_output": "choose another --output",
     "output": "free some space or choose another --output",

@@ -20,11 +20,11 @@ from command_line import (
     session_settings,
     shard_range,
 )
-from landmarks import read_image_ids, read_train_labels
+from landmarks import read_image_ids, read_labels
 from metrics import format_scores, score_recognition
 from recipes import RECIPES, Data, Loss, Network, Recipe, Training
 from session import MODEL, QUERIES, RECOGNITION_SUBMISSION, open_session
-from sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CLEAN_CSV, TRAIN_CSV
+from sources import RECOGNITION_SOLUTION, TEST_CSV
 from submissions import check_recognition_submission, write_recognition_submission
 from utils import say
 
@@ -105,9 +105,7 @@ def train(session, recipe, valid_shards, valid_every, fresh=False):
     backbones.check(recipe.network.backbone, data.image_size, recipe.network.weights)
     shards = source.select_shards("train", *data.train_shards, "train_shards")
     held_out = source.select_shards("train", *valid_shards, "valid_shards")
-    labels_csv = source.fetch(TRAIN_CLEAN_CSV if data.labels == "clean" else TRAIN_CSV)
-    landmarks_of = source.fetch(TRAIN_CLEAN_CSV) if data.labels == "all-of-clean" else None
-    class_table, labels = read_train_labels(labels_csv, data.min_images, landmarks_of)
+    class_table, labels = read_labels(source, data.labels, data.min_images)
     say(f"{source}: {len(labels):,} train images of {len(class_table):,} landmarks")
 
     if fresh:  # nothing was wrong so far

@@ -27,12 +27,15 @@ QUERIES = "queries.npz"  # the described test images
 RECOGNITION_SUBMISSION = "recognition_submission.csv"
 # ... and by retrieval.py
 DESCRIPTORS = "descriptors"  # a folder: a file for each shard
+EXPANDED_QUERIES = "expanded_queries.npz"  # with --expand-queries
 RETRIEVAL_SUBMISSION = "retrieval_submission.csv"
 NEIGHBORS_PICTURE = "neighbors.png"
 # ... and by shrink.py, besides a data set in the layout of `sources`
 MANIFESTS = "*/images_*.json"  # all of `manifest_name`
 SHRINK_HISTORY = "shrink.csv"
 SHRINK_PICTURE = "shrunk.png"
+# ... and by nearest.py, which names landmarks in RECOGNITION_SUBMISSION too
+NAMES = "names.npz"  # the nearest train images of every test image, and the landmark they name
 DEMO_PICTURE = "demo.png"
 
 MAX_SKIPPED_SHARE = 0.02  # of the shards; more means that something else is wrong
@@ -61,6 +64,16 @@ def shrunk_name(part, num_parts):
 def part_name(part, num_parts):
     """Gives the name of a part's candidates; `*` for the part gives a pattern of all."""
     return f"part-{part}-of-{num_parts}.npz"
+
+
+def gallery_part_name(part, num_parts):
+    """Gives the name of what was found in a part of the gallery; `*` gives a pattern of all."""
+    return f"gallery-part-{part}-of-{num_parts}.npz"
+
+
+def penalised_part_name(part, num_parts):
+    """Gives the name of what was found in a part of the gallery once more, with penalties."""
+    return f"penalised-part-{part}-of-{num_parts}.npz"
 
 
 @dataclass(frozen=True)

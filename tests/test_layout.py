@@ -20,11 +20,11 @@ def order_of_the_readme():
 
 # A module may import those after it; the scripts never import each other.
 ORDER = order_of_the_readme()
-SCRIPTS = ("recognition", "retrieval", "shrink", "kernels")
+SCRIPTS = ("recognition", "retrieval", "nearest", "shrink", "kernels")
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 WITH_FRAMEWORK = {
     *("frozen", "training", "parts", "describe", "model", "layers", "optimizers", "backbones"),
-    "replicas",
+    *("device_search", "replicas"),
 }
 PACKAGES = ("demo", "on_kaggle")
 
