@@ -313,9 +313,9 @@ def test_the_overview_of_a_folder_without_a_world_is_an_expected_error(tmp_path)
 
 
 def test_look_alikes_stand_side_by_side():
-    rows = overview.arrange(range(len(art.LANDMARKS)))
+    rows = overview.arrange(art.LANDMARKS, range(len(art.LANDMARKS)))
     assert all(sum(map(len, row)) <= overview.COLUMNS for row in rows)
-    groups = [[worlds.PLACES[i].look_alikes for i in group] for row in rows for group in row]
+    groups = [[art.LANDMARKS[i].look_alikes for i in group] for row in rows for group in row]
     assert ["clock towers"] * 3 in groups and ["lighthouses"] * 2 in groups
 
 
