@@ -161,8 +161,8 @@ def main():
             print(f"seed {seed}, {head}: {scores[head][-1]}", file=os.sys.stderr, flush=True)
     print(
         f"{args.backbone}, frozen, {args.image_size} pixels, {len(class_table)} landmarks, "
-        f"{len(ids):,} train images, {args.epochs} epochs, {args.seeds} seeds: mean, and half the "
-        "range behind it\n"
+        f"{len(classes):,} train images, {args.epochs} epochs, {args.seeds} seeds: mean, and half "
+        "the range behind it\n"
     )
     rows = [
         [head, *(describe([one[name] for one in of_seeds]) for name in SCORES)]
