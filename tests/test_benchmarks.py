@@ -69,3 +69,22 @@ def test_demo_size_writes_settings_as_the_command_line_takes_them():
     flags = [str(word) for word in demo_size.flags_of(settings)]
     parsed = vars(recognition.parse_arguments(flags))
     assert {name: parsed[name] for name in settings} == settings
+
+
+def test_every_variant_of_the_ablation_is_taken_by_recognition():
+    import ablation
+
+    import recognition
+
+    for name, changes in ablation.VARIANTS.items():
+        flags = [str(word) for word in ablation.flags_of(changes)]
+        parsed = vars(recognition.parse_arguments(flags))
+        assert {parsed[flag.replace("-", "_")] for flag in changes} == set(changes.values()), name
+
+
+def test_the_heads_that_are_timed_are_recipes():
+    import heads
+
+    recipes = {name: heads.recipe_of(name) for name in heads.HEADS}
+    assert len(set(recipes.values())) == len(recipes)
+    assert recipes[heads.LARGEST].loss.sub_centers == 3
