@@ -144,8 +144,6 @@ def shrink(session, settings, share):
         StoppedError: the session was asked to stop; the shards shrunk so far stay.
         ExpectedError: data, network or disk fail, or the output would become too large.
     """
-    if share.copies_earlier:
-        session.take_up(SHRINK_HISTORY)
     pages = find_done(session, share.shards, settings.page_of, share.copies_earlier)
     missing = [shard for shard in share.shards if shard not in pages]
     sizes = _ask_sizes(session.source, missing)
@@ -169,6 +167,7 @@ def shrink(session, settings, share):
         durations.append(time.perf_counter() - begin)
         write_history(session, page, durations[-1])
         say(_describe_progress(page, durations, position + 1, len(missing)))
+    check_room(session, share, pages, sizes, [], looks_ahead=False)
     return pages
 
 
@@ -322,7 +321,7 @@ def check_room(session, share, pages, sizes, left, looks_ahead):
     """
     expected = estimate_bytes(pages, sizes, left if looks_ahead else left[:1])
     require_free_space(session.output, expected, f"{len(left)} more shards")
-    if share.max_bytes is None or not expected:
+    if share.max_bytes is None:
         return
     names = [*TABLES, *(shard.path for shard in pages)]
     paths = [session.path(name) for name in names]

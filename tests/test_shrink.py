@@ -536,28 +536,32 @@ def test_an_output_that_would_become_too_large_is_told_after_the_first_shard(
 
 
 def test_the_limit_counts_while_it_runs_when_the_estimate_was_too_low(tmp_path):
-    made = make_source(tmp_path / "source", test_shards=3)
+    made = make_source(tmp_path / "source", test_shards=4)
     rng = np.random.default_rng(0)
-    for number, side in enumerate((32, 32, 700)):
-        jpeg = encode(Image.fromarray(rng.integers(0, 255, (32, side, 3), np.uint8)), quality=95)
+    for number, height in enumerate((320, 320, 32, 320)):  # the third cannot become smaller
+        noise = rng.integers(0, 255, (height, 22_400 // height, 3), np.uint8)
+        jpeg = encode(Image.fromarray(noise), quality=95)
         images = [entry(member_name(make_image_id(number, n)), jpeg) for n in range(10)]
         write_shard(made.folder, Shard("test", number), pack(images))
-    tables = sum((made.folder / name).stat().st_size for name in TABLES) - sum(
-        (made.folder / name).stat().st_size for name in (TRAIN_CSV, TRAIN_CLEAN_CSV)
+    size = (made.folder / "test/images_002.tar").stat().st_size
+    tables = sum(
+        (made.folder / name).stat().st_size for name in set(TABLES) - {TRAIN_CSV, TRAIN_CLEAN_CSV}
     )
-    limit = tables + 2.5 * (made.folder / "test/images_000.tar").stat().st_size
     output = tmp_path / "output"
-    settings = shrinking.Settings(PIXELS, 85)
-    small, large = Shard("test", 0), Shard("test", 2)
-    sizes = {Shard("test", n): (made.folder / f"test/images_00{n}.tar").stat().st_size
-             for n in range(3)}  # fmt: skip
-    page = {"kept_bytes": 100, "source_bytes": 200, "bytes": 50}
-    assert shrinking.estimate_bytes({small: page}, sizes, [large]) == sizes[large] / 4
-    assert shrinking.estimate_bytes({}, sizes, [large]) == 0
-    assert settings.page_of(small)["labels"] == "full"
-    told = refusal(made.folder, output, "--split", "test", "--max-gb", limit / 1e9)
+    words = ("--split", "test", "--max-gb", (tables + size) / 1e9)
+    told = refusal(made.folder, output, *words)
     assert "; change --parts" in told
-    assert not (output / large.path).exists()
+    assert (output / "test/images_002.tar").exists()
+    assert not (output / "test/images_003.tar").exists()
+
+
+def test_what_comes_is_estimated_from_the_pictures_that_were_kept():
+    page = {"kept_bytes": 100, "source_bytes": 200, "bytes": 50}  # half were kept, and halved
+    train, other, index = Shard("train", 0), Shard("train", 1), Shard("index", 0)
+    sizes = {train: 200, other: 1000, index: 600}
+    assert shrinking.estimate_bytes({train: page}, sizes, [other]) == 250
+    assert shrinking.estimate_bytes({train: page}, sizes, [other, index]) == 250 + 300
+    assert shrinking.estimate_bytes({}, sizes, [other]) == 0
 
 
 def test_a_full_disk_is_told_before_it_is_full(data_set, tmp_path, monkeypatch):
