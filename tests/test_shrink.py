@@ -135,6 +135,28 @@ def test_the_output_streams_the_same_images_as_the_source(whole, data_set, tmp_p
     assert ours == theirs
 
 
+def test_a_mount_that_unpacked_the_tars_streams_the_same_images(whole, tmp_path):
+    mount = shutil.copytree(whole, tmp_path / "mount")
+    for shard in SHARDS:
+        (mount / shard.path).unlink()
+        folder = (mount / shard.path).with_suffix("")
+        for image_id, data in images_of(whole / shard.path).items():
+            path = folder / member_name(image_id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    reading = Reading(PIXELS, 8, lambda image_id: 0, is_shuffled=True, fills_batches=True)
+    plan = [(0, Shard("train", 0)), (0, Shard("train", 1)), (1, Shard("train", 0))]
+    streams = []
+    for scratch in ("first", "second"):
+        items = stream_batches(Source(mount, tmp_path / scratch), plan, reading)
+        streams.append([item for item in items if not isinstance(item, ShardEnd)])
+    for one, other in zip(*streams, strict=True):
+        assert one.image_ids.tolist() == other.image_ids.tolist()
+        assert (one.images == other.images).all()
+    seen = {f"{image_id:016x}" for batch in streams[0] for image_id in batch.image_ids.tolist()}
+    assert seen == set(images_of(whole / plan[0][1].path)) | set(images_of(whole / plan[1][1].path))
+
+
 def test_a_page_beside_each_tar_says_what_it_was_made_from(whole, data_set):
     shard = Shard("train", 1)
     page = read_page(whole / "train" / "images_001.json")
