@@ -378,6 +378,17 @@ def test_a_shard_with_too_many_bad_images_fails_or_is_left_out(tmp_path, capsys)
     assert json.loads((output / "shrunk-0-of-1.json").read_text())["left_out"] == []
 
 
+def test_a_shard_that_is_missing_is_told_or_left_out(tmp_path):
+    made = make_source(tmp_path / "source")
+    (made.folder / "train/images_001.tar").unlink()
+    output = tmp_path / "output"
+    assert "train/images_001.tar: no such file" in refusal(made.folder, output)
+    assert (output / "train/images_000.tar").exists()
+    run(made.folder, output, "--skip-bad-shards")
+    page = json.loads((output / "shrunk-0-of-1.json").read_text())
+    assert page["left_out"] == ["train/images_001.tar"]
+
+
 def test_of_a_hostile_tar_only_the_images_come_and_nothing_is_written(tmp_path):
     made = make_source(tmp_path / "source", test_shards=1)
     image_id = make_image_id("one")
@@ -575,6 +586,13 @@ def test_the_limit_counts_while_it_runs_when_the_estimate_was_too_low(tmp_path):
     assert "; change --parts" in told
     assert (output / "test/images_002.tar").exists()
     assert not (output / "test/images_003.tar").exists()
+
+
+def test_a_shard_whose_size_nobody_says_counts_as_the_others():
+    sizes = {SHARDS[0]: 300, SHARDS[1]: 0, SHARDS[2]: 500}
+    source = type("Source", (), {"size_of": staticmethod(sizes.get)})
+    assert shrinking._ask_sizes(source, SHARDS[:3]) == sizes | {SHARDS[1]: 400}
+    assert shrinking._ask_sizes(source, []) == {}
 
 
 def test_what_comes_is_estimated_from_the_pictures_that_were_kept():
