@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from session import MANIFESTS, manifest_name
+from session import MANIFESTS, SHRINK_HISTORY, manifest_name
 from utils import ExpectedError, atomic_write, copy_file, file_md5, say
 
 FIELDS = {
@@ -64,7 +64,7 @@ def find_done(session, shards, settings_of, copies_earlier):
         session: `Session`.
         shards: list of `Shard`.
         settings_of: function, `Shard` -> dict, the settings that it must have been shrunk with.
-        copies_earlier: copy what is not in the output into it.
+        copies_earlier: copy what is not in the output into it, with the history.
 
     Returns:
         dict, `Shard` -> its page.
@@ -72,6 +72,8 @@ def find_done(session, shards, settings_of, copies_earlier):
     Raises:
         ExpectedError: the output has shards of other settings.
     """
+    if copies_earlier:
+        session.take_up(SHRINK_HISTORY)
     wanted, pages, places = {manifest_name(shard): shard for shard in shards}, {}, {}
     for path in session.find_all(MANIFESTS):
         shard = wanted.get(f"{path.parent.name}/{path.name}")

@@ -15,6 +15,7 @@ import numpy as np
 
 from descriptions import digest_of
 from generators import (
+    NUM_CORES,
     ShardEnd,
     check_bad_images,
     list_members,
@@ -31,6 +32,7 @@ from tables import read_table, write_table
 from tars import add_image, open_new
 from utils import (
     ExpectedError,
+    MissingFileError,
     StoppedError,
     atomic_write,
     copy_file,
@@ -41,6 +43,7 @@ from utils import (
     say,
 )
 
+NUM_AHEAD = 4 * NUM_CORES  # pictures that are worked on or wait for their place in the tar
 NUM_QUESTIONS = 8  # at once, for the sizes of shards
 NUM_PAIRS = 6  # pictures in shrunk.png
 ROOM_TO_SPARE = 0.95  # of what is allowed, when a number of parts is proposed
@@ -144,8 +147,6 @@ def shrink(session, settings, share):
         StoppedError: the session was asked to stop; the shards shrunk so far stay.
         ExpectedError: data, network or disk fail, or the output would become too large.
     """
-    if share.copies_earlier:
-        session.take_up(SHRINK_HISTORY)
     pages = find_done(session, share.shards, settings.page_of, share.copies_earlier)
     missing = [shard for shard in share.shards if shard not in pages]
     sizes = _ask_sizes(session.source, missing)
@@ -169,6 +170,7 @@ def shrink(session, settings, share):
         durations.append(time.perf_counter() - begin)
         write_history(session, page, durations[-1])
         say(_describe_progress(page, durations, position + 1, len(missing)))
+    check_room(session, share, pages, sizes, [], looks_ahead=False)
     return pages
 
 
@@ -225,9 +227,8 @@ def reader_of(settings):
                 except BadImageError as error:
                     return error
 
-            for member, result in zip(
-                members, map_ahead(pool, make_small, members, 2 * NUM_PAIRS), strict=True
-            ):
+            results = map_ahead(pool, make_small, members, NUM_AHEAD)
+            for member, result in zip(members, results, strict=True):
                 if isinstance(result, Shrunk):
                     num_good += 1
                     yield result
@@ -279,9 +280,18 @@ def _write_shard(session, settings, shard, stream, done):
 
 
 def _ask_sizes(source, shards):
-    """Asks for the bytes of each shard's tar: dict."""
+    """Asks for the bytes of each shard's tar: dict; where nobody says, they are as the others."""
+
+    def ask(shard):
+        try:
+            return source.size_of(shard)
+        except MissingFileError:  # told when it is its turn, if it may not be left out
+            return 0
+
     with ThreadPoolExecutor(NUM_QUESTIONS) as pool:
-        return dict(zip(shards, pool.map(source.size_of, shards), strict=True))
+        sizes = list(pool.map(ask, shards))
+    mean = sum(sizes) / max(1, np.count_nonzero(sizes))
+    return {shard: size or mean for shard, size in zip(shards, sizes, strict=True)}
 
 
 def estimate_bytes(pages, sizes, shards):
@@ -322,7 +332,7 @@ def check_room(session, share, pages, sizes, left, looks_ahead):
     """
     expected = estimate_bytes(pages, sizes, left if looks_ahead else left[:1])
     require_free_space(session.output, expected, f"{len(left)} more shards")
-    if share.max_bytes is None or not expected:
+    if share.max_bytes is None:
         return
     names = [*TABLES, *(shard.path for shard in pages)]
     paths = [session.path(name) for name in names]

@@ -79,6 +79,7 @@ class Source:
             for location in locations
         ]
         self._place_of = {}  # shard -> place, as far as it was asked for
+        self._in_scratch = set()  # shards
 
     def __str__(self):
         return ", ".join(map(str, self.places))
@@ -134,7 +135,10 @@ class Source:
         Raises:
             ExpectedError: the shard is not there or differs from its md5.
         """
-        return self.place_of(shard).fetch_shard(shard)
+        place = self.place_of(shard)
+        if place.takes_scratch(shard):
+            self._in_scratch.add(shard)
+        return place.fetch_shard(shard)
 
     def version_of(self, shard):
         """Gives words that differ for another file of this shard: its md5, or else its size."""
@@ -153,7 +157,8 @@ class Source:
 
     def discard_shard(self, shard):
         """Removes the copy of a shard that was made in scratch; a folder's own file stays."""
-        (self.scratch / shard.path).unlink(missing_ok=True)
+        if shard in self._in_scratch:
+            (self.scratch / shard.path).unlink(missing_ok=True)
 
     def read_range(self, shard, offset, size_bytes):
         """Reads some bytes of a shard without fetching the rest of it."""

@@ -114,7 +114,7 @@ def flags_of(options):
     """Writes options as a command line has them."""
     for name, value in options.items():
         yield f"--{name}"
-        if value not in (None, True):
+        if value is not None and value is not True:  # 1 == True
             yield value
 
 

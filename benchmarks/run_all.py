@@ -20,6 +20,7 @@ from utils import atomic_write, say
 NAMES = (
     "decode",
     "augmentation",
+    "small_pictures",
     "downloads",
     "overlap",
     "search_speed",

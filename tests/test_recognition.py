@@ -39,8 +39,9 @@ def run(*arguments):
 
 def small(data_set, output, *more):
     """The options of a run of three mini-epochs on the synthetic data set."""
+    source = [] if "--source" in more else ["--source", data_set.folder]  # two would be joined
     return [
-        *("--source", data_set.folder, "--output", output),
+        *(*source, "--output", output),
         *("--train-shards", "1:4", "--valid-shards", "0:1", "--min-images", 5),
         *("--backbone", "mobilenet_v2", "--weights", "none", "--image-size", 32),
         *("--batch-size", 8, "--learning-rate", 0.01, *more),

@@ -135,6 +135,28 @@ def test_the_output_streams_the_same_images_as_the_source(whole, data_set, tmp_p
     assert ours == theirs
 
 
+def test_a_mount_that_unpacked_the_tars_streams_the_same_images(whole, tmp_path):
+    mount = shutil.copytree(whole, tmp_path / "mount")
+    for shard in SHARDS:
+        (mount / shard.path).unlink()
+        folder = (mount / shard.path).with_suffix("")
+        for image_id, data in images_of(whole / shard.path).items():
+            path = folder / member_name(image_id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    reading = Reading(PIXELS, 8, lambda image_id: 0, is_shuffled=True, fills_batches=True)
+    plan = [(0, Shard("train", 0)), (0, Shard("train", 1)), (1, Shard("train", 0))]
+    streams = []
+    for scratch in ("first", "second"):
+        items = stream_batches(Source(mount, tmp_path / scratch), plan, reading)
+        streams.append([item for item in items if not isinstance(item, ShardEnd)])
+    for one, other in zip(*streams, strict=True):
+        assert one.image_ids.tolist() == other.image_ids.tolist()
+        assert (one.images == other.images).all()
+    seen = {f"{image_id:016x}" for batch in streams[0] for image_id in batch.image_ids.tolist()}
+    assert seen == set(images_of(whole / plan[0][1].path)) | set(images_of(whole / plan[1][1].path))
+
+
 def test_a_page_beside_each_tar_says_what_it_was_made_from(whole, data_set):
     shard = Shard("train", 1)
     page = read_page(whole / "train" / "images_001.json")
@@ -356,6 +378,17 @@ def test_a_shard_with_too_many_bad_images_fails_or_is_left_out(tmp_path, capsys)
     assert json.loads((output / "shrunk-0-of-1.json").read_text())["left_out"] == []
 
 
+def test_a_shard_that_is_missing_is_told_or_left_out(tmp_path):
+    made = make_source(tmp_path / "source")
+    (made.folder / "train/images_001.tar").unlink()
+    output = tmp_path / "output"
+    assert "train/images_001.tar: no such file" in refusal(made.folder, output)
+    assert (output / "train/images_000.tar").exists()
+    run(made.folder, output, "--skip-bad-shards")
+    page = json.loads((output / "shrunk-0-of-1.json").read_text())
+    assert page["left_out"] == ["train/images_001.tar"]
+
+
 def test_of_a_hostile_tar_only_the_images_come_and_nothing_is_written(tmp_path):
     made = make_source(tmp_path / "source", test_shards=1)
     image_id = make_image_id("one")
@@ -536,28 +569,39 @@ def test_an_output_that_would_become_too_large_is_told_after_the_first_shard(
 
 
 def test_the_limit_counts_while_it_runs_when_the_estimate_was_too_low(tmp_path):
-    made = make_source(tmp_path / "source", test_shards=3)
+    made = make_source(tmp_path / "source", test_shards=4)
     rng = np.random.default_rng(0)
-    for number, side in enumerate((32, 32, 700)):
-        jpeg = encode(Image.fromarray(rng.integers(0, 255, (32, side, 3), np.uint8)), quality=95)
+    for number, height in enumerate((320, 320, 32, 320)):  # the third cannot become smaller
+        noise = rng.integers(0, 255, (height, 22_400 // height, 3), np.uint8)
+        jpeg = encode(Image.fromarray(noise), quality=95)
         images = [entry(member_name(make_image_id(number, n)), jpeg) for n in range(10)]
         write_shard(made.folder, Shard("test", number), pack(images))
-    tables = sum((made.folder / name).stat().st_size for name in TABLES) - sum(
-        (made.folder / name).stat().st_size for name in (TRAIN_CSV, TRAIN_CLEAN_CSV)
+    size = (made.folder / "test/images_002.tar").stat().st_size
+    tables = sum(
+        (made.folder / name).stat().st_size for name in set(TABLES) - {TRAIN_CSV, TRAIN_CLEAN_CSV}
     )
-    limit = tables + 2.5 * (made.folder / "test/images_000.tar").stat().st_size
     output = tmp_path / "output"
-    settings = shrinking.Settings(PIXELS, 85)
-    small, large = Shard("test", 0), Shard("test", 2)
-    sizes = {Shard("test", n): (made.folder / f"test/images_00{n}.tar").stat().st_size
-             for n in range(3)}  # fmt: skip
-    page = {"kept_bytes": 100, "source_bytes": 200, "bytes": 50}
-    assert shrinking.estimate_bytes({small: page}, sizes, [large]) == sizes[large] / 4
-    assert shrinking.estimate_bytes({}, sizes, [large]) == 0
-    assert settings.page_of(small)["labels"] == "full"
-    told = refusal(made.folder, output, "--split", "test", "--max-gb", limit / 1e9)
+    words = ("--split", "test", "--max-gb", (tables + size) / 1e9)
+    told = refusal(made.folder, output, *words)
     assert "; change --parts" in told
-    assert not (output / large.path).exists()
+    assert (output / "test/images_002.tar").exists()
+    assert not (output / "test/images_003.tar").exists()
+
+
+def test_a_shard_whose_size_nobody_says_counts_as_the_others():
+    sizes = {SHARDS[0]: 300, SHARDS[1]: 0, SHARDS[2]: 500}
+    source = type("Source", (), {"size_of": staticmethod(sizes.get)})
+    assert shrinking._ask_sizes(source, SHARDS[:3]) == sizes | {SHARDS[1]: 400}
+    assert shrinking._ask_sizes(source, []) == {}
+
+
+def test_what_comes_is_estimated_from_the_pictures_that_were_kept():
+    page = {"kept_bytes": 100, "source_bytes": 200, "bytes": 50}  # half were kept, and halved
+    train, other, index = Shard("train", 0), Shard("train", 1), Shard("index", 0)
+    sizes = {train: 200, other: 1000, index: 600}
+    assert shrinking.estimate_bytes({train: page}, sizes, [other]) == 250
+    assert shrinking.estimate_bytes({train: page}, sizes, [other, index]) == 250 + 300
+    assert shrinking.estimate_bytes({}, sizes, [other]) == 0
 
 
 def test_a_full_disk_is_told_before_it_is_full(data_set, tmp_path, monkeypatch):

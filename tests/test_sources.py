@@ -354,6 +354,14 @@ def test_a_shard_of_a_folder_is_checked_and_stays(folder, tmp_path):
     assert (folder / SHARD.path).read_bytes() == TAR
 
 
+def test_a_shard_of_a_folder_that_is_its_own_scratch_stays(folder):
+    add(folder, SHARD.path, TAR)
+    source = Source(folder, folder)
+    source.fetch_shard(SHARD)
+    source.discard_shard(SHARD)
+    assert (folder / SHARD.path).read_bytes() == TAR
+
+
 def test_a_damaged_shard_of_a_folder_is_an_error(folder, tmp_path):
     add(folder, SHARD.path, TAR[:-1])
     add(folder, SHARD.md5_path, md5_line(TAR))
