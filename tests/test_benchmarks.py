@@ -86,7 +86,7 @@ def test_votes_reads_scores_of_a_scene_where_the_right_answer_is_known(tmp_path)
 
     save_descriptions(tmp_path / "train.npz", describe([1, 2, 3], [0, 1, 2]), {})
     known = Gallery({tmp_path / "train.npz": None}, np.array([1, 2, 3], np.uint64), np.arange(3))
-    truths = {"%016x" % i: {i - 11} if i < 14 else set() for i in range(11, 16)}
+    truths = {f"{i:016x}": {i - 11} if i < 14 else set() for i in range(11, 16)}
     queries = describe(range(11, 16), [0, 1, 2, 6, 7])
     scores = votes.score_all(votes.Scene(known, queries, describe([90], [7]), truths))
     assert scores["sum of 3, no penalty"] == 1
