@@ -25,10 +25,17 @@ from landmarks import ClassTable, read_image_ids, read_labels
 from metrics import format_scores, score_recognition
 from on_kaggle.kernel import require_package
 from recipes import LABELS, MAX_BATCH_SIZE
-from session import MODEL, NAMES, RECOGNITION_SUBMISSION, gallery_part_name, open_session
+from session import (
+    DESCRIPTORS,
+    MODEL,
+    NAMES,
+    RECOGNITION_SUBMISSION,
+    gallery_part_name,
+    open_session,
+)
 from sources import RECOGNITION_SOLUTION, TEST_CSV
 from submissions import check_recognition_submission, write_recognition_submission
-from utils import ExpectedError, say
+from utils import ExpectedError, require_free_space, say
 from voting import VOTES, least_like_gallery, vote
 
 NOBODY = "none"  # for --non-landmarks
@@ -151,12 +158,22 @@ def search_parts(session, args):
     say(f"{session.source}: {len(images[1]):,} train images of {len(images[0]):,} landmarks")
     queries = parts.find_queries(session, describer, args.queries, normalise=True)
     describer = describer.storing(args.descriptor_dtype)
+    require_room(session, describer, len(images[1]), 1 if args.part is None else args.parts)
     files = []
     for part in range(args.parts) if args.part is None else [args.part]:
         path = parts.search_gallery_part(session, describer, queries, images, part, args.parts)
         print(path)
         files.append(path)
     return files
+
+
+def require_room(session, describer, num_images, num_parts):
+    """Says how large the descriptors become; raises ExpectedError where the disk is too small."""
+    size_bytes = num_images / num_parts * describer.allocate(1).descriptors.nbytes
+    files = session.output.glob(f"{DESCRIPTORS}/train_*.npz")
+    there_bytes = sum(path.stat().st_size for path in files)
+    say(f"descriptors of the train images: {size_bytes / 1e9:.2f} GB below {session.output}")
+    require_free_space(session.output, size_bytes - there_bytes, "descriptors of train images")
 
 
 def make_describer(session, args):

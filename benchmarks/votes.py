@@ -3,8 +3,8 @@
     python benchmarks/votes.py --source FOLDER --weights FILE
 
 Trains with recognition.py and describes with nearest.py and retrieval.py, unless that is there
-already; then compares the votes twice: on all test images, and where nearly all show no landmark, as
-in the real test set: all non-landmarks of test and index, and few landmarks, drawn several times.
+already; then compares the votes twice: on all test images, and where nearly all show no landmark,
+as in the real test set: all non-landmarks of test and index, few landmarks, drawn several times.
 """
 
 import argparse

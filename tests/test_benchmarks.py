@@ -59,3 +59,36 @@ def test_demo_size_writes_settings_as_the_command_line_takes_them():
     flags = [str(word) for word in demo_size.flags_of(settings)]
     parsed = vars(recognition.parse_arguments(flags))
     assert {name: parsed[name] for name in settings} == settings
+
+
+def test_gallery_search_runs(monkeypatch, capsys):
+    import gallery_search
+
+    few = ("--images", 300, "--queries", 50, "--width", 16, "--rounds", 1)
+    out = run(monkeypatch, capsys, gallery_search, *few)
+    assert all(f"| {name} |" in out for name in ("search", "search with penalties"))
+
+
+def test_votes_reads_scores_of_a_scene_where_the_right_answer_is_known(tmp_path):
+    import numpy as np
+    import votes
+
+    from descriptions import Descriptions, save_descriptions
+    from gallery import Gallery
+
+    def describe(ids, directions):
+        num = len(ids)
+        return Descriptions(
+            np.array(ids, np.uint64), np.full(num, 9), np.full(num, 0.5, np.float32),
+            np.eye(8, dtype=np.float32)[directions], np.zeros(num, np.int16),
+            np.zeros((num, 2), np.int64),
+        )  # fmt: skip
+
+    save_descriptions(tmp_path / "train.npz", describe([1, 2, 3], [0, 1, 2]), {})
+    known = Gallery({tmp_path / "train.npz": None}, np.array([1, 2, 3], np.uint64), np.arange(3))
+    truths = {f"{i:016x}": {i - 11} if i < 14 else set() for i in range(11, 16)}
+    queries = describe(range(11, 16), [0, 1, 2, 6, 7])
+    scores = votes.score_all(votes.Scene(known, queries, describe([90], [7]), truths))
+    assert scores["sum of 3, no penalty"] == 1
+    assert scores["sum of 3, B and C, N = 20%"] == 1
+    assert scores["the head alone"] == 0

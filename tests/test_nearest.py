@@ -339,6 +339,16 @@ def test_a_folder_of_pictures_is_described_by_the_same_network(
     assert "no readable picture in 0 files" in error_of(capsys.readouterr())
 
 
+def test_the_room_for_the_descriptors_of_a_part_is_asked_for(common, resumed, monkeypatch):
+    size = 83 * 16 * 2  # train images x values x float16
+    there = sum(path.stat().st_size for path in resumed.glob("descriptors/train_*.npz"))
+    asked = []
+    monkeypatch.setattr(nearest, "require_free_space", lambda *args: asked.append(args))
+    assert run(*common, "--output", resumed, *PAIR) == 0
+    assert run(*common, "--output", resumed, *PAIR, "--part", 0) == 0
+    assert [size_bytes for _, size_bytes, _ in asked] == [size - there, size / 2 - there]
+
+
 # -------------------------------------------------------------------------------------- wrong use
 
 
