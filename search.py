@@ -18,6 +18,7 @@ import numpy as np
 QUERY_BLOCK = 4096  # queries at a time: large matrix products are what makes the search fast
 INDEX_BLOCK = 65_536  # index rows at a time: 537 MB as float32, whatever the size of the index
 MARGIN = 28  # candidates beyond those asked for
+MOST_PROPOSALS = 2**23  # proposals that are looked at together, 0.5 GB
 # faiss multiplies blocks of so many queries and index rows; its own 4096 x 1024 are slower.
 faiss.cvar.distance_compute_blas_query_bs = 1024
 faiss.cvar.distance_compute_blas_database_bs = 8192
@@ -117,36 +118,44 @@ def nearest(queries, index, num_nearest, propose=None):
     first = propose(queries, index, min(wanted + MARGIN, len(index))) if propose else None
     for begin in range(0, len(queries), QUERY_BLOCK):
         rows = slice(begin, begin + QUERY_BLOCK)
+        proposals = first and [part[rows] for part in first]
         positions[rows, :wanted], distances[rows, :wanted] = _nearest_of_block(
-            queries[rows].astype(np.float32),
-            index,
-            wanted,
-            first and [part[rows] for part in first],
+            queries[rows].astype(np.float32), index, wanted, proposals
         )
     return positions, distances
 
 
 def _nearest_of_block(queries, index, wanted, proposals=None):
-    """Finds the nearest rows of a block of queries; asks for more until it is proven complete."""
+    """Finds the nearest rows of a block of queries; asks for more until it is proven complete.
+
+    Args:
+        proposals: the first ones, as `_propose` gives them; None asks faiss.
+    """
     positions = np.empty((len(queries), wanted), np.int32)
     distances = np.empty((len(queries), wanted), np.float32)
-    unproven, num_proposed = np.arange(len(queries)), wanted + MARGIN
-    while len(unproven):
-        asked = queries[unproven]
-        if proposals is None:
-            num_proposed = min(num_proposed, len(index))
-            proposals = _propose(asked, index, num_proposed)
-        proposed, rough, noise = proposals
-        # Whatever is this much farther than `wanted` others is not among the nearest.
-        num_possible = (rough <= rough[:, wanted - 1 : wanted] + 2 * noise[:, None]).sum(axis=1)
-        found, exact = _refine(asked, index, proposed, num_possible, wanted)
-        positions[unproven], distances[unproven] = found, exact
-        # Everything that was not proposed is at least as far as the farthest proposal, less noise.
-        is_proven = exact[:, wanted - 1] < rough[:, -1] - noise
-        if proposed.shape[1] == len(index):
-            break
-        unproven, num_proposed, proposals = unproven[~is_proven], 4 * num_proposed, None
+    is_proven = np.zeros(len(queries), bool)
+    num_proposed = wanted + MARGIN
+    while not is_proven.all():
+        num_proposed = min(num_proposed, len(index))
+        for rows in _cut(np.flatnonzero(~is_proven), max(1, MOST_PROPOSALS // num_proposed)):
+            asked = queries[rows]
+            given = proposals and [part[rows] for part in proposals]
+            given = given or _propose(asked, index, num_proposed)
+            found = _nearest_of_proposed(asked, index, given, wanted)
+            positions[rows], distances[rows], is_proven[rows] = found
+        num_proposed, proposals = 4 * num_proposed, None
     return positions, distances
+
+
+def _nearest_of_proposed(queries, index, proposals, wanted):
+    """Finds the nearest rows among proposals: (positions, distances, whether proven complete)."""
+    proposed, rough, noise = proposals
+    # Whatever is this much farther than `wanted` others is not among the nearest.
+    num_possible = (rough <= rough[:, wanted - 1 : wanted] + 2 * noise[:, None]).sum(axis=1)
+    found, exact = _refine(queries, index, proposed, num_possible, wanted)
+    # Everything that was not proposed is at least as far as the farthest proposal, less noise.
+    is_proven = exact[:, wanted - 1] < rough[:, -1] - noise
+    return found, exact, is_proven | (proposed.shape[1] == len(index))
 
 
 def _propose(queries, index, num_proposed):
@@ -190,35 +199,47 @@ def _refine(queries, index, proposed, num_possible, wanted):
     Returns:
         (positions (q, wanted), distances (q, wanted) float32).
     """
-    width = num_possible.max()
-    squared = np.full((len(queries), width), np.inf)
-    error = np.zeros((len(queries), width))
-    wide_queries = queries.astype(np.float64)
-    norms = np.vecdot(wide_queries, wide_queries)
-
-    def measure(rows):
-        """Expands |x - y|^2 in float64, for queries of about as many candidates."""
-        candidates = proposed[rows, : num_possible[rows].max()]
-        vectors = _to_float32(index[candidates.ravel()]).astype(np.float64)
-        vectors = vectors.reshape(*candidates.shape, -1)
-        both = norms[rows, None] + np.vecdot(vectors, vectors)
-        products = np.vecdot(vectors, wide_queries[rows, None])
-        squared[rows, : both.shape[1]] = both - 2 * products
-        error[rows, : both.shape[1]] = (4 * index.shape[1] + 32) * EPSILON * both
-
-    # Few queries at a time, so that the candidates stay in the cache.
-    by_length = np.argsort(num_possible, kind="stable")
-    step = max(1, CACHED // (width * index.shape[1]))
-    groups = [by_length[begin : begin + step] for begin in range(0, len(queries), step)]
-    _map_threads(measure, groups)
-    exact = _round_once(queries, index, proposed[:, :width], squared, error)
+    proposed = proposed[:, : num_possible.max()]
+    squared, both = _expand(queries, index, proposed, num_possible)
+    # Each of two norms and a product, and the sums of `_round_once`, are off by less than this.
+    error = (4 * index.shape[1] + 32) * EPSILON * both
+    exact = _round_once(queries, index, proposed, squared, error)
     # Distances are not negative: their bits sort as they do, and ties go by position.
     keys = exact.view(np.uint32).astype(np.uint64) << np.uint64(32)
-    keys |= proposed[:, :width].astype(np.uint64)
+    keys |= proposed.astype(np.uint64)
     keys = np.sort(keys, axis=1)[:, :wanted]
-    return keys.astype(np.uint32).view(np.int32), (keys >> np.uint64(32)).astype(np.uint32).view(
-        np.float32
-    )
+    positions, bits = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
+    return positions.view(np.int32), bits.view(np.float32)
+
+
+def _expand(queries, index, proposed, num_possible):
+    """Expands the candidates' |x - y|^2 to |x|^2 + |y|^2 - 2xy, in float64.
+
+    Returns:
+        (squared distances (q, n) float64, inf where no candidate is possible; |x|^2 + |y|^2 alike).
+    """
+    squared, both = np.full(proposed.shape, np.inf), np.zeros(proposed.shape)
+    few = max(1, CACHED // (proposed.shape[1] * index.shape[1]))  # queries
+
+    def expand(order):
+        """Takes few queries at a time, so that their candidates stay in the cache."""
+        kept = np.empty((few * proposed.shape[1], index.shape[1]))
+        for begin in range(0, len(order), few):
+            rows = order[begin : begin + few]
+            candidates = proposed[rows, : num_possible[rows].max()]
+            vectors = kept[: candidates.size]
+            vectors[:] = _to_float32(index[candidates.ravel()])
+            sides = queries[rows].astype(np.float64)
+            norms = np.vecdot(vectors, vectors).reshape(candidates.shape)
+            sums = np.vecdot(sides, sides)[:, None] + norms
+            products = np.vecdot(vectors.reshape(*candidates.shape, -1), sides[:, None])
+            squared[rows, : sums.shape[1]] = sums - 2 * products
+            both[rows, : sums.shape[1]] = sums
+
+    # Queries of the same nearest row follow each other: they share many candidates.
+    order = np.argsort(proposed[:, 0], kind="stable")
+    _map_threads(expand, _cut(order, 16 * few))
+    return squared, both
 
 
 def _round_once(queries, index, proposed, squared, error):
@@ -230,7 +251,7 @@ def _round_once(queries, index, proposed, squared, error):
     Args:
         proposed: (q, n) positions.
         squared: (q, n) float64, roughly the squared distances.
-        error: (q, n), twice the most that they and such sums can differ from the truth.
+        error: (q, n), the most by which they and such sums can differ.
 
     Returns:
         (q, n) float32.
@@ -243,13 +264,18 @@ def _round_once(queries, index, proposed, squared, error):
         difference -= queries[rows[pairs]].astype(np.float64)
         exact[rows[pairs], columns[pairs]] = np.einsum("ij,ij->i", difference, difference)
 
-    step = max(1, CACHED // index.shape[1])
-    _map_threads(add_up, [slice(begin, begin + step) for begin in range(0, len(rows), step)])
+    _map_threads(add_up, _cut(np.arange(len(rows)), max(1, CACHED // index.shape[1])))
     return exact
+
+
+def _cut(whole, size):
+    """Cuts a sequence into pieces of this size."""
+    return [whole[begin : begin + size] for begin in range(0, len(whole), size)]
 
 
 def _map_threads(work, items):
     """Calls a function with every item, on all cores."""
+    if len(items) < 2:
+        return [work(item) for item in items]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(work, items):
-            pass
+        return list(pool.map(work, items))
