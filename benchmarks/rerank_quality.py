@@ -90,7 +90,7 @@ def rank_by_superglobal(queries, index):
     weights = 0.15 * (1 - distances[:, 1:, None] / 2)
     refined = sides[1] + (weights * sides[1][places[:, 1:]]).sum(axis=1)
     refined /= 1 + weights.sum(axis=1)
-    first, _ = search.nearest(queries.descriptors, index.descriptors, 400)
+    first, _ = search.nearest(queries.descriptors, index.descriptors, min(400, len(index)))
     image_ids = []
     for query, candidates in zip(sides[0], first, strict=True):
         scores = refined[candidates] @ query

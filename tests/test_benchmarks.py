@@ -121,3 +121,28 @@ def test_votes_reads_scores_of_a_scene_where_the_right_answer_is_known(tmp_path)
     assert scores["sum of 3, no penalty"] == 1
     assert scores["sum of 3, B and C, N = 20%"] == 1
     assert scores["the head alone"] == 0
+
+
+def test_rerank_cost_runs(monkeypatch, capsys):
+    import rerank_cost
+
+    arguments = ("--index", 300, "--queries", 20, "--width", 8, "--rounds", 1)
+    out = run(monkeypatch, capsys, rerank_cost, *arguments)
+    for way in ("none and divide", "confidence", "soft", "queries expanded"):
+        assert f"| {way} |" in out
+
+
+def test_superglobal_ranks_what_is_near_the_query_and_its_neighbors(monkeypatch, tmp_path):
+    """Index images on an arc, in steps of 0.1 radians; the query is the first of them."""
+    import numpy as np
+    import rerank_quality
+
+    from descriptions import Descriptions
+
+    angles = np.arange(12) / 10
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    index = Descriptions(np.arange(12, dtype=np.uint64), *[np.zeros(12)] * 2, vectors, *[None] * 2)
+    query = Descriptions(np.array([99], np.uint64), *[np.zeros(1)] * 2, vectors[:1], *[None] * 2)
+    ranking = rerank_quality.rank_by_superglobal(query, index)
+    assert ranking.row_ends.tolist() == [12]
+    assert set(ranking.image_ids[-3:].tolist()) == {9, 10, 11}

@@ -17,6 +17,7 @@ from reranks import (
 
 def weights_of(naming):
     """Lists the labels of each image with their weights, as dicts."""
+    assert (naming.weights[naming.labels == NO_LABEL] == 0).all()
     rows = zip(naming.labels.tolist(), naming.weights.tolist(), strict=True)
     return [
         {label: weight for label, weight in zip(*row, strict=True) if label != NO_LABEL}
