@@ -62,7 +62,8 @@ class Describer:
             self.predictor = model.build_predictor(recogniser.classifier, settings.flipped_too)
         self.class_table = recogniser.class_table
         self.image_size = recogniser.image_size
-        self.keeps_aspect = recogniser.recipe.data.keep_aspect
+        self.recipe = recogniser.recipe
+        self.keeps_aspect = self.recipe.data.keep_aspect
         # Two files of descriptions go together only if all of this is equal.
         self.fingerprint = {
             "model": recogniser.fingerprint,

@@ -7,8 +7,9 @@ finds that below /kaggle/input.
 import contextlib
 import math
 import os
+import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from on_kaggle import kernel
@@ -30,6 +31,13 @@ DESCRIPTORS = "descriptors"  # a folder: a file for each shard
 RETRIEVAL_SUBMISSION = "retrieval_submission.csv"
 NEIGHBORS_PICTURE = "neighbors.png"
 DEMO_PICTURE = "demo.png"
+# ... and to look at: what the runs found, and what it takes to name a photo
+REPORT = "report.html"
+REPORT_FACTS = "report.json"  # what is in it, so that the next script adds to it
+CATEGORIES = "landmarks.csv"  # names of the model's landmarks
+CALIBRATION = "calibration.json"  # below which confidence a photo probably shows no landmark
+IDENTIFIED_PICTURE = "identify.png"
+DEMO_PHOTOS = "photos"  # a folder: some test pictures of the demo's world
 
 MAX_SKIPPED_SHARE = 0.02  # of the shards; more means that something else is wrong
 
@@ -58,12 +66,14 @@ class Session:
         source: `sources.Source`.
         stop: `utils.Stop`.
         skips_bad_shards: whether a few shards that stay broken may be left out.
+        started: seconds since 1970.
     """
 
     output: Path
     source: Source
     stop: Stop
     skips_bad_shards: bool = False
+    started: float = field(default_factory=time.time)
 
     def path(self, name):
         """Gives the path of a file of the output."""
