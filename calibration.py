@@ -87,12 +87,13 @@ def choose_threshold(confidences, is_kept):
     """
     order = np.argsort(confidences)
     ordered, is_kept = confidences[order].astype(np.float64), is_kept[order]
-    kept = 1 - np.cumsum(is_kept) / is_kept.sum()  # with the threshold above each photo
-    refused = np.cumsum(~is_kept) / (~is_kept).sum()
+    num_kept, num_others = is_kept.sum(), (~is_kept).sum()
+    # With the threshold above each photo; in whole numbers, so that ties go to the lowest one.
+    worth = (num_kept - np.cumsum(is_kept)) * num_others + np.cumsum(~is_kept) * num_kept
     is_gap = np.append(ordered[1:] > ordered[:-1], False)
     if not is_gap.any():
         return float(ordered[0])
-    best = int(np.argmax(np.where(is_gap, kept + refused, -1)))
+    best = int(np.argmax(np.where(is_gap, worth, -1)))
     return float((ordered[best] + ordered[best + 1]) / 2)
 
 

@@ -66,6 +66,7 @@ class Session:
         source: `sources.Source`.
         stop: `utils.Stop`.
         skips_bad_shards: whether a few shards that stay broken may be left out.
+        is_demo: whether the source is the miniature landmark world.
         started: seconds since 1970.
     """
 
@@ -73,6 +74,7 @@ class Session:
     source: Source
     stop: Stop
     skips_bad_shards: bool = False
+    is_demo: bool = False
     started: float = field(default_factory=time.time)
 
     def path(self, name):
@@ -154,9 +156,10 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
         stop = stack.enter_context(Stop(max_hours))
         stack.enter_context(hold_folder(output, name))
         folder = stack.enter_context(scratch_folder(scratch))
-        if source is None:
+        is_demo = source is None
+        if is_demo:
             from demo import open_world  # a folder of its own: nobody else loads it
 
             world = open_world(scratch / "demo-world", output / DEMO_PICTURE)
             source = stack.enter_context(world)
-        yield Session(output, Source(source, folder), stop, skips_bad_shards)
+        yield Session(output, Source(source, folder), stop, skips_bad_shards, is_demo)

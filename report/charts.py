@@ -65,7 +65,7 @@ def histogram(title, labels, groups, line=None):
 def _start(title, labels):
     from matplotlib.figure import Figure  # slow to import
 
-    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
+    figure = Figure(figsize=(4.4, 2.9), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(labels[0], color=INK)
     axes.set_ylabel(labels[1], color=INK)
@@ -82,7 +82,7 @@ def _finish(figure, axes, title, names):
     import matplotlib
 
     if len(names) > 1:
-        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+        axes.legend(frameon=False, labelcolor=INK, fontsize=8.5)
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

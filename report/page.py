@@ -30,10 +30,10 @@ nav a { padding: 4px 0; }
 .tiles li { padding: 12px 16px; }
 .tiles b { display: block; font-size: 1.9rem; line-height: 1.2;
   font-variant-numeric: tabular-nums; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr));
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr));
   gap: 14px; margin: 14px 0; }
 figure { margin: 0; }
-figure.chart { padding: 12px 12px 6px; max-width: 600px; }
+figure.chart { padding: 12px 12px 6px; }
 figure.chart svg { display: block; width: 100%; height: auto; }
 figure.chart figcaption { font-weight: 600; color: var(--ink); margin-bottom: 4px; }
 .scrolls { overflow-x: auto; margin: 10px 0; max-width: 100%; }
@@ -54,18 +54,19 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
 .card { padding: 12px; }
 .card p { margin: 0 0 8px; }
 .pictures { display: flex; flex-wrap: wrap; gap: 8px; }
-.pictures figure { width: 96px; }
+.pictures figure { width: 90px; }
 .pictures figcaption { font-size: .8rem; line-height: 1.25; overflow-wrap: anywhere; }
-.frame { width: 96px; height: 96px; display: block; object-fit: contain;
+.frame { width: 90px; height: 90px; display: block; object-fit: contain;
   background: var(--page); border: 3px solid var(--line); border-radius: 6px; }
 .right { border-color: var(--green); } .wrong { border-color: var(--red); }
+.query { border-color: var(--blue); }
 .missing { display: grid; place-items: center; font-size: .8rem; color: var(--ink-2); }
 .mark { font-weight: 700; } .mark.yes { color: var(--green); } .mark.no { color: var(--red); }
 .changed td { font-weight: 600; }
 details { margin: 10px 0; } summary { cursor: pointer; }
 footer { padding: 40px 20px 28px; font-size: .9rem; }
 @media (max-width: 500px) { main, header, footer { padding-left: 14px; padding-right: 14px; }
-  .pictures figure, .frame { width: 84px; } .frame { height: 84px; } }
+  .pictures figure, .frame { width: 79px; } .frame { height: 79px; } }
 """
 
 # Sorts the tables of the class `sorts`; without it they stand in the order of the most images.

@@ -36,7 +36,7 @@ def describe_run(session):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
-        "source": str(session.source),
+        "source": "the miniature landmark world" if session.is_demo else str(session.source),
         "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(session.started)),
         "seconds": round(time.time() - session.started, 1),
         "machine": describe_machine(),

@@ -29,12 +29,14 @@ MEANINGS = {
         "1 is perfect: all images of its landmark come first."
     ),
 }
+USAGES = ("Public", "Private", "all")
 SPREAD_COLORS = {"named rightly": "green", "named wrongly": "orange", "no landmark in it": "red"}
 
 # ---------------------------------------------------------------------------------------- scores
 
 
 def tiles(all_facts):
+    """Writes the last score of each run, large."""
     tiles = []
     for facts in all_facts.values():
         for score in facts.get("scores", [])[-1:]:
@@ -47,31 +49,43 @@ def tiles(all_facts):
 
 
 def scores(all_facts):
-    rows = [(facts, score) for facts in all_facts.values() for score in facts.get("scores", [])]
+    """Writes the table of all scores and what they mean."""
+    rows = [score for facts in all_facts.values() for score in facts.get("scores", [])]
     if not rows:
         return tag("p", "The source has no ground truth, so that nothing is scored.")
-    usages = ("Public", "Private", "all")
     lines = [
-        [score["name"], *(f"{score['usages'][u]:.4f}" if u in score["usages"] else "-"
-                          for u in usages), _counts(facts)]
-        for facts, score in rows
-    ]  # fmt: skip
-    names = {score["name"].split()[0] for _, score in rows}
-    header = ["score", *usages, "test images (with an answer)"]
+        [score["name"]]
+        + [f"{score['usages'][u]:.4f}" if u in score["usages"] else "-" for u in USAGES]
+        for score in rows
+    ]
+    names = {score["name"].split()[0] for score in rows}
+    meanings = (
+        tag("p", tag("b", name), ": ", meaning)
+        for name, meaning in MEANINGS.items()
+        if name in names
+    )
     return join(
-        table(header, lines, numeric=(1, 2, 3)),
-        *(tag("p", tag("b", name), ": ", meaning) for name, meaning in MEANINGS.items()
-          if name in names),
-        tag("p", "Public and Private are the two leaderboards of the challenge; rows of the ground "
-            "truth that are marked Ignored count for neither."),
+        table(["score", *USAGES], lines, numeric=(1, 2, 3)),
+        *meanings,
+        *map(_counts, all_facts.values()),
         _rescored(all_facts, names),
-    )  # fmt: skip
+    )
 
 
 def _counts(facts):
-    usages = facts.get("usages", {})
-    return ", ".join(f"{usage} {rows:,} ({answers:,})" for usage, (rows, answers) in usages.items()
-                     if rows)  # fmt: skip
+    """Says how many test images each leaderboard has."""
+    if "usages" not in facts:
+        return None
+    counts = [
+        f"{rows:,} {usage} ({answers:,} with an answer)"
+        for usage, (rows, answers) in facts["usages"].items()
+        if rows
+    ]
+    text = (
+        f"Test images of the {facts['title'].lower()}: {', '.join(counts)}. Public and Private are "
+        "the two leaderboards of the challenge; Ignored ones count for neither."
+    )
+    return tag("p", text, class_="quiet")
 
 
 def _rescored(all_facts, names):
@@ -102,6 +116,7 @@ def _rescored(all_facts, names):
 
 
 def training(facts):
+    """Writes the curves of the training."""
     history = facts.get("history")
     if not history or not history["mini_epoch"]:
         return None
@@ -143,6 +158,7 @@ def _duration(seconds):
 
 
 def confidence(facts):
+    """Writes how far confidences can be trusted."""
     curve = facts.get("curve")
     if not curve or not curve["confidence"]:
         return None
@@ -164,8 +180,8 @@ def confidence(facts):
     text = (
         "The first chart goes from the surest prediction downwards: how many so far are right, and "
         "how much of the GAP they have earned. Where the green line is flat, predictions add "
-        "nothing. The second: how sure the network was of what it named rightly, wrongly, and where "
-        "there is nothing to name."
+        "nothing. The second shows how sure the network was of what it named rightly, of what it "
+        "named wrongly, and where there is nothing to name."
     )
     return join(tag("p", text), tag("div", *charts, class_="charts"), _calibration(calibration))
 
@@ -173,20 +189,21 @@ def confidence(facts):
 def _calibration(calibration):
     if not calibration:
         return None
-    return tag(
-        "p",
+    text = (
         f"identify.py says “probably no landmark” below {calibration['threshold']:.3f}. That was "
         f"chosen on {calibration['num_chosen_on']:,} Public images. On "
         f"{calibration['num_checked_on']:,} Private ones it keeps {calibration['kept']:.0%} of "
-        f"what is named rightly and refuses {calibration['refused']:.0%} of what shows no landmark. The "
-        "submission does not depend on it.",
-    )  # fmt: skip
+        f"what is named rightly and refuses {calibration['refused']:.0%} of what shows no "
+        "landmark. The submission does not depend on it."
+    )
+    return tag("p", text)
 
 
 # -------------------------------------------------------------------------------------- mistakes
 
 
 def mistakes(facts):
+    """Writes what was mistaken most often, and most surely."""
     pairs, false = facts.get("pairs"), facts.get("false_alarms")
     if not pairs and not false:
         return None
@@ -240,11 +257,15 @@ def _name(facts, landmark):
 
 
 def queries(facts):
+    """Writes the best, median and worst queries with what was found for them."""
     if not facts.get("rows"):
         return None
-    parts = [tag("p", "The query comes first, then its nearest index images. ✓ shows the same "
-                 "landmark, ✗ does not. Below each: the squared distance, divided where the "
-                 "recogniser names the query's landmark, and the landmark that it names.")]  # fmt: skip
+    text = (
+        "The query comes first, then its nearest index images. ✓ shows the same landmark, ✗ does "
+        "not. Below each: the squared distance, divided where the recogniser names the query's "
+        "landmark, and the landmark that it names."
+    )
+    parts = [tag("p", text)]
     if spread := facts.get("spread"):
         group = (f"{sum(spread['counts']):,} queries", "blue", (spread["edges"], spread["counts"]))
         chart = histogram(
@@ -253,7 +274,7 @@ def queries(facts):
         parts.append(tag("div", chart, class_="charts"))
     for row in facts["rows"]:
         query = row["query"]
-        pictures = [_picture(facts, query["picture"], "query", " ".join(query["caption"]))]
+        pictures = [_picture(facts, query["picture"], "query", " ".join(query["caption"]), "query")]
         pictures += [_near(facts, near) for near in row["nearest"]]
         parts += [tag("h3", row["title"] or f"query {query['picture']}"),
                   tag("div", *pictures, class_="pictures")]  # fmt: skip
@@ -272,6 +293,7 @@ def _near(facts, near):
 
 
 def landmarks(facts):
+    """Writes the table of landmarks, which sorts where scripts run."""
     if not facts.get("landmarks"):
         return None
     rows = []
@@ -307,6 +329,7 @@ def landmarks(facts):
 
 
 def left_out(all_facts):
+    """Writes what was bad or could not be read."""
     lines = []
     for facts in all_facts.values():
         history = facts.get("history") or {"bad_images": [], "problem": [], "shard": []}
@@ -324,6 +347,7 @@ def left_out(all_facts):
 
 
 def runs(all_facts):
+    """Writes where, when, with what and how long each run went."""
     parts = []
     for facts in all_facts.values():
         run = facts["run"]
