@@ -122,6 +122,13 @@ def test_without_a_prediction_nothing_is_drawn():
 # ------------------------------------------------------------------------------------- the page
 
 
+@pytest.fixture
+def no_charts(monkeypatch):
+    """Draws no charts, which take longer than all the rest."""
+    for name in ("line_chart", "histogram"):
+        monkeypatch.setattr(sections, name, lambda *_, **__: Markup(""))
+
+
 class Pictures:
     """A source whose bytes at any place are a picture."""
 
@@ -231,7 +238,7 @@ def test_facts_without_ground_truth_or_history_make_a_page():
     assert "Left out" in text and "Training" not in text
 
 
-def test_a_script_that_the_report_does_not_know_is_shown_too():
+def test_a_script_that_the_report_does_not_know_is_shown_too(no_charts):
     facts = make_facts()
     facts["nearest"] = {"title": "Nearest", "run": facts["recognition"]["run"]}
     facts["nearest"]["scores"] = [{"name": "GAP by votes", "usages": {"all": 0.7}}]
@@ -285,7 +292,7 @@ def make_session(folder):
     return Session(folder, SimpleNamespace(location="x"), None)
 
 
-def test_the_report_grows_with_each_script_and_replaces_what_ran_again(tmp_path, capsys):
+def test_the_report_grows_with_each_script_and_replaces_what_ran_again(tmp_path, capsys, no_charts):
     session, facts = make_session(tmp_path), make_facts()
     report.write_report(session, "retrieval", lambda: facts["retrieval"])
     assert "Landmark retrieval" in (tmp_path / REPORT).read_text()
@@ -308,7 +315,7 @@ def test_a_report_that_cannot_be_drawn_is_told_in_a_line_and_costs_nothing(tmp_p
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"recognition": 3}', '{"recognition": {}}'])
-def test_damaged_facts_of_an_earlier_run_are_left_out(tmp_path, capsys, content):
+def test_damaged_facts_of_an_earlier_run_are_left_out(tmp_path, capsys, no_charts, content):
     (tmp_path / REPORT_FACTS).write_text(content)
     report.write_report(make_session(tmp_path), "retrieval", lambda: make_facts()["retrieval"])
     assert (tmp_path / REPORT).exists()
