@@ -9,7 +9,8 @@ from pathlib import Path
 from images import BadImageError
 from utils import ExpectedError
 
-MAX_DRAWN = 40  # photos in identify.png
+MAX_DRAWN = 30  # photos in identify.png
+MAX_ABREAST = 3  # of them in a line, where no pictures near them are drawn
 THUMBNAIL = 256  # pixels, the longest side
 
 
@@ -173,20 +174,22 @@ def draw_answers(rows):
     from matplotlib.figure import Figure  # slow to import, and the answers come first
 
     num_near = max((sum(near is not None for near in nearest) for _, _, nearest in rows), default=0)
-    widths = [1.1, 1.5, *[0.8] * num_near]
-    figure = Figure(figsize=(2.2 * sum(widths), 2.3 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), len(widths), squeeze=False, width_ratios=widths)
-    for (answer, photo, nearest), line in zip(rows, grid, strict=True):
-        for axes in line:
-            axes.axis("off")
+    num_abreast = 1 if num_near else min(len(rows), MAX_ABREAST)
+    widths = [1.1, 1.5, *[0.8] * num_near] * num_abreast
+    num_lines = -(-len(rows) // num_abreast)
+    figure = Figure(figsize=(2.2 * sum(widths), 2.3 * num_lines), layout="constrained")
+    grid = figure.subplots(num_lines, len(widths), squeeze=False, width_ratios=widths)
+    for axes in grid.flat:
+        axes.axis("off")
+    places = grid.reshape(num_lines * num_abreast, -1)
+    for (answer, photo, nearest), line in zip(rows, places, strict=False):
         line[0].imshow(photo)
         _draw_guesses(line[1], answer)
         shown = [pair for pair in zip(answer.nearest, nearest, strict=True) if pair[1] is not None]
         for axes, (near, image) in zip(line[2:], shown, strict=False):
             axes.imshow(image)
-            axes.set_title(
-                f"{near.picture.shard.split}, {near.distance:.2f}", fontsize=8, color="#666666"
-            )
+            title = f"{near.picture.shard.split}, {near.distance:.2f}"
+            axes.set_title(title, fontsize=8, color="#666666")
             axes.text(
                 0.5, -0.04, _shorten(f"named {near.name}", 24), fontsize=8, ha="center", va="top",
                 transform=axes.transAxes,

@@ -29,7 +29,14 @@ from neighbors import choose_rows, draw_neighbors
 from on_kaggle.kernel import require_package
 from recipes import MAX_BATCH_SIZE
 from report import retrieved, write_report
-from session import MODEL, NEIGHBORS_PICTURE, RETRIEVAL_SUBMISSION, open_session, part_name
+from session import (
+    MODEL,
+    NEIGHBORS_PICTURE,
+    REPORT_FACTS,
+    RETRIEVAL_SUBMISSION,
+    open_session,
+    part_name,
+)
 from sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV
 from submissions import (
     MAX_RETRIEVED,
@@ -149,6 +156,7 @@ def search_parts(session, args):
     )
     describer = describe.Describer(settings, session.source)
     wanted = parts.Search("index", args.parts, args.top, args.normalise)
+    session.take_up(REPORT_FACTS)  # the merge mounts the parts alone
     session.source.select_shards("index")  # told before the test images are described, if missing
     index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
     queries = parts.find_queries(session, describer, args.queries, args.normalise)

@@ -322,6 +322,22 @@ def test_damaged_facts_of_an_earlier_run_are_left_out(tmp_path, capsys, no_chart
     assert f"{tmp_path / REPORT_FACTS}: " in capsys.readouterr().err
 
 
+def test_facts_of_another_kernel_are_taken_and_ones_own_count_more(tmp_path, monkeypatch):
+    import session
+
+    facts = make_facts()
+    other = tmp_path / "input" / REPORT_FACTS
+    other.parent.mkdir()
+    other.write_text(json.dumps(facts))
+    own = {"retrieval": facts["retrieval"] | {"title": "Own"}}
+    (tmp_path / REPORT_FACTS).write_text(json.dumps(own))
+    monkeypatch.setattr(session.kernel, "find_inputs", lambda name: [other])
+    found = report.read_facts(make_session(tmp_path))
+    assert {name: one["title"] for name, one in found.items()} == {
+        "recognition": "Recognition", "retrieval": "Own",
+    }  # fmt: skip
+
+
 def test_a_finished_recognition_has_a_report_of_its_own_data(recognition_run):
     path = recognition_run.output / REPORT
     assert recognition_run.stdout.splitlines()[-1] == str(path)

@@ -528,6 +528,7 @@ def test_without_ground_truth_nothing_is_scored(world, model, resumed, tmp_path,
     assert captured.out.splitlines() == [
         str(resumed / "retrieval_submission.csv"),
         str(resumed / "neighbors.png"),
+        str(resumed / "report.html"),
     ]
     assert (
         f"{source}: no {RETRIEVAL_SOLUTION}; the submission is not scored"
