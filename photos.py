@@ -91,7 +91,7 @@ class Answer:
             guesses = ", ".join(f"{other.name} {other.confidence:.3f}" for other in others)
             lines.append(f"    {kind}: {guesses}")
         if self.nearest:
-            near = ", ".join(f"{n.picture.image_id} ({n.name})" for n in self.nearest)
+            near = ", ".join(f"{n.picture.image_id} ({n.name})" for n in self.nearest[:3])
             lines.append(f"    nearest: {near}")
         return "\n".join(lines)
 

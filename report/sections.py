@@ -67,25 +67,27 @@ def scores(all_facts):
     return join(
         table(["score", *USAGES], lines, numeric=(1, 2, 3)),
         *meanings,
-        *map(_counts, all_facts.values()),
+        _counts(all_facts),
         _rescored(all_facts, names),
     )
 
 
-def _counts(facts):
+def _counts(all_facts):
     """Says how many test images each leaderboard has."""
-    if "usages" not in facts:
-        return None
-    counts = [
-        f"{rows:,} {usage} ({answers:,} with an answer)"
-        for usage, (rows, answers) in facts["usages"].items()
-        if rows
-    ]
-    text = (
-        f"Test images of the {facts['title'].lower()}: {', '.join(counts)}. Public and Private are "
-        "the two leaderboards of the challenge; Ignored ones count for neither."
+    lines = []
+    for facts in all_facts.values():
+        if "usages" in facts:
+            counts = [
+                f"{rows:,} {usage} ({answers:,} of them with an answer)"
+                for usage, (rows, answers) in facts["usages"].items()
+                if rows
+            ]
+            lines.append(f"{facts['title']}: {', '.join(counts)}.")
+    leaderboards = (
+        "Public and Private are the two leaderboards of the challenge; test images that are marked "
+        "Ignored count for neither."
     )
-    return tag("p", text, class_="quiet")
+    return tag("p", " ".join([leaderboards, *lines]), class_="quiet")
 
 
 def _rescored(all_facts, names):
