@@ -8,6 +8,7 @@ truth, so that only photographs of Private rows are asked about here.
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -44,9 +45,13 @@ def main():
     print_table(("photographs", "number", "named rightly", "probably no landmark"),
                 count(answers, truths))  # fmt: skip
     each_ms = 1000 * (all_s - first_s) / max(1, len(answers) - 1)
-    print_table(("time", "value"), [
-        ("command to first answer, s", first_s), ("each further photo, ms", each_ms),
-    ])  # fmt: skip
+    processor = resource.getrusage(resource.RUSAGE_CHILDREN)
+    rows = [
+        ("command to first answer, s", first_s),
+        ("each further photo, ms", each_ms),
+        ("the whole command, s of processor time", processor.ru_utime + processor.ru_stime),
+    ]
+    print_table(("time", "value"), rows)
 
 
 def extract(source, solution, folder, at_most):
