@@ -82,7 +82,9 @@ def _finish(figure, axes, title, names):
     import matplotlib
 
     if len(names) > 1:
-        axes.legend(frameon=False, labelcolor=INK, fontsize=8.5)
+        figure.legend(
+            loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, fontsize=8.5
+        )
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

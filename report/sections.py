@@ -146,6 +146,10 @@ def training(facts):
         f"{len(steps):,} mini-epochs, {sum(history['images']):,} images in {_duration(seconds)}, "
         f"of which {waited / max(seconds, 1e-9):.0%} was waiting for data.{held_out}"
     )
+    if facts["recipe"]["loss"] in ("arcface", "cosface"):
+        text += (
+            " The margin makes the loss of the train images larger than that of the held-out ones."
+        )
     return join(tag("p", text), tag("div", *charts, class_="charts"))
 
 
