@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 from command_line import CommandLine, number, parse_with_files, run_command_line
-from gallery import load_gallery
+from photo_gallery import load_gallery
 from images import BadImageError, make_thumbnail
 from neighbors import read_thumbnail
 from on_kaggle import kernel
@@ -120,9 +120,9 @@ def identify(session, model_path, photos, args):
     """
     register_heic()
     gallery = in_background(load_gallery, session, args.nearest)  # while Keras loads
-    import naming  # loads Keras: deferred until the arguments are valid
+    import photo_naming  # loads Keras: deferred until the arguments are valid
 
-    namer = naming.Namer(session, model_path, gallery.result())
+    namer = photo_naming.Namer(session, model_path, gallery.result())
     rows, num_failed = [], 0
     for path in photos:
         try:
