@@ -14,10 +14,10 @@ import json
 from pathlib import Path
 
 from command_line import CommandLine, number, parse_with_files, run_command_line
-from photo_gallery import load_gallery
 from images import BadImageError, make_thumbnail
 from neighbors import read_thumbnail
 from on_kaggle import kernel
+from photo_gallery import load_gallery
 from photos import (
     MAX_DRAWN,
     THUMBNAIL,
@@ -30,6 +30,8 @@ from photos import (
 from session import DEMO_PHOTOS, IDENTIFIED_PICTURE, MODEL, Session
 from sources import Source
 from utils import ExpectedError, atomic_write, in_background, say, scratch_folder
+
+DEMO_WORLD = "scratch/demo-world"  # where `make demo` drew it
 
 
 def make_parser():
@@ -94,7 +96,7 @@ def open_output(args):
         if args.demo:
             from demo.world import build_world  # a folder of its own: nobody else loads it
 
-            location = build_world(args.output / "scratch" / "demo-world")
+            location = build_world(args.output / DEMO_WORLD)
         source = Source(location, scratch) if location else None
         yield Session(args.output, source, stop=None)
 
@@ -103,7 +105,7 @@ def write_demo_photos(session):
     """Gives some test pictures of the demo's world as files."""
     from demo.photos import write_photos
 
-    return write_photos(session.source.location, session.path(DEMO_PHOTOS))
+    return write_photos(session.path(DEMO_WORLD), session.path(DEMO_PHOTOS))
 
 
 def identify(session, model_path, photos, args):

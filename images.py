@@ -24,7 +24,7 @@ EXIF_TURNS = {  # how to undo each orientation; 1 is upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-FILL = (124, 116, 104)  # where there is no picture: the mean colour of ImageNet, RGB
+FILL = (124, 116, 104)  # where there is no picture: the mean color of ImageNet, RGB
 MIN_CROP = 0.85  # side of a random crop, as a share of the picture's
 # These four: haqishen/Google-Landmark-Recognition-2020-3rd-Place-Solution, dataset.py, which fills
 # with black.
@@ -121,7 +121,7 @@ def decode_image(data, image_size, keeps_aspect=False, view=PLAIN, formats=IMAGE
     Raises:
         BadImageError: the bytes are not a readable image.
     """
-    with _explained(data), Image.open(io.BytesIO(data), formats=formats) as image:
+    with _opened(data, formats) as image:
         image.draft("RGB", (image_size, image_size))
         square = _fit(_make_upright(image), image_size, keeps_aspect, view.crop)
     if view.geometry:
@@ -145,7 +145,7 @@ def make_thumbnail(data, longest_side, formats=IMAGE_FORMATS):
     Raises:
         BadImageError: the bytes are not a readable image.
     """
-    with _explained(data), Image.open(io.BytesIO(data), formats=formats) as image:
+    with _opened(data, formats) as image:
         image.draft("RGB", (longest_side, longest_side))
         thumbnail = _make_upright(image)
         thumbnail.thumbnail((longest_side, longest_side))
@@ -153,11 +153,57 @@ def make_thumbnail(data, longest_side, formats=IMAGE_FORMATS):
     return thumbnail
 
 
+def shrink_image(data, pixels, quality):
+    """Makes a picture small: upright, RGB, without EXIF, its shorter side so many pixels.
+
+    None is enlarged, and a JPEG that is upright, RGB and small already stays byte for byte.
+
+    Args:
+        data: bytes of a JPEG (or of a PNG, WebP or GIF of that name).
+        pixels: its shorter side afterwards.
+        quality: of the JPEG, 1 to 95.
+
+    Returns:
+        Bytes of a JPEG.
+
+    Raises:
+        BadImageError: the bytes are not a readable image.
+    """
+    with _opened(data) as image:
+        is_plain = image.format == "JPEG" and image.mode == "RGB" and "exif" not in image.info
+        if is_plain and min(image.size) <= pixels:
+            image.load()  # a damaged one shows here
+            return data
+        # As the network's own reading does, decode at a half, quarter or eighth where that is
+        # enough: 1.7 times as fast, and no farther from what the network sees of the original.
+        image.draft("RGB", shrunk_size(image.size, pixels))
+        upright = _make_upright(image)
+        small = upright.resize(shrunk_size(upright.size, pixels), Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        # Full colour resolution: beside halved colours, the same bytes are worth 2 to 3 dB more
+        # (benchmarks/shrink.py). Pillow would keep the original's comment.
+        small.save(file, "JPEG", quality=quality, subsampling=0, comment=b"")
+    return file.getvalue()
+
+
+def decode_whole(data):
+    """Decodes one image at its own size and shape, upright: (height, width, 3) uint8 RGB."""
+    with _opened(data) as image:
+        return np.asarray(_make_upright(image))
+
+
+def shrunk_size(size, pixels):
+    """Gives the (width, height) of a picture whose shorter side is so many pixels at most."""
+    shorter = min(size)
+    return tuple(max(1, round(side * min(pixels, shorter) / shorter)) for side in size)
+
+
 @contextlib.contextmanager
-def _explained(data):
-    """Turns what Pillow raises on the bytes of an image into `BadImageError`."""
+def _opened(data, formats=IMAGE_FORMATS):
+    """Opens an image for the block; what goes wrong in it is a BadImageError."""
     try:
-        yield
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            yield image
     except UnidentifiedImageError as error:
         raise BadImageError("not an image" if data else "empty") from error
     except Image.DecompressionBombError as error:

@@ -1,6 +1,8 @@
 """Runs the whole job on Kaggle: builds the kernels, pushes them in order, collects and submits.
 
     python kernels.py build --user NAME    write kernels/: eight folders, ready to push
+    python kernels.py build --user NAME --shrink 256
+                                           with kernels in front that make the data set small
     python kernels.py run                  push all in order, wait, collect (and --submit)
     python kernels.py push part-3          push one again, whatever its last state
     python kernels.py status               what Kaggle has of each
@@ -16,19 +18,31 @@ import re
 import sys
 from pathlib import Path
 
-from command_line import CommandLine, run_command_line
+from command_line import CommandLine, number, run_command_line
 from on_kaggle.chain import CHALLENGES, Chain, collect, print_status, read_built, submit
-from on_kaggle.packing import KERNELS, parse_arguments, write_kernels
+from on_kaggle.packing import (
+    ENTRIES,
+    KERNELS,
+    Options,
+    count_shrink_kernels,
+    parse_arguments,
+    read_settings,
+    shrink_first,
+    write_kernels,
+)
 from utils import ExpectedError
 
-BUILD_OPTIONS = ("recognition_args", "retrieval_args", "dataset", "no_internet")
+BUILD_OPTIONS = (
+    "recognition_args", "retrieval_args", "shrink_args", "shrink", "shrink_kernels", "dataset",
+    "no_internet",
+)  # fmt: skip
 
 
-def one_of(names):
-    """Makes an argument type that takes these names."""
+def one_of(names, pattern="(?!)"):
+    """Makes an argument type that takes these names, and what matches a pattern."""
 
     def parse(text):
-        if text not in names:
+        if text not in names and not re.fullmatch(pattern, text):
             raise argparse.ArgumentTypeError(f"{text!r}; expected one of {', '.join(names)}")
         return text
 
@@ -61,11 +75,15 @@ def make_parser():
             command.add_argument(
                 "--any-build", action="store_true", help="keep what another build finished"
             )
-    for name, choices in (("push", KERNELS), ("collect", KERNELS), ("submit", CHALLENGES)):
+    for name in ("push", "collect"):
         of[name].add_argument(
-            "names", nargs="*", metavar="NAME", type=one_of(choices), default=[],
-            help=f"of {', '.join(choices)}",
+            "names", nargs="*", metavar="NAME", type=one_of(KERNELS, r"shrink-\d+"), default=[],
+            help=f"of {', '.join(KERNELS)}, shrink-0 and so on",
         )  # fmt: skip
+    of["submit"].add_argument(
+        "names", nargs="*", metavar="NAME", type=one_of(CHALLENGES), default=[],
+        help=f"of {', '.join(CHALLENGES)}",
+    )  # fmt: skip
     for name in ("build", "run"):
         _add_build_options(of[name], name == "build")
     of["run"].add_argument("--submit", action="store_true", help="hand in both submissions")
@@ -78,14 +96,25 @@ def _add_build_options(command, is_required):
         "--max-hours", type=float, default=11, metavar="H",
         help="time budget of a GPU session, hours; Kaggle cuts it off at 12",
     )  # fmt: skip
-    for entry in ("recognition", "retrieval"):
+    for entry in ENTRIES:
         command.add_argument(
             f"--{entry}-args", default="", metavar="ARGS", help=f"more arguments for {entry}.py"
         )
     command.add_argument(
+        "--shrink", type=number(int, 32, 4096), metavar="N",
+        help="first make the pictures small, to N pixels, in kernels without a GPU (try 256)",
+    )  # fmt: skip
+    command.add_argument(
+        "--shrink-kernels", type=number(int, 1, 99), metavar="K",
+        help="kernels that share that (default: as many as their outputs need)",
+    )  # fmt: skip
+    command.add_argument(
         "--dataset", action="append", default=[], metavar="OWNER/SLUG", help="data set to mount"
     )
-    command.add_argument("--no-internet", action="store_true", help="kernels without internet")
+    command.add_argument(
+        "--no-internet", action="store_true",
+        help="kernels without internet, but for those that make the pictures small",
+    )  # fmt: skip
 
 
 def build(args):
@@ -97,28 +126,49 @@ def build(args):
             raise ExpectedError(
                 f"--dataset {dataset}; expected owner/slug, as in the address of its page; check it"
             )
-    extra = {
-        entry: parse_arguments(entry, getattr(args, f"{entry}_args"))
-        for entry in ("recognition", "retrieval")
-    }
-    has_internet = not args.no_internet
-    write_kernels(args.kernels, args.user, extra, args.max_hours, args.dataset, has_internet)
+    extra = {entry: parse_arguments(entry, getattr(args, f"{entry}_args")) for entry in ENTRIES}
+    kernels = KERNELS
+    if args.shrink:
+        settings = read_settings("shrink", ["--pixels", str(args.shrink), *extra["shrink"]])
+        trained = read_settings("recognition", extra["recognition"])
+        if settings.labels == "clean" != trained.labels and not trained.source:
+            raise ExpectedError(
+                f"recognition.py: labels {trained.labels}, but shrink.py keeps clean ones alone; "
+                "expected clean of both",
+                setting="recognition_args",
+            )
+        num_kernels = args.shrink_kernels or count_shrink_kernels(settings)
+        kernels = shrink_first(kernels, args.shrink, num_kernels)
+    options = Options(args.user, extra, args.max_hours, args.dataset, not args.no_internet)
+    write_kernels(args.kernels, kernels, options)
 
 
 def parse_command_line(argv):
     """Parses the command line; ends the process with exit code 2 if it is wrong."""
     argv = list(argv)
     for place, word in reversed(list(enumerate(argv[:-1]))):
-        if re.fullmatch("--(recognition|retrieval)-args", word):  # its value may begin with --
+        if re.fullmatch(f"--({'|'.join(ENTRIES)})-args", word):  # its value may begin with --
             argv[place : place + 2] = [f"{word}={argv[place + 1]}"]
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.command in ("build", "run"):
         if not args.user and any(vars(args)[name] for name in BUILD_OPTIONS):
             parser.error("options of a build go with --user, which builds first")
+        if not args.shrink and (args.shrink_args or args.shrink_kernels):
+            parser.error("--shrink-args and --shrink-kernels go with --shrink N")
         if not 0 < args.max_hours < 12:
             parser.error(f"argument --max-hours: {args.max_hours}; expected more than 0, below 12")
     return args
+
+
+def check_names(names, built, folder):
+    """Raises ExpectedError unless all of these kernels were built."""
+    for name in names:
+        if name not in built:
+            raise ExpectedError(
+                f"{name}: not in {folder}; expected one of {', '.join(built)}; build with --shrink "
+                "to have more"
+            )
 
 
 def main(argv=None):
@@ -128,6 +178,7 @@ def main(argv=None):
         build(args)
     if args.command in ("push", "run", "status", "collect"):
         built = read_built(args.kernels)
+        check_names(getattr(args, "names", []), built, args.kernels)
     if args.command == "status":
         print_status(built)
     if args.command == "push" and args.names:

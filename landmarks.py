@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from sources import TRAIN_CLEAN_CSV, TRAIN_CSV
 from tables import read_header, read_table, write_table
 from utils import ExpectedError
 
@@ -180,6 +181,22 @@ class TrainLabels:
         if place == len(self.image_ids) or self.image_ids[place] != image_id:
             return None
         return int(self.class_indices[place])
+
+
+def read_labels(source, labels, min_images=MIN_IMAGES):
+    """Reads one of the recipes' choices of labels from a source.
+
+    Args:
+        source: `Source`.
+        labels: of `recipes.LABELS`.
+        min_images: a landmark with fewer images is left out.
+
+    Returns:
+        (ClassTable, TrainLabels), as `read_train_labels`.
+    """
+    path = source.fetch(TRAIN_CLEAN_CSV if labels == "clean" else TRAIN_CSV)
+    landmarks_of = source.fetch(TRAIN_CLEAN_CSV) if labels == "all-of-clean" else None
+    return read_train_labels(path, min_images, landmarks_of)
 
 
 def read_train_labels(path, min_images=MIN_IMAGES, landmarks_of=None):

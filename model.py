@@ -142,7 +142,7 @@ def join_head(pooled, head, recipe):
         recipe: `Recipe` of both.
 
     Returns:
-        keras.Model, as of `build_network`.
+        keras.Model, as `build_network` gives it.
     """
     network = _put_head_on(pooled.input, pooled.output, recipe, head.output.shape[-1])
     for layer in head.layers:

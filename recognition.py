@@ -21,7 +21,7 @@ from command_line import (
     session_settings,
     shard_range,
 )
-from landmarks import read_categories, read_image_ids, read_train_labels, write_categories
+from landmarks import read_categories, read_image_ids, read_labels, write_categories
 from metrics import format_scores, score_recognition
 from recipes import RECIPES, Data, Loss, Network, Recipe, Training
 from report import recognised, write_report
@@ -33,7 +33,7 @@ from session import (
     RECOGNITION_SUBMISSION,
     open_session,
 )
-from sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CLEAN_CSV, TRAIN_CSV
+from sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV
 from submissions import (
     check_recognition_submission,
     read_recognition_solution,
@@ -118,9 +118,7 @@ def train(session, recipe, valid_shards, valid_every, fresh=False):
     backbones.check(recipe.network.backbone, data.image_size, recipe.network.weights)
     shards = source.select_shards("train", *data.train_shards, "train_shards")
     held_out = source.select_shards("train", *valid_shards, "valid_shards")
-    labels_csv = source.fetch(TRAIN_CLEAN_CSV if data.labels == "clean" else TRAIN_CSV)
-    landmarks_of = source.fetch(TRAIN_CLEAN_CSV) if data.labels == "all-of-clean" else None
-    class_table, labels = read_train_labels(labels_csv, data.min_images, landmarks_of)
+    class_table, labels = read_labels(source, data.labels, data.min_images)
     say(f"{source}: {len(labels):,} train images of {len(class_table):,} landmarks")
 
     if fresh:  # nothing was wrong so far

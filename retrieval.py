@@ -9,6 +9,7 @@ Run the same command again and it continues where it stopped. However many the p
 is the same.
 """
 
+import dataclasses
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
@@ -23,12 +24,13 @@ from command_line import (
     session_settings,
 )
 from landmarks import read_image_ids, read_landmark_names
-from merging import load_parts, merge_parts
+from merging import NamedPart, load_parts, merge_parts
 from metrics import format_scores, score_retrieval
 from neighbors import choose_rows, draw_neighbors
 from on_kaggle.kernel import require_package
 from recipes import MAX_BATCH_SIZE
 from report import retrieved, write_report
+from reranks import NAMED_BY, RERANKS, default_rerank
 from session import (
     MODEL,
     NEIGHBORS_PICTURE,
@@ -45,6 +47,8 @@ from submissions import (
     write_retrieval_submission,
 )
 from utils import ExpectedError, atomic_write, say
+
+MAX_SUMMED = 1000  # descriptors in the sum of an expansion
 
 
 def make_parser():
@@ -103,6 +107,25 @@ def _add_search_options(group):
         "--rerank-divisor", type=number(float, 1), default=1.5, metavar="D",
         help="divide the squared distance to images of the query's landmark by D; 1 = off",
     )  # fmt: skip
+    group.add_argument(
+        "--rerank", choices=RERANKS,
+        help="what is done about landmarks, see docs/reranks.md (default: divide of a softmax "
+        "network, soft of a cosine head)",
+    )  # fmt: skip
+    group.add_argument(
+        "--names", choices=NAMED_BY,
+        help="who says which landmark an image shows: the network's head, its nearest train images "
+        "of nearest.py, or both (default: divide takes the head, other reranks both where "
+        "nearest.py was run)",
+    )  # fmt: skip
+    group.add_argument(
+        "--expand-queries", type=number(int, 0, MAX_SUMMED), default=0, metavar="K",
+        help="search with the sum of a query and its K - 1 nearest index images; 0 = off",
+    )  # fmt: skip
+    group.add_argument(
+        "--augment-index", type=number(int, 0, MAX_SUMMED), default=0, metavar="K",
+        help="replace each index image by the sum of itself and its K - 1 nearest; 0 = off",
+    )  # fmt: skip
 
 
 def parse_arguments(argv):
@@ -117,6 +140,15 @@ def parse_arguments(argv):
         parser.error(f"{args.files[0]}: part files go with `retrieval.py merge`")
     if args.part is not None and args.step == "merge":
         parser.error("--part goes with a search; expected `retrieval.py merge` alone or with files")
+    of_unit_length = {
+        "--rerank": args.rerank in ("confidence", "soft"),
+        "--names": args.names in ("gallery", "both"),
+        "--expand-queries": args.expand_queries,
+        "--augment-index": args.augment_index,
+    }
+    for flag, is_asked in of_unit_length.items():
+        if is_asked and not args.normalise:
+            parser.error(f"{flag} compares descriptors of length 1; expected no --no-normalise")
     return args
 
 
@@ -130,7 +162,7 @@ def main(argv=None):
         else:
             files = search_parts(session, args)
         if args.part is None:
-            merge(session, files, args.rerank_divisor)
+            merge(session, files, args.rerank_divisor, args.rerank)
 
 
 # ---------------------------------------------------------------------------------------- parts
@@ -155,17 +187,50 @@ def search_parts(session, args):
         args.model or session.find(MODEL), args.batch_size, args.flipped_too, args.descriptor_dtype
     )
     describer = describe.Describer(settings, session.source)
-    wanted = parts.Search("index", args.parts, args.top, args.normalise)
     session.take_up(REPORT_FACTS)  # the merge mounts the parts alone
     session.source.select_shards("index")  # told before the test images are described, if missing
     index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
     queries = parts.find_queries(session, describer, args.queries, args.normalise)
+    wanted = _plan_search(session, describer, args, queries)
+    if args.expand_queries or args.augment_index:
+        expansion = _plan_expansion(session, describer, args, index_ids)
+        wanted = dataclasses.replace(wanted, expansion=expansion)
+        if args.expand_queries:
+            queries = parts.expand_queries(session, queries, expansion)
     files = []
     for part in range(args.parts) if args.part is None else [args.part]:
         path = parts.search_part(session, describer, wanted, queries, part, index_ids)
         print(path)
         files.append(path)
     return files
+
+
+def _plan_search(session, describer, args, queries):
+    """Decides which candidates are kept and who names landmarks: `parts.Search`."""
+    import naming
+    import parts
+
+    default = default_rerank(describer.recipe) if args.normalise else "divide"
+    has_all_reranks = not {default, args.rerank}.isdisjoint(("confidence", "soft"))
+    namer = naming.Namer()
+    if has_all_reranks or args.names:
+        namer = naming.find_namer(session, describer.fingerprint, queries, args.names)
+    return parts.Search(
+        "index", args.parts, args.top, args.normalise, default, has_all_reranks, namer,
+        namer.name_queries(queries),
+    )  # fmt: skip
+
+
+def _plan_expansion(session, describer, args, index_ids):
+    """Finds the descriptors of the whole index, made first where this run has all parts."""
+    import describe
+    import parts
+
+    shards = session.source.select_shards("index")
+    if args.part is None:
+        describe.describe_shards(session, describer, shards, index_ids)
+    whole = parts.find_whole_index(session, describer, shards, index_ids)
+    return parts.Expansion(args.expand_queries, args.augment_index, whole)
 
 
 # ---------------------------------------------------------------------------------------- merge
@@ -185,13 +250,14 @@ def find_parts(session, num_parts):
     return sorted(found.values(), key=lambda path: path.name)
 
 
-def merge(session, files, divisor):
+def merge(session, files, divisor, rerank=None):
     """Merges all parts into the submission, checks it, scores it and draws neighbors.png.
 
     Args:
         session: `Session`.
         files: paths of all the parts.
         divisor: of the squared distance to images of the query's landmark; 1 = no rerank.
+        rerank: one of `reranks.RERANKS`; None is that of the model's recipe.
 
     Raises:
         ExpectedError: parts are missing, repeated, damaged or do not belong together.
@@ -199,6 +265,13 @@ def merge(session, files, divisor):
     source = session.source
     parts, fingerprint = load_parts(files)
     num_nearest = fingerprint["top"]
+    rerank = rerank or fingerprint.get("rerank", "divide")
+    if rerank in ("confidence", "soft") and not isinstance(parts[0], NamedPart):
+        raise ExpectedError(
+            f"{files[0]}: it has no candidates of the rerank {rerank}; expected those of all "
+            "reranks",
+            setting="rerank",
+        )
     test_ids = read_image_ids(source.fetch(TEST_CSV))
     if not np.isin(parts[0].query_ids, test_ids).all():
         raise ExpectedError(
@@ -207,7 +280,7 @@ def merge(session, files, divisor):
             setting="source",
         )
     path = session.path(RETRIEVAL_SUBMISSION)
-    ranking = merge_parts(parts, divisor, num_nearest)
+    ranking = merge_parts(parts, divisor, num_nearest, rerank)
     _write_ranking(path, test_ids, ranking)
     num_answered = check_retrieval_submission(path, test_ids)
     num_indexed = sum(len(part.index_ids) for part in parts)
@@ -219,9 +292,9 @@ def merge(session, files, divisor):
     if source.exists(RETRIEVAL_SOLUTION):
         solution_csv = source.fetch(RETRIEVAL_SOLUTION)
         solution = read_retrieval_solution(solution_csv)
-        if divisor > 1:
+        if rerank != "none" and (rerank != "divide" or divisor > 1):
             plain = source.scratch / "without_rerank.csv"
-            _write_ranking(plain, test_ids, merge_parts(parts, 1, num_nearest))
+            _write_ranking(plain, test_ids, merge_parts(parts, 1, num_nearest, "none"))
             scores["mAP@100 without the rerank"] = score_retrieval(plain, solution_csv)
         scores["mAP@100"] = score_retrieval(path, solution_csv)
         for name, score in scores.items():
@@ -232,7 +305,9 @@ def merge(session, files, divisor):
     merged = {
         "scores": scores,
         "num_parts": len(parts),
-        "divisor": divisor,
+        "rerank": f"squared distances within the landmark / {divisor:g}"
+        if rerank == "divide"
+        else rerank,
         "left_out": {"index": num_known - num_indexed, "test": len(test_ids) - num_answered},
     }
     write_report(

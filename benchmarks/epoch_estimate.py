@@ -3,7 +3,8 @@
     python benchmarks/epoch_estimate.py --step-rate 550 --step-source "..." [--gpus 2] [--cores 4]
 
 Takes the decode rate per core, what is lost in overlapping and the search rate from the results of
-decode.py, overlap.py and search_speed.py, unless given. The step rate of a GPU cannot be measured
+decode.py, overlap.py and search_speed.py, and the gain of small pictures from small_pictures.py,
+unless given. The step rate of a GPU cannot be measured
 on a machine without one and must be given with its source; describing counts as fast as training.
 """
 
@@ -12,12 +13,15 @@ import argparse
 from common import load_results, median, print_table
 from search_speed import OURS
 
-from on_kaggle.packing import NUM_PARTS
+import shrink
+from on_kaggle import packing
+from on_kaggle.packing import NUM_PARTS, PICTURE_KB
 from sources import NUM_CVDF_SHARDS
 
-NUM_IMAGES = {"train": 4_132_914, "index": 761_757, "test": 117_577}  # of the data set's page
-INDEX_SHARD_MB = 850  # as CVDF says
+NUM_IMAGES = packing.NUM_IMAGES | {"train": packing.NUM_IMAGES["full"]}
+INDEX_SHARD_MB, TEST_SHARD_MB = 850, 500  # as CVDF says
 SESSION_HOURS = 12.0  # a kernel's limit
+QUOTA_HOURS = 30.0  # of GPU sessions in a week
 
 
 def measured_decode_rate():
@@ -38,6 +42,11 @@ def measured_search_rate():
     """Gives queries/s that search_speed.py measured for the largest index, a real part's."""
     rates = load_results("search")
     return median(rates[max(rates, key=int)], OURS) if rates else None
+
+
+def measured_small(key):
+    """Gives what small_pictures.py measured: "times" the decode rate, pictures shrunk a second."""
+    return load_results("small_pictures").get(key)
 
 
 def positive(text):
@@ -80,8 +89,23 @@ def parse_arguments():
         "--search-rate", type=positive, default=measured_search_rate(),
         help="queries/s in 127,000 index images (default: search_speed.py's last result)",
     )  # fmt: skip
+    parser.add_argument(
+        "--small-times", type=positive, default=measured_small("times"),
+        help="decode rate of small pictures / of originals (default: small_pictures.py's result)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shrink-rate", type=positive, default=measured_small("shrink_rate"),
+        help="pictures/s per core made small (default: small_pictures.py's last result)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mount-rate", type=positive, default=100.0,
+        help="MB/s from a mounted output of another kernel, an assumption",
+    )  # fmt: skip
     args = parser.parse_args()
-    for option, script in (("decode_rate", "decode.py"), ("search_rate", "search_speed.py")):
+    for option, script in (
+        ("decode_rate", "decode.py"), ("search_rate", "search_speed.py"),
+        ("small_times", "small_pictures.py"), ("shrink_rate", "small_pictures.py"),
+    ):  # fmt: skip
         if getattr(args, option) is None:
             option = "--" + option.replace("_", "-")
             parser.error(f"no result of {script}; run it first, or give {option}")
@@ -134,12 +158,58 @@ def print_part(args):
     )
 
 
+def print_quota(args):
+    """Prints how many epochs fit into a week's GPU hours, of originals and of small pictures."""
+    decode_rate = args.decode_rate * args.cores * args.free_cores
+    step_rate = args.step_rate * args.gpus
+    whole_mb = args.shard_mb * NUM_CVDF_SHARDS["train"]  # all shards come, whatever is in them
+    rows = []
+    for labels in ("full", "clean"):
+        num_images = NUM_IMAGES[labels]
+        for name, megabytes, rate, times in (
+            ("originals", whole_mb, args.download_rate, 1.0),
+            ("256 pixels", num_images * PICTURE_KB / 1000, args.mount_rate, args.small_times),
+        ):
+            stages = [
+                megabytes / rate / 3600,
+                num_images / (decode_rate * times) / 3600,
+                num_images / step_rate / 3600,
+            ]
+            hours = max(stages) * args.overlap
+            rows.append((labels, name, *stages, hours, QUOTA_HOURS / hours))
+    header = ("train images", "read from", "fetch, h", "decode, h", "step, h", "epoch, h")
+    print_table((*header, f"epochs in {QUOTA_HOURS:g} GPU hours"), rows)
+
+
+def print_shrinking(args):
+    """Prints what the kernels in front take, which need no GPU."""
+    megabytes = args.shard_mb * NUM_CVDF_SHARDS["train"]
+    megabytes += INDEX_SHARD_MB * NUM_CVDF_SHARDS["index"] + TEST_SHARD_MB * NUM_CVDF_SHARDS["test"]
+    download_h = megabytes / args.download_rate / 3600
+    for labels in ("full", "clean"):
+        num_images = NUM_IMAGES[labels] + NUM_IMAGES["index"] + NUM_IMAGES["test"]
+        shrink_h = num_images / (args.shrink_rate * args.cores * args.free_cores) / 3600
+        settings = shrink.parse_arguments(["--labels", labels])
+        num_kernels = packing.count_shrink_kernels(settings)
+        hours = max(download_h, shrink_h) / num_kernels
+        print(
+            f"made small, {labels}: {num_images * PICTURE_KB / 1e6:.0f} GB of 256 pixels in "
+            f"{num_kernels} kernels without a GPU, {hours:.1f} h each"
+        )
+
+
 def main():
     """Prints the estimates, as the module's docstring says."""
     args = parse_arguments()
     print_epoch(args)
     print_part(args)
-    print(f"assumed: step rate from {args.step_source}; download rate and shard size as given")
+    print()
+    print_quota(args)
+    print_shrinking(args)
+    print(
+        f"assumed: step rate from {args.step_source}; download rate and shard size as given; "
+        f"{args.mount_rate:g} MB/s from a mount; {PICTURE_KB:g} KB a small picture"
+    )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ NAMES = (
     "metadata",
     "startup",
     "step",
+    "heads",
     "epoch_estimate",
 )
 # A T4 cannot be measured here: give its rate anew when one was.

@@ -21,7 +21,7 @@ from on_kaggle.client import (
     last_line,
     patiently,
 )
-from on_kaggle.packing import KERNELS, REPORT, Kernel
+from on_kaggle.packing import CHAIN_FILE, REPORT, Kernel, read_chain
 from session import (
     CHECKPOINTS,
     DESCRIPTORS,
@@ -86,17 +86,17 @@ class State:
 
 def read_built(folder):
     """Reads the folders that `build` wrote: dict, kernel name -> `Built`."""
-    found = {}
-    for name, kernel in KERNELS.items():
-        path = Path(folder, name, "kernel-metadata.json")
-        try:
+    path, found = Path(folder, CHAIN_FILE), {}
+    try:
+        for name, kernel in read_chain(folder).items():
+            path = Path(folder, name, "kernel-metadata.json")
             metadata = json.loads(path.read_text(encoding="utf-8"))
             found[name] = Built(kernel, path.parent, metadata["id"], metadata["build"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ExpectedError(
-                f"{path}: {getattr(error, 'strerror', None) or 'not as build wrote it'}; expected "
-                "built kernels; write them with: python kernels.py build --user NAME"
-            ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExpectedError(
+            f"{path}: {getattr(error, 'strerror', None) or 'not as build wrote it'}; expected "
+            "built kernels; write them with: python kernels.py build --user NAME"
+        ) from error
     return found
 
 

@@ -13,7 +13,7 @@ def gather(session, merged, fingerprint, ranking, solution, rows):
 
     Args:
         session: `Session`.
-        merged: dict: `scores` (name -> scores by usage), `num_parts`, `divisor`, and `left_out`
+        merged: dict: `scores` (name -> scores by usage), `num_parts`, `rerank`, and `left_out`
             (split -> number of images).
         fingerprint: what the parts share.
         ranking: `merging.Ranking`.
@@ -35,7 +35,7 @@ def gather(session, merged, fingerprint, ranking, solution, rows):
         "details": [
             ["parts", merged["num_parts"]],
             ["descriptors", f"{length}, {fingerprint['descriptor_dtype']}"],
-            ["rerank", f"squared distances within the landmark / {merged['divisor']:g}"],
+            ["rerank", merged["rerank"]],
             ["images for a query", fingerprint["top"]],
         ],
     }

@@ -43,6 +43,16 @@ def test_overlap_runs(monkeypatch, capsys):
     assert out.count("| real, ") == 2
 
 
+def test_small_pictures_runs(monkeypatch, capsys):
+    import small_pictures
+
+    monkeypatch.setattr(small_pictures, "PIXELS", (256,))
+    arguments = ("--images", 2, "--shard-images", 4, "--rounds", 1)
+    out = run(monkeypatch, capsys, small_pictures, *arguments)
+    assert "| 256 | **85** |" in out and "| 192 | " in out
+    assert "a shard of 4 pictures: " in out
+
+
 def test_search_speed_runs(monkeypatch, capsys):
     import search_speed
 
@@ -84,3 +94,22 @@ def test_identify_asks_about_private_rows_alone_and_counts_both_kinds(data_set, 
         ("with a landmark", len(with_one), share, 0.0),
         ("without", len(truths) - len(with_one), 0.0, 1.0),
     ]
+
+
+def test_every_variant_of_the_ablation_is_taken_by_recognition():
+    import ablation
+
+    import recognition
+
+    for name, changes in ablation.VARIANTS.items():
+        flags = [str(word) for word in ablation.flags_of(changes)]
+        parsed = vars(recognition.parse_arguments(flags))
+        assert {parsed[flag.replace("-", "_")] for flag in changes} == set(changes.values()), name
+
+
+def test_the_heads_that_are_timed_are_recipes():
+    import heads
+
+    recipes = {name: heads.recipe_of(name) for name in heads.HEADS}
+    assert len(set(recipes.values())) == len(recipes)
+    assert recipes[heads.LARGEST].loss.sub_centers == 3

@@ -11,8 +11,8 @@ from checks import one_line
 from PIL import Image
 from synthetic import LANDMARKS, draw, encode
 
-import photo_gallery
 import identify
+import photo_gallery
 import photos
 import retrieval
 from calibration import Calibration, save_calibration

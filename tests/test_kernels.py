@@ -133,7 +133,7 @@ def test_the_same_source_builds_the_same_bytes_at_any_time_and_place(built, tmp_
     finally:
         os.environ.pop("TZ") if zone is None else os.environ.update(TZ=zone)
     assert files_of(tmp_path) == files_of(built)
-    assert len(files_of(built)) == 16
+    assert len(files_of(built)) == 17
 
 
 def test_the_metadata_is_what_kaggle_expects(built):
@@ -208,6 +208,20 @@ def test_all_modules_that_the_scripts_need_are_packed_and_no_others():
         (["--recognition-args", "--image-size 3"], "'3'; expected a number from 32 up"),
         (["--retrieval-args", "--parts=3"], "--parts=3 is set for each kernel"),
         (["--retrieval-args", "merge"], "merge is set for each kernel"),
+        (["--shrink", "256", "--shrink-args", "--pixels 9"], "--pixels is set for each kernel"),
+        (["--shrink", "256", "--shrink-args", "--split test"], "--split is set for each kernel"),
+        (
+            [
+                "--shrink",
+                "256",
+                "--shrink-args",
+                "--labels clean",
+                "--recognition-args",
+                "--seed 1",
+            ],
+            "recognition.py: labels full, but shrink.py keeps clean ones alone",
+        ),
+        (["--shrink", "256", "--shrink-args", "--quality 99"], "'99'; expected a number from 1"),
         (["--retrieval-args", "--top 500"], "argument --top: 500; expected at most 100"),
         (["--recognition-args", "--output /tmp/z"], "--output is set for each kernel"),
         (["--recognition-args", "--train-shards 0:2"], "--valid-shards overlap --train-shards"),
@@ -225,8 +239,8 @@ def test_wrong_arguments_for_a_kernel_are_refused_before_anything_is_written(
         kernels.main(["build", "--user", USER, "--kernels", str(tmp_path / "built"), *arguments])
     message = one_line(caught.value)
     assert told in message
-    if arguments[0].endswith("-args"):
-        assert message.endswith(f"; change {arguments[0]}")
+    if arguments[-2].endswith("-args"):
+        assert message.endswith(f"; change {arguments[-2]}")
     assert not (tmp_path / "built").exists()
 
 
@@ -342,6 +356,116 @@ def test_a_built_kernel_starts_the_real_script(built, tmp_path):
         "error: argument --parts: '0'; expected a number from 1 up; see retrieval.py --help"
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["script.py"]
+
+
+# ------------------------------------------------------------------------------- shrink first
+
+
+SHRINKS = [f"landmark-shrink-part-{part}" for part in range(3)]
+
+
+@pytest.fixture(scope="module")
+def built_small(tmp_path_factory):
+    """Kernels built with three in front that make the data set small."""
+    folder = tmp_path_factory.mktemp("built-small")
+    build(folder, "--shrink", "256", "--shrink-kernels", "3", "--no-internet")
+    return folder
+
+
+def metadata_of(folder, name):
+    return json.loads((folder / name / "kernel-metadata.json").read_text())
+
+
+def test_the_kernels_in_front_make_a_part_each_small_without_a_gpu(built_small):
+    facts, page = facts_of(built_small, "shrink-1"), metadata_of(built_small, "shrink-1")
+    assert facts["entry"] == "shrink" and facts["result"] == "shrunk-1-of-3.json"
+    assert facts["arguments"] == [
+        *("--pixels", "256", "--part", "1", "--parts", "3", "--copy-earlier")
+    ]  # fmt: skip
+    assert page["enable_gpu"] is False and "machine_shape" not in page
+    assert page["enable_internet"] is True  # it downloads, whatever the others may
+    assert page["kernel_sources"] == [page["id"]] == [f"someone/{SHRINKS[1]}"]
+    modules = packing.find_modules()
+    assert {"shrink.py", "shrinking.py", "tars.py"} <= modules.keys()
+
+
+@pytest.mark.parametrize("name", packing.KERNELS)
+def test_the_others_read_what_those_made_and_need_no_internet(built_small, built, name):
+    page, before = metadata_of(built_small, name), metadata_of(built, name)
+    assert page["kernel_sources"] == [
+        *(f"someone/{slug}" for slug in SHRINKS),
+        *before["kernel_sources"],
+    ]
+    assert page["enable_internet"] is False
+    words = facts_of(built_small, name)["arguments"]
+    place = words.index("--source")
+    assert words[place + 1] == "inputs"
+    assert words[:place] + words[place + 2 :] == facts_of(built, name)["arguments"]
+
+
+def test_a_build_without_them_is_the_chain_that_counts(tmp_path):
+    build(tmp_path, "--shrink", "256", "--shrink-kernels", "3")
+    assert list(chain.read_built(tmp_path)) == [
+        "shrink-0",
+        "shrink-1",
+        "shrink-2",
+        *packing.KERNELS,
+    ]
+    build(tmp_path)
+    assert list(chain.read_built(tmp_path)) == list(packing.KERNELS)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", 9),  # (4.13 + 0.76 + 0.12) M pictures of 30 KB = 150 GB, in outputs of 18.4
+        ("--labels clean", 5),  # 2.46 M = 74 GB
+        ("--split index", 2),  # 22.9 GB
+        ("--split test", 1),
+        ("--quality 90", 10),  # 183 GB
+        ("--demo", 2),
+        ("--source inputs", 2),
+    ],
+)
+def test_as_many_kernels_share_the_data_set_as_their_outputs_need(words, expected):
+    settings = packing.read_settings("shrink", ["--pixels", "256", *words.split()])
+    assert packing.count_shrink_kernels(settings) == expected
+
+
+def test_smaller_pictures_need_fewer_kernels():
+    counts = [
+        packing.count_shrink_kernels(packing.read_settings("shrink", ["--pixels", str(pixels)]))
+        for pixels in (192, 224, 256, 320, 384)
+    ]
+    assert counts == [6, 7, 9, 12, 17]
+
+
+@needs_client
+def test_all_kernels_in_front_are_finished_before_a_gpu_is_asked_for(
+    built_small, kaggle, tmp_path, capsys
+):
+    kaggle.cpu_sessions = 2
+    kaggle.outcomes[SHRINKS[1]] = [Outcome(is_finished=False, files={"shrink.csv": "row"})]
+    run(built_small, tmp_path, "--submit")
+    pushes = kaggle.pushes()
+    assert sorted(pushes[:4]) == sorted([*SHRINKS, SHRINKS[1]])  # one took two sessions
+    assert pushes[4:] == [RECOGNITION, *PARTS, MERGE]
+    assert (kaggle.most_cpus, kaggle.most_gpus) == (2, 2)
+    assert capsys.readouterr().err.count("no session free") == 1
+    ends = [one.ended for one in kaggle.sessions[:4]]
+    assert all(one.started > max(ends) for one in kaggle.sessions[4:])
+    assert kaggle.sessions[4].request["kernelDataSources"] == [
+        *(f"someone/{slug}" for slug in SHRINKS), f"someone/{RECOGNITION}",
+    ]  # fmt: skip
+    assert len(kaggle.submissions) == 2
+
+
+@needs_client
+def test_one_in_front_is_pushed_again_by_its_name(built_small, built, kaggle):
+    command("push", built_small, "shrink-2")
+    assert kaggle.pushes() == [SHRINKS[2]]
+    told = refusal("push", built, "shrink-2")
+    assert told.startswith("shrink-2: not in ") and "expected one of recognition, part-0" in told
 
 
 # ----------------------------------------------------------------------------- the whole way
@@ -750,6 +874,9 @@ def test_kernels_that_are_not_built_are_one_line(tmp_path):
         (["push", "part-9"], "'part-9'; expected one of recognition, part-0"),
         (["submit", "both"], "'both'; expected one of recognition, retrieval"),
         (["run", "--recognition-args", "--labels clean"], "options of a build go with --user"),
+        (["run", "--shrink", "256"], "options of a build go with --user"),
+        (["build", "--user", "a", "--shrink-kernels", "2"], "go with --shrink N"),
+        (["build", "--user", "a", "--shrink", "8"], "'8'; expected a number from 32"),
         (["build", "--user", "a", "--max-hours", "12"], "12.0; expected more than 0, below 12"),
     ],
 )

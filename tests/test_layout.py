@@ -20,21 +20,11 @@ def order_of_the_readme():
 
 # A module may import those after it; the scripts never import each other.
 ORDER = order_of_the_readme()
-SCRIPTS = ("recognition", "retrieval", "kernels", "identify")
+SCRIPTS = ("recognition", "retrieval", "nearest", "shrink", "kernels", "identify")
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 WITH_FRAMEWORK = {
-    *(
-        "naming",
-        "frozen",
-        "training",
-        "parts",
-        "describe",
-        "model",
-        "layers",
-        "optimizers",
-        "backbones",
-    ),
-    "replicas",
+    *("frozen", "training", "parts", "describe", "model", "layers", "optimizers", "backbones"),
+    *("photo_naming", "device_search", "replicas"),
 }
 PACKAGES = ("demo", "on_kaggle", "report")
 

@@ -477,7 +477,10 @@ def test_an_output_that_is_the_source_is_refused_and_stays_as_it_is(other_source
     link = other_source.parent / "link"
     link.symlink_to(other_source)
     line = failure(capsys, "--source", other_source, "--output", link)
-    assert line.startswith(f"error: {link}: it is the source, too; expected a folder of its own")
+    assert line == (
+        f"error: {link}: it is the source, too; expected a folder of its own for the results; "
+        "choose another --output"
+    )
     assert files_of(other_source) == before
 
 
@@ -546,6 +549,7 @@ def test_an_output_that_is_a_file(data_set, tmp_path, capsys):
     (tmp_path / "file").write_text("x")
     line = failure(capsys, *small(data_set, tmp_path / "file"))
     assert line.startswith(f"error: {tmp_path / 'file'}")
+    assert line.endswith("; expected a writable folder; choose another --output")
 
 
 # ------------------------------------------------------------------------------------ the help

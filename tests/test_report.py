@@ -176,8 +176,12 @@ def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
         image_ids=np.array([3, 4], np.uint64),
     )  # fmt: skip
     solution = {format_image_id(1): RetrievalTruth({format_image_id(4)}, "Public")}
-    merged = {"scores": {"mAP@100": {"Public": 0.5, "all": 0.5}}, "num_parts": 6, "divisor": 1.5,
-              "left_out": {"index": 5, "test": 0}}  # fmt: skip
+    merged = {
+        "scores": {"mAP@100": {"Public": 0.5, "all": 0.5}},
+        "num_parts": 6,
+        "rerank": "divide",
+        "left_out": {"index": 5, "test": 0},
+    }
     retrieval = retrieved.gather(
         SimpleNamespace(source=source), merged,
         {"normalise": True, "descriptor_dtype": "float32", "top": 100},

@@ -11,7 +11,7 @@ from search import find_candidates, nearest
 def brute_force(queries, index, num_nearest):
     """What `nearest` must give: all distances in float64, rounded once, sorted with ties in order.
 
-    No library of nearest neighbours takes part, and no block.
+    No library of nearest neighbors takes part, and no block.
     """
     positions = np.full((len(queries), num_nearest), -1, np.int32)
     distances = np.full((len(queries), num_nearest), np.inf, np.float32)
@@ -87,7 +87,7 @@ def test_an_index_of_too_few_rows_is_filled_up(num_index):
     assert distances.tolist() == [squared + [np.inf] * missing] * 2
 
 
-def test_no_queries_have_no_neighbours():
+def test_no_queries_have_no_neighbors():
     positions, distances = nearest(np.empty((0, 4), np.float32), normal(0, 9, 4), 3)
     assert positions.shape == distances.shape == (0, 3)
 
