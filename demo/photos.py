@@ -4,7 +4,7 @@ import tarfile
 from pathlib import Path
 
 from demo.overview import read_world
-from demo.world import PLACES, view_of
+from demo.world import view_of
 from utils import atomic_write
 
 NUM_LANDMARKS, NUM_OTHERS = 4, 2  # pictures with a landmark, each another one, and without
@@ -20,25 +20,26 @@ def write_photos(world_folder, folder):
     Returns:
         list of paths.
     """
-    world = read_world(Path(world_folder))
-    chosen, num_left = {}, NUM_OTHERS
-    shards = {shard: row for shard, row in world.shards.items() if shard.split == "test"}
-    for shard, picture in ((shard, p) for shard, row in shards.items() for p in row):
-        if view_of(world.seed, picture, world.size.hard_share)[2].hard:
-            continue  # at night, in fog, behind trees ...: not what one would ask about first
-        known = [place for place in picture.labels if place in world.landmark_ids]
-        if not picture.labels and num_left:
-            num_left -= 1
-            chosen[f"no_landmark_{num_left}"] = shard, picture
-        elif (
-            len(picture.labels) == len(known) == 1
-            and len(chosen) + num_left < NUM_LANDMARKS + NUM_OTHERS
-        ):
-            chosen.setdefault(PLACES[known[0]].name.replace(" ", "_"), (shard, picture))
     paths = []
-    for name, (shard, picture) in chosen.items():
-        path = Path(folder, f"{name.rstrip('_0123456789')}-{picture.image_id[:6]}.jpg")
+    for name, shard, picture in choose_pictures(read_world(Path(world_folder))):
+        path = Path(folder, f"{name}-{picture.image_id[:6]}.jpg")
         with tarfile.open(Path(world_folder, shard.path)) as tar, atomic_write(path) as temporary:
             temporary.write_bytes(tar.extractfile(picture.member).read())
         paths.append(path)
     return paths
+
+
+def choose_pictures(world):
+    """Lists (name of what it shows, Shard, PlannedPicture), the landmarks first."""
+    landmarks, others = {}, []
+    for shard, pictures in world.shards.items():
+        for picture in pictures if shard.split == "test" else ():
+            if view_of(world, picture)[2].hard:
+                continue  # at night, in fog, behind trees ...: not what one would ask about first
+            known = [place for place in picture.labels if place in world.landmark_ids]
+            if not picture.labels:
+                others.append(("no_landmark", shard, picture))
+            elif len(picture.labels) == len(known) == 1:
+                name = world.places[known[0]].name.replace(" ", "_")
+                landmarks.setdefault(name, (name, shard, picture))
+    return [*list(landmarks.values())[:NUM_LANDMARKS], *others[:NUM_OTHERS]]

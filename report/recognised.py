@@ -45,14 +45,28 @@ def gather(session, describer, found, calibration):
     }
     if not source.exists(RECOGNITION_SOLUTION):
         return facts
-    solution_csv = source.fetch(RECOGNITION_SOLUTION)
-    solution = read_recognition_solution(solution_csv)
-    scores = score_recognition(session.path(RECOGNITION_SUBMISSION), solution_csv)
+    scores = score_recognition(
+        session.path(RECOGNITION_SUBMISSION), source.fetch(RECOGNITION_SOLUTION)
+    )
     facts["scores"] = [{"name": "GAP", "usages": scores}]
-    facts["usages"] = count_usages(solution, lambda truth: truth.landmark_ids)
+    return facts | judge(session, found)
+
+
+def judge(session, found):
+    """Gathers what is right and wrong in predictions of a source with ground truth.
+
+    Args:
+        session: `Session`.
+        found: `Descriptions` of the test images that are named.
+
+    Returns:
+        dict.
+    """
+    source = session.source
+    solution = read_recognition_solution(source.fetch(RECOGNITION_SOLUTION))
     rows = Rows(found, solution)
-    facts |= {
-        "num_scored": len(rows.order),
+    facts = {
+        "usages": count_usages(solution, lambda truth: truth.landmark_ids),
         "curve": rows.curve(),
         "spread": rows.spread(),
         "landmarks": rows.landmarks(),
