@@ -208,7 +208,7 @@ def add_session_options(parser):
 
 def parse_session(parser, argv):
     """Parses the command line; --recipe and then --demo say which defaults the options have."""
-    args = _parse(parser, argv)
+    args = parse_with_files(parser, argv)
     defaults = dict(RECIPES[args.recipe].settings()) if "recipe" in args else {}
     if args.demo:
         import demo
@@ -216,7 +216,7 @@ def parse_session(parser, argv):
         defaults |= {key: demo.DEFAULTS[key] for key in demo.DEFAULTS.keys() & vars(args).keys()}
     if defaults:
         parser.set_defaults(**defaults)
-        args = _parse(parser, argv)
+        args = parse_with_files(parser, argv)
     if args.scratch is None:
         args.scratch = args.output / "scratch"
     if args.max_hours is not None and not args.max_hours > 0:
@@ -245,7 +245,7 @@ def _find_source(args):
     return places
 
 
-def _parse(parser, argv):
+def parse_with_files(parser, argv):
     """Parses; files may follow options too (argparse's own way to allow that spoils --help)."""
     args, rest = parser.parse_known_args(argv)
     if rest and ("files" not in args or any(word.startswith("-") for word in rest)):

@@ -72,7 +72,7 @@ class Describer:
         self.class_table = recogniser.class_table
         self.image_size = recogniser.image_size
         self.recipe = recogniser.recipe
-        self.keeps_aspect = recogniser.recipe.data.keep_aspect
+        self.keeps_aspect = self.recipe.data.keep_aspect
         # Two files of descriptions go together only if all of this is equal.
         self.fingerprint = {
             "model": recogniser.fingerprint,

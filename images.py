@@ -102,7 +102,7 @@ def draw_view(augmentation, rng):
     return View(**drawn)
 
 
-def decode_image(data, image_size, keeps_aspect=False, view=PLAIN):
+def decode_image(data, image_size, keeps_aspect=False, view=PLAIN, formats=IMAGE_FORMATS):
     """Decodes one image and fits it into a square.
 
     JPEGs are decoded at a half, quarter or eighth of their size where that still covers the square.
@@ -113,6 +113,7 @@ def decode_image(data, image_size, keeps_aspect=False, view=PLAIN):
         keeps_aspect: the longer side fills the square, and FILL what is left beside or above and
             below the picture; else both sides fill it, whatever the aspect ratio.
         view: `View`.
+        formats: tuple of Pillow's names of the formats to take; None takes all that it reads.
 
     Returns:
         (image_size, image_size, 3) uint8 RGB.
@@ -120,7 +121,7 @@ def decode_image(data, image_size, keeps_aspect=False, view=PLAIN):
     Raises:
         BadImageError: the bytes are not a readable image.
     """
-    with _opened(data) as image:
+    with _opened(data, formats) as image:
         image.draft("RGB", (image_size, image_size))
         square = _fit(_make_upright(image), image_size, keeps_aspect, view.crop)
     if view.geometry:
@@ -129,6 +130,27 @@ def decode_image(data, image_size, keeps_aspect=False, view=PLAIN):
         _erase(square, *view.erased)
     pixels = np.asarray(square)
     return pixels[:, ::-1] if view.is_mirrored else pixels
+
+
+def make_thumbnail(data, longest_side, formats=IMAGE_FORMATS):
+    """Decodes one image to look at.
+
+    Args:
+        data, formats: as of `decode_image`.
+        longest_side: in pixels; a smaller picture stays as it is.
+
+    Returns:
+        PIL image, RGB, upright.
+
+    Raises:
+        BadImageError: the bytes are not a readable image.
+    """
+    with _opened(data, formats) as image:
+        image.draft("RGB", (longest_side, longest_side))
+        thumbnail = _make_upright(image)
+        thumbnail.thumbnail((longest_side, longest_side))
+        thumbnail.load()  # a picture that was small enough is still in the file
+    return thumbnail
 
 
 def shrink_image(data, pixels, quality):
@@ -177,10 +199,10 @@ def shrunk_size(size, pixels):
 
 
 @contextlib.contextmanager
-def _opened(data):
+def _opened(data, formats=IMAGE_FORMATS):
     """Opens an image for the block; what goes wrong in it is a BadImageError."""
     try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             yield image
     except UnidentifiedImageError as error:
         raise BadImageError("not an image" if data else "empty") from error

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from sources import TRAIN_CLEAN_CSV, TRAIN_CSV
-from tables import read_header, read_table
+from tables import read_header, read_table, write_table
 from utils import ExpectedError
 
 LANDMARK_LEFT_OUT_IN_2019 = 138982  # its author does not say why
@@ -104,9 +104,33 @@ def read_image_ids(path):
 
 def read_landmark_names(path):
     """Reads train_label_to_category.csv: landmark id -> name, e.g. `Berlin Cathedral`."""
+    return {key: name_of_category(address) for key, address in read_categories(path).items()}
+
+
+def read_categories(path):
+    """Reads train_label_to_category.csv: landmark id -> address of its category on Commons."""
     table = read_table(path, landmark_id=int, category=str)
-    names = table["category"].str.replace("^.*Category:", "", regex=True).str.replace("_", " ")
-    return dict(zip(table["landmark_id"].tolist(), names.tolist(), strict=True))
+    return dict(zip(table["landmark_id"].tolist(), table["category"].tolist(), strict=True))
+
+
+def write_categories(path, categories, class_table):
+    """Writes the categories of a network's landmarks, in the layout of `read_categories`.
+
+    Args:
+        path: the CSV.
+        categories: dict, landmark id -> address.
+        class_table: `ClassTable`; its landmarks without a category are left out.
+    """
+    import pandas as pd
+
+    known = [one for one in class_table.landmark_ids.tolist() if one in categories]
+    addresses = [categories[one] for one in known]
+    write_table(path, pd.DataFrame({"landmark_id": known, "category": addresses}))
+
+
+def name_of_category(address):
+    """Gives the name in the address of a category, e.g. `Berlin Cathedral`."""
+    return address.rpartition("Category:")[2].replace("_", " ")
 
 
 @dataclass(frozen=True)

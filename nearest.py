@@ -9,6 +9,7 @@ Run the same command again and it continues where it stopped. However many the p
 is the same.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from landmarks import ClassTable, read_image_ids, read_labels
 from metrics import format_scores, score_recognition
 from on_kaggle.kernel import require_package
 from recipes import LABELS, MAX_BATCH_SIZE
+from report import recognised, write_report
 from session import (
     DESCRIPTORS,
     MODEL,
@@ -39,6 +41,7 @@ from utils import ExpectedError, require_free_space, say
 from voting import VOTES, least_like_gallery, vote
 
 NOBODY = "none"  # for --non-landmarks
+NAMES_OF_SCORES = {"GAP of the head": "GAP of the head", "GAP": "GAP of the votes"}
 
 
 def make_parser():
@@ -244,7 +247,10 @@ def name_queries(session, files, args):
     gallery.save_names(session.path(NAMES), names, shared | ways)
     print(session.path(NAMES))
     known = np.concatenate([part.gallery_landmarks for part, _ in parts] + [queries.landmark_ids])
-    write_submission(session, test_ids, names, queries, ClassTable(np.unique(known)))
+    class_table = ClassTable(np.unique(known))
+    scores = write_submission(session, test_ids, names, queries, class_table)
+    ways |= {"num_landmarks": len(class_table)}
+    write_report(session, "nearest", lambda: gather_facts(session, scores, names, queries, ways))
 
 
 def find_non_landmarks(session, args, queries, plain, shared):
@@ -266,7 +272,7 @@ def find_non_landmarks(session, args, queries, plain, shared):
 
 
 def write_submission(session, test_ids, names, queries, class_table):
-    """Writes, checks and scores the submission, and scores that of the head beside it."""
+    """Writes, checks and scores the submission; gives its scores and those of the head."""
     source, path = session.source, session.path(RECOGNITION_SUBMISSION)
     if path.exists():
         say(
@@ -281,14 +287,40 @@ def write_submission(session, test_ids, names, queries, class_table):
     print(path)
     if not source.exists(RECOGNITION_SOLUTION):
         say(f"{source}: no {RECOGNITION_SOLUTION}; the submission is not scored")
-        return
+        return {}
     solution = source.fetch(RECOGNITION_SOLUTION)
     of_head = source.scratch / "of_the_head.csv"
     write_recognition_submission(
         of_head, test_ids, queries.image_ids, queries.landmark_ids, queries.confidences
     )
-    print(format_scores("GAP of the head", score_recognition(of_head, solution)))
-    print(format_scores("GAP", score_recognition(path, solution)))
+    scores = {
+        "GAP of the head": score_recognition(of_head, solution),
+        "GAP": score_recognition(path, solution),
+    }
+    for name, score in scores.items():
+        print(format_scores(name, score))
+    return scores
+
+
+def gather_facts(session, scores, names, queries, ways):
+    """Gathers what the report says of the names, see `report.page.render`."""
+    facts = {
+        "title": "Nearest train images",
+        "num_landmarks": ways["num_landmarks"],
+        "details": [["vote", ways["vote"]], ["non-landmarks compared", ways["non_landmarks"]]],
+        "scores": [{"name": NAMES_OF_SCORES[name], "usages": one} for name, one in scores.items()],
+    }
+    if not scores:
+        return facts
+    is_named = names.landmark_ids >= 0
+    found = dataclasses.replace(
+        queries,
+        landmark_ids=names.landmark_ids,
+        confidences=names.confidences,
+        descriptors=queries.descriptors[:, :0],  # not looked at, and large
+    )
+    columns = (getattr(found, field.name)[is_named] for field in dataclasses.fields(found))
+    return facts | recognised.judge(session, type(found)(*columns))
 
 
 if __name__ == "__main__":

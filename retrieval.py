@@ -29,8 +29,16 @@ from metrics import format_scores, score_retrieval
 from neighbors import choose_rows, draw_neighbors
 from on_kaggle.kernel import require_package
 from recipes import MAX_BATCH_SIZE
+from report import retrieved, write_report
 from reranks import NAMED_BY, RERANKS, default_rerank
-from session import MODEL, NEIGHBORS_PICTURE, RETRIEVAL_SUBMISSION, open_session, part_name
+from session import (
+    MODEL,
+    NEIGHBORS_PICTURE,
+    REPORT_FACTS,
+    RETRIEVAL_SUBMISSION,
+    open_session,
+    part_name,
+)
 from sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV
 from submissions import (
     MAX_RETRIEVED,
@@ -179,6 +187,7 @@ def search_parts(session, args):
         args.model or session.find(MODEL), args.batch_size, args.flipped_too, args.descriptor_dtype
     )
     describer = describe.Describer(settings, session.source)
+    session.take_up(REPORT_FACTS)  # the merge mounts the parts alone
     session.source.select_shards("index")  # told before the test images are described, if missing
     index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
     queries = parts.find_queries(session, describer, args.queries, args.normalise)
@@ -279,18 +288,32 @@ def merge(session, files, divisor, rerank=None):
     say(f"{num_indexed:,} of {num_known:,} index images searched")
     say(f"{num_answered:,} of {len(test_ids):,} test images have neighbors")
     print(path)
-    if not source.exists(RETRIEVAL_SOLUTION):
+    scores, solution = {}, {}
+    if source.exists(RETRIEVAL_SOLUTION):
+        solution_csv = source.fetch(RETRIEVAL_SOLUTION)
+        solution = read_retrieval_solution(solution_csv)
+        if rerank != "none" and (rerank != "divide" or divisor > 1):
+            plain = source.scratch / "without_rerank.csv"
+            _write_ranking(plain, test_ids, merge_parts(parts, 1, num_nearest, "none"))
+            scores["mAP@100 without the rerank"] = score_retrieval(plain, solution_csv)
+        scores["mAP@100"] = score_retrieval(path, solution_csv)
+        for name, score in scores.items():
+            print(format_scores(name, score))
+    else:
         say(f"{source}: no {RETRIEVAL_SOLUTION}; the submission is not scored")
-        draw(session, parts, ranking, {})
-        return
-    solution_csv = source.fetch(RETRIEVAL_SOLUTION)
-    if rerank != "none" and (rerank != "divide" or divisor > 1):
-        plain = source.scratch / "without_rerank.csv"
-        _write_ranking(plain, test_ids, merge_parts(parts, 1, num_nearest, "none"))
-        scores = score_retrieval(plain, solution_csv)
-        print(format_scores("mAP@100 without the rerank", scores))
-    print(format_scores("mAP@100", score_retrieval(path, solution_csv)))
-    draw(session, parts, ranking, read_retrieval_solution(solution_csv))
+    rows = draw(session, parts, ranking, solution)
+    merged = {
+        "scores": scores,
+        "num_parts": len(parts),
+        "rerank": f"squared distances within the landmark / {divisor:g}"
+        if rerank == "divide"
+        else rerank,
+        "left_out": {"index": num_known - num_indexed, "test": len(test_ids) - num_answered},
+    }
+    write_report(
+        session, "retrieval",
+        lambda: retrieved.gather(session, merged, fingerprint, ranking, solution, rows),
+    )  # fmt: skip
 
 
 def _write_ranking(path, test_ids, ranking):
@@ -300,17 +323,19 @@ def _write_ranking(path, test_ids, ranking):
 
 
 def draw(session, parts, ranking, solution):
-    """Draws neighbors.png; the submission stands without it."""
+    """Draws neighbors.png, without which the submission stands; gives the rows that are in it."""
     source, picture = session.source, session.path(NEIGHBORS_PICTURE)
     names = read_landmark_names(source.fetch(CATEGORY_CSV)) if source.exists(CATEGORY_CSV) else {}
+    rows = choose_rows(parts, ranking, solution, names)
     try:
-        figure = draw_neighbors(source, choose_rows(parts, ranking, solution, names))
+        figure = draw_neighbors(source, rows)
     except (ExpectedError, OSError) as error:
         say(f"{picture}: not drawn: {error}")
-        return
+        return rows
     with atomic_write(picture) as temporary:
         figure.savefig(temporary)
     print(picture)
+    return rows
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ finds that below /kaggle/input.
 import contextlib
 import math
 import os
+import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from on_kaggle import kernel
@@ -37,6 +38,13 @@ SHRINK_PICTURE = "shrunk.png"
 # ... and by nearest.py, which names landmarks in RECOGNITION_SUBMISSION too
 NAMES = "names.npz"  # the nearest train images of every test image, and the landmark they name
 DEMO_PICTURE = "demo.png"
+# ... and to look at: what the runs found, and what it takes to name a photo
+REPORT = "report.html"
+REPORT_FACTS = "report.json"  # what is in it, so that the next script adds to it
+CATEGORIES = "landmarks.csv"  # names of the model's landmarks
+CALIBRATION = "calibration.json"  # below which confidence a photo probably shows no landmark
+IDENTIFIED_PICTURE = "identify.png"
+DEMO_PHOTOS = "photos"  # a folder: some test pictures of the demo's world
 
 MAX_SKIPPED_SHARE = 0.02  # of the shards; more means that something else is wrong
 
@@ -85,12 +93,16 @@ class Session:
         source: `sources.Source`.
         stop: `utils.Stop`.
         skips_bad_shards: whether a few shards that stay broken may be left out.
+        is_demo: whether the source is the miniature landmark world.
+        started: seconds since 1970.
     """
 
     output: Path
     source: Source
     stop: Stop
     skips_bad_shards: bool = False
+    is_demo: bool = False
+    started: float = field(default_factory=time.time)
 
     def path(self, name):
         """Gives the path of a file of the output."""
@@ -171,9 +183,10 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
         stop = stack.enter_context(Stop(max_hours))
         stack.enter_context(hold_folder(output, name))
         folder = stack.enter_context(scratch_folder(scratch))
-        if source is None:
+        is_demo = source is None
+        if is_demo:
             from demo import open_world  # a folder of its own: nobody else loads it
 
             world = open_world(scratch / "demo-world", output / DEMO_PICTURE)
             source = [stack.enter_context(world)]
-        yield Session(output, Source(source, folder), stop, skips_bad_shards)
+        yield Session(output, Source(source, folder), stop, skips_bad_shards, is_demo)

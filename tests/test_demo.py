@@ -18,6 +18,7 @@ from demo import art, overview
 from demo import world as worlds
 from demo.__main__ import main
 from demo.generated import KINDS, generate_landmarks
+from demo.photos import write_photos
 from demo.server import serve
 from demo.world import WorldSize, build_world
 from landmarks import MIN_IMAGES
@@ -58,6 +59,19 @@ TINY = WorldSize(
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return build_world(tmp_path_factory.mktemp("demo") / "world", 0, TINY, num_workers=1)
+
+
+def test_photos_of_the_world_are_test_pictures_named_by_what_they_show(world, tmp_path):
+    paths = write_photos(world, tmp_path)
+    members = dict(read_members(world, "test"))
+    truth = {row["id"]: row["landmarks"] for row in read_rows(world, RECOGNITION_SOLUTION)}
+    by_start = {image_id[:6]: image_id for image_id in truth}
+    assert paths and len(set(paths)) == len(paths)
+    for path in paths:
+        name, _, start = path.stem.rpartition("-")
+        image_id = by_start[start]
+        assert path.read_bytes() == members["/".join([*image_id[:3], f"{image_id}.jpg"])]
+        assert (name == "no_landmark") == (truth[image_id] == "")
 
 
 def read_rows(folder, name):

@@ -12,6 +12,7 @@ from synthetic import RARE_LANDMARK
 
 import gallery_parts
 import nearest
+import report
 from command_line import run_command_line
 from descriptions import load_descriptions, load_queries, unit_length
 from gallery import find_neighbors, load_names, merge_neighbors
@@ -69,8 +70,22 @@ def recognised(recognition_run, tmp_path_factory):
 def named(common, recognised, tmp_path_factory):
     """The output folder of a run in 2 parts."""
     output = shutil.copytree(recognised, tmp_path_factory.mktemp("nearest") / "output")
-    assert run(*common, "--output", output, *PAIR) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "render", lambda all_facts: "")
+        assert run(*common, "--output", output, *PAIR) == 0
     return output
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch):
+    """Draws no report, since tests/test_report.py does."""
+    monkeypatch.setattr(report, "render", lambda all_facts: "")
+
+
+def test_the_report_has_what_the_votes_say(named):
+    facts = json.loads((named / "report.json").read_text())["nearest"]
+    assert [score["name"] for score in facts["scores"]] == ["GAP of the head", "GAP of the votes"]
+    assert facts["curve"]["gap"][-1] == pytest.approx(facts["scores"][1]["usages"]["all"], abs=1e-4)
 
 
 @pytest.fixture
@@ -101,6 +116,8 @@ def test_a_run_writes_every_file_that_is_promised_and_no_other(named):
         "queries.npz",
         "recognition_submission.csv",
         "names.npz",
+        "report.json",
+        "report.html",
         *(f"descriptors/train_00{number}.npz" for number in range(4)),
         *(f"gallery-part-{number}-of-2.npz" for number in (0, 1)),
         *(f"penalised-part-{number}-of-2.npz" for number in (0, 1)),
@@ -122,6 +139,7 @@ def test_stdout_has_the_paths_and_both_scores_and_the_heads_submission_is_replac
         str(output / "recognition_submission.csv"),
         format_scores("GAP of the head", of_head),
         format_scores("GAP", score_recognition(output / "recognition_submission.csv", solution)),
+        str(output / "report.html"),
     ]
     assert "recognition_submission.csv: replaced; the head's landmarks stay" in captured.err
     assert submission_of(output) == submission_of(named) != submission_of(recognised)
@@ -207,7 +225,9 @@ def test_running_again_reads_no_shard_and_changes_nothing(common, resumed, fetch
     assert run(*common, "--output", resumed, *PAIR) == 0
     assert fetched == []
     changed = {n for n in before if (resumed / n).stat().st_mtime_ns != before[n]}
-    assert changed == {"names.npz", "recognition_submission.csv"}
+    assert changed == {
+        *("names.npz", "recognition_submission.csv", "report.json", "report.html"),
+    }
 
 
 def test_what_was_killed_between_shards_continues_there(common, named, resumed, fetched):

@@ -64,3 +64,7 @@ def test_the_notebook_runs_both_scripts_on_the_demo_and_tells_of_the_real_job():
 def test_the_notebook_shows_both_pictures():
     shown = re.findall(r"Image\(filename=f\"{output}/(.*?)\"", "".join(CELLS.values()))
     assert shown == ["history.png", "neighbors.png"]
+
+
+def test_the_notebook_ends_with_the_report():
+    assert 'Path(output, "report.html")' in CELLS[CODE[-1]]

@@ -26,6 +26,7 @@ from synthetic import (
 from tiny_network import in_place_of_backbones
 
 import neighbors
+import report
 import retrieval
 import utils
 from command_line import run_command_line
@@ -138,6 +139,7 @@ def searched(world, model, tmp_path_factory):
     output = tmp_path_factory.mktemp("retrieval") / "output"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
+        patch.setattr(report, "render", lambda all_facts: "")
         assert run(*common(world, model), "--output", output) == 0
     return output
 
@@ -146,6 +148,7 @@ def searched(world, model, tmp_path_factory):
 def no_pictures(monkeypatch):
     """Draws nothing, since that takes longer than all the rest."""
     monkeypatch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
+    monkeypatch.setattr(report, "render", lambda all_facts: "")
 
 
 @pytest.fixture
@@ -194,6 +197,8 @@ def test_a_run_writes_every_file_that_is_promised_and_no_other(searched):
         *(f"part-{number}-of-6.npz" for number in range(6)),
         "retrieval_submission.csv",
         "neighbors.png",
+        "report.json",
+        "report.html",
     }
 
 
@@ -209,6 +214,7 @@ def test_stdout_has_the_paths_and_both_scores_and_nothing_else(world, model, tmp
         str(tmp_path / "retrieval_submission.csv"),
         format_scores("mAP@100", scores),
         str(tmp_path / "neighbors.png"),
+        str(tmp_path / "report.html"),
     ]
     number = r"[01]\.\d{4}"
     assert re.fullmatch(
@@ -341,7 +347,9 @@ def test_parts_of_different_kernels_merge_in_any_order_to_the_same_bytes(
         output = tmp_path / "merged"
         assert run("merge", *order, "--source", world.folder, "--output", output) == 0
         assert submission_of(output) == submission_of(searched)
-        assert files_of(output) == {"retrieval_submission.csv", "neighbors.png"}
+        assert files_of(output) == {
+            *("retrieval_submission.csv", "neighbors.png", "report.json", "report.html"),
+        }
         shutil.rmtree(output)
 
 
@@ -520,6 +528,7 @@ def test_without_ground_truth_nothing_is_scored(world, model, resumed, tmp_path,
     assert captured.out.splitlines() == [
         str(resumed / "retrieval_submission.csv"),
         str(resumed / "neighbors.png"),
+        str(resumed / "report.html"),
     ]
     assert (
         f"{source}: no {RETRIEVAL_SOLUTION}; the submission is not scored"
