@@ -95,7 +95,7 @@ def run(args, name, seed):
     begin = time.perf_counter()
     recognised = call("recognition.py", *common_words, *flags_of(options))
     seconds = time.perf_counter() - begin
-    retrieved = call("retrieval.py", *common_words, "--batch-size", 32)
+    retrieved = call("retrieval.py", *common_words, "--batch-size", 32, "--rerank", "divide")
     found = {
         "GAP": score_of("GAP", recognised),
         "mAP@100": score_of("mAP@100 without the rerank", retrieved),
