@@ -28,6 +28,7 @@ GALLERY, GALLERY_WIDTH, NUM_QUERIES = (
     117_577,
 )  # train_clean.csv, a neck, test images
 PLAIN = "plain matrix product (numpy)"
+KEPT = "the same into a kept array"
 OURS = "ours (search.nearest)"
 HALF = "ours, float16 stored"
 ONE_CALL = "faiss.knn, one call"
@@ -46,12 +47,13 @@ def make_descriptors(num_rows, seed, dtype=np.float32, width=WIDTH):
     return rows.astype(dtype)
 
 
-def multiply(queries, index):
+def multiply(queries, index, kept=None):
     """Multiplies block by block, so that the product itself needs little memory."""
     for begin in range(0, len(queries), search.QUERY_BLOCK):
         for first in range(0, len(index), search.INDEX_BLOCK):
             block = index[first : first + search.INDEX_BLOCK]
-            np.matmul(queries[begin : begin + search.QUERY_BLOCK], block.T)
+            part = queries[begin : begin + search.QUERY_BLOCK]
+            np.matmul(part, block.T, out=None if kept is None else kept[: len(part), : len(block)])
 
 
 def search_one_by_one(queries, index):
@@ -77,8 +79,12 @@ def compare(num_rows, num_queries, rounds, width):
     queries = make_descriptors(num_queries, 2, width=width)
     index = make_descriptors(num_rows, 3, width=width)
     half, half_queries = index.astype(np.float16), queries.astype(np.float16)
+    kept = np.empty(
+        (min(len(queries), search.QUERY_BLOCK), min(len(index), search.INDEX_BLOCK)), "f"
+    )
     ways = {
         PLAIN: lambda: multiply(queries, index),
+        KEPT: lambda: multiply(queries, index, kept),
         OURS: lambda: search.nearest(queries, index, TOP),
         HALF: lambda: search.nearest(half_queries, half, TOP),
         ONE_CALL: lambda: faiss.knn(queries, index, TOP),
@@ -103,6 +109,28 @@ def compare(num_rows, num_queries, rounds, width):
         {name: [counts.get(name, num_queries) / s for s in found] for name, found in times.items()}
         for times in (seconds, processor)
     )
+
+
+def void(_):
+    """Takes a result and gives None, so that the time counts."""
+
+
+def measure_slopes(sizes, num_queries, rounds):
+    """Fits time ~ n^slope over index sizes, and ~ q^slope over query counts."""
+    index = make_descriptors(max(sizes), 3)
+    queries = make_descriptors(2 * num_queries, 2)
+    rows = [max(sizes) // 4, max(sizes) // 2, max(sizes)]
+    counts = [num_queries // 2, num_queries, 2 * num_queries]
+    ways = {("n", n): (queries[:num_queries], index[:n]) for n in rows}
+    ways |= {("q", q): (queries[:q], index[: rows[1]]) for q in counts}
+    ways = {k: lambda v=v: void(search.nearest(*v, TOP)) for k, v in ways.items()}
+    seconds = common.measure(ways, rounds, warm_up=False)
+    return {
+        name: np.polyfit(
+            np.log(steps), [np.log(median(seconds, (name, step))) for step in steps], 1
+        )[0]
+        for name, steps in (("n", rows), ("q", counts))
+    }
 
 
 def compare_half(num_rows, num_queries):
@@ -204,6 +232,8 @@ def main():
     rates = {width: print_comparison(width, args) for width in args.width}
     if WIDTH in rates:
         common.save_results("search", rates[WIDTH])
+    slopes = measure_slopes(args.index, args.queries // 2, max(1, args.rounds // 2))
+    print(f"time grows as n^{slopes['n']:.2f} and as q^{slopes['q']:.2f}")
     same, close, full_bytes, half_bytes = compare_half(args.index[0], 256)
     print(f"float16: {half_bytes / full_bytes:.2f}x the memory of float32; {same:.2%} of positions "
           f"equal, {close:.2%} equal or tied within float16's resolution")  # fmt: skip

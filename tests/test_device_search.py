@@ -104,7 +104,10 @@ def test_the_bound_by_hand():
     """Halves of norm 1 and 2, each 0.1 off; the last proposal at distance 3: 0.2 (2 * 3 + 0.2)."""
     asked = device_search.Halves(None, 1.0, np.array([1.0]), np.array([0.1]))
     noise = device_search.bound_noise(asked, 2.0, 0.1, np.array([9.0]), width=64)
-    assert noise == pytest.approx(0.2 * 6.2 + 64 * 2**-21 + 5 * 2**-20, rel=1e-4)
+    assert noise == pytest.approx(0.2 * 6.2, rel=1e-4)
+    exact = device_search.Halves(None, 1.0, np.array([1.0]), np.array([0.0]))
+    noise = device_search.bound_noise(exact, 2.0, 0.0, np.array([9.0]), width=64)
+    assert noise == pytest.approx(64 * 2**-21 + 5 * 2**-20, rel=1e-4)
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, 1e13, 1e30])
