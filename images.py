@@ -181,7 +181,7 @@ def shrink_image(data, pixels, quality):
         small = upright.resize(shrunk_size(upright.size, pixels), Image.Resampling.BICUBIC)
         file = io.BytesIO()
         # Full colour resolution: beside halved colours, the same bytes are worth 2 to 3 dB more
-        # (benchmarks/shrink.py). Pillow would keep the original's comment.
+        # (benchmarks/small_pictures.py). Pillow would keep the original's comment.
         small.save(file, "JPEG", quality=quality, subsampling=0, comment=b"")
     return file.getvalue()
 
