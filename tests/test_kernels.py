@@ -184,18 +184,31 @@ def test_a_build_has_another_name_when_arguments_or_sources_change(built, tmp_pa
     assert facts_of(tmp_path, "recognition")["source"] == before["source"]
     assert facts_of(tmp_path, "recognition")["build"] != before["build"]
     assert facts_of(tmp_path, "merge") == facts_of(built, "merge")
-    modules = packing.find_modules() | {"utils.py": b"changed"}
-    monkeypatch.setattr(packing, "find_modules", lambda with_demo: modules)
+    modules = packing.find_modules("recognition") | {"utils.py": b"changed"}
+    monkeypatch.setattr(packing, "find_modules", lambda entry, with_demo: modules)
     build(tmp_path)
     after = facts_of(tmp_path, "recognition")
     assert after["source"] != before["source"] and after["build"] != before["build"]
 
 
-def test_all_modules_that_the_scripts_need_are_packed_and_no_others():
-    modules = packing.find_modules()
-    assert {"recognition.py", "retrieval.py", "search.py", "on_kaggle/kernel.py"} <= modules.keys()
-    assert not {"kernels.py", "on_kaggle/packing.py", "demo/world.py"} & modules.keys()
-    assert {"demo/__init__.py", "demo/art.py"} <= packing.find_modules(with_demo=True).keys()
+NEEDED = {  # script -> what it alone or with others needs, in turn
+    "recognition": {"recognition.py", "training.py", "frozen.py", "describe.py"},
+    "nearest": {"nearest.py", "voting.py", "gallery_parts.py", "parts.py", "describe.py"},
+    "retrieval": {"retrieval.py", "merging.py", "naming.py", "parts.py", "describe.py"},
+    "shrink": {"shrink.py", "shrinking.py"},
+}
+
+
+@pytest.mark.parametrize("entry", NEEDED)
+def test_all_modules_that_a_script_needs_are_packed_and_no_other_script(entry):
+    modules = packing.find_modules(entry).keys()
+    assert NEEDED[entry] | {"command_line.py", "utils.py", "on_kaggle/kernel.py"} <= modules
+    scripts = {f"{name}.py" for name in (*packing.ENTRIES, "kernels")}
+    assert modules & scripts == {f"{entry}.py"}
+    assert not {"on_kaggle/packing.py", "demo/world.py"} & modules
+    for other in {"training.py", "shrinking.py", "voting.py", "merging.py"} - NEEDED[entry]:
+        assert other not in modules
+    assert {"demo/__init__.py", "demo/art.py"} <= packing.find_modules(entry, True).keys()
 
 
 @pytest.mark.parametrize(
@@ -262,8 +275,8 @@ def trivial(tmp_path, monkeypatch):
 
     def make(body):
         source = f"import sys\nimport utils\ndef main(argv):\n{body}".encode()
-        modules = packing.find_modules() | {"recognition.py": source}
-        monkeypatch.setattr(packing, "find_modules", lambda with_demo: modules)
+        modules = packing.find_modules("recognition") | {"recognition.py": source}
+        monkeypatch.setattr(packing, "find_modules", lambda entry, with_demo: modules)
         build(tmp_path / "built")
         working = tmp_path / "working"
         working.mkdir()
@@ -385,7 +398,7 @@ def test_the_kernels_in_front_make_a_part_each_small_without_a_gpu(built_small):
     assert page["enable_gpu"] is False and "machine_shape" not in page
     assert page["enable_internet"] is True  # it downloads, whatever the others may
     assert page["kernel_sources"] == [page["id"]] == [f"someone/{SHRINKS[1]}"]
-    modules = packing.find_modules()
+    modules = packing.find_modules("shrink")
     assert {"shrink.py", "shrinking.py", "tars.py"} <= modules.keys()
 
 
@@ -516,7 +529,7 @@ def test_each_question_reaches_kaggle_by_the_real_client_in_a_process(built, moc
     chain.collect({"recognition": one}, tmp_path)
     path = tmp_path / "recognition" / "recognition_submission.csv"
     assert path.read_text() == RESULTS["recognition_submission.csv"]
-    chain.submit(tmp_path, ["recognition"])
+    chain.submit({"recognition": one}, tmp_path, ["recognition"])
     assert [name for name, _, _ in mock.submissions] == ["landmark-recognition-2019"]
 
 
@@ -793,10 +806,12 @@ def test_there_is_nothing_to_collect_of_a_failed_session(built, kaggle, tmp_path
     assert told.startswith(f"someone/{RECOGNITION}: no output (ERROR)")
 
 
-def submission_files(output):
-    for challenge in chain.CHALLENGES.values():
-        (output / challenge[0]).mkdir()
-        (output / challenge[0] / challenge[1]).write_text(RESULTS[challenge[1]])
+def submission_files(folder, output):
+    for challenge, names in chain.find_submitters(chain.read_built(folder)).items():
+        for name in names:
+            (output / name).mkdir()
+            path = output / name / chain.CHALLENGES[challenge][0]
+            path.write_text(RESULTS[path.name])
 
 
 @needs_client
@@ -809,19 +824,19 @@ def submission_files(output):
     ],
 )
 def test_nothing_is_submitted_unless_both_files_are_right(
-    kaggle, tmp_path, kernel, name, content, told
+    built, kaggle, tmp_path, kernel, name, content, told
 ):
-    submission_files(tmp_path)
+    submission_files(built, tmp_path)
     (tmp_path / kernel / name).write_text(content)
     with pytest.raises(ExpectedError, match=re.escape(told)):
-        kernels.main(["submit", "--output", str(tmp_path)])
+        command("submit", built, "--output", str(tmp_path))
     assert kaggle.submissions == []
 
 
 @needs_client
-def test_one_challenge_alone_can_be_submitted(kaggle, tmp_path):
-    submission_files(tmp_path)
-    kernels.main(["submit", "retrieval", "--output", str(tmp_path)])
+def test_one_challenge_alone_can_be_submitted(built, kaggle, tmp_path):
+    submission_files(built, tmp_path)
+    command("submit", built, "retrieval", "--output", str(tmp_path))
     ((competition, words, content),) = kaggle.submissions
     assert competition == "landmark-retrieval-2019"
     assert re.fullmatch(r"landmarks [0-9a-f]{8}", words)
@@ -829,11 +844,11 @@ def test_one_challenge_alone_can_be_submitted(kaggle, tmp_path):
 
 
 @needs_client
-def test_a_refused_submission_is_one_line(kaggle, tmp_path):
-    submission_files(tmp_path)
+def test_a_refused_submission_is_one_line(built, kaggle, tmp_path):
+    submission_files(built, tmp_path)
     kaggle.faults["CreateSubmission"] = [{"message": "Daily limit reached"}]
     with pytest.raises(ExpectedError, match="Daily limit reached; expected Kaggle to take"):
-        kernels.main(["submit", "--output", str(tmp_path)])
+        command("submit", built, "--output", str(tmp_path))
 
 
 # ------------------------------------------------------------------------------ without a client
