@@ -141,7 +141,7 @@ def main():
     parser.add_argument(
         "--expected", type=Path, help="output folder of the same run without Kaggle"
     )
-    parser.add_argument("--recipe", choices=("strong", "frozen"), help="the longer chain")
+    parser.add_argument("--recipe", choices=("strong",), help="the longer chain")
     parser.add_argument("--recognition-args", default="", help="more than --demo, to be quicker")
     parser.add_argument(
         "--session-hours", type=float, default=0.01, metavar="H",
