@@ -255,7 +255,9 @@ def search_with_penalties(session, parts, queries, non_landmarks):
         if session.stop.requested():
             done = f"{len(found)} of {len(parts)} parts searched with penalties"
             raise StoppedError(session.stop, done)
-        path = session.path(penalised_part_name(fingerprint["part"], fingerprint["parts"]))
+        name = penalised_part_name(fingerprint["part"], fingerprint["parts"])
+        session.take_up(name)
+        path = session.path(name)
         fingerprint = fingerprint | {
             "non_landmarks": digest_of_rows(queries.image_ids, non_landmarks)
         }

@@ -1,4 +1,4 @@
-"""How long an epoch of Google Landmarks v2 and a retrieval part take in a kernel, and what binds.
+"""How long an epoch of Google Landmarks v2, a part, the strong chain take in kernels; what binds.
 
     python benchmarks/epoch_estimate.py --step-rate 550 --step-source "..." [--gpus 2] [--cores 4]
 
@@ -9,19 +9,27 @@ on a machine without one and must be given with its source; describing counts as
 """
 
 import argparse
+import math
 
 from common import load_results, median, print_table
 from search_speed import OURS
 
 import shrink
 from on_kaggle import packing
-from on_kaggle.packing import NUM_PARTS, PICTURE_KB
+from on_kaggle.kernel import MAX_HOURS
+from on_kaggle.packing import NUM_GALLERY_PARTS, NUM_PARTS, PICTURE_KB
+from recipes import RECIPES
 from sources import NUM_CVDF_SHARDS
 
 NUM_IMAGES = packing.NUM_IMAGES | {"train": packing.NUM_IMAGES["full"]}
 INDEX_SHARD_MB, TEST_SHARD_MB = 850, 500  # as CVDF says
 SESSION_HOURS = 12.0  # a kernel's limit
 QUOTA_HOURS = 30.0  # of GPU sessions in a week
+SEARCHED = 127_000 * 2048  # numbers that a query of --search-rate is multiplied with
+# As shares of a plain search of the same images: gallery_search.py, rerank_cost.py.
+WITH_PENALTIES, CANDIDATES_OF_ALL_RERANKS = 28 / 22, 1 + 1.12 + 0.49
+ROW_BYTES = 38  # of an image's description beside the descriptor: ids, confidence, place
+PART_GB = 0.19 + 0.28 + 0.19  # candidates of all reranks, docs/reranks.md
 
 
 def measured_decode_rate():
@@ -181,6 +189,77 @@ def print_quota(args):
     print_table((*header, f"epochs in {QUOTA_HOURS:g} GPU hours"), rows)
 
 
+def print_chain(args, is_small):
+    """Prints what each kernel of the strong chain takes, with the cleaned labels."""
+    recipe = RECIPES["strong"]
+    data, width, num_queries = recipe.data, recipe.network.neck, NUM_IMAGES["test"]
+    num_gallery, num_index = NUM_IMAGES[data.labels], NUM_IMAGES["index"]
+    shard_mb = {"train": args.shard_mb, "index": INDEX_SHARD_MB, "test": TEST_SHARD_MB}
+
+    def pass_h(split, num_images):
+        """Hours of the longest stage of reading a split, and running the network on it."""
+        fetching = (shard_mb[split] * NUM_CVDF_SHARDS[split]) / args.download_rate
+        decoding = num_images / (args.decode_rate * args.cores * args.free_cores)
+        stages = (
+            num_images * PICTURE_KB / 1000 / args.mount_rate if is_small else fetching,
+            decoding / (args.small_times if is_small else 1),
+            num_images / (args.step_rate * args.gpus * (192 / data.image_size) ** 2),
+        )
+        return max(stages) * args.overlap / 3600
+
+    def search_h(num_rows, num_asked, times=1.0):
+        return num_rows * width * num_asked * times / (args.search_rate * SEARCHED) / 3600
+
+    training = pass_h("train", num_gallery) * recipe.training.epochs
+    describing = pass_h("train", num_gallery), pass_h("index", num_index)
+    hours = {
+        "recognition": training + pass_h("test", num_queries),
+        "gallery": (describing[0] + search_h(num_gallery, num_queries)) / NUM_GALLERY_PARTS,
+        "vote": search_h(num_gallery, num_queries, WITH_PENALTIES),
+        "part": (
+            describing[1]
+            + search_h(num_gallery, num_index)  # who names the index images
+            + search_h(num_index, num_queries, CANDIDATES_OF_ALL_RERANKS)
+        ) / NUM_PARTS,
+    }  # fmt: skip
+    print_kernels(hours, num_gallery * (2 * width + ROW_BYTES) / 1e9, num_index * 4 * width / 1e9)
+
+
+def print_kernels(hours, gallery_gb, index_gb):
+    """Prints the table of the strong chain's kernels.
+
+    Args:
+        hours: dict, kind of kernel -> hours of one.
+        gallery_gb, index_gb: all descriptors of the train and of the index images.
+    """
+    rows = []
+    for kind, name, num, has_gpu, memory, output_gb in (
+        ("recognition", "recognition", 1, True, "< 16", "2.2"),
+        ("gallery", f"gallery-0 to -{NUM_GALLERY_PARTS - 1}", NUM_GALLERY_PARTS, True, "< 10",
+         f"{gallery_gb / NUM_GALLERY_PARTS:.1f}"),
+        ("vote", "vote", 1, False, "< 6", "0.1"),
+        ("part", f"part-0 to -{NUM_PARTS - 1}", NUM_PARTS, True, "< 10",
+         f"{index_gb / NUM_PARTS + PART_GB:.1f}"),
+    ):  # fmt: skip
+        num_sessions = num * math.ceil(hours[kind] / MAX_HOURS)
+        gpu_hours = num * hours[kind] if has_gpu else 0.0
+        rows.append((name, num_sessions, "T4 x2" if has_gpu else "CPU", hours[kind], gpu_hours,
+                     memory, output_gb))  # fmt: skip
+    rows.append(("merge", 1, "CPU", "minutes", 0.0, "< 8", "0.2"))
+    total = sum(row[4] for row in rows)
+    rows.append(("together", sum(row[1] for row in rows), "", "", total, "", ""))
+    header = (
+        "kernel",
+        "sessions",
+        "machine",
+        "h each",
+        "GPU h",
+        "memory, GB",
+        "output of each, GB",
+    )
+    print_table(header, rows)
+
+
 def print_shrinking(args):
     """Prints what the kernels in front take, which need no GPU."""
     megabytes = args.shard_mb * NUM_CVDF_SHARDS["train"]
@@ -206,6 +285,9 @@ def main():
     print()
     print_quota(args)
     print_shrinking(args)
+    for is_small, name in ((False, "originals"), (True, "256 pixels")):
+        print(f"\nstrong chain, cleaned labels, read from {name}:\n")
+        print_chain(args, is_small)
     print(
         f"assumed: step rate from {args.step_source}; download rate and shard size as given; "
         f"{args.mount_rate:g} MB/s from a mount; {PICTURE_KB:g} KB a small picture"

@@ -4,6 +4,8 @@
     python benchmarks/kernels_on_demo.py --session-hours 0.005 \\
         --recognition-args "--epochs 9 --image-size 32 --backbone mobilenet_v2 --train-shards 0:3"
 
+With --recipe strong it is the longer chain, and nearest.py runs directly, too.
+
 Recognition is stopped once by its time budget, so that a second session continues from the first
 one's output. Without --expected the scripts run directly first, with the same arguments. With
 --shrink 256 two kernels come first and make the world small; its pictures are smaller than that and
@@ -24,21 +26,18 @@ from common import ROOT
 
 import kernels
 from demo.world import build_world
-from on_kaggle.chain import read_built
+from on_kaggle.chain import CHALLENGES, find_submitters, read_built
 from on_kaggle.packing import REPORT
 from utils import say
-
-SUBMISSIONS = {
-    "recognition": "recognition_submission.csv",
-    "merge": "retrieval_submission.csv",
-}
 
 
 def build(folder, args, max_hours):
     """Builds the kernels for the demo, with what is on our command line."""
     in_front = ["--shrink", str(args.shrink), "--shrink-args", "--demo"] if args.shrink else []
+    longer = ["--recipe", args.recipe, "--nearest-args", "--demo"] if args.recipe else []
     arguments = [
         *in_front,
+        *longer,
         *("--user", "somebody", "--kernels", str(folder), "--max-hours", str(max_hours)),
         *("--recognition-args", f"--demo {args.recognition_args}", "--retrieval-args", "--demo"),
     ]
@@ -100,12 +99,18 @@ def run_kernel(folder, prefix):
     return output
 
 
-def run_directly(folder, recognition_args, scratch):
-    """Runs both scripts as `make demo` does; gives the folder of their results."""
+def run_directly(folder, args, scratch):
+    """Runs the scripts as `make demo` does; gives the folder of their results."""
     common = ["--demo", "--output", folder, "--scratch", scratch]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for script, more in (("recognition", recognition_args.split()), ("retrieval", [])):
+    recipe = ["--recipe", args.recipe] if args.recipe else []
+    scripts = {
+        "recognition": [*recipe, *args.recognition_args.split()],
+        **({"nearest": []} if args.recipe else {}),
+        "retrieval": [],
+    }
+    for script, more in scripts.items():
         say(f"running {script}.py directly")
         run_script([ROOT / f"{script}.py", *common, *more], folder / f"{script}.log")
     return folder
@@ -136,6 +141,7 @@ def main():
     parser.add_argument(
         "--expected", type=Path, help="output folder of the same run without Kaggle"
     )
+    parser.add_argument("--recipe", choices=("strong",), help="the longer chain")
     parser.add_argument("--recognition-args", default="", help="more than --demo, to be quicker")
     parser.add_argument(
         "--session-hours", type=float, default=0.01, metavar="H",
@@ -151,17 +157,16 @@ def main():
         (prefix / "tmp").mkdir(parents=True, exist_ok=True)
         shutil.rmtree(prefix / "outputs", ignore_errors=True)
         build_world(prefix / "tmp" / "demo-world")  # once for all
-        expected = args.expected or run_directly(
-            prefix / "expected", args.recognition_args, prefix / "tmp"
-        )
+        expected = args.expected or run_directly(prefix / "expected", args, prefix / "tmp")
         build(prefix / "built", args, 11)
-        is_equal = True
-        for name in read_built(prefix / "built"):
+        is_equal, built = True, read_built(prefix / "built")
+        results = {names[-1]: CHALLENGES[key][0] for key, names in find_submitters(built).items()}
+        for name in built:
             if name == "recognition":
                 interrupt_recognition(prefix, args)
             output = run_kernel(prefix / "built" / name, prefix)
-            if name in SUBMISSIONS:
-                files = [folder / SUBMISSIONS[name] for folder in (output, expected)]
+            if name in results:
+                files = [folder / results[name] for folder in (output, expected)]
                 is_equal &= files[0].read_bytes() == files[1].read_bytes()
     print("equal" if is_equal else "differs")
     sys.exit(not is_equal)

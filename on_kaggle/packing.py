@@ -19,12 +19,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from on_kaggle.kernel import MAX_OUTPUT_GB
-from session import RECOGNITION_SUBMISSION, RETRIEVAL_SUBMISSION, part_name, shrunk_name
+from session import (
+    RECOGNITION_SUBMISSION,
+    RETRIEVAL_SUBMISSION,
+    gallery_part_name,
+    part_name,
+    shrunk_name,
+)
 from utils import ExpectedError, atomic_write, say
 
 ROOT = Path(__file__).resolve().parent.parent
-ENTRIES = ("recognition", "retrieval", "shrink")  # the scripts that kernels run
+ENTRIES = ("recognition", "nearest", "retrieval", "shrink")  # the scripts that kernels run
 NUM_PARTS = 6
+# Neither output nor time asks for more: 1.6 GB and 5 h in all of cleaned labels, 4.2 GB of all
+# images, see docs/kaggle.md. Two GPU sessions run at once, and each part needs its start-up.
+NUM_GALLERY_PARTS = 2
 SET_FOR_EACH = (
     "--part", "--parts", "--pixels", "--split", "--max-hours", "--output", "--help", "-h",
 )  # fmt: skip
@@ -88,14 +97,54 @@ _CHAIN = (
     ),
 )  # fmt: skip
 KERNELS = {kernel.name: kernel for kernel in _CHAIN}  # in the order to push
+GALLERY = tuple(f"gallery-{part}" for part in range(NUM_GALLERY_PARTS))
 
 
-def shrink_first(kernels, pixels, num_parts):
+def name_by_gallery(kernels, recipe, described_as):
+    """Puts kernels behind recognition that name test and index images by the train images.
+
+    Args:
+        kernels: dict, name -> `Kernel`, those of 2019.
+        recipe: of recognition, one with descriptors to name by.
+        described_as: arguments that all kernels share that read queries.npz: it is of no use to
+            another batch size, say.
+
+    Returns:
+        dict, name -> `Kernel`, in the order to push.
+    """
+    galleries = [
+        Kernel(
+            name, f"Landmark gallery part {part}", "nearest",
+            ("--part", str(part), "--parts", str(NUM_GALLERY_PARTS), *described_as),
+            gallery_part_name(part, NUM_GALLERY_PARTS), inputs=("recognition", name),
+        )
+        for part, name in enumerate(GALLERY)
+    ]  # fmt: skip
+    vote = Kernel(
+        "vote", "Landmark vote", "nearest",
+        ("vote", "--parts", str(NUM_GALLERY_PARTS), *described_as), RECOGNITION_SUBMISSION,
+        inputs=("recognition", *GALLERY, "vote"), has_gpu=False,
+    )  # fmt: skip
+    first = kernels["recognition"]
+    first = replace(first, arguments=("--recipe", recipe, *first.arguments))
+    parts = [
+        # Without --names a gallery that is missing would go unnoticed.
+        replace(
+            kernels[name],
+            arguments=(*kernels[name].arguments, "--names", "both", *described_as),
+            inputs=("recognition", *GALLERY, name),
+        )
+        for name in PARTS
+    ]
+    return {one.name: one for one in (first, *galleries, vote, *parts, kernels["merge"])}
+
+
+def shrink_first(kernels, words, num_parts):
     """Puts kernels without a GPU in front that make the data set small; the others read that.
 
     Args:
         kernels: dict, name -> `Kernel`.
-        pixels: of the small pictures.
+        words: list, arguments of shrink.py that say how small, and what is kept.
         num_parts: kernels in front, each with its part of the data set.
 
     Returns:
@@ -105,8 +154,7 @@ def shrink_first(kernels, pixels, num_parts):
     in_front = [
         Kernel(
             name, f"Landmark shrink part {part}", "shrink",
-            ("--pixels", str(pixels), "--part", str(part), "--parts", str(num_parts),
-             "--copy-earlier"),
+            (*words, "--part", str(part), "--parts", str(num_parts), "--copy-earlier"),
             shrunk_name(part, num_parts), inputs=(name,), has_gpu=False, downloads=True,
         )
         for part, name in enumerate(names)
@@ -182,8 +230,8 @@ def run():
         except SystemExit as stop:
             # Kaggle may throw the output of a failed session away, and with it hours of work: where
             # the next session can go on, this one ends cleanly.
-            kept = ("checkpoint", "descriptors", "features", "shrink.csv")
-            if stop.code and not (errors and any(Path(output, name).exists() for name in kept)):
+            kept = ("checkpoint", "descriptors", "features", "shrink.csv", "penalised-part-*")
+            if stop.code and not (errors and any(any(output.glob(name)) for name in kept)):
                 raise
     paths = sorted(path for path in output.rglob("*") if path.is_file())
     files = {path.relative_to(output).as_posix(): path.stat().st_size for path in paths}
@@ -208,16 +256,17 @@ if __name__ == "__main__":
 '''
 
 
-def find_modules(with_demo=False):
-    """Finds the files of the modules that the scripts import, themselves included.
+def find_modules(entry, with_demo=False):
+    """Finds the files of the modules that a script imports, itself included.
 
     Args:
+        entry: name of the script.
         with_demo: whether to take along the demo's folder, which `--demo` alone imports.
 
     Returns:
         dict, path below the project's folder -> source.
     """
-    files, waiting = {}, list(ENTRIES)
+    files, waiting = {}, [entry]
     while waiting:
         name = waiting.pop()
         path = _path_of(name)
@@ -289,9 +338,12 @@ def write_kernels(folder, kernels, options):
         kernels: dict, name -> `Kernel`.
         options: `Options`.
     """
-    modules = find_modules(any("--demo" in words for words in options.extra_arguments.values()))
-    archive, version = pack(modules), source_version(modules)
+    packed = {}  # entry -> (archive, version)
+    for entry in sorted({kernel.entry for kernel in kernels.values()}):
+        modules = find_modules(entry, "--demo" in options.extra_arguments[entry])
+        packed[entry] = pack(modules), source_version(modules)
     for kernel in kernels.values():
+        archive, version = packed[kernel.entry]
         budget = ["--max-hours", f"{options.max_hours:g}"] if kernel.has_gpu else []
         facts = {
             "kernel": kernel.name,
@@ -312,7 +364,7 @@ def write_kernels(folder, kernels, options):
         print(Path(folder, kernel.name))
     table = [asdict(kernel) for kernel in kernels.values()]
     _write(Path(folder, CHAIN_FILE), json.dumps(table, indent=2) + "\n")
-    say(f"source {version}, {len(modules)} modules; push with: python kernels.py run")
+    say(f"{len(kernels)} kernels; push with: python kernels.py run")
 
 
 def read_chain(folder):
@@ -371,7 +423,7 @@ def parse_arguments(entry, text):
             f"{text!r}: {error}; expected arguments as in a shell", setting
         ) from error
     for word in arguments:
-        if word.partition("=")[0] in SET_FOR_EACH or word == "merge":
+        if word.partition("=")[0] in SET_FOR_EACH or word in ("merge", "vote"):
             raise ExpectedError(
                 f"{entry}.py: {word} is set for each kernel; expected other options", setting
             )

@@ -270,6 +270,16 @@ def test_parts_of_other_kernels_vote(common, data_set, named, tmp_path, monkeypa
     output = tmp_path / "working"
     assert run("vote", "--source", data_set.folder, "--output", output, *PAIR) == 0
     assert submission_of(output) == submission_of(named)
+    # A vote that was stopped goes on from what its earlier session searched.
+    penalised = "penalised-part-0-of-2.npz"
+    (mounts / "vote").mkdir()
+    shutil.copy(output / penalised, mounts / "vote")
+    shutil.rmtree(mounts / "gallery-0" / "descriptors")
+    again = tmp_path / "again"
+    assert run("vote", "--source", data_set.folder, "--output", again, *PAIR) == 0
+    assert submission_of(again) == submission_of(named)
+    # A third session has the output of this one alone.
+    assert (again / penalised).read_bytes() == (output / penalised).read_bytes()
 
 
 def test_a_part_alone_does_not_vote(common, recognised, named, tmp_path, capsys):
