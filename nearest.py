@@ -116,17 +116,19 @@ def parse_arguments(argv):
         parser.error(f"{args.files[0]}: part files go with `nearest.py vote`")
     if args.part is not None and args.step == "vote":
         parser.error("--part goes with a search; expected `nearest.py vote` alone or with files")
-    if args.non_landmarks not in (None, NOBODY) and not Path(args.non_landmarks).exists():
-        parser.error(
-            f"argument --non-landmarks: {args.non_landmarks}: no such file; expected a CSV of ids, "
-            f"a folder of pictures, or {NOBODY}"
-        )
     return args
 
 
 def main(argv=None):
     """Searches parts of the gallery and lets them vote, as the module's docstring shows."""
     args = parse_arguments(argv)
+    if args.non_landmarks not in (None, NOBODY) and not Path(args.non_landmarks).exists():
+        # Not when the command line is parsed: kernels.py does that where no data set is mounted.
+        raise ExpectedError(
+            f"{args.non_landmarks}: no such file; expected a CSV of ids, a folder of pictures, or "
+            f"{NOBODY}",
+            setting="non_landmarks",
+        )
     name = "nearest" if args.part is None else f"gallery-part-{args.part}"
     with open_session(name, **session_settings(args)) as session:
         if args.step == "vote":

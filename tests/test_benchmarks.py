@@ -171,3 +171,19 @@ def test_superglobal_ranks_what_is_near_the_query_and_its_neighbors(monkeypatch,
     ranking = rerank_quality.rank_by_superglobal(query, index)
     assert ranking.row_ends.tolist() == [12]
     assert set(ranking.image_ids[-3:].tolist()) == {9, 10, 11}
+
+
+def test_the_estimate_counts_sessions_and_hours_of_the_strong_chain(monkeypatch, capsys):
+    """Training alone, by hand: 4 epochs x 500 shards of 1,000 MB at 33 MB/s, and the test set."""
+    import epoch_estimate
+
+    rates = {"step": 400, "decode": 354, "search": 305, "shrink": 236}
+    words = [f"--{name}-rate={rate}" for name, rate in rates.items()]
+    words += ["--overlap=1", "--small-times=1.7", "--step-source=none"]
+    out = run(monkeypatch, capsys, epoch_estimate, *words)
+    originals, small = out.split("strong chain, cleaned labels, read from ")[1:]
+    hours = (4 * 500 * 1000 + 20 * 500) / 33 / 3600
+    assert f"| recognition | 2 | T4 x2 | {hours:.1f} | {hours:.1f} |" in originals
+    assert "| recognition | 1 | T4 x2 |" in small
+    for table in (originals, small):
+        assert "| gallery-0 to -1 | 2 | T4 x2 |" in table and "| vote | 1 | CPU |" in table

@@ -337,10 +337,11 @@ def test_a_kernel_that_fails_ends_with_one_line_and_no_report(trivial):
     assert files_of(working) == {}
 
 
-def test_a_kernel_that_fails_with_work_to_go_on_from_keeps_it_and_reports_the_error(trivial):
+@pytest.mark.parametrize("kept", ["checkpoint/training.npz", "penalised-part-0-of-2.npz"])
+def test_a_kernel_that_fails_with_work_to_go_on_from_keeps_it_and_reports_the_error(trivial, kept):
     done, working = trivial(
-        "    import os\n    os.mkdir('checkpoint')\n"
-        "    open('checkpoint/training.npz', 'w').write('half')\n"
+        "    import os\n    os.mkdir('checkpoint') if 'checkpoint' in '" + kept + "' else None\n"
+        f"    open({kept!r}, 'w').write('half')\n"
         "    raise utils.ExpectedError('a; expected b; do c')\n"
     )
     assert done.returncode == 0
@@ -552,6 +553,12 @@ def test_each_kernel_of_the_longer_chain_mounts_what_it_reads(built_strong):
     assert sources["part-3"] == [RECOGNITION, *GALLERY, PARTS[3]]
     assert sources["merge"] == PARTS
     assert [name for name in page if not page[name]["enable_gpu"]] == ["vote", "merge"]
+
+
+def test_non_landmarks_may_lie_in_a_data_set_that_is_mounted_there_alone(tmp_path):
+    path = "/kaggle/input/datasets/someone/nothing/ids.csv"
+    build(tmp_path, "--recipe", "strong", "--nearest-args", f"--non-landmarks {path}")
+    assert facts_of(tmp_path, "vote")["arguments"][-1] == path
 
 
 def test_all_that_read_queries_describe_as_recognition_does(tmp_path):

@@ -389,13 +389,19 @@ def test_the_room_for_the_descriptors_of_a_part_is_asked_for(common, resumed, mo
         (("vote", "--part", 0), "--part goes with a search"),
         (("all", "gallery-part-0-of-2.npz"), "part files go with `nearest.py vote`"),
         (("--vote", "majority"), "--vote"),
-        (("--non-landmarks", "nowhere.csv"), "no such file"),
     ],
 )
 def test_wrong_use_ends_in_one_line(arguments, told, capsys):
     assert run(*arguments) == 2
     error = error_of(capsys.readouterr())
     assert told in error
+
+
+def test_non_landmarks_that_are_not_there_are_told_before_anything_is_read(tmp_path, capsys):
+    assert run("--output", tmp_path / "output", "--non-landmarks", "nowhere.csv") == 1
+    error = error_of(capsys.readouterr())
+    assert error.startswith("error: nowhere.csv: no such file; expected a CSV of ids")
+    assert error.endswith("change --non-landmarks") and not (tmp_path / "output").exists()
 
 
 def test_queries_of_another_run_are_refused_at_the_vote(common, resumed, capsys):
