@@ -29,7 +29,6 @@ class Peer:
         self.connection = connection
         self.file = connection.makefile("r", encoding="utf-8")
         self.messages = queue.Queue()
-        self.is_gone = threading.Event()
 
 
 class Machines:
@@ -94,16 +93,6 @@ class Machines:
         for other in self._peers:
             self._send(other, {"failed": f"{self.name(self.number)} ended: {reason}"})
         self._is_closed = True
-
-    def leave(self, exit_code):
-        """Ends the process; the first machine waits a while for the others.
-
-        Where JAX has lost the first machine, it would end the others with a message of its own.
-        """
-        deadline = time.monotonic() + GRACE_S
-        for peer in self._peers.values() if self.number == 0 else ():
-            peer.is_gone.wait(max(0.0, deadline - time.monotonic()))
-        os._exit(exit_code)
 
     def is_lost(self, timeout_s):
         """Tells whether a machine is gone, which may show in other errors a little earlier."""
@@ -193,14 +182,12 @@ class Machines:
             except (OSError, ValueError):  # also at the end, where nothing is read
                 break
             if "failed" in message:
-                self._lose(message["failed"], GRACE_S)
+                self._lose(message["failed"])
             elif "alive" not in message:
                 peer.messages.put(message)
-        peer.is_gone.set()
-        # JAX ends this process as soon as it notices that the first machine is gone.
-        self._lose(f"{self.name(other)} is gone", 0 if other == 0 else GRACE_S)
+        self._lose(f"{self.name(other)} is gone")
 
-    def _lose(self, reason, grace_s):
+    def _lose(self, reason):
         """Ends the run on this machine, and lets the first machine tell the others."""
         if self._is_closed or self.lost:
             return
@@ -213,12 +200,49 @@ class Machines:
             peer.messages.put(None)
             if self.number == 0:
                 self._send(other, {"failed": reason})
-        timer = threading.Timer(grace_s, self._give_up)
+        timer = threading.Timer(GRACE_S, self._give_up)
         timer.daemon = True
         timer.start()
 
     def _give_up(self):
-        """Ends the process where the main thread waits inside of a step, or might not have time."""
+        """Ends the process: its main thread waits inside of a step, where nothing reaches it."""
         if not self._is_closed:
             print(f"error: {self.lost}", file=sys.stderr, flush=True)
             os._exit(1)
+
+
+def open_door(address):
+    """Opens a port of this machine that leads to an address, and stays open when that is gone.
+
+    JAX ends a process, with a page of its own, as soon as its connection to the first machine
+    breaks; this one does not.
+
+    Args:
+        address: `HOST:PORT`.
+
+    Returns:
+        The door's own `HOST:PORT`.
+    """
+    host, _, port = address.rpartition(":")
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        while True:
+            inner, _ = server.accept()
+            try:
+                outer = socket.create_connection((host, int(port)))
+            except OSError:  # not yet there: asked again
+                inner.close()
+                continue
+            for pair in ((inner, outer), (outer, inner)):
+                threading.Thread(target=_copy, args=pair, name="door", daemon=True).start()
+
+    threading.Thread(target=serve, name="door", daemon=True).start()
+    return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def _copy(source, target):
+    """Copies what comes from a socket to another until the end, which is not passed on."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)

@@ -7,13 +7,14 @@ import atexit
 import contextlib
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 
 from generators import Batch, ShardEnd
-from machines import Machines
+from machines import Machines, open_door
 from utils import ExpectedError, StoppedError, loading_keras, muted_stderr, say
 
 with loading_keras():
@@ -553,15 +554,18 @@ def join_machines(addresses, number):
     try:
         # Keras' own `initialize` lets JAX guess the devices: under Slurm the first GPU alone.
         jax.distributed.initialize(
-            addresses[0], len(addresses), number, cluster_detection_method="deactivate",
+            open_door(addresses[0]) if number else addresses[0],
+            len(addresses),
+            number,
+            cluster_detection_method="deactivate",
             heartbeat_timeout_seconds=JAX_PATIENCE_S,
-        )  # fmt: skip
+        )
         yield
         machines.finish()
         jax.distributed.shutdown()
     except BaseException as error:
-        # JAX would wait for the others at the exit, or end them with a message of its own.
-        atexit.register(machines.leave, getattr(error, "exit_code", 1))
+        # JAX would wait for the others at the exit, which are gone.
+        atexit.register(os._exit, getattr(error, "exit_code", 1))
         is_own = isinstance(error, StoppedError | ExpectedError | KeyboardInterrupt)
         is_lost = machines.is_lost(0.0 if is_own else LOST_SHOWS_S)
         machines.fail(str(error).partition("\n")[0] or type(error).__name__)
