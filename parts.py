@@ -6,15 +6,23 @@ A part is the share of a split that one kernel takes. Its file holds the candida
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 import search
-from describe import describe_shards, describe_split, digest_of_shards, gather
+from describe import (
+    Describer,
+    Settings,
+    describe_shards,
+    describe_split,
+    digest_of_shards,
+    gather,
+)
 from descriptions import digest_of, load_if_of, load_queries, unit_length
 from landmarks import read_image_ids
 from session import QUERIES, part_name
-from sources import TEST_CSV
+from sources import TEST_CSV, Shard
 from utils import ExpectedError, save_arrays, say
 
 
@@ -50,17 +58,8 @@ def search_part(session, describer, wanted, queries, part, image_ids):
         The part's file.
     """
     path = session.path(part_name(part, wanted.num_parts))
-    source = session.source
-    shards = np.array_split(source.select_shards(wanted.split), wanted.num_parts)[part].tolist()
-    fingerprint = describer.fingerprint_for(source, shards, image_ids) | {
-        "part": part,
-        "split": wanted.split,
-        "parts": wanted.num_parts,
-        "top": wanted.num_nearest,
-        "normalise": wanted.normalise,
-        "queries": digest_of(queries.image_ids),
-        "query_shards": digest_of_shards(source, _test_shards(source)),
-    }
+    shards = shards_of_part(session.source, wanted, part)
+    fingerprint = _fingerprint_of(session.source, describer, wanted, queries, part, image_ids)
     if load_if_of(path, fingerprint | {"left_out": []}) is not None:
         return path
     described, left_out = describe_shards(session, describer, shards, image_ids)
@@ -79,6 +78,124 @@ def search_part(session, describer, wanted, queries, part, image_ids):
         f"{len(index):,} {wanted.split} images"
     )
     return path
+
+
+def shards_of_part(source, wanted, part):
+    """Lists the shards of a part of a `Search`."""
+    return np.array_split(source.select_shards(wanted.split), wanted.num_parts)[part].tolist()
+
+
+def is_searched(session, describer, wanted, queries, part, image_ids):
+    """Tells whether the file of a part is there; arguments as of `search_part`."""
+    path = session.path(part_name(part, wanted.num_parts))
+    fingerprint = _fingerprint_of(session.source, describer, wanted, queries, part, image_ids)
+    return load_if_of(path, fingerprint | {"left_out": []}) is not None
+
+
+def _fingerprint_of(source, describer, wanted, queries, part, image_ids):
+    shards = shards_of_part(source, wanted, part)
+    return describer.fingerprint_for(source, shards, image_ids) | {
+        "part": part,
+        "split": wanted.split,
+        "parts": wanted.num_parts,
+        "top": wanted.num_nearest,
+        "normalise": wanted.normalise,
+        "queries": digest_of(queries.image_ids),
+        "query_shards": digest_of_shards(source, _test_shards(source)),
+    }
+
+
+# ---------------------------------------------------------------------- as jobs of a scheduler
+
+
+@dataclass(frozen=True)
+class Job:
+    """A share of a search that a worker does; can be pickled.
+
+    Attributes:
+        settings: `describe.Settings`.
+        wanted: `Search`.
+        images_csv: file of the source that names the images of the split.
+        given: file of queries that a person named, or None.
+        part: number of the part, or None.
+        shard: `Shard`, or None.
+    """
+
+    settings: Settings
+    wanted: Search
+    images_csv: str
+    given: Path | None
+    part: int | None = None
+    shard: Shard | None = None
+
+
+_describers = {}  # of this worker, the last one alone: a network takes memory
+
+
+def _describer_for(session, job):
+    if job.settings not in _describers:
+        _describers.clear()
+        _describers[job.settings] = Describer(job.settings, session.source)
+    return _describers[job.settings]
+
+
+def describe_job(session, job):
+    """Describes a job's shard, unless its file is there."""
+    csv = TEST_CSV if job.shard.split == "test" else job.images_csv
+    image_ids = read_image_ids(session.source.fetch(csv))
+    describe_shards(session, _describer_for(session, job), [job.shard], image_ids)
+
+
+def has_queries(session, job):
+    """Tells whether there are queries to use."""
+    return job.given is not None or find_whole_queries(session, _describer_for(session, job))
+
+
+def query_job(session, job):
+    """Gathers the queries; tells which parts have to be searched."""
+    describer, image_ids = (
+        _describer_for(session, job),
+        read_image_ids(session.source.fetch(job.images_csv)),
+    )
+    queries = find_queries(session, describer, job.given, job.wanted.normalise)
+    return [
+        part
+        for part in range(job.wanted.num_parts)
+        if not is_searched(session, describer, job.wanted, queries, part, image_ids)
+    ]
+
+
+def search_job(session, job):
+    """Searches a job's part; gives the name of its file."""
+    describer = _describer_for(session, job)
+    image_ids = read_image_ids(session.source.fetch(job.images_csv))
+    queries = find_queries(session, describer, job.given, job.wanted.normalise)
+    search_part(session, describer, job.wanted, queries, job.part, image_ids)
+
+
+def search_on(workers, job, wanted_parts):
+    """Describes and searches parts on the workers of a scheduler, shard by shard.
+
+    Args:
+        workers: `scheduler.Workers`.
+        job: `Job` without part or shard.
+        wanted_parts: list of the numbers of the parts.
+
+    Returns:
+        list of the parts' files.
+    """
+    source, num_parts = workers.session.source, job.wanted.num_parts
+    if workers.run(has_queries, [job], "looks for queries done", on_gpu=True) == [False]:
+        jobs = [replace(job, shard=shard) for shard in source.select_shards("test")]
+        workers.run(describe_job, jobs, "test shards described", on_gpu=True)
+    (missing,) = workers.run(query_job, [job], "sets of queries gathered", on_gpu=True)
+    missing = [part for part in wanted_parts if part in missing]
+    shards = [s for part in missing for s in shards_of_part(source, job.wanted, part)]
+    jobs = [replace(job, shard=shard) for shard in shards]
+    workers.run(describe_job, jobs, f"{job.wanted.split} shards described", on_gpu=True)
+    jobs = [replace(job, part=part) for part in missing]
+    workers.run(search_job, jobs, "parts searched", on_gpu=True)
+    return [workers.session.path(part_name(part, num_parts)) for part in wanted_parts]
 
 
 def _save_part(path, fingerprint, queries, index, found):
@@ -126,6 +243,16 @@ def find_queries(session, describer, given=None, normalise=False):
     if normalise:
         queries = replace(queries, descriptors=unit_length(queries.descriptors))
     return queries
+
+
+def find_whole_queries(session, describer):
+    """Tells whether the output or another kernel has queries to use, without describing any."""
+    test_ids = read_image_ids(session.source.fetch(TEST_CSV))
+    shards = _test_shards(session.source)
+    expected = describer.fingerprint_for(session.source, shards, test_ids)
+    if not shards:
+        del expected["shards"]
+    return _find_usable(session, expected) is not None
 
 
 def _test_shards(source):

@@ -28,6 +28,7 @@ from metrics import format_scores, score_retrieval
 from neighbors import choose_rows, draw_neighbors
 from on_kaggle.kernel import require_package
 from recipes import MAX_BATCH_SIZE
+from scheduler import open_workers
 from session import MODEL, NEIGHBORS_PICTURE, RETRIEVAL_SUBMISSION, open_session, part_name
 from sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV
 from submissions import (
@@ -92,6 +93,10 @@ def _add_search_options(group):
         help="compare descriptors scaled to length 1",
     )  # fmt: skip
     group.add_argument(
+        "--scheduler", metavar="ADDRESS",
+        help="describe and search on the workers of this Dask scheduler, or of local:N",
+    )  # fmt: skip
+    group.add_argument(
         "--rerank-divisor", type=number(float, 1), default=1.5, metavar="D",
         help="divide the squared distance to images of the query's landmark by D; 1 = off",
     )  # fmt: skip
@@ -146,13 +151,20 @@ def search_parts(session, args):
     settings = describe.Settings(
         args.model or session.find(MODEL), args.batch_size, args.flipped_too, args.descriptor_dtype
     )
-    describer = describe.Describer(settings, session.source)
     wanted = parts.Search("index", args.parts, args.top, args.normalise)
     session.source.select_shards("index")  # told before the test images are described, if missing
+    numbers = range(args.parts) if args.part is None else [args.part]
+    if args.scheduler:
+        job = parts.Job(settings, wanted, INDEX_CSV, args.queries)
+        with open_workers(args.scheduler, session, args.scratch) as workers:
+            files = parts.search_on(workers, job, numbers)
+        print(*files, sep="\n")
+        return files
+    describer = describe.Describer(settings, session.source)
     index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
     queries = parts.find_queries(session, describer, args.queries, args.normalise)
     files = []
-    for part in range(args.parts) if args.part is None else [args.part]:
+    for part in numbers:
         path = parts.search_part(session, describer, wanted, queries, part, index_ids)
         print(path)
         files.append(path)
