@@ -52,7 +52,7 @@ KERAS_2_WEIGHTS_MD5 = "a268eb855778b3df3c7506639542a6af"
 
 
 class HubFamily(NamedTuple):
-    """Vision transformers of keras-hub that are built and fed alike.
+    """Vision transformers of keras-hub that are built and fed in the same way.
 
     Attributes:
         backbone: the class in keras_hub.models.

@@ -20,21 +20,32 @@ ADVICE = {
     "model": "check --model",
     "missing_model": "or name the file with --model",
     "queries": "or leave out --queries",
+    "rerank": "search the parts with this --rerank again",
+    "names": "or take --names head",
     "min_images": "lower --min-images",
+    "own_output": "choose another --output",
     "output": "free some space or choose another --output",
     "scratch": "free some space or choose another --scratch",
     "skip_bad_shards": "check the shard, or leave it out with --skip-bad-shards",
     "fresh": "or start over with --fresh",
     "any_build": "push it again by its name, or keep it with --any-build",
 }
+INPUTS = "inputs"  # in the place of an address
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of stdout, say; never a bug
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that shows each default, but no `(default: None)`."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 class CommandLine(argparse.ArgumentParser):
     """An argument parser that shows defaults in its help and answers wrong use in one line."""
 
     def __init__(self, **kwargs):
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("formatter_class", _Help)
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message):
@@ -171,12 +182,17 @@ def add_settings(group, settings):
 def add_session_options(parser):
     """Adds the options that every script has to its command line."""
     parser.add_argument(
-        "--source", default=CVDF_URL, help="web address or folder in the CVDF layout"
+        "--source",
+        action="append",
+        metavar="PLACE",
+        help="folder or web address in the CVDF layout; may be given again, for a data set spread "
+        f"over several; {INPUTS} stands for all that a kernel has mounted (default: {CVDF_URL})",
     )
     parser.add_argument(
         "--demo",
         action="store_true",
-        help="draw the miniature landmark world, serve it on this machine and use it as the source",
+        help="draw the miniature landmark world, serve it on this machine and use it as the source "
+        "(unless there is a --source), with settings for its size",
     )
     parser.add_argument(
         "--output",
@@ -206,7 +222,7 @@ def add_session_options(parser):
 
 def parse_session(parser, argv):
     """Parses the command line; --recipe and then --demo say which defaults the options have."""
-    args = _parse(parser, argv)
+    args = parse_with_files(parser, argv)
     defaults = dict(RECIPES[args.recipe].settings()) if "recipe" in args else {}
     if args.demo:
         import demo
@@ -214,7 +230,7 @@ def parse_session(parser, argv):
         defaults |= {key: demo.DEFAULTS[key] for key in demo.DEFAULTS.keys() & vars(args).keys()}
     if defaults:
         parser.set_defaults(**defaults)
-        args = _parse(parser, argv)
+        args = parse_with_files(parser, argv)
     if args.scratch is None:
         args.scratch = args.output / "scratch"
     if args.max_hours is not None and not args.max_hours > 0:
@@ -225,7 +241,7 @@ def parse_session(parser, argv):
 def session_settings(args):
     """Picks the arguments of `session.open_session` from a parsed command line."""
     return {
-        "source": None if args.demo else args.source,
+        "source": _find_source(args),
         "output": args.output,
         "scratch": args.scratch,
         "max_hours": args.max_hours,
@@ -233,7 +249,17 @@ def session_settings(args):
     }
 
 
-def _parse(parser, argv):
+def _find_source(args):
+    """Lists the places of the source, or gives None for the demo's."""
+    if args.source is None:
+        return None if args.demo else [CVDF_URL]
+    places = []
+    for place in args.source:
+        places += kernel.find_data_sets() if place == INPUTS else [place]
+    return places
+
+
+def parse_with_files(parser, argv):
     """Parses; files may follow options too (argparse's own way to allow that spoils --help)."""
     args, rest = parser.parse_known_args(argv)
     if rest and ("files" not in args or any(word.startswith("-") for word in rest)):

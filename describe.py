@@ -3,6 +3,7 @@
 Recognition takes the landmarks, retrieval all of it. Imports Keras, via `model`.
 """
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,19 @@ from descriptions import (
     save_descriptions,
     unit_length,
 )
-from generators import Reading, ShardEnd, stream_batches, tell_problems
+from generators import (
+    Member,
+    Reading,
+    ShardEnd,
+    batch_images,
+    stream_batches,
+    tell_problems,
+)
+from images import BadImageError, decode_image
 from landmarks import format_image_id, read_2019_classes
 from replicas import set_up_replicas
 from session import descriptions_name
-from sources import TRAIN_CSV
+from sources import TRAIN_CSV, Shard
 from utils import StoppedError, say
 
 
@@ -62,7 +71,8 @@ class Describer:
             self.predictor = model.build_predictor(recogniser.classifier, settings.flipped_too)
         self.class_table = recogniser.class_table
         self.image_size = recogniser.image_size
-        self.keeps_aspect = recogniser.recipe.data.keep_aspect
+        self.recipe = recogniser.recipe
+        self.keeps_aspect = self.recipe.data.keep_aspect
         # Two files of descriptions go together only if all of this is equal.
         self.fingerprint = {
             "model": recogniser.fingerprint,
@@ -71,6 +81,13 @@ class Describer:
             "descriptor_dtype": settings.dtype,
             "keeps_aspect": self.keeps_aspect,
         }
+
+    def storing(self, dtype):
+        """Gives the same network, which stores descriptors as another dtype."""
+        other = copy.copy(self)
+        other.settings = dataclasses.replace(self.settings, dtype=dtype)
+        other.fingerprint = self.fingerprint | {"descriptor_dtype": dtype}
+        return other
 
     def fingerprint_for(self, source, shards, image_ids):
         """Gives the fingerprint of a file that describes those of these images that it finds."""
@@ -98,6 +115,22 @@ class Describer:
             np.full(is_finite.sum(), shard.number, np.int16),
             batch.locations[is_finite],
         )
+
+    def describe_pictures(self, paths):
+        """Describes picture files, in this order: (n, d) of those that are readable."""
+        reading = Reading(self.image_size, self.settings.batch_size)
+
+        def decoded():
+            for number, path in enumerate(paths):
+                try:
+                    pixels = decode_image(path.read_bytes(), self.image_size, self.keeps_aspect)
+                except (BadImageError, OSError) as error:
+                    say(f"{path}: {error}; left out")
+                else:
+                    yield Member(number, 0, 0), pixels
+
+        pieces = [self.describe(b, Shard("pictures", 0)) for b in batch_images(decoded(), reading)]
+        return concatenate([self.allocate(0), *pieces]).descriptors
 
     def allocate(self, num_images):
         """Allocates `Descriptions` of so many images, not yet filled in."""
@@ -204,7 +237,7 @@ def gather(found, describer, normalise=False):
     an id appears twice, its first image counts.
 
     Args:
-        found: dict of file -> image ids, as of `describe_shards`.
+        found: dict of file -> image ids, as `describe_shards` gives it.
         describer: `Describer`.
         normalise: scale the descriptors to length 1.
     """

@@ -17,7 +17,7 @@ class Descriptions:
     Attributes:
         image_ids: (n,) uint64.
         landmark_ids: (n,) int64, the best landmark.
-        confidences: (n,) float32, its probability.
+        confidences: (n,) float32, its probability or cosine.
         descriptors: (n, d) float32 or float16, e.g. the 2048 values of ResNet50's pooling.
         shard_numbers: (n,) int16, the shard that holds the image.
         locations: (n, 2) int64, offset and size in bytes of the image in that shard.
@@ -42,7 +42,7 @@ class Descriptions:
 COLUMNS = {
     "image_ids": Column("uint64", ("images",)),
     "landmark_ids": Column("int64", ("images",)),
-    "confidences": Column("float32", ("images",), at_least=0),
+    "confidences": Column("float32", ("images",), at_least=-1),  # a cosine, perhaps
     "descriptors": Column("float32 float16", ("images", "channels")),
     "shard_numbers": Column("int16", ("images",), at_least=0),
     "locations": Column("int64", ("images", 2), at_least=0),

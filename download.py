@@ -186,7 +186,7 @@ def _let_surplus_through(body):
 
     It is a detail of urllib3 (which requests relies on too) that the http.client answer is there.
     """
-    # The other byte never comes: so nobody takes the body for complete and the connection for free.
+    # The second never comes, so that the body never counts as complete, nor the connection as free.
     body.length_remaining += 2
     if body._original_response.length is not None:
         body._original_response.length += 2

@@ -22,12 +22,13 @@ from recipes import Recipe
 from replicas import set_up_replicas
 from session import CHECKPOINT, Session, features_name
 from sources import Shard
-from training import ALL_SHARDS, Pace, TrainImages, describe_done, format_duration
+from training import ALL_SHARDS, Pace, TrainImages, describe_done
 from utils import (
     Column,
     ExpectedError,
     StoppedError,
     check_arrays,
+    format_duration,
     load_arrays,
     require_free_space,
     save_arrays,
@@ -109,7 +110,7 @@ class Describer:
 def train(session, recipe, images, valid_every):
     """Describes the train images, and trains neck and head on that, from the checkpoint if any.
 
-    Args, Returns, Raises: as of `training.train`; a mini-epoch is a pass over all vectors.
+    Args, Returns, Raises: as in `training.train`; a mini-epoch is a pass over all vectors.
     """
     _check(recipe)
     policy = model.set_up_keras(recipe.training.seed, recipe.training.bfloat16)

@@ -5,9 +5,7 @@ stages are plain generators, composed in `stream_batches`.
 """
 
 import os
-import re
 import tarfile
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -16,12 +14,13 @@ import numpy as np
 from images import PLAIN, Augmentation, BadImageError, decode_image, draw_view
 from landmarks import format_image_id
 from sources import Shard
-from utils import ExpectedError, in_background, run_ahead, say
+from tars import MEMBER_NAME
+from utils import ExpectedError, in_background, map_ahead, run_ahead, say
 
-MEMBER_NAME = re.compile(r"([0-9a-f])/([0-9a-f])/([0-9a-f])/(\1\2\3[0-9a-f]{13})\.jpg")
 MAX_MEMBER_BYTES = 64 << 20  # the largest JPEGs of the data set are a few MB
 MAX_BAD_SHARE = 0.05  # of a shard's images; more means that something else is wrong
 MIN_BAD_IMAGES = 3  # ... but a tiny shard may have a few
+NUM_CORES = os.cpu_count() or 1
 QUEUED_BATCHES = 4  # decoded ahead of the network; 4 x 64 images of 192 pixels are 28 MB
 
 
@@ -89,7 +88,7 @@ class Reading:
     keeps_aspect: bool = False
     augmentation: Augmentation = Augmentation()
     seed: int = 0
-    num_threads: int = os.cpu_count() or 1
+    num_threads: int = NUM_CORES
 
 
 # ---------------------------------------------------------------------------------- the pipeline
@@ -112,14 +111,38 @@ def stream_batches(source, plan, reading, is_stopped=lambda: False, num_skippabl
         ExpectedError: a shard cannot be fetched, or holds too many unreadable images.
     """
 
-    def batches():
+    def read(shard, path, epoch, pool):
+        return read_shard(shard, path, reading, epoch, pool)
+
+    return stream_shards(source, plan, read, reading.num_threads, is_stopped, num_skippable)
+
+
+def stream_shards(
+    source, plan, read, num_threads=NUM_CORES, is_stopped=lambda: False, num_skippable=0
+):
+    """Streams what `read` makes of shard after shard, everything done ahead in the background.
+
+    Args:
+        source, plan, is_stopped, num_skippable: as for `stream_batches`.
+        read: generator function of (shard, path of its local tar, epoch, executor that decodes); a
+            `ShardEnd` comes last.
+        num_threads: of the executor.
+
+    Yields:
+        What `read` yields. After a broken shard that is left out, a `ShardEnd` that says so.
+
+    Raises:
+        ExpectedError: a shard cannot be fetched, or holds too many unreadable images.
+    """
+
+    def items():
         num_skipped = 0
         fetched = fetch_ahead(source, [shard for _, shard in plan])
-        with ThreadPoolExecutor(reading.num_threads, "decode") as pool:
+        with ThreadPoolExecutor(num_threads, "decode") as pool:
             for (epoch, shard), path in zip(plan, fetched, strict=True):
                 num_images = 0
                 try:
-                    for item in read_shard(shard, path.result(), reading, epoch, pool):
+                    for item in read(shard, path.result(), epoch, pool):
                         num_images += len(item.image_ids) if isinstance(item, Batch) else 0
                         yield item
                 except ExpectedError as error:
@@ -128,7 +151,7 @@ def stream_batches(source, plan, reading, is_stopped=lambda: False, num_skippabl
                         raise
                     yield ShardEnd(shard, num_images, (), str(error))
 
-    return run_ahead(batches, QUEUED_BATCHES, is_stopped)
+    return run_ahead(items, QUEUED_BATCHES, is_stopped)
 
 
 def fetch_ahead(source, shards):
@@ -184,7 +207,7 @@ def read_shard(shard, path, reading, epoch, pool):
     with open(path, "rb") as file:
         images = good(decode_members(file.fileno(), members, reading, epoch, pool))
         yield from batch_images(images, reading)
-    _check_bad_images(shard, bad_images, len(members))
+    check_bad_images(shard, bad_images, len(members))
     yield ShardEnd(shard, len(good_images), tuple(bad_images))
 
 
@@ -203,7 +226,8 @@ def tell_problems(shard_end, consequence):
         say(f"{shard.path}: image {format_image_id(image_id)} {consequence}: {reason}")
 
 
-def _check_bad_images(shard, bad_images, num_images):
+def check_bad_images(shard, bad_images, num_images):
+    """Raises ExpectedError if too many of a shard's images are bad, a list of (id, reason)."""
     if len(bad_images) > max(MIN_BAD_IMAGES, MAX_BAD_SHARE * num_images):
         image_id, reason = bad_images[0]
         raise ExpectedError(
@@ -292,25 +316,20 @@ def decode_members(descriptor, members, reading, epoch, pool):
             rng = np.random.default_rng([reading.seed, epoch, member.image_id])
             view = draw_view(reading.augmentation, rng)
         try:
-            if member.size > MAX_MEMBER_BYTES:
-                raise BadImageError(f"{member.size} bytes")
-            data = os.pread(descriptor, member.size, member.offset)
+            data = read_member(descriptor, member)
             return decode_image(data, reading.image_size, reading.keeps_aspect, view)
         except BadImageError as error:
             return error
 
-    ahead = reading.batch_size + 2 * reading.num_threads
-    futures = deque()
-    try:
-        for position, member in enumerate(members):
-            futures.append(pool.submit(decode, member))
-            if len(futures) > ahead:
-                yield members[position - ahead], futures.popleft().result()
-        for member in members[len(members) - len(futures) :]:
-            yield member, futures.popleft().result()
-    finally:
-        for future in futures:
-            future.cancel()
+    num_ahead = reading.batch_size + 2 * reading.num_threads
+    yield from zip(members, map_ahead(pool, decode, members, num_ahead), strict=True)
+
+
+def read_member(descriptor, member):
+    """Reads the bytes of a `Member` of an open tar; raises BadImageError for a huge one."""
+    if member.size > MAX_MEMBER_BYTES:
+        raise BadImageError(f"{member.size} bytes")
+    return os.pread(descriptor, member.size, member.offset)
 
 
 def batch_images(images, reading):

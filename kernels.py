@@ -1,6 +1,10 @@
 """Runs the whole job on Kaggle: builds the kernels, pushes them in order, collects and submits.
 
     python kernels.py build --user NAME    write kernels/: eight folders, ready to push
+    python kernels.py build --user NAME --recipe strong
+                                           the longer chain: the train images name landmarks, too
+    python kernels.py build --user NAME --shrink 256
+                                           with kernels in front that make the data set small
     python kernels.py run                  push all in order, wait, collect (and --submit)
     python kernels.py push part-3          push one again, whatever its last state
     python kernels.py status               what Kaggle has of each
@@ -16,19 +20,43 @@ import re
 import sys
 from pathlib import Path
 
-from command_line import CommandLine, run_command_line
-from on_kaggle.chain import CHALLENGES, Chain, collect, print_status, read_built, submit
-from on_kaggle.packing import KERNELS, parse_arguments, write_kernels
+from command_line import CommandLine, number, run_command_line
+from on_kaggle.chain import (
+    CHALLENGES,
+    Chain,
+    collect,
+    find_submitters,
+    print_status,
+    read_built,
+    submit,
+)
+from on_kaggle.packing import (
+    ENTRIES,
+    GALLERY,
+    KERNELS,
+    Options,
+    count_shrink_kernels,
+    name_by_gallery,
+    parse_arguments,
+    read_settings,
+    shrink_first,
+    write_kernels,
+)
+from recipes import RECIPES
 from utils import ExpectedError
 
-BUILD_OPTIONS = ("recognition_args", "retrieval_args", "dataset", "no_internet")
+BUILD_OPTIONS = (
+    "recipe", "recognition_args", "nearest_args", "retrieval_args", "shrink_args", "shrink",
+    "shrink_kernels", "dataset", "no_internet",
+)  # fmt: skip
+NAMES = (*KERNELS, *GALLERY, "vote")  # and shrink-0 and so on
 
 
-def one_of(names):
-    """Makes an argument type that takes these names."""
+def one_of(names, pattern="(?!)"):
+    """Makes an argument type that takes these names, and what matches a pattern."""
 
     def parse(text):
-        if text not in names:
+        if text not in names and not re.fullmatch(pattern, text):
             raise argparse.ArgumentTypeError(f"{text!r}; expected one of {', '.join(names)}")
         return text
 
@@ -49,10 +77,9 @@ def make_parser():
     }
     of = {name: commands.add_parser(name, help=text) for name, text in help_of.items()}
     for name, command in of.items():
-        if name != "submit":
-            command.add_argument(
-                "--kernels", type=Path, default=Path("kernels"), help="folder of the built kernels"
-            )
+        command.add_argument(
+            "--kernels", type=Path, default=Path("kernels"), help="folder of the built kernels"
+        )
         if name in ("run", "collect", "submit"):
             command.add_argument(
                 "--output", type=Path, default=Path("output/kaggle"), help="folder for collecting"
@@ -61,11 +88,15 @@ def make_parser():
             command.add_argument(
                 "--any-build", action="store_true", help="keep what another build finished"
             )
-    for name, choices in (("push", KERNELS), ("collect", KERNELS), ("submit", CHALLENGES)):
+    for name in ("push", "collect"):
         of[name].add_argument(
-            "names", nargs="*", metavar="NAME", type=one_of(choices), default=[],
-            help=f"of {', '.join(choices)}",
+            "names", nargs="*", metavar="NAME", type=one_of(NAMES, r"shrink-\d+"), default=[],
+            help=f"of {', '.join(NAMES)}, shrink-0 and so on",
         )  # fmt: skip
+    of["submit"].add_argument(
+        "names", nargs="*", metavar="NAME", type=one_of(CHALLENGES), default=[],
+        help=f"of {', '.join(CHALLENGES)}",
+    )  # fmt: skip
     for name in ("build", "run"):
         _add_build_options(of[name], name == "build")
     of["run"].add_argument("--submit", action="store_true", help="hand in both submissions")
@@ -75,17 +106,33 @@ def make_parser():
 def _add_build_options(command, is_required):
     command.add_argument("--user", required=is_required, metavar="NAME", help="owner on Kaggle")
     command.add_argument(
+        "--recipe", choices=RECIPES,
+        help="of recognition; with strong or frozen, kernels follow in which the nearest train "
+        "images name test and index images (default: 2019)",
+    )  # fmt: skip
+    command.add_argument(
         "--max-hours", type=float, default=11, metavar="H",
         help="time budget of a GPU session, hours; Kaggle cuts it off at 12",
     )  # fmt: skip
-    for entry in ("recognition", "retrieval"):
+    for entry in ENTRIES:
         command.add_argument(
             f"--{entry}-args", default="", metavar="ARGS", help=f"more arguments for {entry}.py"
         )
     command.add_argument(
+        "--shrink", type=number(int, 32, 4096), metavar="N",
+        help="first make the pictures small, to N pixels, in kernels without a GPU (try 256)",
+    )  # fmt: skip
+    command.add_argument(
+        "--shrink-kernels", type=number(int, 1, 99), metavar="K",
+        help="kernels that share that (default: as many as their outputs need)",
+    )  # fmt: skip
+    command.add_argument(
         "--dataset", action="append", default=[], metavar="OWNER/SLUG", help="data set to mount"
     )
-    command.add_argument("--no-internet", action="store_true", help="kernels without internet")
+    command.add_argument(
+        "--no-internet", action="store_true",
+        help="kernels without internet, but for those that make the pictures small",
+    )  # fmt: skip
 
 
 def build(args):
@@ -97,28 +144,91 @@ def build(args):
             raise ExpectedError(
                 f"--dataset {dataset}; expected owner/slug, as in the address of its page; check it"
             )
-    extra = {
-        entry: parse_arguments(entry, getattr(args, f"{entry}_args"))
-        for entry in ("recognition", "retrieval")
-    }
-    has_internet = not args.no_internet
-    write_kernels(args.kernels, args.user, extra, args.max_hours, args.dataset, has_internet)
+    extra = {entry: parse_arguments(entry, getattr(args, f"{entry}_args")) for entry in ENTRIES}
+    kernels = plan(args, extra)
+    for kernel in kernels.values():  # all that is set for it, and what is not
+        read_settings(kernel.entry, [*kernel.arguments, *extra[kernel.entry]])
+    options = Options(args.user, extra, args.max_hours, args.dataset, not args.no_internet)
+    write_kernels(args.kernels, kernels, options)
+
+
+def plan(args, extra):
+    """Decides which kernels there are: dict, name -> `Kernel`, in the order to push.
+
+    Args:
+        args: the command line.
+        extra: dict, script -> list of its extra arguments.
+    """
+    if args.recipe in (None, "2019"):
+        trained = read_settings("recognition", extra["recognition"])
+        return plan_shrinking(args, extra, KERNELS, {"recognition": trained.labels})
+    trained = read_settings("recognition", ["--recipe", args.recipe, *extra["recognition"]])
+    if trained.recipe != args.recipe:
+        raise ExpectedError(
+            f"recognition.py: recipe {trained.recipe}; expected that of --recipe, {args.recipe}",
+            setting="recognition_args",
+        )
+    described_as = ["--batch-size", str(trained.batch_size)]
+    described_as += ["--flipped-too"] * trained.flipped_too
+    kernels = name_by_gallery(KERNELS, args.recipe, described_as)
+    named = read_settings("nearest", extra["nearest"])
+    labels = {"recognition": trained.labels, "nearest": named.labels or trained.labels}
+    return plan_shrinking(args, extra, kernels, labels)
+
+
+def plan_shrinking(args, extra, kernels, labels):
+    """Puts kernels in front that make the data set small, where that is wanted.
+
+    Args:
+        args, extra: as for `plan`.
+        kernels: dict, name -> `Kernel`.
+        labels: dict, script -> the labels of the train images that it reads.
+    """
+    if not args.shrink:
+        return kernels
+    words = ["--pixels", str(args.shrink)]
+    if "nearest" in labels and set(labels.values()) == {"clean"}:
+        words += ["--labels", "clean"]
+    settings = read_settings("shrink", [*words, *extra["shrink"]])
+    for script, wanted in labels.items():
+        if settings.labels == "clean" != wanted and "--source" not in extra[script]:
+            raise ExpectedError(
+                f"{script}.py: labels {wanted}, but shrink.py keeps clean ones alone; "
+                "expected clean of both",
+                setting=f"{script}_args",
+            )
+    num_kernels = args.shrink_kernels or count_shrink_kernels(settings)
+    return shrink_first(kernels, words, num_kernels)
 
 
 def parse_command_line(argv):
     """Parses the command line; ends the process with exit code 2 if it is wrong."""
     argv = list(argv)
     for place, word in reversed(list(enumerate(argv[:-1]))):
-        if re.fullmatch("--(recognition|retrieval)-args", word):  # its value may begin with --
+        if re.fullmatch(f"--({'|'.join(ENTRIES)})-args", word):  # its value may begin with --
             argv[place : place + 2] = [f"{word}={argv[place + 1]}"]
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.command in ("build", "run"):
         if not args.user and any(vars(args)[name] for name in BUILD_OPTIONS):
             parser.error("options of a build go with --user, which builds first")
+        if not args.shrink and (args.shrink_args or args.shrink_kernels):
+            parser.error("--shrink-args and --shrink-kernels go with --shrink N")
+        if args.nearest_args and args.recipe in (None, "2019"):
+            parser.error("--nearest-args goes with --recipe strong or frozen")
         if not 0 < args.max_hours < 12:
             parser.error(f"argument --max-hours: {args.max_hours}; expected more than 0, below 12")
     return args
+
+
+def check_names(names, built, folder):
+    """Raises ExpectedError unless all of these kernels were built."""
+    for name in names:
+        if name not in built:
+            raise ExpectedError(
+                f"{name}: not in {folder}; expected one of {', '.join(built)}; build with --recipe "
+                "strong or --shrink to have more"
+            )
 
 
 def main(argv=None):
@@ -126,8 +236,10 @@ def main(argv=None):
     args = parse_command_line(sys.argv[1:] if argv is None else argv)
     if args.command == "build" or (args.command == "run" and args.user):
         build(args)
-    if args.command in ("push", "run", "status", "collect"):
+    if args.command != "build":
         built = read_built(args.kernels)
+    if args.command in ("push", "collect"):
+        check_names(args.names, built, args.kernels)
     if args.command == "status":
         print_status(built)
     if args.command == "push" and args.names:
@@ -135,12 +247,10 @@ def main(argv=None):
     elif args.command in ("push", "run"):
         Chain(built, args.any_build).advance(to_the_end=args.command == "run")
     if args.command in ("collect", "run"):
-        names = getattr(args, "names", []) or ("recognition", "merge")
+        names = getattr(args, "names", []) or sum(find_submitters(built).values(), [])
         collect({name: built[name] for name in names}, args.output)
-    if args.command == "submit":
-        submit(args.output, args.names or list(CHALLENGES))
-    if args.command == "run" and args.submit:
-        submit(args.output, list(CHALLENGES))
+    if args.command == "submit" or (args.command == "run" and args.submit):
+        submit(built, args.output, getattr(args, "names", []) or list(CHALLENGES))
 
 
 if __name__ == "__main__":

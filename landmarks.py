@@ -6,7 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from tables import read_header, read_table
+from sources import TRAIN_CLEAN_CSV, TRAIN_CSV
+from tables import read_header, read_table, write_table
 from utils import ExpectedError
 
 LANDMARK_LEFT_OUT_IN_2019 = 138982  # its author does not say why
@@ -103,9 +104,33 @@ def read_image_ids(path):
 
 def read_landmark_names(path):
     """Reads train_label_to_category.csv: landmark id -> name, e.g. `Berlin Cathedral`."""
+    return {key: name_of_category(address) for key, address in read_categories(path).items()}
+
+
+def read_categories(path):
+    """Reads train_label_to_category.csv: landmark id -> address of its category on Commons."""
     table = read_table(path, landmark_id=int, category=str)
-    names = table["category"].str.replace("^.*Category:", "", regex=True).str.replace("_", " ")
-    return dict(zip(table["landmark_id"].tolist(), names.tolist(), strict=True))
+    return dict(zip(table["landmark_id"].tolist(), table["category"].tolist(), strict=True))
+
+
+def write_categories(path, categories, class_table):
+    """Writes the categories of a network's landmarks, in the layout of `read_categories`.
+
+    Args:
+        path: the CSV.
+        categories: dict, landmark id -> address.
+        class_table: `ClassTable`; its landmarks without a category are left out.
+    """
+    import pandas as pd
+
+    known = [one for one in class_table.landmark_ids.tolist() if one in categories]
+    addresses = [categories[one] for one in known]
+    write_table(path, pd.DataFrame({"landmark_id": known, "category": addresses}))
+
+
+def name_of_category(address):
+    """Gives the name in the address of a category, e.g. `Berlin Cathedral`."""
+    return address.rpartition("Category:")[2].replace("_", " ")
 
 
 @dataclass(frozen=True)
@@ -156,6 +181,22 @@ class TrainLabels:
         if place == len(self.image_ids) or self.image_ids[place] != image_id:
             return None
         return int(self.class_indices[place])
+
+
+def read_labels(source, labels, min_images=MIN_IMAGES):
+    """Reads one of the recipes' choices of labels from a source.
+
+    Args:
+        source: `Source`.
+        labels: of `recipes.LABELS`.
+        min_images: a landmark with fewer images is left out.
+
+    Returns:
+        (ClassTable, TrainLabels), as `read_train_labels`.
+    """
+    path = source.fetch(TRAIN_CLEAN_CSV if labels == "clean" else TRAIN_CSV)
+    landmarks_of = source.fetch(TRAIN_CLEAN_CSV) if labels == "all-of-clean" else None
+    return read_train_labels(path, min_images, landmarks_of)
 
 
 def read_train_labels(path, min_images=MIN_IMAGES, landmarks_of=None):

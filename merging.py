@@ -1,9 +1,11 @@
 """Merges the parts of a search: the result is the same however many there were."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 
+from reranks import RERANKS
 from utils import Column, ExpectedError, check_arrays, load_arrays
 
 QUERY_BLOCK = 4096  # queries at a time: with 6 parts of 200 candidates, 0.3 GB
@@ -33,12 +35,52 @@ class Part:
 
     def candidates(self, first, last):
         """Gives (rows, positions, distances) of the queries `first` to `last - 1`."""
-        ends = self.row_ends[first:last]
-        begin = self.row_ends[first - 1] if first else 0
-        counts = np.diff(ends, prepend=begin)
-        chosen = slice(begin, ends[-1])
-        rows = np.repeat(np.arange(first, last), counts)
-        return rows, self.positions[chosen], self.distances[chosen]
+        return _cut(first, last, self.row_ends, self.positions, self.distances)
+
+
+@dataclass(frozen=True)
+class NamedPart(Part):
+    """A part that has the candidates of the reranks by confidence and by soft labels, too.
+
+    Attributes:
+        confident_ends, confident_positions, confident_scores: as of
+            `candidates.best_by_confidence`.
+        soft_ends, soft_positions, soft_scores, soft_distances: as of
+            `candidates.best_by_soft_labels`.
+    """
+
+    confident_ends: np.ndarray
+    confident_positions: np.ndarray
+    confident_scores: np.ndarray
+    soft_ends: np.ndarray
+    soft_positions: np.ndarray
+    soft_scores: np.ndarray
+    soft_distances: np.ndarray
+
+    def by_confidence(self, first, last):
+        """Gives (rows, positions, scores) of some queries, the lower the better."""
+        columns = self.confident_positions, self.confident_scores
+        return _cut(first, last, self.confident_ends, *columns)
+
+    def by_soft_labels(self, first, last):
+        """Gives (rows, positions, distances, scores) of some queries, the higher the better.
+
+        Behind those with a common label come the nearest of all images. One of them that is among
+        the first as well counts there, since `_keep_best` takes the best place of an image.
+        """
+        columns = self.soft_positions, self.soft_distances, self.soft_scores
+        alike = _cut(first, last, self.soft_ends, *columns)
+        rows, positions, distances = self.candidates(first, last)
+        others = (rows, positions, distances, np.zeros(len(rows)))
+        return tuple(np.concatenate(pair) for pair in zip(alike, others, strict=True))
+
+
+def _cut(first, last, ends, *columns):
+    """Cuts the queries `first` to `last - 1` out of ragged columns: (rows, *columns)."""
+    begin = ends[first - 1] if first else 0
+    ends = ends[first:last]
+    rows = np.repeat(np.arange(first, last), np.diff(ends, prepend=begin))
+    return rows, *(column[begin : ends[-1]] for column in columns)
 
 
 COLUMNS = {
@@ -51,6 +93,20 @@ COLUMNS = {
     "row_ends": Column("int64", ("queries",), at_least=0, order="ascending"),
     "positions": Column("int32", ("candidates",), at_least=0, below="index images"),
     "distances": Column("float32", ("candidates",), at_least=0),
+}
+NAMED_COLUMNS = COLUMNS | {
+    "confident_ends": Column("int64", ("queries",), at_least=0, order="ascending"),
+    "confident_positions": Column("int32", ("confident",), at_least=0, below="index images"),
+    "confident_scores": Column("float64", ("confident",)),
+    "soft_ends": Column("int64", ("queries",), at_least=0, order="ascending"),
+    "soft_positions": Column("int32", ("soft",), at_least=0, below="index images"),
+    "soft_scores": Column("float64", ("soft",), at_least=0),
+    "soft_distances": Column("float32", ("soft",), at_least=0),
+}
+RAGGED = {
+    "row_ends": "positions",
+    "confident_ends": "confident_positions",
+    "soft_ends": "soft_positions",
 }
 OF_ALL_PARTS = ("query_ids", "query_landmarks", "query_places")  # columns that parts share
 
@@ -134,56 +190,87 @@ def load_part(path):
     arrays, fingerprint = load_arrays(path)
     number, num_parts, top = (fingerprint.get(key) for key in ("part", "parts", "top"))
     is_part = all(type(value) is int for value in (number, num_parts, top))
-    if arrays.keys() != COLUMNS.keys() or not (is_part and 0 <= number < num_parts and top > 0):
+    is_part &= fingerprint.get("rerank", "divide") in RERANKS
+    kind, columns = (NamedPart, NAMED_COLUMNS) if "rerank" in fingerprint else (Part, COLUMNS)
+    if arrays.keys() != columns.keys() or not (is_part and 0 <= number < num_parts and top > 0):
         raise ExpectedError(
             f"{path}: not a part of a search; expected a part-K-of-N.npz of retrieval.py; "
             "leave it out"
         )
-    check_arrays(path, arrays, COLUMNS)
-    ends, num_candidates = arrays["row_ends"], len(arrays["positions"])
-    if (ends[-1] if len(ends) else 0) != num_candidates:
-        raise ExpectedError(
-            f"{path}: its rows do not end with its {num_candidates} candidates; expected a part as "
-            "retrieval.py writes it; search it again"
-        )
-    return Part(**arrays), fingerprint
+    check_arrays(path, arrays, columns)
+    for name in arrays.keys() & RAGGED.keys():
+        ends, num_candidates = arrays[name], len(arrays[RAGGED[name]])
+        if (ends[-1] if len(ends) else 0) != num_candidates:
+            raise ExpectedError(
+                f"{path}: its rows do not end with its {num_candidates} candidates; expected a "
+                "part as retrieval.py writes it; search it again"
+            )
+    return kind(**arrays), fingerprint
 
 
-def merge_parts(parts, divisor, num_nearest):
+def merge_parts(parts, divisor, num_nearest, rerank="divide"):
     """Merges the candidates of all parts into each query's best images.
 
     Args:
-        parts: list of all `Part`s.
+        parts: list of all `Part`s; of `NamedPart`s for the reranks by confidence and soft labels.
         divisor: of the squared distance to images of the query's landmark; 1 = no rerank.
         num_nearest: images wanted per query.
+        rerank: one of `reranks.RERANKS`; only "divide" looks at the divisor.
 
     Returns:
         `Ranking`.
     """
-    query_ids, query_landmarks = parts[0].query_ids, parts[0].query_landmarks
+    merge_block = {"confidence": _merge_by_confidence, "soft": _merge_by_soft_labels}.get(
+        rerank, functools.partial(_merge_by_distance, divisor=divisor if rerank == "divide" else 1)
+    )
+    query_ids = parts[0].query_ids
     counts, pieces = np.zeros(len(query_ids), np.int64), [[] for _ in range(4)]
     for first in range(0, len(query_ids), QUERY_BLOCK):
         last = min(first + QUERY_BLOCK, len(query_ids))
-        found = [part.candidates(first, last) for part in parts]
-        rows, positions, distances = (np.concatenate(column) for column in zip(*found, strict=True))
-        numbers = np.repeat(np.arange(len(parts)), [len(part_rows) for part_rows, _, _ in found])
-        image_ids = np.concatenate(
-            [part.index_ids[places] for part, (_, places, _) in zip(parts, found, strict=True)]
-        )
-        landmarks = np.concatenate(
-            [
-                part.index_landmarks[places]
-                for part, (_, places, _) in zip(parts, found, strict=True)
-            ]
-        )
-        agrees = landmarks == query_landmarks[rows]
-        kept, reranked = merge_candidates(rows, image_ids, distances, agrees, divisor, num_nearest)
-        counts += np.bincount(rows[kept], minlength=len(query_ids))
-        columns = (image_ids[kept], reranked, numbers[kept], positions[kept])
+        rows, columns = merge_block(parts, first, last, num_nearest=num_nearest)
+        counts += np.bincount(rows, minlength=len(query_ids))
         for piece, column in zip(pieces, columns, strict=True):
             piece.append(column)
     columns = [np.concatenate(piece) if piece else np.empty(0, np.uint64) for piece in pieces]
     return Ranking(query_ids, np.cumsum(counts), *columns)
+
+
+def _merge_by_distance(parts, first, last, num_nearest, divisor):
+    """Merges a block of queries: (rows, columns of `Ranking` from its image ids on)."""
+    rows, positions, distances, image_ids, numbers = _join(parts, "candidates", first, last)
+    landmarks = _look_up(parts, "index_landmarks", positions, numbers)
+    agrees = landmarks == parts[0].query_landmarks[rows]
+    kept, reranked = merge_candidates(rows, image_ids, distances, agrees, divisor, num_nearest)
+    return rows[kept], (image_ids[kept], reranked, numbers[kept], positions[kept])
+
+
+def _merge_by_confidence(parts, first, last, num_nearest):
+    rows, positions, scores, image_ids, numbers = _join(parts, "by_confidence", first, last)
+    kept = _keep_best(rows, image_ids, [scores], num_nearest)
+    return rows[kept], (image_ids[kept], scores[kept], numbers[kept], positions[kept])
+
+
+def _merge_by_soft_labels(parts, first, last, num_nearest):
+    found = _join(parts, "by_soft_labels", first, last)
+    rows, positions, distances, scores, image_ids, numbers = found
+    kept = _keep_best(rows, image_ids, [-scores, distances], num_nearest)
+    distances = distances[kept].astype(np.float64)
+    return rows[kept], (image_ids[kept], distances, numbers[kept], positions[kept])
+
+
+def _join(parts, method, first, last):
+    """Joins what a method of all parts gives: (rows, positions, ..., image ids, parts' numbers)."""
+    found = [getattr(part, method)(first, last) for part in parts]
+    columns = [np.concatenate(column) for column in zip(*found, strict=True)]
+    numbers = np.repeat(np.arange(len(parts)), [len(rows) for rows, *_ in found])
+    return *columns, _look_up(parts, "index_ids", columns[1], numbers), numbers
+
+
+def _look_up(parts, name, positions, numbers):
+    """Gives what a column of the parts has at some positions, ordered by part."""
+    ends = np.cumsum(np.bincount(numbers, minlength=len(parts)))[:-1]
+    pieces = zip(parts, np.split(positions, ends), strict=True)
+    return np.concatenate([getattr(part, name)[places] for part, places in pieces])
 
 
 def merge_candidates(rows, image_ids, distances, agrees, divisor, num_nearest):
@@ -203,20 +290,35 @@ def merge_candidates(rows, image_ids, distances, agrees, divisor, num_nearest):
     """
     reranked = distances.astype(np.float64)
     reranked[agrees] /= divisor
+    kept = _keep_best(rows, image_ids, [reranked], num_nearest)
+    return kept, reranked[kept]
+
+
+def _keep_best(rows, image_ids, keys, num_nearest):
+    """Keeps each query's best candidates, every image once.
+
+    Args:
+        rows, image_ids, num_nearest: as for `merge_candidates`.
+        keys: list of (n,) float, the lower the better; the first decides, the next where it is
+            equal, the image id in the end.
+
+    Returns:
+        (m,) int64 places in the arguments, by query, then best first.
+    """
     table = _table_of(rows)
     ids = image_ids[table]
     # Rows of a table are sorted several times faster than all candidates at once.
-    order = np.lexsort((ids, np.where(table >= 0, reranked[table], np.inf)), axis=1)
+    keys = [np.where(table >= 0, key[table], np.inf) for key in keys]
+    order = np.lexsort((ids, *reversed(keys)), axis=1)
     table, ids = np.take_along_axis(table, order, axis=1), np.take_along_axis(ids, order, axis=1)
-    # The same image may lie in two shards: its first, nearest place counts.
+    # The same image may lie in two shards, or in two lists: its first, best place counts.
     by_image = np.argsort(ids, axis=1, kind="stable")
     ids = np.take_along_axis(ids, by_image, axis=1)
     is_repeated = np.zeros(table.shape, bool)
     np.put_along_axis(is_repeated, by_image[:, 1:], ids[:, 1:] == ids[:, :-1], axis=1)
     is_kept = (table >= 0) & ~is_repeated
     is_kept &= np.cumsum(is_kept, axis=1) <= num_nearest
-    kept = table[is_kept]
-    return kept, reranked[kept]
+    return table[is_kept]
 
 
 def _table_of(rows):

@@ -141,7 +141,7 @@ def join_head(pooled, head, recipe):
         recipe: `Recipe` of both.
 
     Returns:
-        keras.Model, as of `build_network`.
+        keras.Model, as `build_network` gives it.
     """
     network = _put_head_on(pooled.input, pooled.output, recipe, head.output.shape[-1])
     for layer in head.layers:
@@ -265,6 +265,23 @@ def build_classifier(network, loss):
     return keras.Model(network.input, softmax(outputs), name=network.name)
 
 
+def build_with_descriptor(classifier):
+    """Builds the network that gives all confidences and the descriptor.
+
+    Args:
+        classifier: the network of a `Recogniser`.
+
+    Returns:
+        keras.Model, images uint8 -> [confidences (batch, num_classes) float32, descriptors
+        (batch, 2048) float32].
+    """
+    both = keras.Model(classifier.input, [classifier.output, _find_descriptor(classifier).output])
+    images = keras.Input(classifier.input.shape[1:], dtype="uint8", name="images")
+    pixels = keras.ops.cast(images, classifier.input.dtype)  # the 2019 model takes float32
+    confidences, descriptors = both(pixels)
+    return keras.Model(images, [confidences, keras.ops.cast(descriptors, "float32")])
+
+
 def build_predictor(classifier, flipped_too=False):
     """Builds the network that predicts and describes in one forward pass.
 
@@ -278,15 +295,13 @@ def build_predictor(classifier, flipped_too=False):
         keras.Model, images -> [class indices (batch,) int32, confidences (batch,) float32,
         descriptors (batch, 2048) float32].
     """
-    both = keras.Model(classifier.input, [classifier.output, _find_descriptor(classifier).output])
+    both = build_with_descriptor(classifier)
     images = keras.Input(classifier.input.shape[1:], dtype="uint8", name="images")
-    pixels = keras.ops.cast(images, classifier.input.dtype)  # the 2019 model takes float32
-    probabilities, descriptors = both(pixels)
-    descriptors = keras.ops.cast(descriptors, "float32")
+    probabilities, descriptors = both(images)
     if flipped_too:
-        mirrored = both(keras.ops.flip(pixels, axis=2))
+        mirrored = both(keras.ops.flip(images, axis=2))
         probabilities = (probabilities + mirrored[0]) / 2
-        descriptors = (descriptors + keras.ops.cast(mirrored[1], "float32")) / 2
+        descriptors = (descriptors + mirrored[1]) / 2
     class_indices = keras.ops.argmax(probabilities, axis=-1)
     confidences = keras.ops.max(probabilities, axis=-1)
     return keras.Model(images, [class_indices, confidences, descriptors], name="predictor")

@@ -1,11 +1,11 @@
 """neighbors.png: some queries with their nearest index images, right ones framed green."""
 
-import io
+import functools
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
+from images import BadImageError, make_thumbnail
 from landmarks import format_image_id
 from metrics import average_precision
 from sources import Shard
@@ -76,7 +76,7 @@ def choose_rows(parts, ranking, solution, names):
     def name(landmark_id):
         return names.get(int(landmark_id), f"landmark {landmark_id}")[:24]
 
-    scored = _score_queries(ranking, begins, solution)
+    scored = score_queries(ranking, begins, solution)
     if not scored:
         num_queries = len(ranking.query_ids)
         chosen = np.linspace(0, num_queries - 1, min(num_queries, 3 * NUM_ROWS_EACH)).astype(int)
@@ -94,7 +94,7 @@ def choose_rows(parts, ranking, solution, names):
     ]
 
 
-def _score_queries(ranking, begins, solution):
+def score_queries(ranking, begins, solution):
     """Lists (average precision, query, relevant image ids) of the scored queries, best first."""
     scored = []
     for query, image_id in enumerate(map(format_image_id, ranking.query_ids)):
@@ -144,27 +144,25 @@ def draw_neighbors(source, rows):
 
 
 def _draw_picture(source, picture, axes, colour):
-    axes.imshow(_read_thumbnail(source, picture))
+    axes.imshow(read_thumbnail(source, picture))
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel(picture.caption, fontsize=8)
     for spine in axes.spines.values():
         spine.set(color=colour, linewidth=3.5)
 
 
-def _read_thumbnail(source, picture):
-    """Reads a `Picture` as a PIL image of at most 256 x 256 pixels."""
+@functools.lru_cache(256)  # drawn here, the same pictures are in the report
+def read_thumbnail(source, picture):
+    """Reads a `Picture` by byte range as a PIL image of at most 256 x 256 pixels.
+
+    Raises:
+        ExpectedError: the source does not give it, or gives one that cannot be decoded.
+    """
     try:
-        data = source.read_range(picture.shard, *picture.location)
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (256, 256))
-            thumbnail = image.convert("RGB")
-    except ExpectedError:  # names the shard already
-        raise
-    except Exception as error:  # Pillow raises what it likes on a damaged file
+        return make_thumbnail(source.read_range(picture.shard, *picture.location), 256)
+    except (BadImageError, MemoryError, OverflowError) as error:  # of an impossible size, too
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ExpectedError(
             f"{picture.shard.path}: image {picture.image_id}: {reason}; expected a picture at byte "
             f"{picture.location[0]}; take another copy of the shard, or search it again"
         ) from error
-    thumbnail.thumbnail((256, 256))
-    return thumbnail

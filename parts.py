@@ -6,24 +6,53 @@ A part is the share of a split that one kernel takes. Its file holds the candida
 
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
+import device_search
 import search
-from describe import (
-    Describer,
-    Settings,
-    describe_shards,
-    describe_split,
-    digest_of_shards,
-    gather,
+from candidates import best_by_confidence, best_by_soft_labels
+from describe import describe_shards, describe_split, digest_of_shards, gather
+from descriptions import (
+    digest_of,
+    load_if_of,
+    load_image_ids,
+    load_queries,
+    save_descriptions,
+    unit_length,
 )
-from descriptions import digest_of, load_if_of, load_queries, unit_length
+from expansion import expand, index_of
+from gallery import NUM_NEIGHBORS, Gallery, find_neighbors
+from gallery_parts import digest_of_rows, load_part_if_of, save_part
 from landmarks import read_image_ids
-from session import QUERIES, part_name
-from sources import TEST_CSV, Shard
+from naming import Namer
+from reranks import Naming
+from session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
+from sources import TEST_CSV
 from utils import ExpectedError, save_arrays, say
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What the descriptors become before they are compared, see `expansion`.
+
+    Attributes:
+        num_of_query, num_of_index: descriptors in a sum, itself included; 0 leaves them.
+        index: `Gallery`, the whole index.
+    """
+
+    num_of_query: int
+    num_of_index: int
+    index: Gallery
+
+    def facts(self):
+        """Gives what tells expansions apart: a dict for a fingerprint."""
+        versions = sorted(fact["shards"] for fact in self.index.files.values())
+        return {
+            "queries": self.num_of_query,
+            "index": self.num_of_index,
+            "shards": digest_of(np.array(versions, "U")),
+        }
 
 
 @dataclass(frozen=True)
@@ -35,12 +64,38 @@ class Search:
         num_parts: parts of the split.
         num_nearest: images wanted for a query.
         normalise: compare descriptors scaled to length 1.
+        rerank: that of the merge, unless it is told another one.
+        has_all_reranks: keep the candidates of every rerank, not of "divide" and "none" alone.
+        namer: `naming.Namer` of the index images.
+        query_naming: `reranks.Naming` of the queries; None is what they say themselves.
+        expansion: `Expansion`, or None for descriptors as they are.
     """
 
     split: str
     num_parts: int
     num_nearest: int
     normalise: bool
+    rerank: str = "divide"
+    has_all_reranks: bool = False
+    namer: Namer = Namer()
+    query_naming: Naming | None = None
+    expansion: Expansion | None = None
+
+    def facts(self):
+        """Gives what a part's fingerprint says of it: nothing more than in 2019 for 2019."""
+        facts = {
+            "split": self.split,
+            "parts": self.num_parts,
+            "top": self.num_nearest,
+            "normalise": self.normalise,
+        }
+        if self.has_all_reranks:
+            facts["rerank"] = self.rerank
+        if self.namer.facts:
+            facts["names"] = self.namer.facts
+        if self.expansion:
+            facts["expansion"] = self.expansion.facts()
+        return facts
 
 
 def search_part(session, describer, wanted, queries, part, image_ids):
@@ -58,21 +113,21 @@ def search_part(session, describer, wanted, queries, part, image_ids):
         The part's file.
     """
     path = session.path(part_name(part, wanted.num_parts))
-    shards = shards_of_part(session.source, wanted, part)
-    fingerprint = _fingerprint_of(session.source, describer, wanted, queries, part, image_ids)
+    source = session.source
+    shards = np.array_split(source.select_shards(wanted.split), wanted.num_parts)[part].tolist()
+    fingerprint = describer.fingerprint_for(source, shards, image_ids) | {
+        "part": part,
+        **wanted.facts(),
+        "queries": digest_of(queries.image_ids),
+        "query_shards": digest_of_shards(source, _test_shards(source)),
+    }
     if load_if_of(path, fingerprint | {"left_out": []}) is not None:
         return path
     described, left_out = describe_shards(session, describer, shards, image_ids)
     index = gather(described, describer, wanted.normalise)
-    found = search.find_candidates(
-        queries.descriptors,
-        queries.landmark_ids,
-        index.descriptors,
-        index.landmark_ids,
-        wanted.num_nearest,
-    )
+    found = find_all_candidates(wanted, queries, index)
     # Left-out shards make the file one that is not whole: the next run searches the part again.
-    _save_part(path, fingerprint | {"left_out": left_out}, queries, index, found)
+    save_arrays(path, fingerprint | {"left_out": left_out}, **found)
     say(
         f"part {part} of {wanted.num_parts}: {len(queries):,} queries, "
         f"{len(index):,} {wanted.split} images"
@@ -80,139 +135,145 @@ def search_part(session, describer, wanted, queries, part, image_ids):
     return path
 
 
-def shards_of_part(source, wanted, part):
-    """Lists the shards of a part of a `Search`."""
-    return np.array_split(source.select_shards(wanted.split), wanted.num_parts)[part].tolist()
-
-
-def is_searched(session, describer, wanted, queries, part, image_ids):
-    """Tells whether the file of a part is there; arguments as of `search_part`."""
-    path = session.path(part_name(part, wanted.num_parts))
-    fingerprint = _fingerprint_of(session.source, describer, wanted, queries, part, image_ids)
-    return load_if_of(path, fingerprint | {"left_out": []}) is not None
-
-
-def _fingerprint_of(source, describer, wanted, queries, part, image_ids):
-    shards = shards_of_part(source, wanted, part)
-    return describer.fingerprint_for(source, shards, image_ids) | {
-        "part": part,
-        "split": wanted.split,
-        "parts": wanted.num_parts,
-        "top": wanted.num_nearest,
-        "normalise": wanted.normalise,
-        "queries": digest_of(queries.image_ids),
-        "query_shards": digest_of_shards(source, _test_shards(source)),
+def find_all_candidates(wanted, queries, index):
+    """Names and searches a part's images: dict of the columns that `merging.load_part` reads."""
+    propose = device_search.find_proposer()
+    query_naming = wanted.query_naming or Namer().name_queries(queries)
+    naming = wanted.namer.name(index)
+    vectors = index.descriptors
+    if wanted.expansion and wanted.expansion.num_of_index:
+        whole, num_summed = wanted.expansion.index, wanted.expansion.num_of_index
+        vectors = expand(index.image_ids, vectors, whole, num_summed)
+    found = search.find_candidates(
+        queries.descriptors, query_naming.landmark_ids, vectors, naming.landmark_ids,
+        wanted.num_nearest, propose,
+    )  # fmt: skip
+    columns = {
+        "query_ids": queries.image_ids,
+        "query_landmarks": query_naming.landmark_ids,
+        "query_places": queries.places,
+        "index_ids": index.image_ids,
+        "index_landmarks": naming.landmark_ids,
+        "index_places": index.places,
+        "row_ends": found.row_ends,
+        "positions": found.positions,
+        "distances": found.distances,
+    }
+    if not wanted.has_all_reranks:
+        return columns
+    both_sides = queries.descriptors, query_naming, vectors, naming
+    confident = best_by_confidence(*both_sides, wanted.num_nearest, propose)
+    soft = best_by_soft_labels(*both_sides, wanted.num_nearest)
+    return columns | {
+        "confident_ends": confident.row_ends,
+        "confident_positions": confident.positions,
+        "confident_scores": confident.scores,
+        "soft_ends": soft.row_ends,
+        "soft_positions": soft.positions,
+        "soft_scores": soft.scores,
+        "soft_distances": soft.distances,
     }
 
 
-# ---------------------------------------------------------------------- as jobs of a scheduler
-
-
-@dataclass(frozen=True)
-class Job:
-    """A share of a search that a worker does; can be pickled.
-
-    Attributes:
-        settings: `describe.Settings`.
-        wanted: `Search`.
-        images_csv: file of the source that names the images of the split.
-        given: file of queries that a person named, or None.
-        part: number of the part, or None.
-        shard: `Shard`, or None.
-    """
-
-    settings: Settings
-    wanted: Search
-    images_csv: str
-    given: Path | None
-    part: int | None = None
-    shard: Shard | None = None
-
-
-_describers = {}  # of this worker, the last one alone: a network takes memory
-
-
-def _describer_for(session, job):
-    if job.settings not in _describers:
-        _describers.clear()
-        _describers[job.settings] = Describer(job.settings, session.source)
-    return _describers[job.settings]
-
-
-def describe_job(session, job):
-    """Describes a job's shard, unless its file is there."""
-    csv = TEST_CSV if job.shard.split == "test" else job.images_csv
-    image_ids = read_image_ids(session.source.fetch(csv))
-    describe_shards(session, _describer_for(session, job), [job.shard], image_ids)
-
-
-def has_queries(session, job):
-    """Tells whether there are queries to use."""
-    return job.given is not None or find_whole_queries(session, _describer_for(session, job))
-
-
-def query_job(session, job):
-    """Gathers the queries; tells which parts have to be searched."""
-    describer, image_ids = (
-        _describer_for(session, job),
-        read_image_ids(session.source.fetch(job.images_csv)),
-    )
-    queries = find_queries(session, describer, job.given, job.wanted.normalise)
-    return [
-        part
-        for part in range(job.wanted.num_parts)
-        if not is_searched(session, describer, job.wanted, queries, part, image_ids)
-    ]
-
-
-def search_job(session, job):
-    """Searches a job's part; gives the name of its file."""
-    describer = _describer_for(session, job)
-    image_ids = read_image_ids(session.source.fetch(job.images_csv))
-    queries = find_queries(session, describer, job.given, job.wanted.normalise)
-    search_part(session, describer, job.wanted, queries, job.part, image_ids)
-
-
-def search_on(workers, job, wanted_parts):
-    """Describes and searches parts on the workers of a scheduler, shard by shard.
+def find_whole_index(session, describer, shards, image_ids):
+    """Finds the descriptors of all index shards, in the output or in those of other kernels.
 
     Args:
-        workers: `scheduler.Workers`.
-        job: `Job` without part or shard.
-        wanted_parts: list of the numbers of the parts.
+        session: `Session`.
+        describer: `Describer`.
+        shards: list of all `Shard`s of the index.
+        image_ids: (n,) uint64, all index images.
 
     Returns:
-        list of the parts' files.
+        `Gallery`.
+
+    Raises:
+        ExpectedError: those of a shard are nowhere.
     """
-    source, num_parts = workers.session.source, job.wanted.num_parts
-    if workers.run(has_queries, [job], "looks for queries done", on_gpu=True) == [False]:
-        jobs = [replace(job, shard=shard) for shard in source.select_shards("test")]
-        workers.run(describe_job, jobs, "test shards described", on_gpu=True)
-    (missing,) = workers.run(query_job, [job], "sets of queries gathered", on_gpu=True)
-    missing = [part for part in wanted_parts if part in missing]
-    shards = [s for part in missing for s in shards_of_part(source, job.wanted, part)]
-    jobs = [replace(job, shard=shard) for shard in shards]
-    workers.run(describe_job, jobs, f"{job.wanted.split} shards described", on_gpu=True)
-    jobs = [replace(job, part=part) for part in missing]
-    workers.run(search_job, jobs, "parts searched", on_gpu=True)
-    return [workers.session.path(part_name(part, num_parts)) for part in wanted_parts]
+    files, missing = {}, []
+    for shard in shards:
+        facts = describer.fingerprint_for(session.source, [shard], image_ids)
+        paths = session.find_all(descriptions_name(shard))
+        fitting = (path for path in paths if load_image_ids(path, facts) is not None)
+        if path := next(fitting, None):
+            files[path] = facts
+        else:
+            missing.append(descriptions_name(shard))
+    if missing:
+        raise ExpectedError(
+            f"{missing[0]}: not in {session.output}, nor in another kernel's output "
+            f"({len(missing)} of {len(shards)} such files are missing); expected the descriptors "
+            "of the whole index, which an expansion sums up; search all parts without it first"
+        )
+    return index_of(files, image_ids)
 
 
-def _save_part(path, fingerprint, queries, index, found):
-    """Writes what `merging.load_part` reads."""
-    save_arrays(
-        path,
-        fingerprint,
-        query_ids=queries.image_ids,
-        query_landmarks=queries.landmark_ids,
-        query_places=queries.places,
-        index_ids=index.image_ids,
-        index_landmarks=index.landmark_ids,
-        index_places=index.places,
-        row_ends=found.row_ends,
-        positions=found.positions,
-        distances=found.distances,
+def expand_queries(session, queries, expansion):
+    """Expands the queries, unless this was done before.
+
+    Args:
+        session: `Session`.
+        queries: `Descriptions` of length 1.
+        expansion: `Expansion`.
+
+    Returns:
+        `Descriptions`.
+    """
+    facts = expansion.facts() | {"of": digest_of_rows(queries.image_ids, queries.descriptors)}
+    del facts["index"]  # which is searched as it is
+    for path in session.find_all(EXPANDED_QUERIES):
+        if (found := load_if_of(path, facts, load_queries)) is not None:
+            return found
+    descriptors = expand(
+        queries.image_ids, queries.descriptors, expansion.index, expansion.num_of_query
     )
+    queries = replace(queries, descriptors=descriptors)
+    save_descriptions(session.path(EXPANDED_QUERIES), queries, facts)
+    return queries
+
+
+def search_gallery_part(session, describer, queries, images, part, num_parts):
+    """Describes and searches one part of the train shards, unless its file is there.
+
+    Args:
+        session: `Session`.
+        describer: `Describer`.
+        queries: `Descriptions` of length 1.
+        images: (`ClassTable`, `TrainLabels`) of all train images that count.
+        part: number of the part, from 0.
+        num_parts: parts of the train shards.
+
+    Returns:
+        The part's file.
+    """
+    path, source = session.path(gallery_part_name(part, num_parts)), session.source
+    class_table, labels = images
+    shards = np.array_split(source.select_shards("train"), num_parts)[part].tolist()
+    described_as = describer.fingerprint | {"images": digest_of(labels.image_ids)}
+    versions = {shard: digest_of_shards(source, [shard]) for shard in shards}
+    fingerprint = {
+        "part": part,
+        "parts": num_parts,
+        "neighbors": NUM_NEIGHBORS,
+        "labels": f"{class_table.fingerprint}-{labels.fingerprint}",
+        "queries": digest_of_rows(queries.image_ids, queries.descriptors),
+        "described": described_as,
+        "files": {descriptions_name(shard): version for shard, version in versions.items()},
+    }
+    if load_part_if_of(path, fingerprint | {"left_out": []}) is not None:
+        return path
+    described, left_out = describe_shards(session, describer, shards, labels.image_ids)
+    image_ids = np.unique(np.concatenate([np.empty(0, np.uint64), *described.values()]))
+    classes = labels.class_indices[np.searchsorted(labels.image_ids, image_ids)]
+    gallery = Gallery(dict.fromkeys(described), image_ids, class_table.landmark_ids[classes])
+    neighbors = find_neighbors(gallery, queries.descriptors)
+    without = [descriptions_name(shard) for shard in shards if shard.number in left_out]
+    save_part(path, fingerprint | {"left_out": without}, queries.image_ids, gallery, neighbors)
+    say(
+        f"part {part} of {num_parts}: {len(queries):,} queries, {len(image_ids):,} train images "
+        f"of {len(np.unique(gallery.landmark_ids)):,} landmarks"
+    )
+    return path
 
 
 def find_queries(session, describer, given=None, normalise=False):
@@ -243,16 +304,6 @@ def find_queries(session, describer, given=None, normalise=False):
     if normalise:
         queries = replace(queries, descriptors=unit_length(queries.descriptors))
     return queries
-
-
-def find_whole_queries(session, describer):
-    """Tells whether the output or another kernel has queries to use, without describing any."""
-    test_ids = read_image_ids(session.source.fetch(TEST_CSV))
-    shards = _test_shards(session.source)
-    expected = describer.fingerprint_for(session.source, shards, test_ids)
-    if not shards:
-        del expected["shards"]
-    return _find_usable(session, expected) is not None
 
 
 def _test_shards(source):

@@ -66,6 +66,7 @@ BACKBONES = {
     "inception_v3": Backbone("InceptionV3", "tf", least=75),
     "inception_resnet_v2": Backbone("InceptionResNetV2", "tf", least=75),
 }
+LABELS = ("full", "clean", "all-of-clean")  # train.csv, train_clean.csv, see Data.labels
 HUB = "hub:"  # and the name of a preset of keras-hub: one of those too
 
 
@@ -89,7 +90,7 @@ class Data:
     # 4,132,914 images of 203,094 landmarks; 1,580,470 of 81,313; 3,223,078 of the same 81,313.
     labels: str = setting(
         "full", "train.csv, train_clean.csv, or all images of the landmarks in train_clean.csv",
-        choices=("full", "clean", "all-of-clean"),
+        choices=LABELS,
     )  # fmt: skip
     # ~55k of 203,094 landmarks are left.
     min_images: int = setting(20, "leave out landmarks with fewer train images", least=1)

@@ -10,6 +10,7 @@ Run the same command again and it continues where it stopped.
 
 from pathlib import Path
 
+from calibration import calibrate, save_calibration
 from command_line import (
     CommandLine,
     add_session_options,
@@ -21,12 +22,24 @@ from command_line import (
     session_settings,
     shard_range,
 )
-from landmarks import read_image_ids, read_train_labels
+from landmarks import read_categories, read_image_ids, read_labels, write_categories
 from metrics import format_scores, score_recognition
 from recipes import RECIPES, Data, Loss, Network, Recipe, Training
-from session import MODEL, QUERIES, RECOGNITION_SUBMISSION, open_session
-from sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CLEAN_CSV, TRAIN_CSV
-from submissions import check_recognition_submission, write_recognition_submission
+from report import recognised, write_report
+from session import (
+    CALIBRATION,
+    CATEGORIES,
+    MODEL,
+    QUERIES,
+    RECOGNITION_SUBMISSION,
+    open_session,
+)
+from sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV
+from submissions import (
+    check_recognition_submission,
+    read_recognition_solution,
+    write_recognition_submission,
+)
 from utils import say
 
 
@@ -142,9 +155,7 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
     backbones.check(recipe.network.backbone, data.image_size, recipe.network.weights)
     shards = source.select_shards("train", *data.train_shards, "train_shards")
     held_out = source.select_shards("train", *valid_shards, "valid_shards")
-    labels_csv = source.fetch(TRAIN_CLEAN_CSV if data.labels == "clean" else TRAIN_CSV)
-    landmarks_of = source.fetch(TRAIN_CLEAN_CSV) if data.labels == "all-of-clean" else None
-    class_table, labels = read_train_labels(labels_csv, data.min_images, landmarks_of)
+    class_table, labels = read_labels(source, data.labels, data.min_images)
     say(f"{source}: {len(labels):,} train images of {len(class_table):,} landmarks")
 
     if fresh:  # nothing was wrong so far
@@ -185,11 +196,35 @@ def predict(session, model_path, batch_size, flipped_too):
     num_predicted = check_recognition_submission(path, test_ids, describer.class_table)
     say(f"{num_predicted:,} of {len(test_ids):,} test images predicted")
     print(path)
+    calibration = None
     if source.exists(RECOGNITION_SOLUTION):
         solution = source.fetch(RECOGNITION_SOLUTION)
         print(format_scores("GAP", score_recognition(path, solution)))
+        calibration = calibrate(
+            describer.fingerprint["model"], found, read_recognition_solution(solution)
+        )
     else:
         say(f"{source}: no {RECOGNITION_SOLUTION}; the submission is not scored")
+    keep_for_photos(session, describer.class_table, calibration)
+    write_report(
+        session, "recognition", lambda: recognised.gather(session, describer, found, calibration)
+    )
+
+
+def keep_for_photos(session, class_table, calibration):
+    """Writes what identify.py takes besides the model, for as far as the source has it.
+
+    Args:
+        session: `Session`.
+        class_table: `ClassTable` of the model.
+        calibration: `Calibration`, or None.
+    """
+    source = session.source
+    if calibration:
+        save_calibration(session.path(CALIBRATION), calibration)
+    if source.exists(CATEGORY_CSV):
+        categories = read_categories(source.fetch(CATEGORY_CSV))
+        write_categories(session.path(CATEGORIES), categories, class_table)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,11 @@ Run the same command again and it continues where it stopped. However many the p
 is the same.
 """
 
-from argparse import BooleanOptionalAction
+import contextlib
+import dataclasses
+import io
+import os
+from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +27,22 @@ from command_line import (
     session_settings,
 )
 from landmarks import read_image_ids, read_landmark_names
-from merging import load_parts, merge_parts
+from merging import NamedPart, load_parts, merge_parts
 from metrics import format_scores, score_retrieval
 from neighbors import choose_rows, draw_neighbors
 from on_kaggle.kernel import require_package
 from recipes import MAX_BATCH_SIZE
+from report import retrieved, write_report
+from reranks import NAMED_BY, RERANKS, default_rerank
 from scheduler import open_workers
-from session import MODEL, NEIGHBORS_PICTURE, RETRIEVAL_SUBMISSION, open_session, part_name
+from session import (
+    MODEL,
+    NEIGHBORS_PICTURE,
+    REPORT_FACTS,
+    RETRIEVAL_SUBMISSION,
+    open_session,
+    part_name,
+)
 from sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV
 from submissions import (
     MAX_RETRIEVED,
@@ -38,6 +51,9 @@ from submissions import (
     write_retrieval_submission,
 )
 from utils import ExpectedError, atomic_write, say
+
+_describers = {}
+MAX_SUMMED = 1000  # descriptors in the sum of an expansion
 
 
 def make_parser():
@@ -85,6 +101,10 @@ def _add_search_options(group):
         "--parts", type=number(int, 1), default=6, metavar="N", help="parts of the index"
     )
     group.add_argument(
+        "--scheduler", metavar="ADDRESS",
+        help="describe and search on the workers of this Dask scheduler, or of local:N",
+    )  # fmt: skip
+    group.add_argument(
         "--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",
         help=f"images retrieved for a query, at most {MAX_RETRIEVED}",
     )  # fmt: skip
@@ -93,12 +113,27 @@ def _add_search_options(group):
         help="compare descriptors scaled to length 1",
     )  # fmt: skip
     group.add_argument(
-        "--scheduler", metavar="ADDRESS",
-        help="describe and search on the workers of this Dask scheduler, or of local:N",
-    )  # fmt: skip
-    group.add_argument(
         "--rerank-divisor", type=number(float, 1), default=1.5, metavar="D",
         help="divide the squared distance to images of the query's landmark by D; 1 = off",
+    )  # fmt: skip
+    group.add_argument(
+        "--rerank", choices=RERANKS,
+        help="what is done about landmarks, see docs/reranks.md (default: divide of a softmax "
+        "network, soft of a cosine head)",
+    )  # fmt: skip
+    group.add_argument(
+        "--names", choices=NAMED_BY,
+        help="who says which landmark an image shows: the network's head, its nearest train images "
+        "of nearest.py, or both (default: divide takes the head, other reranks both where "
+        "nearest.py was run)",
+    )  # fmt: skip
+    group.add_argument(
+        "--expand-queries", type=number(int, 0, MAX_SUMMED), default=0, metavar="K",
+        help="search with the sum of a query and its K - 1 nearest index images; 0 = off",
+    )  # fmt: skip
+    group.add_argument(
+        "--augment-index", type=number(int, 0, MAX_SUMMED), default=0, metavar="K",
+        help="replace each index image by the sum of itself and its K - 1 nearest; 0 = off",
     )  # fmt: skip
 
 
@@ -114,6 +149,15 @@ def parse_arguments(argv):
         parser.error(f"{args.files[0]}: part files go with `retrieval.py merge`")
     if args.part is not None and args.step == "merge":
         parser.error("--part goes with a search; expected `retrieval.py merge` alone or with files")
+    of_unit_length = {
+        "--rerank": args.rerank in ("confidence", "soft"),
+        "--names": args.names in ("gallery", "both"),
+        "--expand-queries": args.expand_queries,
+        "--augment-index": args.augment_index,
+    }
+    for flag, is_asked in of_unit_length.items():
+        if is_asked and not args.normalise:
+            parser.error(f"{flag} compares descriptors of length 1; expected no --no-normalise")
     return args
 
 
@@ -124,10 +168,12 @@ def main(argv=None):
     with open_session(name, **session_settings(args)) as session:
         if args.step == "merge":
             files = args.files or find_parts(session, args.parts)
+        elif args.scheduler:
+            files = search_on_workers(session, args)
         else:
             files = search_parts(session, args)
         if args.part is None:
-            merge(session, files, args.rerank_divisor)
+            merge(session, files, args.rerank_divisor, args.rerank)
 
 
 # ---------------------------------------------------------------------------------------- parts
@@ -145,30 +191,115 @@ def search_parts(session, args):
             setting="queries",
         )
     require_package("faiss", "faiss-cpu")  # before hours are spent on descriptors
-    import describe  # these two load Keras and faiss: deferred until the arguments are valid
-    import parts
+    import parts  # it loads Keras and faiss: deferred until the arguments are valid
 
-    settings = describe.Settings(
-        args.model or session.find(MODEL), args.batch_size, args.flipped_too, args.descriptor_dtype
-    )
-    wanted = parts.Search("index", args.parts, args.top, args.normalise)
+    describer = _make_describer(session, args)
+    session.take_up(REPORT_FACTS)  # the merge mounts the parts alone
     session.source.select_shards("index")  # told before the test images are described, if missing
-    numbers = range(args.parts) if args.part is None else [args.part]
-    if args.scheduler:
-        job = parts.Job(settings, wanted, INDEX_CSV, args.queries)
-        with open_workers(args.scheduler, session, args.scratch) as workers:
-            files = parts.search_on(workers, job, numbers)
-        print(*files, sep="\n")
-        return files
-    describer = describe.Describer(settings, session.source)
     index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
     queries = parts.find_queries(session, describer, args.queries, args.normalise)
+    wanted = _plan_search(session, describer, args, queries)
+    if args.expand_queries or args.augment_index:
+        expansion = _plan_expansion(session, describer, args, index_ids)
+        wanted = dataclasses.replace(wanted, expansion=expansion)
+        if args.expand_queries:
+            queries = parts.expand_queries(session, queries, expansion)
     files = []
-    for part in numbers:
+    for part in range(args.parts) if args.part is None else [args.part]:
         path = parts.search_part(session, describer, wanted, queries, part, index_ids)
         print(path)
         files.append(path)
     return files
+
+
+def _make_describer(session, args):
+    """Loads the network, once for all jobs of a worker while its file is the same."""
+    import describe
+
+    settings = describe.Settings(
+        args.model or session.find(MODEL), args.batch_size, args.flipped_too, args.descriptor_dtype
+    )
+    if not Path(settings.model_path).is_file():
+        return describe.Describer(settings, session.source)  # it says what is wrong
+    facts = os.stat(settings.model_path)
+    key = settings, session.source, facts.st_mtime_ns, facts.st_size
+    if key not in _describers:
+        _describers.clear()  # a network takes memory
+        _describers[key] = describe.Describer(settings, session.source)
+    return _describers[key]
+
+
+def search_on_workers(session, args):
+    """Searches as `search_parts` does, shard by shard and part by part on a scheduler's workers.
+
+    Returns:
+        list of the part files.
+    """
+    import retrieval  # by this name, the workers find the functions below
+
+    shards = session.source.select_shards("index")
+    numbers = range(args.parts) if args.part is None else [args.part]
+    alone = Namespace(**vars(args) | {"scheduler": None})
+    with open_workers(args.scheduler, session, args.scratch) as workers:
+        workers.run(retrieval.queries_job, [alone], "sets of queries there", on_gpu=True)
+        wanted = [np.array_split(shards, args.parts)[part].tolist() for part in numbers]
+        jobs = [(alone, shard) for of_part in wanted for shard in of_part]
+        workers.run(retrieval.describe_job, jobs, "index shards described", on_gpu=True)
+        jobs = [Namespace(**vars(alone) | {"part": part}) for part in numbers]
+        workers.run(retrieval.search_job, jobs, "parts searched", on_gpu=True)
+    files = [session.path(part_name(part, args.parts)) for part in numbers]
+    print(*files, sep="\n")
+    return files
+
+
+def queries_job(session, args):
+    """Finds or describes the queries, in a worker."""
+    import parts
+
+    parts.find_queries(session, _make_describer(session, args), args.queries)
+
+
+def describe_job(session, job):
+    """Describes one shard of the index, in a worker; the job is (arguments, `Shard`)."""
+    import describe
+
+    args, shard = job
+    index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
+    describe.describe_shards(session, _make_describer(session, args), [shard], index_ids)
+
+
+def search_job(session, args):
+    """Searches one part, in a worker."""
+    with contextlib.redirect_stdout(io.StringIO()):  # the script prints the files
+        search_parts(session, args)
+
+
+def _plan_search(session, describer, args, queries):
+    """Decides which candidates are kept and who names landmarks: `parts.Search`."""
+    import naming
+    import parts
+
+    default = default_rerank(describer.recipe) if args.normalise else "divide"
+    has_all_reranks = not {default, args.rerank}.isdisjoint(("confidence", "soft"))
+    namer = naming.Namer()
+    if has_all_reranks or args.names:
+        namer = naming.find_namer(session, describer.fingerprint, queries, args.names)
+    return parts.Search(
+        "index", args.parts, args.top, args.normalise, default, has_all_reranks, namer,
+        namer.name_queries(queries),
+    )  # fmt: skip
+
+
+def _plan_expansion(session, describer, args, index_ids):
+    """Finds the descriptors of the whole index, made first where this run has all parts."""
+    import describe
+    import parts
+
+    shards = session.source.select_shards("index")
+    if args.part is None:
+        describe.describe_shards(session, describer, shards, index_ids)
+    whole = parts.find_whole_index(session, describer, shards, index_ids)
+    return parts.Expansion(args.expand_queries, args.augment_index, whole)
 
 
 # ---------------------------------------------------------------------------------------- merge
@@ -188,13 +319,14 @@ def find_parts(session, num_parts):
     return sorted(found.values(), key=lambda path: path.name)
 
 
-def merge(session, files, divisor):
+def merge(session, files, divisor, rerank=None):
     """Merges all parts into the submission, checks it, scores it and draws neighbors.png.
 
     Args:
         session: `Session`.
         files: paths of all the parts.
         divisor: of the squared distance to images of the query's landmark; 1 = no rerank.
+        rerank: one of `reranks.RERANKS`; None is that of the model's recipe.
 
     Raises:
         ExpectedError: parts are missing, repeated, damaged or do not belong together.
@@ -202,6 +334,13 @@ def merge(session, files, divisor):
     source = session.source
     parts, fingerprint = load_parts(files)
     num_nearest = fingerprint["top"]
+    rerank = rerank or fingerprint.get("rerank", "divide")
+    if rerank in ("confidence", "soft") and not isinstance(parts[0], NamedPart):
+        raise ExpectedError(
+            f"{files[0]}: it has no candidates of the rerank {rerank}; expected those of all "
+            "reranks",
+            setting="rerank",
+        )
     test_ids = read_image_ids(source.fetch(TEST_CSV))
     if not np.isin(parts[0].query_ids, test_ids).all():
         raise ExpectedError(
@@ -210,7 +349,7 @@ def merge(session, files, divisor):
             setting="source",
         )
     path = session.path(RETRIEVAL_SUBMISSION)
-    ranking = merge_parts(parts, divisor, num_nearest)
+    ranking = merge_parts(parts, divisor, num_nearest, rerank)
     _write_ranking(path, test_ids, ranking)
     num_answered = check_retrieval_submission(path, test_ids)
     num_indexed = sum(len(part.index_ids) for part in parts)
@@ -218,18 +357,32 @@ def merge(session, files, divisor):
     say(f"{num_indexed:,} of {num_known:,} index images searched")
     say(f"{num_answered:,} of {len(test_ids):,} test images have neighbors")
     print(path)
-    if not source.exists(RETRIEVAL_SOLUTION):
+    scores, solution = {}, {}
+    if source.exists(RETRIEVAL_SOLUTION):
+        solution_csv = source.fetch(RETRIEVAL_SOLUTION)
+        solution = read_retrieval_solution(solution_csv)
+        if rerank != "none" and (rerank != "divide" or divisor > 1):
+            plain = source.scratch / "without_rerank.csv"
+            _write_ranking(plain, test_ids, merge_parts(parts, 1, num_nearest, "none"))
+            scores["mAP@100 without the rerank"] = score_retrieval(plain, solution_csv)
+        scores["mAP@100"] = score_retrieval(path, solution_csv)
+        for name, score in scores.items():
+            print(format_scores(name, score))
+    else:
         say(f"{source}: no {RETRIEVAL_SOLUTION}; the submission is not scored")
-        draw(session, parts, ranking, {})
-        return
-    solution_csv = source.fetch(RETRIEVAL_SOLUTION)
-    if divisor > 1:
-        plain = source.scratch / "without_rerank.csv"
-        _write_ranking(plain, test_ids, merge_parts(parts, 1, num_nearest))
-        scores = score_retrieval(plain, solution_csv)
-        print(format_scores("mAP@100 without the rerank", scores))
-    print(format_scores("mAP@100", score_retrieval(path, solution_csv)))
-    draw(session, parts, ranking, read_retrieval_solution(solution_csv))
+    rows = draw(session, parts, ranking, solution)
+    merged = {
+        "scores": scores,
+        "num_parts": len(parts),
+        "rerank": f"squared distances within the landmark / {divisor:g}"
+        if rerank == "divide"
+        else rerank,
+        "left_out": {"index": num_known - num_indexed, "test": len(test_ids) - num_answered},
+    }
+    write_report(
+        session, "retrieval",
+        lambda: retrieved.gather(session, merged, fingerprint, ranking, solution, rows),
+    )  # fmt: skip
 
 
 def _write_ranking(path, test_ids, ranking):
@@ -239,17 +392,19 @@ def _write_ranking(path, test_ids, ranking):
 
 
 def draw(session, parts, ranking, solution):
-    """Draws neighbors.png; the submission stands without it."""
+    """Draws neighbors.png, without which the submission stands; gives the rows that are in it."""
     source, picture = session.source, session.path(NEIGHBORS_PICTURE)
     names = read_landmark_names(source.fetch(CATEGORY_CSV)) if source.exists(CATEGORY_CSV) else {}
+    rows = choose_rows(parts, ranking, solution, names)
     try:
-        figure = draw_neighbors(source, choose_rows(parts, ranking, solution, names))
+        figure = draw_neighbors(source, rows)
     except (ExpectedError, OSError) as error:
         say(f"{picture}: not drawn: {error}")
-        return
+        return rows
     with atomic_write(picture) as temporary:
         figure.savefig(temporary)
     print(picture)
+    return rows
 
 
 if __name__ == "__main__":

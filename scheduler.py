@@ -30,13 +30,13 @@ class Place:
 
     Attributes:
         output, scratch: folders, as of `session.open_session`.
-        source: folder or address.
+        source: tuple of folders and addresses.
         skips_bad_shards: as in `Session`.
     """
 
     output: Path
     scratch: Path
-    source: str
+    source: tuple
     skips_bad_shards: bool
 
 
@@ -51,9 +51,10 @@ class Workers:
 
     def __init__(self, client, session, scratch):
         self.client, self.session = client, session
-        output, source = session.output.resolve(), session.source.location
-        source = source if isinstance(source, str) else str(source.resolve())
-        self.place = Place(output, Path(scratch).resolve(), source, session.skips_bad_shards)
+        locations = [place.location for place in session.source.places]
+        source = tuple(x if isinstance(x, str) else str(x.resolve()) for x in locations)
+        output, scratch = session.output.resolve(), Path(scratch).resolve()
+        self.place = Place(output, scratch, source, session.skips_bad_shards)
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         self.has_gpus = any(GPU in worker.get("resources", {}) for worker in workers)
 

@@ -7,8 +7,9 @@ finds that below /kaggle/input.
 import contextlib
 import math
 import os
+import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from on_kaggle import kernel
@@ -27,9 +28,23 @@ QUERIES = "queries.npz"  # the described test images
 RECOGNITION_SUBMISSION = "recognition_submission.csv"
 # ... and by retrieval.py
 DESCRIPTORS = "descriptors"  # a folder: a file for each shard
+EXPANDED_QUERIES = "expanded_queries.npz"  # with --expand-queries
 RETRIEVAL_SUBMISSION = "retrieval_submission.csv"
 NEIGHBORS_PICTURE = "neighbors.png"
+# ... and by shrink.py, besides a data set in the layout of `sources`
+MANIFESTS = "*/images_*.json"  # all of `manifest_name`
+SHRINK_HISTORY = "shrink.csv"
+SHRINK_PICTURE = "shrunk.png"
+# ... and by nearest.py, which names landmarks in RECOGNITION_SUBMISSION too
+NAMES = "names.npz"  # the nearest train images of every test image, and the landmark they name
 DEMO_PICTURE = "demo.png"
+# ... and to look at: what the runs found, and what it takes to name a photo
+REPORT = "report.html"
+REPORT_FACTS = "report.json"  # what is in it, so that the next script adds to it
+CATEGORIES = "landmarks.csv"  # names of the model's landmarks
+CALIBRATION = "calibration.json"  # below which confidence a photo probably shows no landmark
+IDENTIFIED_PICTURE = "identify.png"
+DEMO_PHOTOS = "photos"  # a folder: some test pictures of the demo's world
 
 MAX_SKIPPED_SHARE = 0.02  # of the shards; more means that something else is wrong
 
@@ -44,9 +59,29 @@ def features_name(shard):
     return f"{FEATURES}/{shard.split}_{shard.number:03d}.npz"
 
 
+def manifest_name(shard):
+    """Gives the name of the page beside a shrunk shard, e.g. `train/images_007.json`."""
+    return shard.path.removesuffix(".tar") + ".json"
+
+
+def shrunk_name(part, num_parts):
+    """Gives the name of the page that says that a part is shrunk as a whole."""
+    return f"shrunk-{part}-of-{num_parts}.json"
+
+
 def part_name(part, num_parts):
     """Gives the name of a part's candidates; `*` for the part gives a pattern of all."""
     return f"part-{part}-of-{num_parts}.npz"
+
+
+def gallery_part_name(part, num_parts):
+    """Gives the name of what was found in a part of the gallery; `*` gives a pattern of all."""
+    return f"gallery-part-{part}-of-{num_parts}.npz"
+
+
+def penalised_part_name(part, num_parts):
+    """Gives the name of what was found in a part of the gallery once more, with penalties."""
+    return f"penalised-part-{part}-of-{num_parts}.npz"
 
 
 @dataclass(frozen=True)
@@ -58,12 +93,16 @@ class Session:
         source: `sources.Source`.
         stop: `utils.Stop`.
         skips_bad_shards: whether a few shards that stay broken may be left out.
+        is_demo: whether the source is the miniature landmark world.
+        started: seconds since 1970.
     """
 
     output: Path
     source: Source
     stop: Stop
     skips_bad_shards: bool = False
+    is_demo: bool = False
+    started: float = field(default_factory=time.time)
 
     def path(self, name):
         """Gives the path of a file of the output."""
@@ -121,8 +160,8 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
 
     Args:
         name: what runs, e.g. `recognition`.
-        source: folder or address of the data set; None draws the miniature landmark world, serves
-            it, and takes that.
+        source: list of folders and addresses of the data set; None draws the miniature landmark
+            world, serves it, and takes that.
         output, scratch: folders for results and downloads.
         max_hours: time to stop after, or None.
         skips_bad_shards: as in `Session`.
@@ -135,18 +174,19 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
     """
     # What Pillow warns of is a bad image, which is counted and named anyway.
     warnings.filterwarnings("ignore", module="PIL")
-    if source is not None and os.path.realpath(source) == os.path.realpath(output):
+    if os.path.realpath(output) in map(os.path.realpath, source or ()):
         raise ExpectedError(
             f"{output}: it is the source, too; expected a folder of its own for the results",
-            setting="output",
+            setting="own_output",
         )
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop(max_hours))
         stack.enter_context(hold_folder(output, name))
         folder = stack.enter_context(scratch_folder(scratch))
-        if source is None:
+        is_demo = source is None
+        if is_demo:
             from demo import open_world  # a folder of its own: nobody else loads it
 
             world = open_world(scratch / "demo-world", output / DEMO_PICTURE)
-            source = stack.enter_context(world)
-        yield Session(output, Source(source, folder), stop, skips_bad_shards)
+            source = [stack.enter_context(world)]
+        yield Session(output, Source(source, folder), stop, skips_bad_shards, is_demo)

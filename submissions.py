@@ -180,7 +180,7 @@ def write_retrieval_submission(path, test_ids, query_ids, row_ends, image_ids):
     spans = dict(
         zip(query_ids.tolist(), zip(begins.tolist(), row_ends.tolist(), strict=True), strict=True)
     )
-    # Not by way of a DataFrame: for 12 million ids that takes three times as long.
+    # Without a DataFrame, which takes three times as long for 12 million ids.
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.write(b"id,images\n")
         for test_id in test_ids.tolist():

@@ -27,6 +27,7 @@ from utils import (
     ExpectedError,
     StoppedError,
     atomic_write,
+    format_duration,
     load_arrays,
     require_free_space,
     save_arrays,
@@ -447,7 +448,7 @@ def begin_or_continue(session, recipe, images, build=model.build_network, backbo
         (compiled keras.Model, list of history rows).
 
     Raises:
-        ExpectedError: the checkpoint belongs to other settings or other labels.
+        ExpectedError: the checkpoint belongs to other settings, labels or versions of Keras.
     """
     saved = load_checkpoint(session)
     if saved:
@@ -459,10 +460,27 @@ def begin_or_continue(session, recipe, images, build=model.build_network, backbo
     network.optimizer.build(network.trainable_variables)
     if not saved:
         return network, []
-    _, arrays, page = saved
-    for variable, name in zip(_variables(network), sorted(arrays), strict=True):
-        variable.assign(arrays[name])
+    path, arrays, page = saved
+    _restore(path, network, [arrays[name] for name in sorted(arrays)])
     return network, page["history"]
+
+
+def _restore(path, network, arrays):
+    """Gives the variables of a network a checkpoint's values; raises ExpectedError if they differ.
+
+    Another version of Keras may have others for the same recipe.
+    """
+    variables = _variables(network)
+    shapes, wanted = ([tuple(each.shape) for each in group] for group in (arrays, variables))
+    if shapes != wanted or not all(array.dtype.kind in "fiub" for array in arrays):
+        raise ExpectedError(
+            f"{path}: its {len(arrays)} arrays are not the {len(variables)} weights and moments of "
+            "this network in their shapes; expected a checkpoint of this version of Keras; "
+            "continue with the version that wrote it",
+            setting="fresh",
+        )
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)
 
 
 def _check_continues(path, page, recipe, images):
@@ -563,12 +581,3 @@ def describe_progress(rows, num_mini_epochs):
         f"{row['images']:,} images{bad}{learned}{valid}, {row['images_per_s']:.0f} images/s, "
         f"{row['waited_s'] / row['seconds']:.0%} waiting for data, {format_duration(left_s)} to go"
     )
-
-
-def format_duration(seconds):
-    """Writes seconds as a person reads them, e.g. `2 h 05 min` or `3 min 20 s`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

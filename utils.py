@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 import zipfile
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 CHUNK_BYTES = 1 << 20
-PAGE_MEMBER = "page.npy"  # of an .npz file of ours
+PAGE_MEMBER = "page.npy"  # in every .npz file of this project
 BLOCK_ROWS = 4096  # looked at at a time, where the answer takes memory of its own
 LAST_WAIT_S = 1.0  # for background work at the end of a run; a download may take longer
 MAX_COMPRESSED_BYTES = 64 << 20  # what the small members of an archive may hold unpacked
@@ -374,7 +375,31 @@ def run_ahead(make_iterator, num_ahead, is_stopped=lambda: False):
         stopped.set()
 
 
+def map_ahead(pool, function, items, num_ahead):
+    """Yields `function(item)` for each item, in order; a pool works on so many items ahead."""
+    futures = deque()
+    try:
+        for item in items:
+            futures.append(pool.submit(function, item))
+            if len(futures) > num_ahead:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
 # --------------------------------------------------------------------------- stopping in time
+
+
+def format_duration(seconds):
+    """Writes seconds as a person reads them, e.g. `2 h 05 min` or `3 min 20 s`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
 class Stop:
@@ -481,7 +506,7 @@ def hold_folder(folder, name):
     except OSError as error:
         raise ExpectedError(
             f"{path}: cannot be written ({error.strerror}); expected a writable folder",
-            setting="output",
+            setting="own_output",
         ) from error
     with file:
         facts = (os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))

@@ -35,6 +35,10 @@ VARIANTS = {
     "AdamW": {"optimizer": "adamw", "weight-decay": 0.01},
     "landmarks from 9 images": {"min-images": 9},
     "together": TOGETHER,
+    "together, no margin": TOGETHER | {"loss": "cosine"},
+    "together, CosFace": TOGETHER | {"loss": "cosface"},
+    "together, dynamic margins": TOGETHER | {"dynamic-margin": True},
+    "together, 3 sub-centers": TOGETHER | {"sub-centers": 3},
     "together, from 9 images": STRONG,
     "... confidence = probability": STRONG | {"confidence": "softmax"},
     "... and erasing": STRONG | {"erase": 0.5},
@@ -91,7 +95,7 @@ def run(args, name, seed):
     begin = time.perf_counter()
     recognised = call("recognition.py", *common_words, *flags_of(options))
     seconds = time.perf_counter() - begin
-    retrieved = call("retrieval.py", *common_words, "--batch-size", 32)
+    retrieved = call("retrieval.py", *common_words, "--batch-size", 32, "--rerank", "divide")
     found = {
         "GAP": score_of("GAP", recognised),
         "mAP@100": score_of("mAP@100 without the rerank", retrieved),
@@ -110,7 +114,7 @@ def flags_of(options):
     """Writes options as a command line has them."""
     for name, value in options.items():
         yield f"--{name}"
-        if value not in (None, True):
+        if value is not None and value is not True:  # 1 == True
             yield value
 
 

@@ -1,23 +1,35 @@
-"""How long an epoch of Google Landmarks v2 and a retrieval part take in a kernel, and what binds.
+"""How long an epoch of Google Landmarks v2, a part, the strong chain take in kernels; what binds.
 
     python benchmarks/epoch_estimate.py --step-rate 550 --step-source "..." [--gpus 2] [--cores 4]
 
 Takes the decode rate per core, what is lost in overlapping and the search rate from the results of
-decode.py, overlap.py and search_speed.py, unless given. The step rate of a GPU cannot be measured
+decode.py, overlap.py and search_speed.py, and the gain of small pictures from small_pictures.py,
+unless given. The step rate of a GPU cannot be measured
 on a machine without one and must be given with its source; describing counts as fast as training.
 """
 
 import argparse
+import math
 
 from common import load_results, median, print_table
 from search_speed import OURS
 
-from on_kaggle.packing import NUM_PARTS
+import shrink
+from on_kaggle import packing
+from on_kaggle.kernel import MAX_HOURS
+from on_kaggle.packing import NUM_GALLERY_PARTS, NUM_PARTS, PICTURE_KB
+from recipes import RECIPES
 from sources import NUM_CVDF_SHARDS
 
-NUM_IMAGES = {"train": 4_132_914, "index": 761_757, "test": 117_577}  # of the data set's page
-INDEX_SHARD_MB = 850  # as CVDF says
+NUM_IMAGES = packing.NUM_IMAGES | {"train": packing.NUM_IMAGES["full"]}
+INDEX_SHARD_MB, TEST_SHARD_MB = 850, 500  # as CVDF says
 SESSION_HOURS = 12.0  # a kernel's limit
+QUOTA_HOURS = 30.0  # of GPU sessions in a week
+SEARCHED = 127_000 * 2048  # numbers that a query of --search-rate is multiplied with
+# As shares of a plain search of the same images: gallery_search.py, rerank_cost.py.
+WITH_PENALTIES, CANDIDATES_OF_ALL_RERANKS = 28 / 22, 1 + 1.12 + 0.49
+ROW_BYTES = 38  # of an image's description beside the descriptor: ids, confidence, place
+PART_GB = 0.19 + 0.28 + 0.19  # candidates of all reranks, docs/reranks.md
 
 
 def measured_decode_rate():
@@ -38,6 +50,11 @@ def measured_search_rate():
     """Gives queries/s that search_speed.py measured for the largest index, a real part's."""
     rates = load_results("search")
     return median(rates[max(rates, key=int)], OURS) if rates else None
+
+
+def measured_small(key):
+    """Gives what small_pictures.py measured: "times" the decode rate, pictures shrunk a second."""
+    return load_results("small_pictures").get(key)
 
 
 def positive(text):
@@ -80,8 +97,23 @@ def parse_arguments():
         "--search-rate", type=positive, default=measured_search_rate(),
         help="queries/s in 127,000 index images (default: search_speed.py's last result)",
     )  # fmt: skip
+    parser.add_argument(
+        "--small-times", type=positive, default=measured_small("times"),
+        help="decode rate of small pictures / of originals (default: small_pictures.py's result)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shrink-rate", type=positive, default=measured_small("shrink_rate"),
+        help="pictures/s per core made small (default: small_pictures.py's last result)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mount-rate", type=positive, default=100.0,
+        help="MB/s from a mounted output of another kernel, an assumption",
+    )  # fmt: skip
     args = parser.parse_args()
-    for option, script in (("decode_rate", "decode.py"), ("search_rate", "search_speed.py")):
+    for option, script in (
+        ("decode_rate", "decode.py"), ("search_rate", "search_speed.py"),
+        ("small_times", "small_pictures.py"), ("shrink_rate", "small_pictures.py"),
+    ):  # fmt: skip
         if getattr(args, option) is None:
             option = "--" + option.replace("_", "-")
             parser.error(f"no result of {script}; run it first, or give {option}")
@@ -134,12 +166,132 @@ def print_part(args):
     )
 
 
+def print_quota(args):
+    """Prints how many epochs fit into a week's GPU hours, of originals and of small pictures."""
+    decode_rate = args.decode_rate * args.cores * args.free_cores
+    step_rate = args.step_rate * args.gpus
+    whole_mb = args.shard_mb * NUM_CVDF_SHARDS["train"]  # all shards come, whatever is in them
+    rows = []
+    for labels in ("full", "clean"):
+        num_images = NUM_IMAGES[labels]
+        for name, megabytes, rate, times in (
+            ("originals", whole_mb, args.download_rate, 1.0),
+            ("256 pixels", num_images * PICTURE_KB / 1000, args.mount_rate, args.small_times),
+        ):
+            stages = [
+                megabytes / rate / 3600,
+                num_images / (decode_rate * times) / 3600,
+                num_images / step_rate / 3600,
+            ]
+            hours = max(stages) * args.overlap
+            rows.append((labels, name, *stages, hours, QUOTA_HOURS / hours))
+    header = ("train images", "read from", "fetch, h", "decode, h", "step, h", "epoch, h")
+    print_table((*header, f"epochs in {QUOTA_HOURS:g} GPU hours"), rows)
+
+
+def print_chain(args, is_small):
+    """Prints what each kernel of the strong chain takes, with the cleaned labels."""
+    recipe = RECIPES["strong"]
+    data, width, num_queries = recipe.data, recipe.network.neck, NUM_IMAGES["test"]
+    num_gallery, num_index = NUM_IMAGES[data.labels], NUM_IMAGES["index"]
+    shard_mb = {"train": args.shard_mb, "index": INDEX_SHARD_MB, "test": TEST_SHARD_MB}
+
+    def pass_h(split, num_images):
+        """Hours of the longest stage of reading a split, and running the network on it."""
+        fetching = (shard_mb[split] * NUM_CVDF_SHARDS[split]) / args.download_rate
+        decoding = num_images / (args.decode_rate * args.cores * args.free_cores)
+        stages = (
+            num_images * PICTURE_KB / 1000 / args.mount_rate if is_small else fetching,
+            decoding / (args.small_times if is_small else 1),
+            num_images / (args.step_rate * args.gpus * (192 / data.image_size) ** 2),
+        )
+        return max(stages) * args.overlap / 3600
+
+    def search_h(num_rows, num_asked, times=1.0):
+        return num_rows * width * num_asked * times / (args.search_rate * SEARCHED) / 3600
+
+    training = pass_h("train", num_gallery) * recipe.training.epochs
+    describing = pass_h("train", num_gallery), pass_h("index", num_index)
+    hours = {
+        "recognition": training + pass_h("test", num_queries),
+        "gallery": (describing[0] + search_h(num_gallery, num_queries)) / NUM_GALLERY_PARTS,
+        "vote": search_h(num_gallery, num_queries, WITH_PENALTIES),
+        "part": (
+            describing[1]
+            + search_h(num_gallery, num_index)  # who names the index images
+            + search_h(num_index, num_queries, CANDIDATES_OF_ALL_RERANKS)
+        ) / NUM_PARTS,
+    }  # fmt: skip
+    print_kernels(hours, num_gallery * (2 * width + ROW_BYTES) / 1e9, num_index * 4 * width / 1e9)
+
+
+def print_kernels(hours, gallery_gb, index_gb):
+    """Prints the table of the strong chain's kernels.
+
+    Args:
+        hours: dict, kind of kernel -> hours of one.
+        gallery_gb, index_gb: all descriptors of the train and of the index images.
+    """
+    rows = []
+    for kind, name, num, has_gpu, memory, output_gb in (
+        ("recognition", "recognition", 1, True, "< 16", "2.2"),
+        ("gallery", f"gallery-0 to -{NUM_GALLERY_PARTS - 1}", NUM_GALLERY_PARTS, True, "< 10",
+         f"{gallery_gb / NUM_GALLERY_PARTS:.1f}"),
+        ("vote", "vote", 1, False, "< 6", "0.1"),
+        ("part", f"part-0 to -{NUM_PARTS - 1}", NUM_PARTS, True, "< 10",
+         f"{index_gb / NUM_PARTS + PART_GB:.1f}"),
+    ):  # fmt: skip
+        num_sessions = num * math.ceil(hours[kind] / MAX_HOURS)
+        gpu_hours = num * hours[kind] if has_gpu else 0.0
+        rows.append((name, num_sessions, "T4 x2" if has_gpu else "CPU", hours[kind], gpu_hours,
+                     memory, output_gb))  # fmt: skip
+    rows.append(("merge", 1, "CPU", "minutes", 0.0, "< 8", "0.2"))
+    total = sum(row[4] for row in rows)
+    rows.append(("together", sum(row[1] for row in rows), "", "", total, "", ""))
+    header = (
+        "kernel",
+        "sessions",
+        "machine",
+        "h each",
+        "GPU h",
+        "memory, GB",
+        "output of each, GB",
+    )
+    print_table(header, rows)
+
+
+def print_shrinking(args):
+    """Prints what the kernels in front take, which need no GPU."""
+    megabytes = args.shard_mb * NUM_CVDF_SHARDS["train"]
+    megabytes += INDEX_SHARD_MB * NUM_CVDF_SHARDS["index"] + TEST_SHARD_MB * NUM_CVDF_SHARDS["test"]
+    download_h = megabytes / args.download_rate / 3600
+    for labels in ("full", "clean"):
+        num_images = NUM_IMAGES[labels] + NUM_IMAGES["index"] + NUM_IMAGES["test"]
+        shrink_h = num_images / (args.shrink_rate * args.cores * args.free_cores) / 3600
+        settings = shrink.parse_arguments(["--labels", labels])
+        num_kernels = packing.count_shrink_kernels(settings)
+        hours = max(download_h, shrink_h) / num_kernels
+        print(
+            f"made small, {labels}: {num_images * PICTURE_KB / 1e6:.0f} GB of 256 pixels in "
+            f"{num_kernels} kernels without a GPU, {hours:.1f} h each"
+        )
+
+
 def main():
     """Prints the estimates, as the module's docstring says."""
     args = parse_arguments()
     print_epoch(args)
     print_part(args)
-    print(f"assumed: step rate from {args.step_source}; download rate and shard size as given")
+    print()
+    print_quota(args)
+    print_shrinking(args)
+    for is_small, name in ((False, "originals"), (True, "256 pixels")):
+        print(f"\nstrong chain, cleaned labels, read from {name}:\n")
+        print_chain(args, is_small)
+    print(
+        f"assumed: step rate from {args.step_source}; download rate and shard size as given; "
+        f"{args.mount_rate:g} MB/s from a mount; {PICTURE_KB:g} KB a small picture"
+    )
 
 
 if __name__ == "__main__":

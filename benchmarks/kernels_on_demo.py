@@ -1,11 +1,15 @@
-"""The eight generated scripts one after another in an emulated Kaggle, against the direct run.
+"""The generated scripts one after another in an emulated Kaggle, against the direct run.
 
     make demo && python benchmarks/kernels_on_demo.py --expected output/demo
-    python benchmarks/kernels_on_demo.py --session-hours 0.01 \\
+    python benchmarks/kernels_on_demo.py --session-hours 0.005 \\
         --recognition-args "--epochs 9 --image-size 32 --backbone mobilenet_v2 --train-shards 0:3"
 
+With --recipe strong it is the longer chain, and nearest.py runs directly, too.
+
 Recognition is stopped once by its time budget, so that a second session continues from the first
-one's output. Without --expected the scripts run directly first, with the same arguments.
+one's output. Without --expected the scripts run directly first, with the same arguments. With
+--shrink 256 two kernels come first and make the world small; its pictures are smaller than that and
+stay byte for byte, so that the results must still be equal.
 """
 
 import argparse
@@ -22,20 +26,20 @@ from common import ROOT
 
 import kernels
 from demo.world import build_world
-from on_kaggle.packing import KERNELS, REPORT
+from on_kaggle.chain import CHALLENGES, find_submitters, read_built
+from on_kaggle.packing import REPORT
 from utils import say
 
-SUBMISSIONS = {
-    "recognition": "recognition_submission.csv",
-    "merge": "retrieval_submission.csv",
-}
 
-
-def build(folder, recognition_args, max_hours):
-    """Builds the kernels for the demo."""
+def build(folder, args, max_hours):
+    """Builds the kernels for the demo, with what is on our command line."""
+    in_front = ["--shrink", str(args.shrink), "--shrink-args", "--demo"] if args.shrink else []
+    longer = ["--recipe", args.recipe, "--nearest-args", "--demo"] if args.recipe else []
     arguments = [
+        *in_front,
+        *longer,
         *("--user", "somebody", "--kernels", str(folder), "--max-hours", str(max_hours)),
-        *("--recognition-args", f"--demo {recognition_args}", "--retrieval-args", "--demo"),
+        *("--recognition-args", f"--demo {args.recognition_args}", "--retrieval-args", "--demo"),
     ]
     done = subprocess.run(
         [sys.executable, kernels.__file__, "build", *arguments], capture_output=True, text=True
@@ -95,12 +99,18 @@ def run_kernel(folder, prefix):
     return output
 
 
-def run_directly(folder, recognition_args, scratch):
-    """Runs both scripts as `make demo` does; gives the folder of their results."""
+def run_directly(folder, args, scratch):
+    """Runs the scripts as `make demo` does; gives the folder of their results."""
     common = ["--demo", "--output", folder, "--scratch", scratch]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for script, more in (("recognition", recognition_args.split()), ("retrieval", [])):
+    recipe = ["--recipe", args.recipe] if args.recipe else []
+    scripts = {
+        "recognition": [*recipe, *args.recognition_args.split()],
+        **({"nearest": []} if args.recipe else {}),
+        "retrieval": [],
+    }
+    for script, more in scripts.items():
         say(f"running {script}.py directly")
         run_script([ROOT / f"{script}.py", *common, *more], folder / f"{script}.log")
     return folder
@@ -112,11 +122,11 @@ def count_mini_epochs(output):
     return len(history.read_text().splitlines()) - 1 if history.exists() else 0
 
 
-def interrupt_recognition(prefix, recognition_args, max_hours):
+def interrupt_recognition(prefix, args):
     """Runs sessions of recognition, each with more time, until one stops in the middle."""
-    num_mini_epochs = 0
+    num_mini_epochs, max_hours = 0, args.session_hours
     while not num_mini_epochs:
-        build(prefix / "built-short", recognition_args, max_hours)
+        build(prefix / "built-short", args, max_hours)
         output = run_kernel(prefix / "built-short" / "recognition", prefix)
         num_mini_epochs = count_mini_epochs(output)
         max_hours *= 1.5
@@ -131,11 +141,15 @@ def main():
     parser.add_argument(
         "--expected", type=Path, help="output folder of the same run without Kaggle"
     )
+    parser.add_argument("--recipe", choices=("strong",), help="the longer chain")
     parser.add_argument("--recognition-args", default="", help="more than --demo, to be quicker")
     parser.add_argument(
-        "--session-hours", type=float, default=0.03, metavar="H",
+        "--session-hours", type=float, default=0.01, metavar="H",
         help="time budget of recognition's first session, hours",
     )  # fmt: skip
+    parser.add_argument(
+        "--shrink", type=int, metavar="N", help="make the world small first, to N pixels"
+    )
     parser.add_argument("--prefix", type=Path, help="folder to keep that stands for /kaggle")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kaggle-") as temporary:
@@ -143,16 +157,16 @@ def main():
         (prefix / "tmp").mkdir(parents=True, exist_ok=True)
         shutil.rmtree(prefix / "outputs", ignore_errors=True)
         build_world(prefix / "tmp" / "demo-world")  # once for all
-        expected = args.expected or run_directly(
-            prefix / "expected", args.recognition_args, prefix / "tmp"
-        )
-        interrupt_recognition(prefix, args.recognition_args, args.session_hours)
-        build(prefix / "built", args.recognition_args, 11)
-        is_equal = True
-        for name in KERNELS:
+        expected = args.expected or run_directly(prefix / "expected", args, prefix / "tmp")
+        build(prefix / "built", args, 11)
+        is_equal, built = True, read_built(prefix / "built")
+        results = {names[-1]: CHALLENGES[key][0] for key, names in find_submitters(built).items()}
+        for name in built:
+            if name == "recognition":
+                interrupt_recognition(prefix, args)
             output = run_kernel(prefix / "built" / name, prefix)
-            if name in SUBMISSIONS:
-                files = [folder / SUBMISSIONS[name] for folder in (output, expected)]
+            if name in results:
+                files = [folder / results[name] for folder in (output, expected)]
                 is_equal &= files[0].read_bytes() == files[1].read_bytes()
     print("equal" if is_equal else "differs")
     sys.exit(not is_equal)

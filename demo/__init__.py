@@ -5,6 +5,10 @@ size, so that the whole job can be seen offline in minutes. Imported only with `
 the world alone:
 
     python -m demo --output output/world
+
+A larger one, for which `--source output/many` and not `--demo` is the option of the scripts:
+
+    python -m demo --landmarks 300 --output output/many
 """
 
 import contextlib

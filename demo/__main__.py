@@ -7,7 +7,7 @@ from pathlib import Path
 from command_line import CommandLine, run_command_line
 from demo.overview import draw_overview
 from demo.server import serve
-from demo.world import OVERVIEW, build_world
+from demo.world import OVERVIEW, WorldSize, build_world
 
 
 def parse_arguments(argv=None):
@@ -18,6 +18,12 @@ def parse_arguments(argv=None):
     parser.add_argument("--output", type=Path, default=Path("output/world"), help="folder to fill")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws another world")
     parser.add_argument(
+        "--landmarks",
+        type=int,
+        default=WorldSize().num_landmarks,
+        help="landmarks to learn; those beyond the default are made up by the seed",
+    )
+    parser.add_argument(
         "--serve", action="store_true", help="serve it over HTTP on this machine until Ctrl-C"
     )
     return parser.parse_args(argv)
@@ -26,7 +32,7 @@ def parse_arguments(argv=None):
 def main(argv=None):
     """Builds the world and its overview, and serves it if asked to."""
     arguments = parse_arguments(argv)
-    folder = build_world(arguments.output, arguments.seed)
+    folder = build_world(arguments.output, arguments.seed, WorldSize.of(arguments.landmarks))
     print(folder)
     if not (folder / OVERVIEW).exists():
         draw_overview(folder, folder / OVERVIEW)

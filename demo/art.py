@@ -9,7 +9,7 @@ import functools
 import io
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -280,6 +280,18 @@ class Pen:
         for i in range(count):
             center = x - width / 2 + width * (i + 0.5) / count
             self.rect(center, y, width / count * 0.55, size, color, self.grade.light_at(0), z)
+
+
+class PartOfPen(Pen):
+    """Draws one thing of several: moved sideways and smaller, in the units of the whole."""
+
+    def __init__(self, whole, x, size):
+        view = replace(whole.view, scale=whole.view.scale * size)  # the width of lines
+        super().__init__(whole.draw, view, whole.grade, whole.rng, whole.haze, whole.tint)
+        self.whole, self.x, self.size = whole, x, size
+
+    def point(self, x, y, z=0.0):
+        return self.whole.point(self.x + self.size * x, self.size * y, self.size * z)
 
 
 # name -> outline as (radius, height), both as shares of the dome's half width and height
@@ -855,6 +867,12 @@ def sea_arch(pen, rock, grass="#6f9a4f", hole=0.5):
     for x, y in crest[1:4]:
         pen.polygon([(x - 0.16, 0), (x - 0.12, y * 0.8), (x - 0.04, 0)], rock, 0.7)
     pen.polygon([*crest, *[(x, y - 0.08 - 0.03 * math.sin(9 * x)) for x, y in crest[::-1]]], grass)
+
+
+def ensemble(pen, parts):
+    """Draws several things as one; `parts` lists (function, its look, x, size) from the back."""
+    for draw, look, x, size in parts:
+        draw(PartOfPen(pen, x, size), **look)
 
 
 # ------------------------------------------------------------------------------------ the landmarks

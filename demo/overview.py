@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from demo.world import (
     MARKER,
-    PLACES,
+    NUM_DRAWN,
     SPLITS,
     WORLD_VERSION,
     WorldSize,
@@ -23,6 +23,7 @@ from utils import ExpectedError, atomic_write
 
 SHEET_WIDTH, MARGIN, TITLE_HEIGHT = 1600, 24, 100  # pixels, as all sizes here
 COLUMNS, GAP = 4, 18  # tiles in a row, and between them
+MOST_TILES = 48  # landmarks on a sheet
 TILE_WIDTH = (SHEET_WIDTH - 2 * MARGIN - (COLUMNS - 1) * GAP) // COLUMNS
 PHOTOS, PHOTO_GAP = 3, 5  # photographs on a tile, and between them
 PHOTO_WIDTH = (TILE_WIDTH - (PHOTOS - 1) * PHOTO_GAP) // PHOTOS
@@ -43,16 +44,17 @@ def draw_overview(folder, path):
         ExpectedError: the folder holds no complete world.
     """
     world = read_world(Path(folder))
-    rows = arrange(list(world.landmark_ids))
+    shown = choose_shown(world)
+    rows = arrange(world.places, shown)
     strips = choose_strips(
         world, free_columns=COLUMNS - sum(map(len, rows[-1])), num_rows=len(rows)
     )
-    chosen = {place: choose_photos(world, place) for place in world.landmark_ids}
+    chosen = {place: choose_photos(world, place) for place in shown}
     wanted = [*chosen.values(), *(pictures for _, _, _, pictures in strips)]
     photos = read_photos(Path(folder), world, itertools.chain(*wanted))
     num_rows = max(row for _, row, _, _ in strips) + 1
     sheet = Image.new("RGB", (SHEET_WIDTH, TITLE_HEIGHT + num_rows * ROW_HEIGHT + 4), PAPER)
-    draw_title(sheet, world)
+    draw_title(sheet, world, len(shown))
     for number, row in enumerate(rows):
         draw_tiles(sheet, TITLE_HEIGHT + number * ROW_HEIGHT, row, world, chosen, photos)
     for title, row, column, pictures in strips:
@@ -73,15 +75,36 @@ def read_world(folder):
     return plan_world(marker["seed"], WorldSize(**size))
 
 
-def arrange(places):
-    """Lays the places out in rows of tiles; look-alikes stay together in one row.
+def choose_shown(world):
+    """Chooses the landmarks of the sheet: all, or of many the first few of the first few kinds.
 
     Returns:
-        List of rows; a row is a list of groups; a group is a list of positions in `PLACES`.
+        List of positions in `World.places`.
+    """
+    known = list(world.landmark_ids)
+    if len(known) <= MOST_TILES:
+        return known
+    kinds = {}
+    for place in sorted(known):
+        if place >= NUM_DRAWN:  # the others are on the sheet of the demo
+            kinds.setdefault(world.places[place].look_alikes, []).append(place)
+    rows = [kind[:COLUMNS] for kind in kinds.values()]
+    return list(itertools.chain(*rows[: MOST_TILES // COLUMNS]))
+
+
+def arrange(places, chosen):
+    """Lays places out in rows of tiles; look-alikes stay together in one row.
+
+    Args:
+        places: tuple of art.Landmarks.
+        chosen: positions in `places`.
+
+    Returns:
+        List of rows; a row is a list of groups; a group is a list of positions in `places`.
     """
     groups = {}
-    for place in places:
-        groups.setdefault(PLACES[place].look_alikes or PLACES[place].name, []).append(place)
+    for place in chosen:
+        groups.setdefault(places[place].look_alikes or places[place].name, []).append(place)
     rows = []
     for group in sorted(groups.values(), key=lambda group: -len(group)):  # stable
         fitting = (row for row in rows if sum(map(len, row)) + len(group) <= COLUMNS)
@@ -105,7 +128,7 @@ def choose_strips(world, free_columns, num_rows):
     """
     test = world.pictures("test")
     unknown = [p for p in test if p.labels and not set(p.labels) & set(world.landmark_ids)]
-    unknown.sort(key=lambda p: is_hard_to_see(view_of(world.seed, p, world.size.hard_share)[2]))
+    unknown.sort(key=lambda p: is_hard_to_see(view_of(world, p)[2]))
     others = [p for p in test if not p.labels]
     row, column = (num_rows - 1, COLUMNS - free_columns) if free_columns > 1 else (num_rows, 0)
     room = PHOTOS * (COLUMNS - column)
@@ -118,7 +141,7 @@ def choose_strips(world, free_columns, num_rows):
 def choose_photos(world, place):
     """Picks photographs of one landmark under conditions as different as there are."""
     pictures = [p for p in world.pictures("train") if p.labels == p.shown == (place,)]
-    scenes = {p: view_of(world.seed, p, world.size.hard_share)[2] for p in pictures}
+    scenes = {p: view_of(world, p)[2] for p in pictures}
     difficulties = (
         lambda scene: scene.light == "night" and scene.weather == "clear",
         lambda scene: scene.light == "day" and scene.weather == "snow",
@@ -166,14 +189,16 @@ def read_photos(folder, world, wanted):
     return photos
 
 
-def draw_title(sheet, world):
+def draw_title(sheet, world, num_shown):
     """Writes what the world holds above the landmarks."""
+    part = num_shown < len(world.landmark_ids)
+    tinted = f"{num_shown} of them, look-alikes in a row" if part else "tinted: look-alikes"
     size, count = world.size, {split: len(world.pictures(split)) for split in SPLITS}
     write(sheet, (MARGIN, 16), "The miniature landmark world", 34, INK)
     text = (
         f"{count['train']:,} train, {count['index']:,} index and {count['test']:,} test pictures, "
         f"drawn by code   |   {size.num_landmarks} landmarks to learn, {size.num_rare} with fewer "
-        f"than {MIN_IMAGES} photos   |   tinted: look-alikes"
+        f"than {MIN_IMAGES} photos   |   {tinted}"
     )
     write(sheet, (MARGIN, 60), text, 17, QUIET)
 
@@ -193,7 +218,7 @@ def draw_tiles(sheet, top, row, world, chosen, photos):
             note, color = f"{count} photos", QUIET
             if count < MIN_IMAGES:
                 note, color = f"only {count} photos", WARNING
-            write(sheet, (left, top), PLACES[place].name, 17, INK)
+            write(sheet, (left, top), world.places[place].name, 17, INK)
             write(sheet, (left + TILE_WIDTH, top + 2), note, 14, color, anchor="ra")
             for i, picture in enumerate(chosen[place]):
                 x = left + i * (PHOTO_WIDTH + PHOTO_GAP)

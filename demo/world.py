@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from demo import art
+from demo.generated import MOST, generate_landmarks
 from sources import (
     CATEGORY_CSV,
     INDEX_CSV,
@@ -40,7 +41,7 @@ OVERVIEW = "demo.png"
 SPLITS = ("train", "index", "test")
 NUM_LANDMARK_IDS = 203_094  # the full data set's; ids of the world lie below it
 
-PLACES = (*art.LANDMARKS, *art.UNKNOWN_LANDMARKS)
+NUM_DRAWN = len(art.LANDMARKS) + len(art.UNKNOWN_LANDMARKS)
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,36 @@ class WorldSize:
         counts = {"train": self.train_shards, "index": self.index_shards, "test": self.test_shards}
         return counts[split]
 
+    @property
+    def num_generated(self):
+        """How many of the landmarks are made up by the seed."""
+        return max(0, self.num_landmarks - art.NUM_FREQUENT)
+
+    @classmethod
+    def of(cls, num_landmarks):
+        """Gives the demo's size, or a world of more landmarks with fewer photographs of each.
+
+        Raises:
+            ExpectedError: fewer landmarks than the demo has, or more than can be made up.
+        """
+        most = art.NUM_FREQUENT + MOST
+        if not art.NUM_FREQUENT <= num_landmarks <= most:
+            raise ExpectedError(
+                f"{num_landmarks:,} landmarks; expected {art.NUM_FREQUENT} (the demo) to {most:,}; "
+                "change --landmarks"
+            )
+        if num_landmarks == art.NUM_FREQUENT:
+            return cls()
+        return cls(
+            num_landmarks=num_landmarks,
+            train_images=(20, 50),  # all are classes
+            index_images=(3, 5),
+            test_images=(2, 3),
+            index_distractors=num_landmarks,
+            test_non_landmarks=num_landmarks,
+            train_shards=10,
+        )
+
 
 # --------------------------------------------------------------------------------- what to draw
 
@@ -85,8 +116,8 @@ class PlannedPicture:
         split: "train", "index" or "test".
         number: from 0 within the split; with the world's seed it decides every pixel.
         image_id: 16 hexadecimal digits.
-        labels: positions in `PLACES` of the landmarks that the data set says are in it.
-        shown: positions in `PLACES` of the landmarks that are in it.
+        labels: positions in `World.places` of the landmarks that the data set says are in it.
+        shown: positions in `World.places` of the landmarks that are in it.
         usage: "Public" or "Private".
     """
 
@@ -110,13 +141,15 @@ class World:
     Attributes:
         seed: what everything random starts from.
         size: a WorldSize.
-        landmark_ids: dict, position in `PLACES` -> landmark id, known landmarks only.
+        places: tuple of art.Landmarks: the drawn ones, then those that the seed makes up.
+        landmark_ids: dict, position in `places` -> landmark id, known landmarks only.
         shards: dict, Shard -> tuple of PlannedPictures in the order of the tar.
         ignored: frozenset of test image ids that the recognition score leaves out.
     """
 
     seed: int
     size: WorldSize
+    places: tuple
     landmark_ids: dict
     shards: dict
     ignored: frozenset
@@ -138,13 +171,16 @@ def plan_world(seed, size):
         A World.
     """
     rng = np.random.default_rng([seed, len(SPLITS)])
-    frequent = list(range(size.num_landmarks))
+    generated = generate_landmarks(seed, size.num_generated)
+    places = (*art.LANDMARKS, *art.UNKNOWN_LANDMARKS, *generated)
+    frequent = list(range(min(size.num_landmarks, art.NUM_FREQUENT)))
+    frequent += range(NUM_DRAWN, len(places))
     rare = [art.NUM_FREQUENT + i for i in range(size.num_rare)]
     unknown = [len(art.LANDMARKS) + i for i in range(size.num_unknown)]
     ids = rng.choice(NUM_LANDMARK_IDS, len(frequent) + len(rare), replace=False)
     landmark_ids = dict(zip(frequent + rare, ids.tolist(), strict=True))
 
-    shown = choose_places(rng, size, frequent, rare, unknown)
+    shown = choose_places(rng, size, places, (frequent, rare, unknown))
     shards = {}
     for split in SPLITS:
         pictures = [
@@ -156,29 +192,39 @@ def plan_world(seed, size):
             shards[Shard(split, number)] = tuple(pictures[i] for i in part)
     tests = [p for shard, row in shards.items() if shard.split == "test" for p in row]
     ignored = frozenset(picture.image_id for picture in tests[: size.ignored_queries])
-    return World(seed, size, landmark_ids, shards, ignored)
+    return World(seed, size, places, landmark_ids, shards, ignored)
 
 
-def choose_places(rng, size, frequent, rare, unknown):
+def choose_places(rng, size, places, groups):
     """Decides how many pictures of which places there are.
 
     Args:
         rng: numpy Generator.
         size: a WorldSize.
-        frequent, rare, unknown: lists of positions in `PLACES`.
+        places: tuple of art.Landmarks.
+        groups: (frequent, rare, unknown), lists of positions in `places`.
 
     Returns:
-        Dict, split -> list with a tuple of positions in `PLACES` for every picture.
+        Dict, split -> list with a tuple of positions in `World.places` for every picture.
     """
+    frequent, rare, unknown = groups
 
-    def several(places, least_most):
+    def several(chosen, least_most):
         return [
-            (place,) for place in places for _ in range(rng.integers(*least_most, endpoint=True))
+            (place,) for place in chosen for _ in range(rng.integers(*least_most, endpoint=True))
         ]
 
-    pairs = rng.permutation(pairs_of_neighbors(frequent))[: size.two_landmark_queries]
+    def mostly_few(chosen, least_most):
+        least, most = least_most
+        extra = (most - least + 1) * rng.random(len(chosen)) ** 3
+        counts = zip(chosen, (least + extra.astype(int)).tolist(), strict=True)
+        return [(place,) for place, count in counts for _ in range(count)]
+
+    # Of many landmarks, most have few photographs and few have many, as in the real data.
+    of_frequent = mostly_few if size.num_generated else several
+    pairs = rng.permutation(pairs_of_neighbors(places, frequent))[: size.two_landmark_queries]
     return {
-        "train": several(frequent, size.train_images) + several(rare, size.rare_train_images),
+        "train": of_frequent(frequent, size.train_images) + several(rare, size.rare_train_images),
         "index": several(frequent, size.index_images)
         + several(rare, size.rare_index_images)
         + several(unknown, size.unknown_index_images)
@@ -199,46 +245,44 @@ def plan_picture(rng, seed, split, number, labels, wrong_share):
     return PlannedPicture(split, number, image_id, labels, () if is_wrong else labels, usage)
 
 
-def pairs_of_neighbors(places):
-    """Lists the pairs of places that can stand in one photograph."""
+def pairs_of_neighbors(places, chosen):
+    """Lists the pairs of `chosen` positions whose places can stand in one photograph."""
+    narrow = [i for i in chosen if not places[i].natural and art.extent(places[i])[0] < 0.75]
     return [
         (a, b)
-        for a, b in itertools.combinations(places, 2)
-        if set(PLACES[a].settings) & set(PLACES[b].settings)
-        and not (PLACES[a].natural or PLACES[b].natural)
-        and max(art.extent(PLACES[a])[0], art.extent(PLACES[b])[0]) < 0.75
+        for a, b in itertools.combinations(narrow, 2)
+        if set(places[a].settings) & set(places[b].settings)
     ]
 
 
 # ------------------------------------------------------------------------- drawing and packing
 
 
-def view_of(seed, picture, hard_share):
+def view_of(world, picture):
     """Starts a picture: its generator, its places and its scene.
 
     Returns:
         (numpy Generator, tuple of art.Landmark, art.Scene)
     """
-    rng = np.random.default_rng([seed, SPLITS.index(picture.split), picture.number])
-    places = tuple(PLACES[i] for i in picture.shown)
-    return rng, places, art.scene_for(rng, places, hard_share)
+    rng = np.random.default_rng([world.seed, SPLITS.index(picture.split), picture.number])
+    places = tuple(world.places[i] for i in picture.shown)
+    return rng, places, art.scene_for(rng, places, world.size.hard_share)
 
 
-def write_shard(path, seed, pictures, hard_share):
+def write_shard(path, world, pictures):
     """Draws pictures and packs them into a tar; the same arguments give the same bytes.
 
     Args:
         path: of the tar.
-        seed: of the world.
+        world: a World; its `shards` are not looked at.
         pictures: PlannedPictures in the order of the tar.
-        hard_share: share of pictures under hard conditions, 0..1.
 
     Returns:
         md5 of the tar, 32 hexadecimal digits.
     """
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for picture in pictures:
-            jpeg = art.draw_jpeg(*view_of(seed, picture, hard_share))
+            jpeg = art.draw_jpeg(*view_of(world, picture))
             member = tarfile.TarInfo(picture.member)
             member.size, member.mode, member.mtime = len(jpeg), 0o644, 1_546_300_800  # 2019
             tar.addfile(member, io.BytesIO(jpeg))
@@ -248,7 +292,8 @@ def write_shard(path, seed, pictures, hard_share):
 def draw_shards(world, folder, num_workers):
     """Writes all tars and their md5 files, in `num_workers` processes."""
     jobs = list(world.shards.items())
-    draw = partial(write_numbered_shard, folder, world.seed, world.size.hard_share)
+    # Sent to a process with every shard, so without the plan of all others.
+    draw = partial(write_numbered_shard, folder, dataclasses.replace(world, shards={}))
     if num_workers > 1:
         # Spawned, not forked: the caller may hold threads and a GPU.
         context = multiprocessing.get_context("spawn")
@@ -262,10 +307,10 @@ def draw_shards(world, folder, num_workers):
         draw(job)
 
 
-def write_numbered_shard(folder, seed, hard_share, job):
+def write_numbered_shard(folder, world, job):
     """Writes the tar and the md5 file of a (Shard, PlannedPictures)."""
     shard, pictures = job
-    md5 = write_shard(folder / shard.path, seed, pictures, hard_share)
+    md5 = write_shard(folder / shard.path, world, pictures)
     (folder / shard.md5_path).write_text(f"{md5}  {Path(shard.path).name}\n")
 
 
@@ -274,7 +319,7 @@ def write_tables(world, folder):
     train, index, test = (world.pictures(split) for split in SPLITS)
     by_place, clean = group_by_label(train), group_by_label([p for p in train if p.shown])
     ids = sorted((landmark_id, place) for place, landmark_id in world.landmark_ids.items())
-    names = {place: PLACES[place].name.replace(" ", "_") for _, place in ids}
+    names = {place: world.places[place].name.replace(" ", "_") for _, place in ids}
     address = "http://miniature.invalid/{}/{:04d}.jpg"
     tables = {
         TRAIN_CSV: [("id", "url", "landmark_id")]
@@ -306,7 +351,7 @@ def write_tables(world, folder):
 
 
 def group_by_label(pictures):
-    """Returns a dict, position in `PLACES` -> list of image ids."""
+    """Returns a dict, position in `World.places` -> list of image ids."""
     groups = {}
     for picture in pictures:
         for place in picture.labels:

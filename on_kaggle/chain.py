@@ -21,7 +21,7 @@ from on_kaggle.client import (
     last_line,
     patiently,
 )
-from on_kaggle.packing import KERNELS, REPORT, Kernel
+from on_kaggle.packing import CHAIN_FILE, REPORT, Kernel, read_chain
 from session import (
     CHECKPOINTS,
     DESCRIPTORS,
@@ -36,9 +36,9 @@ from submissions import (
 )
 from utils import ExpectedError, file_md5, say
 
-CHALLENGES = {  # challenge -> (kernel, its submission, the competition of 2019)
-    "recognition": ("recognition", RECOGNITION_SUBMISSION, "landmark-recognition-2019"),
-    "retrieval": ("merge", RETRIEVAL_SUBMISSION, "landmark-retrieval-2019"),
+CHALLENGES = {  # challenge -> (its submission, the competition of 2019)
+    "recognition": (RECOGNITION_SUBMISSION, "landmark-recognition-2019"),
+    "retrieval": (RETRIEVAL_SUBMISSION, "landmark-retrieval-2019"),
 }
 NOT_COLLECTED = (f"{CHECKPOINTS}/", f"{DESCRIPTORS}/", QUERIES)
 POLL_S = 60  # between two looks at Kaggle
@@ -86,18 +86,29 @@ class State:
 
 def read_built(folder):
     """Reads the folders that `build` wrote: dict, kernel name -> `Built`."""
-    found = {}
-    for name, kernel in KERNELS.items():
-        path = Path(folder, name, "kernel-metadata.json")
-        try:
+    path, found = Path(folder, CHAIN_FILE), {}
+    try:
+        for name, kernel in read_chain(folder).items():
+            path = Path(folder, name, "kernel-metadata.json")
             metadata = json.loads(path.read_text(encoding="utf-8"))
             found[name] = Built(kernel, path.parent, metadata["id"], metadata["build"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ExpectedError(
-                f"{path}: {getattr(error, 'strerror', None) or 'not as build wrote it'}; expected "
-                "built kernels; write them with: python kernels.py build --user NAME"
-            ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExpectedError(
+            f"{path}: {getattr(error, 'strerror', None) or 'not as build wrote it'}; expected "
+            "built kernels; write them with: python kernels.py build --user NAME"
+        ) from error
     return found
+
+
+def find_submitters(built):
+    """Gives which kernels write a challenge's submission: dict, challenge -> names in order.
+
+    The last one counts: with a gallery, that of recognition is the head's alone.
+    """
+    return {
+        challenge: [name for name, one in built.items() if one.kernel.result == result]
+        for challenge, (result, _) in CHALLENGES.items()
+    }
 
 
 def look(built):
@@ -431,17 +442,19 @@ def _download(built, folder, pattern, wanted):
             )
 
 
-def submit(output, challenges):
+def submit(built, output, challenges):
     """Checks collected submissions, all of them first, and hands them in once each.
 
     Args:
+        built: dict, name -> `Built`, the whole chain.
         output: folder of `collect`.
         challenges: list of keys of `CHALLENGES`.
     """
-    paths = {name: Path(output, *CHALLENGES[name][:2]) for name in challenges}
+    submitters = find_submitters(built)
+    paths = {name: Path(output, submitters[name][-1], CHALLENGES[name][0]) for name in challenges}
     check_submissions(paths)
     for name, path in paths.items():
-        competition = CHALLENGES[name][2]
+        competition = CHALLENGES[name][1]
         words = f"landmarks {file_md5(path)[:8]}"  # to know the file by
         listed = ask_client("competitions", "submissions", competition, "--format", "csv")
         if any(words in row for row in csv.reader(listed.splitlines())):

@@ -26,6 +26,7 @@ _PASSING = re.compile(
     r"\b(408|429|500|502|503|504)\b[^\n]*(Error|Too Many)|Connection(Error|Reset|Refused)|Timeout|"
     r"timed out|Max retries|Connection (aborted|broken)|RemoteDisconnected|IncompleteRead|SSLError"
 )
+_REFUSED = re.compile(r"^.*\b[45]\d\d [^\n]*(Error|Too Many)[^\n]*", re.MULTILINE)
 
 
 def call_client(*arguments, timeout_s=600):
@@ -56,7 +57,8 @@ def call_client(*arguments, timeout_s=600):
         text = f"Timeout: no answer within {timeout_s} s"
     except OSError as error:
         raise ExpectedError(f"{client}: {error.strerror}; expected a program; {install}") from error
-    problem = last_line(text)
+    refused = _REFUSED.search(text)  # clients from 2.2.5 on put advice behind it
+    problem = refused[0].strip()[:300] if refused else last_line(text)
     kind, todo = ClientError, "run the command again, or look at kaggle.com"
     if "ModuleNotFoundError" in text:
         todo = install

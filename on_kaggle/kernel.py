@@ -11,6 +11,7 @@ from utils import ExpectedError, say
 # Where a kernel's folders are; the variable lets a kernel be tried out on another machine.
 FOLDER = Path(os.environ.get("KAGGLE_PREFIX", "/kaggle"))
 MAX_HOURS = 11.0  # a kernel is cut after 12 hours, and its output lost
+MAX_OUTPUT_GB = 20.0  # what Kaggle keeps of a session
 
 
 def is_kernel():
@@ -36,6 +37,26 @@ def find_inputs(name):
         if found:
             return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
     return []
+
+
+def find_data_sets():
+    """Finds the data sets in the CVDF layout that are mounted, e.g. the outputs of shrink.py.
+
+    Returns:
+        list of folders, in the order of their names.
+
+    Raises:
+        ExpectedError: there is none; the message lists what is there.
+    """
+    folders = sorted({path.parent.parent for path in find_inputs("metadata/*.csv")})
+    if not folders:
+        there = ", ".join(sorted(str(path) for path in (FOLDER / "input").glob("*/*/*"))[:8])
+        raise ExpectedError(
+            f"{FOLDER / 'input'}: no data set among {there or 'nothing'}; expected one with "
+            "metadata/ and its shards; add it as an input of the kernel",
+            setting="source",
+        )
+    return folders
 
 
 def require_package(module, package):

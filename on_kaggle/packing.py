@@ -1,4 +1,4 @@
-"""The eight kernels of the Kaggle chain, and how each is packed into one script.
+"""The kernels of the Kaggle chain, and how each is packed into one script.
 
 `kaggle kernels push` sends a single file: it carries all modules of the project that it needs.
 """
@@ -10,20 +10,41 @@ import hashlib
 import importlib
 import io
 import json
+import math
 import re
 import shlex
 import textwrap
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from session import RECOGNITION_SUBMISSION, RETRIEVAL_SUBMISSION, part_name
+from on_kaggle.kernel import MAX_OUTPUT_GB
+from session import (
+    RECOGNITION_SUBMISSION,
+    RETRIEVAL_SUBMISSION,
+    gallery_part_name,
+    part_name,
+    shrunk_name,
+)
 from utils import ExpectedError, atomic_write, say
 
 ROOT = Path(__file__).resolve().parent.parent
+ENTRIES = ("recognition", "nearest", "retrieval", "shrink")  # the scripts that kernels run
 NUM_PARTS = 6
-SET_FOR_EACH = ("--part", "--parts", "--max-hours", "--output", "--help", "-h")
+# Neither output nor time asks for more: 1.6 GB and 5 h in all of cleaned labels, 4.2 GB of all
+# images, see docs/kaggle.md. Two GPU sessions run at once, and each part needs its start-up.
+NUM_GALLERY_PARTS = 2
+SET_FOR_EACH = (
+    "--part", "--parts", "--pixels", "--split", "--max-hours", "--output", "--help", "-h",
+)  # fmt: skip
 REPORT = "kernel.json"  # what a kernel leaves beside its results, to know it by
+CHAIN_FILE = "chain.json"  # in the folder of built kernels: the table below, as it was built
+# Of Google Landmarks v2, from its page; "clean" are the train images of train_clean.csv.
+NUM_IMAGES = {"full": 4_132_914, "clean": 1_580_470, "index": 761_757, "test": 117_577}
+PICTURE_KB = 30.0  # of 256 pixels in quality 85: photographs 26, drawn ones 36 (benchmarks)
+PIXELS_EXPONENT, QUALITY_GROWTH = 1.67, 1.04  # measured, from 224 to 256 and for a step of quality
+TABLES_GB = 0.6  # metadata and ground truth, in each output
+ROOM_TO_SPARE = 0.95  # of an output
 
 
 @dataclass(frozen=True)
@@ -39,6 +60,7 @@ class Kernel:
         inputs: tuple of the kernels whose outputs it reads. With itself among them, a session
             continues the one before.
         has_gpu: whether it asks for GPUs.
+        downloads: whether it has internet even where the others are built without.
     """
 
     name: str
@@ -48,6 +70,7 @@ class Kernel:
     result: str
     inputs: tuple
     has_gpu: bool = True
+    downloads: bool = False
 
     @property
     def slug(self):
@@ -74,6 +97,93 @@ _CHAIN = (
     ),
 )  # fmt: skip
 KERNELS = {kernel.name: kernel for kernel in _CHAIN}  # in the order to push
+GALLERY = tuple(f"gallery-{part}" for part in range(NUM_GALLERY_PARTS))
+
+
+def name_by_gallery(kernels, recipe, described_as):
+    """Puts kernels behind recognition that name test and index images by the train images.
+
+    Args:
+        kernels: dict, name -> `Kernel`, those of 2019.
+        recipe: of recognition, one with descriptors to name by.
+        described_as: arguments that all kernels share that read queries.npz: it is of no use to
+            another batch size, say.
+
+    Returns:
+        dict, name -> `Kernel`, in the order to push.
+    """
+    galleries = [
+        Kernel(
+            name, f"Landmark gallery part {part}", "nearest",
+            ("--part", str(part), "--parts", str(NUM_GALLERY_PARTS), *described_as),
+            gallery_part_name(part, NUM_GALLERY_PARTS), inputs=("recognition", name),
+        )
+        for part, name in enumerate(GALLERY)
+    ]  # fmt: skip
+    vote = Kernel(
+        "vote", "Landmark vote", "nearest",
+        ("vote", "--parts", str(NUM_GALLERY_PARTS), *described_as), RECOGNITION_SUBMISSION,
+        inputs=("recognition", *GALLERY, "vote"), has_gpu=False,
+    )  # fmt: skip
+    first = kernels["recognition"]
+    first = replace(first, arguments=("--recipe", recipe, *first.arguments))
+    parts = [
+        # Without --names a gallery that is missing would go unnoticed.
+        replace(
+            kernels[name],
+            arguments=(*kernels[name].arguments, "--names", "both", *described_as),
+            inputs=("recognition", *GALLERY, name),
+        )
+        for name in PARTS
+    ]
+    return {one.name: one for one in (first, *galleries, vote, *parts, kernels["merge"])}
+
+
+def shrink_first(kernels, words, num_parts):
+    """Puts kernels without a GPU in front that make the data set small; the others read that.
+
+    Args:
+        kernels: dict, name -> `Kernel`.
+        words: list, arguments of shrink.py that say how small, and what is kept.
+        num_parts: kernels in front, each with its part of the data set.
+
+    Returns:
+        dict, name -> `Kernel`, in the order to push.
+    """
+    names = tuple(f"shrink-{part}" for part in range(num_parts))
+    in_front = [
+        Kernel(
+            name, f"Landmark shrink part {part}", "shrink",
+            (*words, "--part", str(part), "--parts", str(num_parts), "--copy-earlier"),
+            shrunk_name(part, num_parts), inputs=(name,), has_gpu=False, downloads=True,
+        )
+        for part, name in enumerate(names)
+    ]  # fmt: skip
+    readers = [
+        replace(
+            kernel,
+            arguments=(*kernel.arguments, "--source", "inputs"),
+            inputs=(*names, *kernel.inputs),
+        )
+        for kernel in kernels.values()
+    ]
+    return {kernel.name: kernel for kernel in (*in_front, *readers)}
+
+
+def count_shrink_kernels(settings):
+    """Gives how many kernels must share the data set so that none has too large an output.
+
+    Args:
+        settings: parsed command line of shrink.py.
+    """
+    if settings.demo or settings.source:  # a world of a few MB, or nobody knows what
+        return 2
+    splits = {"train": settings.labels, "index": "index", "test": "test"}
+    wanted = splits.values() if settings.split == "all" else [splits[settings.split]]
+    picture_kb = PICTURE_KB * (settings.pixels / 256) ** PIXELS_EXPONENT
+    picture_kb *= QUALITY_GROWTH ** (settings.quality - 85)
+    total_gb = sum(NUM_IMAGES[name] for name in wanted) * picture_kb / 1e6
+    return math.ceil(total_gb / (ROOM_TO_SPARE * MAX_OUTPUT_GB - TABLES_GB))
 
 
 SCRIPT = '''\
@@ -120,8 +230,8 @@ def run():
         except SystemExit as stop:
             # Kaggle may throw the output of a failed session away, and with it hours of work: where
             # the next session can go on, this one ends cleanly.
-            kept = [name for name in ("checkpoint", "descriptors") if Path(output, name).exists()]
-            if stop.code and not (errors and kept):
+            kept = ("checkpoint", "descriptors", "features", "shrink.csv", "penalised-part-*")
+            if stop.code and not (errors and any(any(output.glob(name)) for name in kept)):
                 raise
     paths = sorted(path for path in output.rglob("*") if path.is_file())
     files = {path.relative_to(output).as_posix(): path.stat().st_size for path in paths}
@@ -146,16 +256,17 @@ if __name__ == "__main__":
 '''
 
 
-def find_modules(with_demo=False):
-    """Finds the files of the modules that the scripts import, themselves included.
+def find_modules(entry, with_demo=False):
+    """Finds the files of the modules that a script imports, itself included.
 
     Args:
+        entry: name of the script.
         with_demo: whether to take along the demo's folder, which `--demo` alone imports.
 
     Returns:
         dict, path below the project's folder -> source.
     """
-    files, waiting = {}, sorted({kernel.entry for kernel in KERNELS.values()})
+    files, waiting = {}, [entry]
     while waiting:
         name = waiting.pop()
         path = _path_of(name)
@@ -200,42 +311,79 @@ def pack(modules):
     return textwrap.fill(base64.b64encode(buffer.getvalue()).decode(), 100)
 
 
-def write_kernels(folder, user, extra_arguments, max_hours, datasets, has_internet):
-    """Writes a folder with metadata and script for each kernel.
+@dataclass(frozen=True)
+class Options:
+    """What a build is given.
 
-    Args:
-        folder: where to.
+    Attributes:
         user: the owner on Kaggle.
         extra_arguments: dict, script -> list of extra arguments.
         max_hours: time budget of a GPU session.
         datasets: data sets to mount, as `owner/slug`.
         has_internet: whether the kernels may use it.
     """
-    modules = find_modules(any("--demo" in words for words in extra_arguments.values()))
-    archive, version = pack(modules), source_version(modules)
-    for kernel in KERNELS.values():
-        budget = ["--max-hours", f"{max_hours:g}"] if kernel.has_gpu else []
+
+    user: str
+    extra_arguments: dict
+    max_hours: float
+    datasets: list
+    has_internet: bool
+
+
+def write_kernels(folder, kernels, options):
+    """Writes a folder with metadata and script for each kernel, and the table of them all.
+
+    Args:
+        folder: where to.
+        kernels: dict, name -> `Kernel`.
+        options: `Options`.
+    """
+    packed = {}  # entry -> (archive, version)
+    for entry in sorted({kernel.entry for kernel in kernels.values()}):
+        modules = find_modules(entry, "--demo" in options.extra_arguments[entry])
+        packed[entry] = pack(modules), source_version(modules)
+    for kernel in kernels.values():
+        archive, version = packed[kernel.entry]
+        budget = ["--max-hours", f"{options.max_hours:g}"] if kernel.has_gpu else []
         facts = {
             "kernel": kernel.name,
             "entry": kernel.entry,
-            "arguments": [*kernel.arguments, *budget, *extra_arguments[kernel.entry]],
+            "arguments": [*kernel.arguments, *budget, *options.extra_arguments[kernel.entry]],
             "result": kernel.result,
             "source": version,
         }
         facts["build"] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-        metadata = _metadata(kernel, user) | {
-            "enable_internet": has_internet,
-            "dataset_sources": datasets,
+        metadata = _metadata(kernel, kernels, options.user) | {
+            "enable_internet": options.has_internet or kernel.downloads,
+            "dataset_sources": options.datasets,
             "build": facts["build"],  # ours; the client ignores it
         }
-        for name, text in (
-            (metadata["code_file"], _script(kernel, facts, archive)),
-            ("kernel-metadata.json", json.dumps(metadata, indent=2) + "\n"),
-        ):
-            with atomic_write(Path(folder, kernel.name, name)) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        _write(Path(folder, kernel.name, metadata["code_file"]), _script(kernel, facts, archive))
+        metadata_text = json.dumps(metadata, indent=2) + "\n"
+        _write(Path(folder, kernel.name, "kernel-metadata.json"), metadata_text)
         print(Path(folder, kernel.name))
-    say(f"source {version}, {len(modules)} modules; push with: python kernels.py run")
+    table = [asdict(kernel) for kernel in kernels.values()]
+    _write(Path(folder, CHAIN_FILE), json.dumps(table, indent=2) + "\n")
+    say(f"{len(kernels)} kernels; push with: python kernels.py run")
+
+
+def read_chain(folder):
+    """Reads the table that `write_kernels` wrote: dict, name -> `Kernel`.
+
+    Raises:
+        OSError, ValueError, TypeError, AttributeError: it is not there or not as written.
+    """
+    table = json.loads(Path(folder, CHAIN_FILE).read_text(encoding="utf-8"))
+    kernels = [
+        Kernel(**{name: tuple(v) if isinstance(v, list) else v for name, v in row.items()})
+        for row in table
+    ]
+    return {kernel.name: kernel for kernel in kernels}
+
+
+def _write(path, text):
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _script(kernel, facts, archive):
@@ -245,7 +393,7 @@ def _script(kernel, facts, archive):
     return script.replace("$facts$", f"{{\n{lines}}}").replace("$archive$", archive)
 
 
-def _metadata(kernel, user):
+def _metadata(kernel, kernels, user):
     """Gives what kernel-metadata.json says of a kernel, whatever the build's options."""
     return {
         "id": f"{user}/{kernel.slug}",
@@ -257,7 +405,7 @@ def _metadata(kernel, user):
         "enable_gpu": kernel.has_gpu,
         **({"machine_shape": "NvidiaTeslaT4"} if kernel.has_gpu else {}),
         "competition_sources": [],
-        "kernel_sources": [f"{user}/{KERNELS[name].slug}" for name in kernel.inputs],
+        "kernel_sources": [f"{user}/{kernels[name].slug}" for name in kernel.inputs],
     }
 
 
@@ -275,17 +423,26 @@ def parse_arguments(entry, text):
             f"{text!r}: {error}; expected arguments as in a shell", setting
         ) from error
     for word in arguments:
-        if word.partition("=")[0] in SET_FOR_EACH or word == "merge":
+        if word.partition("=")[0] in SET_FOR_EACH or word in ("merge", "vote"):
             raise ExpectedError(
                 f"{entry}.py: {word} is set for each kernel; expected other options", setting
             )
+    read_settings(entry, arguments)
+    return arguments
+
+
+def read_settings(entry, arguments):
+    """Lets a script's own parser read its arguments, and gives what it made of them.
+
+    Raises:
+        ExpectedError: the script does not take them.
+    """
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):  # where a parser says what is wrong
-            importlib.import_module(entry).parse_arguments(arguments)
+            return importlib.import_module(entry).parse_arguments(arguments)
     except SystemExit as stop:
         problem = told.getvalue().strip().removeprefix("error: ").partition("; see ")[0]
         raise ExpectedError(
-            f"{entry}.py: {problem}; expected options that it takes", setting
+            f"{entry}.py: {problem}; expected options that it takes", f"{entry}_args"
         ) from stop
-    return arguments

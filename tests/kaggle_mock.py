@@ -18,6 +18,7 @@ RESULTS = {
     "retrieval_submission.csv": f"id,images\n{IDS[0]},{IDS[1]}\n{IDS[1]},\n",
 }
 TOO_MANY = "Maximum batch GPU session count of 2 reached."
+TOO_MANY_CPUS = "Maximum batch CPU session count of {} reached."
 
 
 @dataclass
@@ -100,8 +101,9 @@ class KaggleMock(ThreadingHTTPServer):
             connection), "lose" (does it and closes the connection), or a dict to answer.
         dropped: sources that pushes do not get.
         foreign_gpus: GPU sessions of somebody else; one ends with each refused push.
-        most_gpus: the most GPU sessions seen at once.
-        num_refused: pushes that came while there were two.
+        cpu_sessions: sessions without a GPU that may run at once.
+        most_gpus, most_cpus: the most sessions of a kind seen at once.
+        num_refused: pushes that came while there were as many as may be.
         submissions: list of (competition, description, content).
     """
 
@@ -110,7 +112,8 @@ class KaggleMock(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.outcomes, self.sessions, self.faults, self.dropped = {}, [], {}, set()
-        self.foreign_gpus = self.most_gpus = self.num_refused = 0
+        self.foreign_gpus = self.most_gpus = self.most_cpus = self.num_refused = 0
+        self.cpu_sessions = 5
         self.submissions, self.uploads, self.calls = [], {}, []
         self.clock = itertools.count(1000)
         self.lock = threading.Lock()
@@ -157,10 +160,15 @@ class KaggleMock(ThreadingHTTPServer):
             self.foreign_gpus = max(0, self.foreign_gpus - 1)
             self.num_refused += 1
             return {"error": TOO_MANY}
+        cpus = sum(one.ended is None and not one.request["enableGpu"] for one in self.sessions)
+        if not request["enableGpu"] and cpus >= self.cpu_sessions:
+            self.num_refused += 1
+            return {"error": TOO_MANY_CPUS.format(self.cpu_sessions)}
         known = {f"{owner}/{one}" for one in self.pushes()} - self.dropped
         outcome = (self.outcomes.get(slug) or [Outcome()]).pop(0)
         self.sessions.append(Session(slug, request, outcome, next(self.clock)))
         self.most_gpus = max(self.most_gpus, gpus + request["enableGpu"])
+        self.most_cpus = max(self.most_cpus, cpus + (not request["enableGpu"]))
         return {
             "ref": f"/code/{owner}/{slug}",
             "url": f"https://www.kaggle.com/code/{owner}/{slug}",

@@ -1,9 +1,13 @@
 """The benchmarks run, on inputs too small to measure anything; what they print is not judged."""
 
+import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
+
+from sources import RECOGNITION_SOLUTION, Source
+from submissions import read_recognition_solution
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,6 +43,16 @@ def test_overlap_runs(monkeypatch, capsys):
     assert out.count("| real, ") == 2
 
 
+def test_small_pictures_runs(monkeypatch, capsys):
+    import small_pictures
+
+    monkeypatch.setattr(small_pictures, "PIXELS", (256,))
+    arguments = ("--images", 2, "--shard-images", 4, "--rounds", 1)
+    out = run(monkeypatch, capsys, small_pictures, *arguments)
+    assert "| 256 | **85** |" in out and "| 192 | " in out
+    assert "a shard of 4 pictures: " in out
+
+
 def test_search_speed_runs(monkeypatch, capsys):
     import search_speed
 
@@ -59,3 +73,101 @@ def test_demo_size_writes_settings_as_the_command_line_takes_them():
     flags = [str(word) for word in demo_size.flags_of(settings)]
     parsed = vars(recognition.parse_arguments(flags))
     assert {name: parsed[name] for name in settings} == settings
+
+
+def test_identify_asks_about_private_rows_alone_and_counts_both_kinds(data_set, tmp_path):
+    # By its path: a script of the project has the same name.
+    spec = importlib.util.spec_from_file_location("of_photos", ROOT / "benchmarks" / "identify.py")
+    of_photos = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(of_photos)
+    solution = read_recognition_solution(data_set.folder / RECOGNITION_SOLUTION)
+    source = Source(str(data_set.folder), tmp_path)
+    truths = of_photos.extract(source, solution, tmp_path / "photos", 100)
+    private = {f"{key}.jpg": row[0] for key, row in solution.items() if row.usage == "Private"}
+    assert truths == private
+    assert {path.name for path in (tmp_path / "photos").iterdir()} == set(private)
+    answers = {name: {"landmark_id": 17, "is_landmark": bool(truth)}
+               for name, truth in truths.items()}  # fmt: skip
+    with_one = [truth for truth in truths.values() if truth]
+    share = sum(17 in truth for truth in with_one) / len(with_one)
+    assert of_photos.count(answers, truths) == [
+        ("with a landmark", len(with_one), share, 0.0),
+        ("without", len(truths) - len(with_one), 0.0, 1.0),
+    ]
+
+
+def test_every_variant_of_the_ablation_is_taken_by_recognition():
+    import ablation
+
+    import recognition
+
+    for name, changes in ablation.VARIANTS.items():
+        flags = [str(word) for word in ablation.flags_of(changes)]
+        parsed = vars(recognition.parse_arguments(flags))
+        assert {parsed[flag.replace("-", "_")] for flag in changes} == set(changes.values()), name
+
+
+def test_the_heads_that_are_timed_are_recipes():
+    import heads
+
+    recipes = {name: heads.recipe_of(name) for name in heads.HEADS}
+    assert len(set(recipes.values())) == len(recipes)
+    assert recipes[heads.LARGEST].loss.sub_centers == 3
+
+
+def test_gallery_search_runs(monkeypatch, capsys):
+    import gallery_search
+
+    few = ("--images", 300, "--queries", 50, "--width", 16, "--rounds", 1)
+    out = run(monkeypatch, capsys, gallery_search, *few)
+    assert all(f"| {name} |" in out for name in ("search", "search with penalties"))
+
+
+def test_votes_reads_scores_of_a_scene_where_the_right_answer_is_known(tmp_path):
+    import numpy as np
+    import votes
+
+    from descriptions import Descriptions, save_descriptions
+    from gallery import Gallery
+
+    def describe(ids, directions):
+        num = len(ids)
+        return Descriptions(
+            np.array(ids, np.uint64), np.full(num, 9), np.full(num, 0.5, np.float32),
+            np.eye(8, dtype=np.float32)[directions], np.zeros(num, np.int16),
+            np.zeros((num, 2), np.int64),
+        )  # fmt: skip
+
+    save_descriptions(tmp_path / "train.npz", describe([1, 2, 3], [0, 1, 2]), {})
+    known = Gallery({tmp_path / "train.npz": None}, np.array([1, 2, 3], np.uint64), np.arange(3))
+    truths = {f"{i:016x}": {i - 11} if i < 14 else set() for i in range(11, 16)}
+    queries = describe(range(11, 16), [0, 1, 2, 6, 7])
+    scores = votes.score_all(votes.Scene(known, queries, describe([90], [7]), truths))
+    assert scores["sum of 3, no penalty"] == 1
+    assert scores["sum of 3, B and C, N = 20%"] == 1
+    assert scores["the head alone"] == 0
+
+
+def test_rerank_cost_runs(monkeypatch, capsys):
+    import rerank_cost
+
+    arguments = ("--index", 300, "--queries", 20, "--width", 8, "--rounds", 1)
+    out = run(monkeypatch, capsys, rerank_cost, *arguments)
+    for way in ("none and divide", "confidence", "soft", "queries expanded"):
+        assert f"| {way} |" in out
+
+
+def test_superglobal_ranks_what_is_near_the_query_and_its_neighbors(monkeypatch, tmp_path):
+    """Index images on an arc, in steps of 0.1 radians; the query is the first of them."""
+    import numpy as np
+    import rerank_quality
+
+    from descriptions import Descriptions
+
+    angles = np.arange(12) / 10
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    index = Descriptions(np.arange(12, dtype=np.uint64), *[np.zeros(12)] * 2, vectors, *[None] * 2)
+    query = Descriptions(np.array([99], np.uint64), *[np.zeros(1)] * 2, vectors[:1], *[None] * 2)
+    ranking = rerank_quality.rank_by_superglobal(query, index)
+    assert ranking.row_ends.tolist() == [12]
+    assert set(ranking.image_ids[-3:].tolist()) == {9, 10, 11}

@@ -1,12 +1,15 @@
 """Tests of the miniature world: its bytes, its layout, its truth, and the server in front of it."""
 
 import csv
+import dataclasses
 import hashlib
 import http.client
 import io
 import tarfile
+from collections import Counter
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,6 +17,8 @@ import demo
 from demo import art, overview
 from demo import world as worlds
 from demo.__main__ import main
+from demo.generated import KINDS, generate_landmarks
+from demo.photos import write_photos
 from demo.server import serve
 from demo.world import WorldSize, build_world
 from landmarks import MIN_IMAGES
@@ -54,6 +59,19 @@ TINY = WorldSize(
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return build_world(tmp_path_factory.mktemp("demo") / "world", 0, TINY, num_workers=1)
+
+
+def test_photos_of_the_world_are_test_pictures_named_by_what_they_show(world, tmp_path):
+    paths = write_photos(world, tmp_path)
+    members = dict(read_members(world, "test"))
+    truth = {row["id"]: row["landmarks"] for row in read_rows(world, RECOGNITION_SOLUTION)}
+    by_start = {image_id[:6]: image_id for image_id in truth}
+    assert paths and len(set(paths)) == len(paths)
+    for path in paths:
+        name, _, start = path.stem.rpartition("-")
+        image_id = by_start[start]
+        assert path.read_bytes() == members["/".join([*image_id[:3], f"{image_id}.jpg"])]
+        assert (name == "no_landmark") == (truth[image_id] == "")
 
 
 def read_rows(folder, name):
@@ -297,6 +315,77 @@ def test_the_settings_of_the_demo_use_every_train_shard_and_hold_the_last_one_ou
     assert demo.DEFAULTS["valid_every"] == train[1]  # after every epoch
 
 
+# ----------------------------------------------------------------------- landmarks by the seed
+
+
+def test_the_first_landmarks_of_a_seed_are_the_same_however_many_are_made_up():
+    assert generate_landmarks(0, 30)[:10] == generate_landmarks(0, 10)
+    assert generate_landmarks(1, 10) != generate_landmarks(0, 10)
+
+
+def test_landmarks_have_names_and_looks_of_their_own():
+    landmarks = (*art.LANDMARKS, *art.UNKNOWN_LANDMARKS, *generate_landmarks(0, 400))
+    assert len({landmark.name for landmark in landmarks}) == len(landmarks)
+    looks = {repr((landmark.draw.__name__, landmark.look)) for landmark in landmarks}
+    assert len(looks) == len(landmarks)
+
+
+def test_every_kind_of_landmark_is_made_up_equally_often_and_can_be_drawn():
+    landmarks = generate_landmarks(0, 4 * len(KINDS))
+    assert Counter(one.look_alikes for one in landmarks) == {kind.noun: 4 for kind in KINDS}
+    assert any(one.draw is art.ensemble for one in landmarks)
+    for landmark in landmarks:
+        half_width, height = art.extent(landmark)
+        assert 0 < half_width < 3 and 0.3 < height < 1.5
+
+
+def test_the_parts_of_an_ensemble_are_drawn_smaller_and_aside():
+    alone = art.Landmark("a", art.obelisk, (), {"stone": "#ffffff"})
+    parts = ((art.obelisk, alone.look, 2.0, 0.5),)
+    half_width, height = art.extent(alone)
+    found = art.extent(art.Landmark("b", art.ensemble, (), {"parts": parts}))
+    assert found == pytest.approx((2 + 0.5 * half_width, 0.5 * height))
+
+
+def test_a_world_of_many_landmarks_has_enough_photographs_of_each_and_many_of_few():
+    plan = worlds.plan_world(0, WorldSize.of(120))
+    images = worlds.group_by_label(plan.pictures("train"))
+    counts = sorted(map(len, images.values()))[-120:]
+    assert counts[0] >= MIN_IMAGES and counts[-1] <= 50
+    assert counts[60] < np.mean(counts) < 30
+    assert set(images) == set(plan.landmark_ids) and len(plan.landmark_ids) == 120 + 14
+
+
+def test_the_landmarks_of_the_demo_are_planned_as_ever():
+    # The figures of the README are of these pictures: with others, raise WORLD_VERSION.
+    plan = worlds.plan_world(0, WorldSize.of(art.NUM_FREQUENT))
+    words = [repr(dataclasses.astuple(p)) for split in worlds.SPLITS for p in plan.pictures(split)]
+    words += [repr(sorted(plan.landmark_ids.items())), repr(sorted(plan.ignored))]
+    assert hashlib.md5("".join(words).encode()).hexdigest() == "0cbe3a6f491686c561aaccbec302b1ef"
+
+
+def test_made_up_landmarks_are_drawn_and_shown_alike_by_any_number_of_workers(tmp_path):
+    few = {"train_images": (1, 1), "index_images": (1, 1), "test_images": (1, 1)}
+    size = dataclasses.replace(TINY, num_landmarks=art.NUM_FREQUENT + 1, num_rare=0, **few)
+    one, two = (build_world(tmp_path / str(n), 0, size, num_workers=n) for n in (1, 2))
+    assert all_bytes(one) == all_bytes(two)
+    name = generate_landmarks(0, 1)[0].name.replace(" ", "_")
+    assert name in (one / CATEGORY_CSV).read_text()
+
+
+def test_the_sheet_of_a_large_world_shows_a_few_look_alikes_of_each_kind():
+    plan = worlds.plan_world(0, WorldSize.of(300))
+    shown = overview.choose_shown(plan)
+    assert len(shown) == overview.MOST_TILES
+    assert all(len(row) == 1 and len(row[0]) == 4 for row in overview.arrange(plan.places, shown))
+
+
+@pytest.mark.parametrize("count", [19, 10**6])
+def test_fewer_landmarks_than_the_demo_has_or_too_many_are_refused(count):
+    with pytest.raises(ExpectedError, match="expected 20 .the demo. to .*; change --landmarks"):
+        WorldSize.of(count)
+
+
 # ------------------------------------------------------------------------------------- overview
 
 
@@ -313,9 +402,9 @@ def test_the_overview_of_a_folder_without_a_world_is_an_expected_error(tmp_path)
 
 
 def test_look_alikes_stand_side_by_side():
-    rows = overview.arrange(range(len(art.LANDMARKS)))
+    rows = overview.arrange(art.LANDMARKS, range(len(art.LANDMARKS)))
     assert all(sum(map(len, row)) <= overview.COLUMNS for row in rows)
-    groups = [[worlds.PLACES[i].look_alikes for i in group] for row in rows for group in row]
+    groups = [[art.LANDMARKS[i].look_alikes for i in group] for row in rows for group in row]
     assert ["clock towers"] * 3 in groups and ["lighthouses"] * 2 in groups
 
 
@@ -443,10 +532,10 @@ def test_nothing_is_served_after_the_block_and_nothing_is_printed(tmp_path, capf
 
 
 def test_the_command_line_builds_a_world_and_prints_where_it_is(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        worlds, "WorldSize", lambda **kwargs: WorldSize(**kwargs) if kwargs else TINY
-    )
+    asked = []
+    monkeypatch.setattr(WorldSize, "of", lambda num_landmarks: asked.append(num_landmarks) or TINY)
     monkeypatch.setattr(worlds.os, "cpu_count", lambda: 1)
-    main(["--output", str(tmp_path / "world"), "--seed", "3"])
+    main(["--output", str(tmp_path / "world"), "--seed", "3", "--landmarks", "300"])
     assert capsys.readouterr().out == f"{tmp_path / 'world'}\n{tmp_path / 'world' / 'demo.png'}\n"
     assert (tmp_path / "world" / "demo.png").stat().st_size > 10_000
+    assert asked == [300]

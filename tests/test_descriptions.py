@@ -44,7 +44,7 @@ def test_descriptions_come_back(tmp_path, dtype):
 WRONG = {
     "image_ids is int64, not uint64": ("image_ids", np.arange(3)),
     "landmark_ids has the shape (2), not (3)": ("landmark_ids", np.arange(2)),
-    "confidences has -1.0, not 0 or more": ("confidences", np.full(3, -1, np.float32)),
+    "confidences has -2.0, not -1 or more": ("confidences", np.full(3, -2, np.float32)),
     "descriptors has the shape (12), not (3, channels)": ("descriptors", np.ones(12, np.float32)),
     "descriptors has values that are no finite numbers": (
         *("descriptors", np.full((3, 4), np.nan, np.float16)),

@@ -212,6 +212,7 @@ def test_a_content_length_too_short_is_found_out_by_the_md5(server, tmp_path):
 SURPLUS = [
     Fault(length_error=-10),
     Fault(surplus=b"x"),
+    Fault(surplus=b"x", surplus_s=0.02),
     Fault(surplus=b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"),
 ]
 
@@ -248,6 +249,12 @@ def test_a_range_that_ends_too_early_is_not_taken_for_the_whole_rest(server, tmp
     faults = [Fault(close_after=1000), Fault(longest_range=500)]
     assert fetch(server, tmp_path, *faults, md5=None) == DATA
     assert ranges(server) == [None, "bytes=1000-", "bytes=1500-"]
+
+
+def test_a_range_of_a_smaller_file_than_what_came_is_no_whole_file(server, tmp_path):
+    smaller = Fault(headers={"Content-Range": "bytes 1000-299999/200000"})
+    assert fetch(server, tmp_path, Fault(close_after=1000), smaller, md5=None) == DATA
+    assert ranges(server) == [None, "bytes=1000-", "bytes=300000-", None]  # the third: 416
 
 
 @pytest.mark.parametrize("status", [201, 204, 205, 300, 304])

@@ -295,9 +295,17 @@ def described(data_set, tmp_path):
 
 
 def test_another_head_is_trained_on_the_same_vectors(described, monkeypatch):
+    seeds, shuffle = [], frozen.shuffle
+
+    def recorded(vectors, batch_size, seed):
+        seeds.append(seed)
+        return shuffle(vectors, batch_size, seed)
+
+    monkeypatch.setattr(frozen, "shuffle", recorded)
     other = recipe_with(epochs=2, neck=4, loss="cosface", learning_rate=0.02, batch_size=16)
     assert count_described(monkeypatch, *described, recipe=other) == 0
     assert len(history_of(described[1])) == 2
+    assert seeds == [[other.training.seed, 0], [other.training.seed, 1]]  # another order each time
 
 
 def test_other_labels_of_the_same_images_are_learnt_from_the_same_vectors(described, monkeypatch):

@@ -102,7 +102,7 @@ def test_a_shard_full_of_hostile_entries_gives_its_one_image_and_writes_nothing(
     assert tree(tmp_path) == before
 
 
-def test_of_an_id_that_stands_twice_the_first_is_read(tmp_path):
+def test_of_an_id_that_appears_twice_the_first_is_read(tmp_path):
     path = tmp_path / "shard.tar"
     path.write_bytes(
         pack([entry(member_name(GOOD_ID), b"first"), entry(member_name(GOOD_ID), b"second one")])

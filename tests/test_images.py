@@ -11,7 +11,17 @@ from PIL import Image
 from synthetic import draw, encode
 
 import images
-from images import FILL, PLAIN, Augmentation, BadImageError, View, decode_image, draw_view
+from images import (
+    FILL,
+    PLAIN,
+    Augmentation,
+    BadImageError,
+    View,
+    decode_image,
+    decode_whole,
+    draw_view,
+    shrink_image,
+)
 
 LEFT, RIGHT = (200, 40, 30), (30, 50, 210)  # colours of the two halves of the test picture
 
@@ -449,3 +459,74 @@ def test_what_the_geometry_leaves_free_has_the_colour_of_the_bars():
     np.testing.assert_array_equal(seen, expected)
     smaller = fitted(64, 32, view=View(geometry=(0, 0.5, 0, 0)))
     assert smaller.sum() == 12 * 6 and smaller[9:15, 6:18].all()
+
+
+# ----------------------------------------------------------------------------------- small pictures
+
+
+def opened(data):
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("data", "left", "right"), READABLE.values(), ids=READABLE)
+def test_every_format_becomes_a_small_jpeg_in_its_colours(data, left, right):
+    small = opened(shrink_image(data, 24, 90))
+    before = opened(data).size
+    assert (small.format, small.mode) == ("JPEG", "RGB")
+    assert min(small.size) == min(24, min(before))
+    assert small.width / small.height == pytest.approx(before[0] / before[1], rel=0.05)
+    if left is not None:
+        pixels = np.asarray(small)
+        np.testing.assert_allclose(pixels[:, 0].mean(axis=0), left, atol=8)
+        np.testing.assert_allclose(pixels[:, -1].mean(axis=0), right, atol=8)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((800, 600), (341, 256)), ((600, 800), (256, 341)), ((4000, 300), (3413, 256)),
+     ((256, 900), (256, 900)), ((255, 9), (255, 9)), ((257, 257), (256, 256))],
+)  # fmt: skip
+def test_the_shorter_side_is_cut_and_none_is_enlarged(size, expected):
+    assert opened(shrink_image(encode(two_halves(*size)), 256, 85)).size == expected
+    assert decode_whole(encode(two_halves(*size), "PNG")).shape == (size[1], size[0], 3)
+
+
+def test_a_jpeg_that_is_small_upright_and_rgb_already_stays_byte_for_byte():
+    for data in (READABLE["JPEG"][0], READABLE["progressive JPEG"][0]):
+        assert shrink_image(data, 32, 50) == data
+        assert shrink_image(data, 31, 50) != data
+    once = shrink_image(encode(two_halves(300, 200)), 64, 85)
+    assert shrink_image(once, 64, 85) == once
+    for name in ("gray JPEG", "CMYK JPEG", "PNG"):
+        assert shrink_image(READABLE[name][0], 64, 90) != READABLE[name][0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_small_picture_is_upright_and_has_no_exif_or_comment(orientation):
+    exif = Image.Exif()
+    exif[images.EXIF_ORIENTATION] = orientation
+    exif[0x010F] = "a camera"
+    for pixels in (20, 400):  # smaller, and as it is
+        data = encode(two_halves(90, 60), quality=95, exif=exif, comment=b"mine")
+        small = opened(shrink_image(data, pixels, 95))
+        assert not small.getexif() and "exif" not in small.info and not small.info.get("comment")
+        assert (small.width > small.height) == (orientation < 5)
+        before, after = decode_image(data, 16), decode_image(shrink_image(data, pixels, 95), 16)
+        np.testing.assert_allclose(after.astype(int), before.astype(int), atol=12)
+
+
+def test_a_small_picture_keeps_the_resolution_of_its_colours_and_takes_the_quality():
+    data = encode(draw(17, np.random.default_rng(3)).resize((400, 300)), quality=95)
+    sizes = [len(shrink_image(data, 128, quality)) for quality in (50, 85, 95)]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[2] / 1.5
+    assert [layer[1:3] for layer in opened(shrink_image(data, 128, 85)).layer] == [(1, 1)] * 3
+
+
+@pytest.mark.parametrize("pixels", [16, 4096])
+@pytest.mark.parametrize("data", [case[0] for case in UNREADABLE.values()], ids=UNREADABLE)
+def test_what_is_unreadable_does_not_become_a_small_picture(data, pixels):
+    with pytest.raises(BadImageError):
+        shrink_image(data, pixels, 85)

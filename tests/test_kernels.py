@@ -133,7 +133,7 @@ def test_the_same_source_builds_the_same_bytes_at_any_time_and_place(built, tmp_
     finally:
         os.environ.pop("TZ") if zone is None else os.environ.update(TZ=zone)
     assert files_of(tmp_path) == files_of(built)
-    assert len(files_of(built)) == 16
+    assert len(files_of(built)) == 17
 
 
 def test_the_metadata_is_what_kaggle_expects(built):
@@ -184,18 +184,31 @@ def test_a_build_has_another_name_when_arguments_or_sources_change(built, tmp_pa
     assert facts_of(tmp_path, "recognition")["source"] == before["source"]
     assert facts_of(tmp_path, "recognition")["build"] != before["build"]
     assert facts_of(tmp_path, "merge") == facts_of(built, "merge")
-    modules = packing.find_modules() | {"utils.py": b"changed"}
-    monkeypatch.setattr(packing, "find_modules", lambda with_demo: modules)
+    modules = packing.find_modules("recognition") | {"utils.py": b"changed"}
+    monkeypatch.setattr(packing, "find_modules", lambda entry, with_demo: modules)
     build(tmp_path)
     after = facts_of(tmp_path, "recognition")
     assert after["source"] != before["source"] and after["build"] != before["build"]
 
 
-def test_all_modules_that_the_scripts_need_are_packed_and_no_others():
-    modules = packing.find_modules()
-    assert {"recognition.py", "retrieval.py", "search.py", "on_kaggle/kernel.py"} <= modules.keys()
-    assert not {"kernels.py", "on_kaggle/packing.py", "demo/world.py"} & modules.keys()
-    assert {"demo/__init__.py", "demo/art.py"} <= packing.find_modules(with_demo=True).keys()
+NEEDED = {  # script -> what it alone or with others needs, in turn
+    "recognition": {"recognition.py", "training.py", "frozen.py", "describe.py"},
+    "nearest": {"nearest.py", "voting.py", "gallery_parts.py", "parts.py", "describe.py"},
+    "retrieval": {"retrieval.py", "merging.py", "naming.py", "parts.py", "describe.py"},
+    "shrink": {"shrink.py", "shrinking.py"},
+}
+
+
+@pytest.mark.parametrize("entry", NEEDED)
+def test_all_modules_that_a_script_needs_are_packed_and_no_other_script(entry):
+    modules = packing.find_modules(entry).keys()
+    assert NEEDED[entry] | {"command_line.py", "utils.py", "on_kaggle/kernel.py"} <= modules
+    scripts = {f"{name}.py" for name in (*packing.ENTRIES, "kernels")}
+    assert modules & scripts == {f"{entry}.py"}
+    assert not {"on_kaggle/packing.py", "demo/world.py"} & modules
+    for other in {"training.py", "shrinking.py", "voting.py", "merging.py"} - NEEDED[entry]:
+        assert other not in modules
+    assert {"demo/__init__.py", "demo/art.py"} <= packing.find_modules(entry, True).keys()
 
 
 @pytest.mark.parametrize(
@@ -208,6 +221,37 @@ def test_all_modules_that_the_scripts_need_are_packed_and_no_others():
         (["--recognition-args", "--image-size 3"], "'3'; expected a number from 32 up"),
         (["--retrieval-args", "--parts=3"], "--parts=3 is set for each kernel"),
         (["--retrieval-args", "merge"], "merge is set for each kernel"),
+        (["--shrink", "256", "--shrink-args", "--pixels 9"], "--pixels is set for each kernel"),
+        (["--shrink", "256", "--shrink-args", "--split test"], "--split is set for each kernel"),
+        (
+            [
+                "--shrink",
+                "256",
+                "--shrink-args",
+                "--labels clean",
+                "--recognition-args",
+                "--seed 1",
+            ],
+            "recognition.py: labels full, but shrink.py keeps clean ones alone",
+        ),
+        (["--shrink", "256", "--shrink-args", "--quality 99"], "'99'; expected a number from 1"),
+        (
+            ["--recipe", "strong", "--recognition-args", "--recipe frozen"],
+            "recipe frozen; expected",
+        ),
+        (["--recipe", "strong", "--nearest-args", "vote"], "vote is set for each kernel"),
+        (["--recipe", "strong", "--nearest-args", "--parts 3"], "--parts is set for each kernel"),
+        (
+            ["--recipe", "strong", "--retrieval-args", "--no-normalise"],
+            "--names compares descriptors of length 1",
+        ),
+        (
+            [
+                *("--shrink", "256", "--shrink-args", "--labels clean", "--recipe", "strong"),
+                *("--nearest-args", "--labels full"),
+            ],
+            "nearest.py: labels full, but shrink.py keeps clean ones alone",
+        ),
         (["--retrieval-args", "--top 500"], "argument --top: 500; expected at most 100"),
         (["--recognition-args", "--output /tmp/z"], "--output is set for each kernel"),
         (["--recognition-args", "--train-shards 0:2"], "--valid-shards overlap --train-shards"),
@@ -225,8 +269,8 @@ def test_wrong_arguments_for_a_kernel_are_refused_before_anything_is_written(
         kernels.main(["build", "--user", USER, "--kernels", str(tmp_path / "built"), *arguments])
     message = one_line(caught.value)
     assert told in message
-    if arguments[0].endswith("-args"):
-        assert message.endswith(f"; change {arguments[0]}")
+    if arguments[-2].endswith("-args"):
+        assert message.endswith(f"; change {arguments[-2]}")
     assert not (tmp_path / "built").exists()
 
 
@@ -248,8 +292,8 @@ def trivial(tmp_path, monkeypatch):
 
     def make(body):
         source = f"import sys\nimport utils\ndef main(argv):\n{body}".encode()
-        modules = packing.find_modules() | {"recognition.py": source}
-        monkeypatch.setattr(packing, "find_modules", lambda with_demo: modules)
+        modules = packing.find_modules("recognition") | {"recognition.py": source}
+        monkeypatch.setattr(packing, "find_modules", lambda entry, with_demo: modules)
         build(tmp_path / "built")
         working = tmp_path / "working"
         working.mkdir()
@@ -344,6 +388,238 @@ def test_a_built_kernel_starts_the_real_script(built, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["script.py"]
 
 
+# ------------------------------------------------------------------------------- shrink first
+
+
+SHRINKS = [f"landmark-shrink-part-{part}" for part in range(3)]
+
+
+@pytest.fixture(scope="module")
+def built_small(tmp_path_factory):
+    """Kernels built with three in front that make the data set small."""
+    folder = tmp_path_factory.mktemp("built-small")
+    build(folder, "--shrink", "256", "--shrink-kernels", "3", "--no-internet")
+    return folder
+
+
+def metadata_of(folder, name):
+    return json.loads((folder / name / "kernel-metadata.json").read_text())
+
+
+def test_the_kernels_in_front_make_a_part_each_small_without_a_gpu(built_small):
+    facts, page = facts_of(built_small, "shrink-1"), metadata_of(built_small, "shrink-1")
+    assert facts["entry"] == "shrink" and facts["result"] == "shrunk-1-of-3.json"
+    assert facts["arguments"] == [
+        *("--pixels", "256", "--part", "1", "--parts", "3", "--copy-earlier")
+    ]  # fmt: skip
+    assert page["enable_gpu"] is False and "machine_shape" not in page
+    assert page["enable_internet"] is True  # it downloads, whatever the others may
+    assert page["kernel_sources"] == [page["id"]] == [f"someone/{SHRINKS[1]}"]
+    modules = packing.find_modules("shrink")
+    assert {"shrink.py", "shrinking.py", "tars.py"} <= modules.keys()
+
+
+@pytest.mark.parametrize("name", packing.KERNELS)
+def test_the_others_read_what_those_made_and_need_no_internet(built_small, built, name):
+    page, before = metadata_of(built_small, name), metadata_of(built, name)
+    assert page["kernel_sources"] == [
+        *(f"someone/{slug}" for slug in SHRINKS),
+        *before["kernel_sources"],
+    ]
+    assert page["enable_internet"] is False
+    words = facts_of(built_small, name)["arguments"]
+    place = words.index("--source")
+    assert words[place + 1] == "inputs"
+    assert words[:place] + words[place + 2 :] == facts_of(built, name)["arguments"]
+
+
+def test_a_build_without_them_is_the_chain_that_counts(tmp_path):
+    build(tmp_path, "--shrink", "256", "--shrink-kernels", "3")
+    assert list(chain.read_built(tmp_path)) == [
+        "shrink-0",
+        "shrink-1",
+        "shrink-2",
+        *packing.KERNELS,
+    ]
+    build(tmp_path)
+    assert list(chain.read_built(tmp_path)) == list(packing.KERNELS)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", 9),  # (4.13 + 0.76 + 0.12) M pictures of 30 KB = 150 GB, in outputs of 18.4
+        ("--labels clean", 5),  # 2.46 M = 74 GB
+        ("--split index", 2),  # 22.9 GB
+        ("--split test", 1),
+        ("--quality 90", 10),  # 183 GB
+        ("--demo", 2),
+        ("--source inputs", 2),
+    ],
+)
+def test_as_many_kernels_share_the_data_set_as_their_outputs_need(words, expected):
+    settings = packing.read_settings("shrink", ["--pixels", "256", *words.split()])
+    assert packing.count_shrink_kernels(settings) == expected
+
+
+def test_smaller_pictures_need_fewer_kernels():
+    counts = [
+        packing.count_shrink_kernels(packing.read_settings("shrink", ["--pixels", str(pixels)]))
+        for pixels in (192, 224, 256, 320, 384)
+    ]
+    assert counts == [6, 7, 9, 12, 17]
+
+
+@needs_client
+def test_all_kernels_in_front_are_finished_before_a_gpu_is_asked_for(
+    built_small, kaggle, tmp_path, capsys
+):
+    kaggle.cpu_sessions = 2
+    kaggle.outcomes[SHRINKS[1]] = [Outcome(is_finished=False, files={"shrink.csv": "row"})]
+    run(built_small, tmp_path, "--submit")
+    pushes = kaggle.pushes()
+    assert sorted(pushes[:4]) == sorted([*SHRINKS, SHRINKS[1]])  # one took two sessions
+    assert pushes[4:] == [RECOGNITION, *PARTS, MERGE]
+    assert (kaggle.most_cpus, kaggle.most_gpus) == (2, 2)
+    assert capsys.readouterr().err.count("no session free") == 1
+    ends = [one.ended for one in kaggle.sessions[:4]]
+    assert all(one.started > max(ends) for one in kaggle.sessions[4:])
+    assert kaggle.sessions[4].request["kernelDataSources"] == [
+        *(f"someone/{slug}" for slug in SHRINKS), f"someone/{RECOGNITION}",
+    ]  # fmt: skip
+    assert len(kaggle.submissions) == 2
+
+
+@needs_client
+def test_one_in_front_is_pushed_again_by_its_name(built_small, built, kaggle):
+    command("push", built_small, "shrink-2")
+    assert kaggle.pushes() == [SHRINKS[2]]
+    told = refusal("push", built, "shrink-2")
+    assert told.startswith("shrink-2: not in ") and "expected one of recognition, part-0" in told
+
+
+# ------------------------------------------------------------------------- the longer chain
+
+
+GALLERY = [f"landmark-gallery-part-{part}" for part in range(2)]
+VOTE = "landmark-vote"
+
+
+@pytest.fixture(scope="module")
+def built_strong(tmp_path_factory):
+    """Kernels of the longer chain, built once."""
+    folder = tmp_path_factory.mktemp("built-strong")
+    build(folder, "--recipe", "strong", "--nearest-args", "--vote sum")
+    return folder
+
+
+def test_the_chain_of_2019_is_the_same_whether_its_recipe_is_named_or_not(built, tmp_path):
+    build(tmp_path, "--recipe", "2019")
+    assert files_of(tmp_path) == files_of(built)
+
+
+def test_in_the_longer_chain_train_images_name_landmarks(built_strong):
+    assert list(chain.read_built(built_strong)) == [
+        *("recognition", "gallery-0", "gallery-1", "vote"),
+        *(f"part-{part}" for part in range(6)),
+        "merge",
+    ]
+    of = {name: facts_of(built_strong, name) for name in chain.read_built(built_strong)}
+    assert of["recognition"]["arguments"] == ["--recipe", "strong", "--max-hours", "11"]
+    same, time = ["--batch-size", "64"], ["--max-hours", "11"]
+    assert of["gallery-1"]["arguments"] == [
+        *("--part", "1", "--parts", "2"), *same, *time, "--vote", "sum",
+    ]  # fmt: skip
+    assert of["vote"]["arguments"] == ["vote", "--parts", "2", *same, "--vote", "sum"]
+    assert of["part-3"]["arguments"] == [
+        *("--part", "3", "--parts", "6", "--names", "both"), *same, *time
+    ]  # fmt: skip
+    assert of["merge"]["arguments"] == ["merge"]
+    assert {of[name]["entry"] for name in ("gallery-0", "vote")} == {"nearest"}
+    assert of["gallery-1"]["result"] == "gallery-part-1-of-2.npz"
+    assert of["vote"]["result"] == of["recognition"]["result"] == "recognition_submission.csv"
+
+
+def test_each_kernel_of_the_longer_chain_mounts_what_it_reads(built_strong):
+    page = {name: metadata_of(built_strong, name) for name in chain.read_built(built_strong)}
+    sources = {
+        name: [one.removeprefix("someone/") for one in page[name]["kernel_sources"]]
+        for name in page
+    }
+    assert sources["recognition"] == [RECOGNITION]
+    assert sources["gallery-1"] == [RECOGNITION, GALLERY[1]]
+    assert sources["vote"] == [RECOGNITION, *GALLERY, VOTE]
+    assert sources["part-3"] == [RECOGNITION, *GALLERY, PARTS[3]]
+    assert sources["merge"] == PARTS
+    assert [name for name in page if not page[name]["enable_gpu"]] == ["vote", "merge"]
+
+
+def test_all_that_read_queries_describe_as_recognition_does(tmp_path):
+    """Other test descriptors than the gallery's would be refused after hours."""
+    build(tmp_path, "--recipe", "frozen", "--recognition-args", "--flipped-too")
+    for name in ("gallery-0", "vote", "part-5"):
+        kernel, facts = chain.read_built(tmp_path)[name].kernel, facts_of(tmp_path, name)
+        args = packing.read_settings(kernel.entry, facts["arguments"])
+        assert (args.batch_size, args.flipped_too) == (128, True)
+
+
+def test_the_longer_chain_behind_small_pictures_reads_the_labels_that_it_trains_on(tmp_path):
+    build(tmp_path, "--recipe", "strong", "--shrink", "256")
+    names = [f"shrink-{part}" for part in range(5)]  # as many as clean pictures need
+    built = chain.read_built(tmp_path)
+    assert list(built)[:6] == [*names, "recognition"]
+    assert "--labels clean" in " ".join(facts_of(tmp_path, "shrink-4")["arguments"])
+    for name in ("recognition", "gallery-0", "vote", "part-0", "merge"):
+        assert built[name].kernel.inputs[:5] == tuple(names)
+        assert "--source inputs" in " ".join(facts_of(tmp_path, name)["arguments"])
+    build(tmp_path, "--recipe", "strong", "--shrink", "256", "--nearest-args", "--labels full")
+    assert len(chain.read_built(tmp_path)) == 11 + 9
+
+
+@needs_client
+def test_the_longer_chain_runs_in_order_and_the_vote_is_submitted(built_strong, kaggle, tmp_path):
+    head, voted = (f"id,landmarks\n{IDS[0]},{name} 0.5\n{IDS[1]},\n" for name in (17, 23))
+    result = "recognition_submission.csv"
+    kaggle.outcomes |= {
+        RECOGNITION: [Outcome(files={result: head, "queries.npz": "arrays"})],
+        GALLERY[1]: [Outcome(is_finished=False), Outcome()],
+        VOTE: [
+            Outcome(is_finished=False, files={"penalised-part-0-of-2.npz": "arrays"}),
+            Outcome(files={result: voted, "names.npz": "arrays"}),
+        ],
+    }
+    run(built_strong, tmp_path, "--submit")
+    pushes = kaggle.pushes()
+    assert pushes[:4] == [RECOGNITION, *GALLERY, GALLERY[1]]
+    assert sorted(pushes[4:]) == sorted([VOTE, VOTE, *PARTS, MERGE])
+    ended = {one.slug: one.ended for one in kaggle.sessions}
+    for one in kaggle.sessions:
+        if one.slug in (VOTE, *PARTS):
+            assert one.started > max(ended[slug] for slug in (RECOGNITION, *GALLERY))
+    (merged,) = (one for one in kaggle.sessions if one.slug == MERGE)
+    assert merged.started > max(ended[slug] for slug in PARTS)
+    assert kaggle.most_gpus == 2
+    assert (tmp_path / "recognition" / result).read_text() == head  # stays available
+    assert (tmp_path / "vote" / result).read_text() == voted
+    assert [content.decode() for _, _, content in kaggle.submissions] == [
+        voted, RESULTS["retrieval_submission.csv"],
+    ]  # fmt: skip
+
+
+@needs_client
+def test_a_vote_that_is_older_than_the_gallery_is_made_again(built_strong, kaggle):
+    finish(kaggle, built_strong, *("recognition", "gallery-0", "gallery-1", "vote", "gallery-1"))
+    command("push", built_strong)
+    assert kaggle.pushes()[5] == VOTE and kaggle.pushes().count(VOTE) == 2
+    assert kaggle.pushes().count(GALLERY[0]) == 1
+
+
+@needs_client
+def test_one_of_the_gallery_is_pushed_again_by_its_name(built_strong, built, kaggle):
+    assert "its input recognition is not finished" in refusal("push", built_strong, "gallery-1")
+    assert refusal("push", built, "vote").startswith("vote: not in ")
+
+
 # ----------------------------------------------------------------------------- the whole way
 
 
@@ -392,7 +668,7 @@ def test_each_question_reaches_kaggle_by_the_real_client_in_a_process(built, moc
     chain.collect({"recognition": one}, tmp_path)
     path = tmp_path / "recognition" / "recognition_submission.csv"
     assert path.read_text() == RESULTS["recognition_submission.csv"]
-    chain.submit(tmp_path, ["recognition"])
+    chain.submit({"recognition": one}, tmp_path, ["recognition"])
     assert [name for name, _, _ in mock.submissions] == ["landmark-recognition-2019"]
 
 
@@ -669,10 +945,12 @@ def test_there_is_nothing_to_collect_of_a_failed_session(built, kaggle, tmp_path
     assert told.startswith(f"someone/{RECOGNITION}: no output (ERROR)")
 
 
-def submission_files(output):
-    for challenge in chain.CHALLENGES.values():
-        (output / challenge[0]).mkdir()
-        (output / challenge[0] / challenge[1]).write_text(RESULTS[challenge[1]])
+def submission_files(folder, output):
+    for challenge, names in chain.find_submitters(chain.read_built(folder)).items():
+        for name in names:
+            (output / name).mkdir()
+            path = output / name / chain.CHALLENGES[challenge][0]
+            path.write_text(RESULTS[path.name])
 
 
 @needs_client
@@ -685,19 +963,19 @@ def submission_files(output):
     ],
 )
 def test_nothing_is_submitted_unless_both_files_are_right(
-    kaggle, tmp_path, kernel, name, content, told
+    built, kaggle, tmp_path, kernel, name, content, told
 ):
-    submission_files(tmp_path)
+    submission_files(built, tmp_path)
     (tmp_path / kernel / name).write_text(content)
     with pytest.raises(ExpectedError, match=re.escape(told)):
-        kernels.main(["submit", "--output", str(tmp_path)])
+        command("submit", built, "--output", str(tmp_path))
     assert kaggle.submissions == []
 
 
 @needs_client
-def test_one_challenge_alone_can_be_submitted(kaggle, tmp_path):
-    submission_files(tmp_path)
-    kernels.main(["submit", "retrieval", "--output", str(tmp_path)])
+def test_one_challenge_alone_can_be_submitted(built, kaggle, tmp_path):
+    submission_files(built, tmp_path)
+    command("submit", built, "retrieval", "--output", str(tmp_path))
     ((competition, words, content),) = kaggle.submissions
     assert competition == "landmark-retrieval-2019"
     assert re.fullmatch(r"landmarks [0-9a-f]{8}", words)
@@ -705,11 +983,11 @@ def test_one_challenge_alone_can_be_submitted(kaggle, tmp_path):
 
 
 @needs_client
-def test_a_refused_submission_is_one_line(kaggle, tmp_path):
-    submission_files(tmp_path)
+def test_a_refused_submission_is_one_line(built, kaggle, tmp_path):
+    submission_files(built, tmp_path)
     kaggle.faults["CreateSubmission"] = [{"message": "Daily limit reached"}]
     with pytest.raises(ExpectedError, match="Daily limit reached; expected Kaggle to take"):
-        kernels.main(["submit", "--output", str(tmp_path)])
+        command("submit", built, "--output", str(tmp_path))
 
 
 # ------------------------------------------------------------------------------ without a client
@@ -750,6 +1028,12 @@ def test_kernels_that_are_not_built_are_one_line(tmp_path):
         (["push", "part-9"], "'part-9'; expected one of recognition, part-0"),
         (["submit", "both"], "'both'; expected one of recognition, retrieval"),
         (["run", "--recognition-args", "--labels clean"], "options of a build go with --user"),
+        (["run", "--shrink", "256"], "options of a build go with --user"),
+        (["run", "--recipe", "strong"], "options of a build go with --user"),
+        (["build", "--user", "a", "--nearest-args", "--vote sum"], "goes with --recipe strong"),
+        (["build", "--user", "a", "--recipe", "weak"], "'weak'"),
+        (["build", "--user", "a", "--shrink-kernels", "2"], "go with --shrink N"),
+        (["build", "--user", "a", "--shrink", "8"], "'8'; expected a number from 32"),
         (["build", "--user", "a", "--max-hours", "12"], "12.0; expected more than 0, below 12"),
     ],
 )
@@ -770,5 +1054,5 @@ DOCUMENTATION = (ROOT / "docs" / "kaggle.md").read_text(encoding="utf-8").replac
 def test_each_command_of_the_documentation_parses(line):
     args = kernels.parse_command_line(shlex.split(line))
     if args.command in ("build", "run"):
-        packing.parse_arguments("recognition", args.recognition_args)
-        packing.parse_arguments("retrieval", args.retrieval_args)
+        for entry in packing.ENTRIES:
+            packing.parse_arguments(entry, getattr(args, f"{entry}_args"))

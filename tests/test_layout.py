@@ -20,13 +20,13 @@ def order_of_the_readme():
 
 # A module may import those after it; the scripts never import each other.
 ORDER = order_of_the_readme()
-SCRIPTS = ("recognition", "retrieval", "kernels")
+SCRIPTS = ("recognition", "retrieval", "nearest", "shrink", "kernels", "identify")
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 WITH_FRAMEWORK = {
     *("frozen", "training", "parts", "describe", "model", "layers", "optimizers", "backbones"),
-    "replicas",
+    *("photo_naming", "device_search", "replicas"),
 }
-PACKAGES = ("demo", "on_kaggle")
+PACKAGES = ("demo", "on_kaggle", "report")
 
 
 def path_of(name):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import nearest
 import recognition
 import retrieval
 
@@ -18,7 +19,7 @@ CODE = [cell["id"] for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 COMMANDS = [
     command
     for source in CELLS.values()
-    for command in re.findall(r"(recognition|retrieval)\.main\((\[.*?\])\)", source)
+    for command in re.findall(r"(recognition|nearest|retrieval)\.main\((\[.*?\])\)", source)
 ]
 
 
@@ -51,16 +52,21 @@ def test_what_the_notebook_imports_of_the_project_exists():
 @pytest.mark.parametrize(("script", "arguments"), COMMANDS)
 def test_each_command_of_the_notebook_parses(script, arguments):
     names = {"output": "working", "quick": [], "model": "resnet50.model", "__builtins__": {}}
-    module = {"recognition": recognition, "retrieval": retrieval}[script]
+    scripts = {"recognition": recognition, "nearest": nearest, "retrieval": retrieval}
+    module = scripts[script]
     module.parse_arguments(eval(arguments, names))
 
 
 def test_the_notebook_runs_both_scripts_on_the_demo_and_tells_of_the_real_job():
     demo, real = [[s for s, text in COMMANDS if ("--demo" in text) is x] for x in (True, False)]
     assert demo == ["recognition", "retrieval"]
-    assert set(real) == {"recognition", "retrieval"}
+    assert set(real) == {"recognition", "nearest", "retrieval"}
 
 
 def test_the_notebook_shows_both_pictures():
     shown = re.findall(r"Image\(filename=f\"{output}/(.*?)\"", "".join(CELLS.values()))
     assert shown == ["history.png", "neighbors.png"]
+
+
+def test_the_notebook_ends_with_the_report():
+    assert 'Path(output, "report.html")' in CELLS[CODE[-1]]

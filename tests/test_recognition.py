@@ -16,6 +16,7 @@ from synthetic import LANDMARKS, make_source
 
 import download
 import recognition
+import report
 from command_line import run_command_line
 from demo.server import serve
 from descriptions import load_descriptions
@@ -39,8 +40,9 @@ def run(*arguments):
 
 def small(data_set, output, *more):
     """The options of a run of three mini-epochs on the synthetic data set."""
+    source = [] if "--source" in more else ["--source", data_set.folder]  # two would be joined
     return [
-        *("--source", data_set.folder, "--output", output),
+        *(*source, "--output", output),
         *("--train-shards", "1:4", "--valid-shards", "0:1", "--min-images", 5),
         *("--backbone", "mobilenet_v2", "--weights", "none", "--image-size", 32),
         *("--batch-size", 8, "--learning-rate", 0.01, *more),
@@ -60,6 +62,12 @@ def files_of(folder):
     }
 
 
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch):
+    """Draws no report, since tests/test_report.py does."""
+    monkeypatch.setattr(report, "render", lambda all_facts: "")
+
+
 # -------------------------------------------------------------------------------- the whole job
 
 
@@ -72,6 +80,10 @@ def test_a_run_writes_every_file_that_is_promised_and_no_other(recognition_run):
         "checkpoint/previous-training.npz",
         "recognition_submission.csv",
         "queries.npz",
+        "calibration.json",
+        "landmarks.csv",
+        "report.json",
+        "report.html",
     }
 
 
@@ -84,6 +96,7 @@ def test_stdout_has_the_paths_and_the_score_and_nothing_else(data_set, recogniti
         str(output / "model.keras"),
         str(submission),
         format_scores("GAP", scores),
+        str(output / "report.html"),
     ]
 
 
@@ -188,7 +201,7 @@ def test_a_real_mobilenet_does_the_whole_job(data_set, tmp_path, capsys):
     queries, _ = load_descriptions(tmp_path / "queries.npz")
     assert queries.descriptors.shape == (18, 1280)
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"GAP: Public 0\.\d{4}  Private 0\.\d{4}  all 0\.\d{4}", lines[-1])
+    assert re.fullmatch(r"GAP: Public 0\.\d{4}  Private 0\.\d{4}  all 0\.\d{4}", lines[-2])
 
 
 # ---------------------------------------------------------------------------- prediction alone
@@ -216,12 +229,14 @@ def test_prediction_over_http_from_a_model_elsewhere_is_the_same(
     with serve(data_set.folder) as address:
         code, output = predict(source=address)
     assert code == 0
-    name = "recognition_submission.csv"
-    assert set(files_of(output)) == {name, "queries.npz"}
-    assert (output / name).read_bytes() == (recognition_run.output / name).read_bytes()
+    same = ("recognition_submission.csv", "calibration.json", "landmarks.csv")
+    assert set(files_of(output)) == {*same, "queries.npz", "report.json", "report.html"}
+    for name in same:
+        assert (output / name).read_bytes() == (recognition_run.output / name).read_bytes()
     assert capsys.readouterr().out.splitlines() == [
-        str(output / name),
-        recognition_run.stdout.splitlines()[-1],
+        str(output / "recognition_submission.csv"),
+        recognition_run.stdout.splitlines()[-2],
+        str(output / "report.html"),
     ]
 
 
@@ -247,7 +262,11 @@ def test_without_a_ground_truth_there_is_no_score(predict, other_source, capsys)
     code, output = predict(source=other_source)
     captured = capsys.readouterr()
     assert code == 0
-    assert captured.out.splitlines() == [str(output / "recognition_submission.csv")]
+    assert captured.out.splitlines() == [
+        str(output / "recognition_submission.csv"),
+        str(output / "report.html"),
+    ]
+    assert not (output / "calibration.json").exists()
     assert captured.err.splitlines()[-1] == (
         f"{other_source}: no {RECOGNITION_SOLUTION}; the submission is not scored"
     )
@@ -459,7 +478,10 @@ def test_an_output_that_is_the_source_is_refused_and_stays_as_it_is(other_source
     link = other_source.parent / "link"
     link.symlink_to(other_source)
     line = failure(capsys, "--source", other_source, "--output", link)
-    assert line.startswith(f"error: {link}: it is the source, too; expected a folder of its own")
+    assert line == (
+        f"error: {link}: it is the source, too; expected a folder of its own for the results; "
+        "choose another --output"
+    )
     assert files_of(other_source) == before
 
 
@@ -528,6 +550,7 @@ def test_an_output_that_is_a_file(data_set, tmp_path, capsys):
     (tmp_path / "file").write_text("x")
     line = failure(capsys, *small(data_set, tmp_path / "file"))
     assert line.startswith(f"error: {tmp_path / 'file'}")
+    assert line.endswith("; expected a writable folder; choose another --output")
 
 
 # ------------------------------------------------------------------------------------ the help

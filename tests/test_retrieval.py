@@ -26,6 +26,7 @@ from synthetic import (
 from tiny_network import in_place_of_backbones
 
 import neighbors
+import report
 import retrieval
 import utils
 from command_line import run_command_line
@@ -138,6 +139,7 @@ def searched(world, model, tmp_path_factory):
     output = tmp_path_factory.mktemp("retrieval") / "output"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
+        patch.setattr(report, "render", lambda all_facts: "")
         assert run(*common(world, model), "--output", output) == 0
     return output
 
@@ -146,6 +148,7 @@ def searched(world, model, tmp_path_factory):
 def no_pictures(monkeypatch):
     """Draws nothing, since that takes longer than all the rest."""
     monkeypatch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
+    monkeypatch.setattr(report, "render", lambda all_facts: "")
 
 
 @pytest.fixture
@@ -194,6 +197,8 @@ def test_a_run_writes_every_file_that_is_promised_and_no_other(searched):
         *(f"part-{number}-of-6.npz" for number in range(6)),
         "retrieval_submission.csv",
         "neighbors.png",
+        "report.json",
+        "report.html",
     }
 
 
@@ -209,6 +214,7 @@ def test_stdout_has_the_paths_and_both_scores_and_nothing_else(world, model, tmp
         str(tmp_path / "retrieval_submission.csv"),
         format_scores("mAP@100", scores),
         str(tmp_path / "neighbors.png"),
+        str(tmp_path / "report.html"),
     ]
     number = r"[01]\.\d{4}"
     assert re.fullmatch(
@@ -341,7 +347,9 @@ def test_parts_of_different_kernels_merge_in_any_order_to_the_same_bytes(
         output = tmp_path / "merged"
         assert run("merge", *order, "--source", world.folder, "--output", output) == 0
         assert submission_of(output) == submission_of(searched)
-        assert files_of(output) == {"retrieval_submission.csv", "neighbors.png"}
+        assert files_of(output) == {
+            *("retrieval_submission.csv", "neighbors.png", "report.json", "report.html"),
+        }
         shutil.rmtree(output)
 
 
@@ -520,6 +528,7 @@ def test_without_ground_truth_nothing_is_scored(world, model, resumed, tmp_path,
     assert captured.out.splitlines() == [
         str(resumed / "retrieval_submission.csv"),
         str(resumed / "neighbors.png"),
+        str(resumed / "report.html"),
     ]
     assert (
         f"{source}: no {RETRIEVAL_SOLUTION}; the submission is not scored"
@@ -620,10 +629,12 @@ def test_a_damaged_file_of_descriptors_is_described_again(
     assert submission_of(resumed) == submission_of(searched)
 
 
-def test_a_damaged_part_is_searched_again(world, model, searched, resumed, fetched):
+def test_a_damaged_part_is_searched_again(world, model, searched, resumed, fetched, capsys):
     path = resumed / "part-3-of-6.npz"
     path.write_bytes(path.read_bytes()[:-50])
     assert run(*common(world, model), "--output", resumed) == 0
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"{path}:")]
+    assert told.endswith(": making it again")  # not: describing it
     assert fetched == []
     assert submission_of(resumed) == submission_of(searched)
 
@@ -876,6 +887,14 @@ WRONG_USES = {
         ["--rerank-divisor", "nan"],
         "argument --rerank-divisor: 'nan'; expected a number from 1 up",
     ),
+    "a rerank of raw descriptors": (
+        ["--rerank", "soft", "--no-normalise"],
+        "--rerank compares descriptors of length 1; expected no --no-normalise",
+    ),
+    "an expansion of raw descriptors": (
+        ["--augment-index", 10, "--no-normalise"],
+        "--augment-index compares descriptors of length 1; expected no --no-normalise",
+    ),
     "files without merge": (
         ["all", "part-0-of-6.npz"],
         "part-0-of-6.npz: part files go with `retrieval.py merge`",
@@ -911,6 +930,185 @@ def test_help_tells_every_option_with_its_default(capsys):
         "1 = off (default: 1.5)",
     ):
         assert words in text
+
+
+# --------------------------------------------------------------------------------------- reranks
+
+OF_2019 = {
+    *("query_ids", "query_landmarks", "query_places", "index_ids", "index_landmarks"),
+    *("index_places", "row_ends", "positions", "distances"),
+}
+
+
+@pytest.fixture(scope="module")
+def for_all_reranks(world, model, searched, tmp_path_factory):
+    """The output folder of a search whose parts serve every rerank."""
+    output = shutil.copytree(searched, tmp_path_factory.mktemp("reranks") / "output")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
+        assert run(*common(world, model), "--output", output, "--rerank", "soft") == 0
+    return output
+
+
+@pytest.fixture
+def reranked(for_all_reranks, tmp_path):
+    """A copy of that folder that a test may change."""
+    return shutil.copytree(for_all_reranks, tmp_path / "reranked")
+
+
+@pytest.fixture(scope="module")
+def cosine_model(tmp_path_factory):
+    """A recogniser with a cosine head and random weights, some of whose confidences are below 0."""
+    import keras
+
+    from landmarks import ClassTable
+    from model import build_network, save_recogniser
+    from recipes import RECIPES
+
+    path = tmp_path_factory.mktemp("cosine") / "cosine.keras"
+    recipe = RECIPES["strong"].changed(weights="none", image_size=32, neck=8)
+    keras.utils.set_random_seed(3)
+    with in_place_of_backbones():
+        network = build_network(recipe, 4, 10)
+    save_recogniser(network, path, ClassTable(np.array(sorted(LANDMARKS))), recipe)
+    return path
+
+
+def oracle_by_head(world, output, rerank):
+    """Ranks all index images by what the head says, straight from the descriptors of the files."""
+    queries, _ = load_descriptions(output / "queries.npz")
+    files = sorted((output / "descriptors").glob("index_*.npz"))
+    index = concatenate([load_descriptions(file)[0] for file in files])
+    unit = [
+        (d / np.maximum(np.linalg.norm(d, axis=1, keepdims=True), 1e-12)).astype(np.float64)
+        for d in (queries.descriptors, index.descriptors)
+    ]
+    rows = {image_id: [] for image_id in [*world.of_split("test"), NOWHERE]}
+    for query, image_id in enumerate(queries.image_ids):
+        squared = ((unit[1] - unit[0][query]) ** 2).sum(axis=1)
+        agrees = index.landmark_ids == queries.landmark_ids[query]
+        sure = np.maximum(index.confidences.astype(np.float64), 0)
+        if rerank == "soft":
+            of_query = max(0.0, float(queries.confidences[query]))
+            likeness = np.where(agrees, sure * of_query, 0)
+            keys = (squared.astype(np.float32), -likeness)
+        else:
+            differ, agree = np.sqrt(0.2 * sure), np.sqrt(2 - 2 * sure)
+            more = np.where(agrees, agree, differ).astype(np.float32).astype(np.float64) ** 2
+            keys = ((squared + more).astype(np.float32) - np.where(agrees, 2.0, 0.0),)
+        order = np.lexsort((index.image_ids, *keys))[:100]
+        rows[format_image_id(image_id)] = [format_image_id(i) for i in index.image_ids[order]]
+    return rows
+
+
+@pytest.mark.parametrize("rerank", ["soft", "confidence"])
+def test_a_rerank_is_a_rescoring_of_all_index_images(world, reranked, rerank):
+    arguments = ["--source", world.folder, "--output", reranked, "--rerank", rerank]
+    assert run("merge", *arguments) == 0
+    submission = read_retrieval_submission(reranked / "retrieval_submission.csv")
+    assert submission == oracle_by_head(world, reranked, rerank)
+
+
+@pytest.mark.parametrize("num_parts", [1, 4])
+def test_reranks_and_expansions_give_the_same_bytes_in_any_number_of_parts(
+    world, model, reranked, num_parts
+):
+    arguments = [*common(world, model), "--output", reranked, "--rerank", "confidence"]
+    expanded = ["--expand-queries", 4, "--augment-index", 3]
+    for options in ([], expanded):
+        assert run(*arguments, *options) == 0
+        expected = submission_of(reranked)
+        assert run(*arguments, *options, "--parts", num_parts) == 0
+        assert submission_of(reranked) == expected
+    assert run(*arguments) == 0
+    assert submission_of(reranked) != expected
+
+
+def test_parts_for_every_rerank_serve_those_of_2019_too(world, searched, reranked, fetched):
+    arguments = ["merge", "--source", world.folder, "--output", reranked]
+    assert run(*arguments) == 0  # the model's own
+    assert submission_of(reranked) == submission_of(searched)
+    assert run(*arguments, "--rerank", "none") == 0
+    plain = submission_of(reranked)
+    assert run(*arguments, "--rerank", "divide", "--rerank-divisor", 1) == 0
+    assert submission_of(reranked) == plain != submission_of(searched)
+    assert fetched == []
+
+
+def test_the_parts_of_2019_are_as_they_were(searched):
+    arrays, facts = load_arrays(searched / "part-0-of-6.npz")
+    assert arrays.keys() == OF_2019
+    assert not facts.keys() & {"rerank", "names", "expansion"}
+
+
+def test_parts_of_2019_cannot_be_reranked_otherwise(world, resumed, capsys):
+    before = submission_of(resumed)
+    arguments = ["merge", "--source", world.folder, "--output", resumed]
+    assert run(*arguments, "--rerank", "soft") == 1
+    assert error_of(capsys.readouterr()) == (
+        f"error: {resumed / 'part-0-of-6.npz'}: it has no candidates of the rerank soft; expected "
+        "those of all reranks; search the parts with this --rerank again"
+    )
+    assert submission_of(resumed) == before
+
+
+def test_a_cosine_head_is_reranked_by_soft_labels_unless_told_otherwise(
+    world, cosine_model, tmp_path, capsys
+):
+    arguments = [*common(world, cosine_model), "--output", tmp_path, "--parts", 2]
+    assert run(*arguments) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert (load_descriptions(tmp_path / "queries.npz")[0].confidences < 0).any()
+    assert "the head alone names landmarks, since there is no gallery of nearest.py" in told
+    assert read_retrieval_submission(tmp_path / "retrieval_submission.csv") == oracle_by_head(
+        world, tmp_path, "soft"
+    )
+    assert run(*arguments, "--no-normalise") == 0
+    assert load_arrays(tmp_path / "part-0-of-2.npz")[0].keys() == OF_2019
+
+
+def test_the_gallery_names_as_soon_as_it_is_there(world, model, reranked, fetched, capsys):
+    import nearest
+
+    words = [str(word) for word in [*common(world, model), "--output", reranked, "--parts", 2]]
+    for part in range(2):
+        nearest.main([*words, "--part", str(part)])
+    fetched.clear()
+    capsys.readouterr()
+    scores = []
+    for names in ([], ["--names", "gallery"], ["--names", "head"]):
+        assert run(*words, "--rerank", "soft", *names) == 0
+        scores.append(submission_of(reranked))
+        by = {"head": "", "gallery": "landmarks (gallery)"}.get((names or [""])[-1], "(both)")
+        assert by in capsys.readouterr().err
+    assert len(set(scores)) == 3
+    assert fetched == []
+
+
+def test_an_expansion_wants_the_descriptors_of_the_whole_index(
+    world, model, searched, resumed, fetched, capsys
+):
+    arguments = [*common(world, model), "--output", resumed, "--part", 2, "--expand-queries", 5]
+    assert run(*arguments) == 0
+    assert fetched == []
+    (resumed / "descriptors" / "index_003.npz").unlink()
+    (resumed / "part-2-of-6.npz").unlink()
+    assert run(*arguments) == 1
+    assert error_of(capsys.readouterr()) == (
+        f"error: descriptors/index_003.npz: not in {resumed}, nor in another kernel's output (1 of "
+        "7 such files are missing); expected the descriptors of the whole index, which an "
+        "expansion sums up; search all parts without it first"
+    )
+
+
+def test_expanded_queries_are_kept(world, model, resumed, monkeypatch):
+    arguments = [*common(world, model), "--output", resumed, "--expand-queries", 5]
+    assert run(*arguments) == 0
+    expected = submission_of(resumed)
+    (resumed / "part-1-of-6.npz").unlink()
+    monkeypatch.setattr("parts.expand", lambda *_: pytest.fail("expanded again"))
+    assert run(*arguments) == 0
+    assert submission_of(resumed) == expected
 
 
 # --------------------------------------------------------------------------------------- looking

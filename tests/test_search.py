@@ -11,7 +11,7 @@ from search import find_candidates, nearest
 def brute_force(queries, index, num_nearest):
     """What `nearest` must give: all distances in float64, rounded once, sorted with ties in order.
 
-    No library of nearest neighbours takes part, and no block.
+    No library of nearest neighbors takes part, and no block.
     """
     positions = np.full((len(queries), num_nearest), -1, np.int32)
     distances = np.full((len(queries), num_nearest), np.inf, np.float32)
@@ -87,7 +87,7 @@ def test_an_index_of_too_few_rows_is_filled_up(num_index):
     assert distances.tolist() == [squared + [np.inf] * missing] * 2
 
 
-def test_no_queries_have_no_neighbours():
+def test_no_queries_have_no_neighbors():
     positions, distances = nearest(np.empty((0, 4), np.float32), normal(0, 9, 4), 3)
     assert positions.shape == distances.shape == (0, 3)
 
@@ -290,6 +290,47 @@ def test_the_bound_on_the_noise_holds_twice_over(width, kind):
         difference = index[proposed[row]].astype(np.float64) - queries[row].astype(np.float64)
         error = np.abs(rough[row] - (difference**2).sum(axis=1)).max()
         assert error < noise[row] / 2
+
+
+# ------------------------------------------------------------------- distances, rounded once
+
+
+@pytest.mark.parametrize("cached", [1, 500, 10**6])
+def test_any_number_of_candidates_at_a_time_gives_the_same_bits(monkeypatch, cached):
+    monkeypatch.setattr(search, "CACHED", cached)
+    queries, index = normal(50, 40, 24), normal(51, 300, 24)
+    index[200:] = index[:100]  # ties, and rows of many candidates beside rows of few
+    assert_exact(queries, index, 20)
+    assert_exact(queries.astype(np.float16), index.astype(np.float16), 20)
+
+
+def test_few_proposals_at_a_time_give_the_same_bits(monkeypatch, asked):
+    monkeypatch.setattr(search, "MOST_PROPOSALS", 400)
+    queries, index = far_from_the_origin(25, 200, 32, 1e4, 1e-2)
+    assert_exact(queries, index, 10)
+    assert asked == [(10, 38), (10, 38), (5, 38), *[(2, 152)] * 12, (1, 152), *[(2, 200)] * 12,
+                     (1, 200)]  # fmt: skip
+
+
+def test_a_distance_beside_a_border_of_rounding_is_summed_again():
+    """By hand: 1 + 2^-24 + 2^-50 rounds up to 1 + 2^-23; the expansion says a little less."""
+    queries, index = np.zeros((1, 3), np.float32), np.array([[1, 2**-12, 2**-25]], np.float32)
+    squared, error = np.array([[1 + 2.0**-24 - 2.0**-52]]), np.array([[2.0**-48]])
+    exact = search._round_once(queries, index, np.array([[0]]), squared, error)
+    assert exact.tolist() == [[1 + 2.0**-23]]
+
+
+@pytest.mark.parametrize("shift", [0, 1e3])
+@pytest.mark.parametrize("width", [5, 512])
+def test_the_bound_on_the_expansion_holds(width, shift):
+    queries = (normal(52, 10, width) + shift).astype(np.float32)
+    index = (normal(53, 50, width) + shift).astype(np.float32)
+    proposed = np.tile(np.arange(50), (10, 1))
+    squared, both = search._expand(queries, index, proposed, np.full(10, 50))
+    for row, query in enumerate(queries.astype(np.float64)):
+        summed = ((index.astype(np.float64) - query) ** 2).sum(axis=1)
+        error = (4 * width + 32) * search.EPSILON * both[row]
+        assert (np.abs(squared[row] - summed) <= error).all()
 
 
 # ----------------------------------------------------------------------------------- two lists

@@ -7,6 +7,7 @@ import pytest
 from checks import one_line
 from fault_server import Fault, FaultServer
 
+from generators import list_members
 from sources import CVDF_URL, Shard, Source
 from utils import ExpectedError, MissingFileError
 
@@ -134,7 +135,7 @@ def test_a_web_page_in_place_of_a_file_is_called_so(server, online, folder, tmp_
         with pytest.raises(ExpectedError) as caught:
             source.fetch(path) if path.endswith(".csv") else source.fetch_shard(SHARD)
         assert one_line(caught.value) == (
-            f"{source.location if source.is_online else f'{folder}/'}{path}: an HTML page; "
+            f"{source if source is online else f'{folder}/'}{path}: an HTML page; "
             "expected the file itself and not, say, a login page; check --source"
         )
 
@@ -353,6 +354,14 @@ def test_a_shard_of_a_folder_is_checked_and_stays(folder, tmp_path):
     assert (folder / SHARD.path).read_bytes() == TAR
 
 
+def test_a_shard_of_a_folder_that_is_its_own_scratch_stays(folder):
+    add(folder, SHARD.path, TAR)
+    source = Source(folder, folder)
+    source.fetch_shard(SHARD)
+    source.discard_shard(SHARD)
+    assert (folder / SHARD.path).read_bytes() == TAR
+
+
 def test_a_damaged_shard_of_a_folder_is_an_error(folder, tmp_path):
     add(folder, SHARD.path, TAR[:-1])
     add(folder, SHARD.md5_path, md5_line(TAR))
@@ -404,3 +413,140 @@ def test_a_part_beyond_the_end_of_a_shard_is_an_error(server, online, folder, tm
         with pytest.raises(ExpectedError) as caught:
             source.read_range(SHARD, len(TAR) - 10, 24)
         one_line(caught.value)
+
+
+# ---------------------------------------------------------------------------------- several sources
+
+
+@pytest.fixture
+def second(tmp_path):
+    """Another empty folder for a source."""
+    (tmp_path / "second").mkdir()
+    return tmp_path / "second"
+
+
+def add_shard(folder, shard, content=TAR):
+    add(folder, shard.path, content)
+    add(folder, shard.md5_path, md5_line(content, shard.path.rpartition("/")[2]))
+
+
+def test_a_file_comes_from_the_first_source_that_has_it(folder, second, tmp_path):
+    source = Source([folder, second], tmp_path / "scratch")
+    assert str(source) == f"{folder}, {second}"
+    assert not source.exists("metadata/test.csv")
+    add(second, "metadata/test.csv", b"id\n")
+    assert source.exists("metadata/test.csv")
+    assert source.fetch("metadata/test.csv") == second / "metadata/test.csv"
+    add(folder, "metadata/test.csv", b"id\n")
+    assert source.fetch("metadata/test.csv") == folder / "metadata/test.csv"
+
+
+def test_a_file_or_shard_that_is_in_no_source_names_them_all(folder, second, server, tmp_path):
+    source = Source([folder, second, server.address], tmp_path / "scratch")
+    add_shard(second, Shard("train", 2))
+    for ask in (
+        lambda: source.fetch("train/images_001.tar"),
+        lambda: source.fetch_shard(Shard("train", 1)),
+        lambda: source.version_of(Shard("train", 1)),
+    ):
+        with pytest.raises(MissingFileError) as caught:
+            ask()
+        assert one_line(caught.value) == (
+            f"train/images_001.tar: in none of {folder}, {second}, {server.address}; expected the "
+            "CVDF layout, spread over these; check --source"
+        )
+
+
+def test_each_shard_comes_with_the_md5_file_of_its_own_source(folder, second, tmp_path):
+    small = TAR[:1000]
+    add_shard(folder, Shard("train", 0), small)
+    add_shard(second, Shard("train", 0))
+    add_shard(second, Shard("train", 1))
+    add(folder, Shard("train", 1).md5_path, md5_line(b"of a tar that is not there"))
+    source = Source([folder, second], tmp_path / "scratch")
+    for shard, content, place in ((0, small, folder), (1, TAR, second)):
+        shard = Shard("train", shard)
+        assert source.fetch_shard(shard) == place / shard.path
+        assert source.version_of(shard) == hashlib.md5(content).hexdigest()
+        assert source.size_of(shard) == len(content)
+        assert source.read_range(shard, 10, 5) == content[10:15]
+
+
+def test_the_shards_of_several_folders_are_counted_together(folder, second, tmp_path):
+    for number in (0, 1, 2):
+        add_shard(folder, Shard("train", number))
+    for number in (3, 4):
+        add_shard(second, Shard("train", number))
+    source = Source([folder, second], tmp_path)
+    assert source.count_shards("train") == 5
+    assert source.count_shards("index") == 0
+    assert source.select_shards("train", 2, 4) == [Shard("train", 2), Shard("train", 3)]
+
+
+@pytest.mark.parametrize(("here", "there"), [((0, 1, 2), (3, 4)), ((3, 4), (0, 1, 2)), ((), (0,))])
+def test_shards_of_a_folder_and_an_address_are_counted_together(
+    folder, server, tmp_path, here, there
+):
+    for number in here:
+        add_shard(folder, Shard("train", number))
+    server.files |= {f"/{Shard('train', number).path}": TAR for number in there}
+    source = Source([folder, server.address], tmp_path / "scratch")
+    assert source.count_shards("train") == len(here) + len(there)
+    assert source.fetch_shard(Shard("train", 0)).read_bytes() == TAR
+
+
+def test_a_folder_in_front_of_the_real_data_set_asks_it_nothing(folder, tmp_path, monkeypatch):
+    add_shard(folder, SHARD)
+    monkeypatch.setattr("sources.online_size", None)  # would be called
+    source = Source([folder, CVDF_URL], tmp_path)
+    assert source.count_shards("train") == 500
+    assert source.fetch_shard(SHARD) == folder / SHARD.path
+
+
+# ------------------------------------------------------------------------------------ unpacked tars
+
+
+PICTURES = {f"{number:03x}" + "0" * 13: bytes([number % 256]) * 600 for number in (7, 3, 0x1A2)}
+
+
+def unpack(folder, name):
+    for image_id, data in PICTURES.items():
+        add(folder / name, "/".join([*image_id[:3], f"{image_id}.jpg"]), data)
+
+
+@pytest.mark.parametrize("name", ["train/images_000.tar", "train/images_000"])
+def test_a_tar_that_a_mount_unpacked_is_read_as_a_tar(folder, tmp_path, capsys, name):
+    unpack(folder, name)
+    add(folder, SHARD.md5_path, md5_line(TAR))
+    source = Source(folder, tmp_path / "scratch")
+    assert source.count_shards("train") == 1
+    assert source.version_of(SHARD) == f"{hashlib.md5(TAR).hexdigest()} unpacked"
+    source.require_space(SHARD)
+    local = source.fetch_shard(SHARD)
+    assert local == tmp_path / "scratch" / SHARD.path
+    members = list_members(local)
+    assert [f"{member.image_id:016x}" for member in members] == sorted(PICTURES)
+    for member in members:
+        data = source.read_range(SHARD, member.offset, member.size)
+        assert data == PICTURES[f"{member.image_id:016x}"]
+    with pytest.raises(ExpectedError, match="0 of 5 bytes from 3 on"):
+        source.read_range(SHARD, 3, 5)
+    source.discard_shard(SHARD)
+    assert files_below(tmp_path / "scratch") == []
+    assert files_below(folder / name)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.endswith("train/images_000.tar is unpacked; the md5 of such shards is not checked")
+
+
+def test_an_unpacked_tar_without_md5_is_known_by_its_size(folder, tmp_path):
+    unpack(folder, "train/images_000")
+    source = Source(folder, tmp_path)
+    before = source.version_of(SHARD)
+    add(folder, "train/images_000/f/f/f/" + "f" * 16 + ".jpg", b"one more")
+    assert before.endswith(" unpacked") and source.version_of(SHARD) != before
+
+
+def test_a_whole_tar_goes_before_an_unpacked_one(folder, tmp_path):
+    unpack(folder, "train/images_000")
+    add_shard(folder, SHARD)
+    assert Source(folder, tmp_path).fetch_shard(SHARD) == folder / SHARD.path

@@ -28,11 +28,17 @@ from training import (
     TrainImages,
     begin_or_continue,
     describe_progress,
-    format_duration,
     load_checkpoint,
     save_checkpoint,
 )
-from utils import ExpectedError, Stop, StoppedError, load_arrays, save_arrays
+from utils import (
+    ExpectedError,
+    Stop,
+    StoppedError,
+    format_duration,
+    load_arrays,
+    save_arrays,
+)
 
 SETTINGS = Recipe().settings() | {
     "backbone": "mobilenet_v2",
@@ -592,6 +598,28 @@ def test_a_checkpoint_of_an_odd_recipe_is_refused_in_one_line(
     message = explain(caught.value)
     assert message.startswith(f"{checkpoint}: recipe: ")
     assert "; expected a checkpoint that recognition.py wrote, or start over" in message
+
+
+OTHER_ARRAYS = {
+    "one too few": lambda arrays: {name: arrays[name] for name in sorted(arrays)[:-1]},
+    "one too many": lambda arrays: arrays | {"v99999": np.zeros(3, np.float32)},
+    "another shape": lambda arrays: arrays | {"v00000": arrays["v00000"][..., :1]},
+    "text": lambda arrays: arrays | {"v00000": arrays["v00000"].astype(str)},
+}
+
+
+@pytest.mark.parametrize("change", OTHER_ARRAYS.values(), ids=OTHER_ARRAYS)
+def test_a_checkpoint_of_other_variables_is_refused_in_one_line(
+    data_set, checkpoint, tmp_path, change
+):
+    arrays, page = load_arrays(checkpoint)
+    save_arrays(checkpoint, page, **change(arrays))
+    session = session_at(tmp_path, data_set.folder)
+    with pytest.raises(ExpectedError) as caught:
+        begin_or_continue(session, RECIPE, images_of(session.source))
+    message = explain(caught.value)
+    assert message.startswith(f"{checkpoint}: its ")
+    assert message.endswith("the version that wrote it, or start over with --fresh")
 
 
 def test_no_checkpoint_is_a_beginning(tmp_path):

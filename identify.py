@@ -1,0 +1,175 @@
+"""Names the landmark of your own photos with a trained recogniser.
+
+    python identify.py PHOTO ...                  with output/model.keras, of recognition.py
+    python identify.py holiday/ '*.png' --model M     folders and patterns, another model
+    python identify.py --demo                     some pictures of the demo, after `make demo`
+    python identify.py PHOTO --json               one JSON object a photo, for programs
+
+Where retrieval.py or nearest.py left descriptors, the pictures nearest to each photo are told too.
+Nothing is fetched, unless --source names where those pictures are.
+"""
+
+import contextlib
+import json
+from pathlib import Path
+
+from command_line import CommandLine, number, parse_with_files, run_command_line
+from images import BadImageError, make_thumbnail
+from neighbors import read_thumbnail
+from on_kaggle import kernel
+from photo_gallery import load_gallery
+from photos import (
+    MAX_DRAWN,
+    THUMBNAIL,
+    draw_answers,
+    explain_unreadable,
+    find_photos,
+    read_photo,
+    register_heic,
+)
+from session import DEMO_PHOTOS, IDENTIFIED_PICTURE, MODEL, Session
+from sources import Source
+from utils import ExpectedError, atomic_write, in_background, say, scratch_folder
+
+DEMO_WORLD = "scratch/demo-world"  # where `make demo` drew it
+
+
+def make_parser():
+    """Makes the parser of the command line; Keras is not loaded for it."""
+    parser = CommandLine(prog="identify.py", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="PHOTO",
+        help="a file of any format that Pillow reads, a folder, or a pattern of them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", type=Path, help="model.keras of recognition.py (default: <output>/model.keras)"
+    )
+    parser.add_argument(
+        "--output", type=Path,
+        help="folder of the runs, where identify.png goes too (default: output, or output/demo)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--demo", action="store_true",
+        help="with what `make demo` left; without a PHOTO, some test pictures of its world",
+    )  # fmt: skip
+    parser.add_argument(
+        "--source", help="web address or folder in the CVDF layout, of the nearest pictures"
+    )
+    parser.add_argument(
+        "--nearest", type=number(int, 0, 20), default=5, metavar="N",
+        help="pictures near each photo to tell, where there are descriptors",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON object a photo")
+    return parser
+
+
+def parse_arguments(argv):
+    """Parses and checks the command line."""
+    parser = make_parser()
+    args = parse_with_files(parser, argv)
+    if not args.files and not args.demo:
+        parser.error("no photo given; expected PHOTO ..., or --demo")
+    if args.output is None:
+        args.output = kernel.FOLDER / "working" if kernel.is_kernel() else Path("output")
+        args.output /= "demo" if args.demo else ""
+    return args
+
+
+def main(argv=None):
+    """Names the landmarks, as the module's docstring shows."""
+    args = parse_arguments(argv)
+    with open_output(args) as session:
+        photos = find_photos(args.files) if args.files else write_demo_photos(session)
+        num_failed = identify(session, args.model or session.find(MODEL), photos, args)
+    if num_failed:
+        raise ExpectedError(
+            f"{num_failed} of {len(photos)} photos could not be read; expected pictures of a "
+            "format that Pillow reads; see the lines above"
+        )
+
+
+@contextlib.contextmanager
+def open_output(args):
+    """Gives a `Session` on the output, whose source is None unless there is one to take."""
+    with scratch_folder(args.output / "scratch") as scratch:
+        location = args.source
+        if args.demo:
+            from demo.world import build_world  # a folder of its own: nobody else loads it
+
+            location = build_world(args.output / DEMO_WORLD)
+        source = Source(location, scratch) if location else None
+        yield Session(args.output, source, stop=None)
+
+
+def write_demo_photos(session):
+    """Gives some test pictures of the demo's world as files."""
+    from demo.photos import write_photos
+
+    return write_photos(session.path(DEMO_WORLD), session.path(DEMO_PHOTOS))
+
+
+def identify(session, model_path, photos, args):
+    """Names one photo after another, and draws identify.png.
+
+    Args:
+        session: `Session`.
+        model_path: the recogniser's file.
+        photos: list of paths.
+        args: the command line.
+
+    Returns:
+        The number of photos that could not be read.
+    """
+    register_heic()
+    gallery = in_background(load_gallery, session, args.nearest)  # while Keras loads
+    import photo_naming  # loads Keras: deferred until the arguments are valid
+
+    namer = photo_naming.Namer(session, model_path, gallery.result())
+    rows, num_failed = [], 0
+    for path in photos:
+        try:
+            data = read_photo(path)
+            answer = namer.name(path, data)
+        except BadImageError as error:
+            say(f"{path}: {explain_unreadable(path, error)}")
+            num_failed += 1
+            continue
+        print(json.dumps(answer.as_page()) if args.json else answer.as_text(), flush=True)
+        if len(rows) < MAX_DRAWN:
+            rows.append((answer, make_thumbnail(data, THUMBNAIL, formats=None)))
+    if rows:
+        draw(session, rows, say if args.json else print)
+    return num_failed
+
+
+def draw(session, rows, tell):
+    """Draws identify.png; the answers stand without the pictures near them.
+
+    Args:
+        session: `Session`.
+        rows: list of (`Answer`, PIL image).
+        tell: function that names the picture.
+    """
+    path = session.path(IDENTIFIED_PICTURE)
+    with_near = [(answer, photo, read_nearest(session, answer)) for answer, photo in rows]
+    with atomic_write(path) as temporary:
+        draw_answers(with_near).savefig(temporary, dpi=110)
+    tell(path)
+
+
+def read_nearest(session, answer):
+    """Reads the pictures near a photo: list of PIL images, None for one that cannot be fetched."""
+    if session.source is None:
+        return [None] * len(answer.nearest)
+    images = []
+    for near in answer.nearest:
+        try:
+            images.append(read_thumbnail(session.source, near.picture))
+        except ExpectedError as error:
+            say(f"{error}: not drawn")
+            images.append(None)
+    return images
+
+
+if __name__ == "__main__":
+    run_command_line(main)

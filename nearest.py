@@ -1,0 +1,327 @@
+"""Names each test image by its nearest train images, in parts that can run apart.
+
+    python nearest.py --demo                  after recognition.py --demo: all parts, then the vote
+    python nearest.py --model M               all parts one after another, then the vote
+    python nearest.py --model M --part 2      part 2 of 6 alone: writes gallery-part-2-of-6.npz
+    python nearest.py vote [FILES]            all parts vote: writes recognition_submission.csv
+
+Run the same command again and it continues where it stopped. However many the parts, the submission
+is the same.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from command_line import (
+    CommandLine,
+    add_session_options,
+    number,
+    parse_session,
+    run_command_line,
+    session_settings,
+)
+from landmarks import ClassTable, read_image_ids, read_labels
+from metrics import format_scores, score_recognition
+from on_kaggle.kernel import require_package
+from recipes import LABELS, MAX_BATCH_SIZE
+from report import recognised, write_report
+from session import (
+    DESCRIPTORS,
+    MODEL,
+    NAMES,
+    RECOGNITION_SUBMISSION,
+    gallery_part_name,
+    open_session,
+)
+from sources import RECOGNITION_SOLUTION, TEST_CSV
+from submissions import check_recognition_submission, write_recognition_submission
+from utils import ExpectedError, require_free_space, say
+from voting import VOTES, least_like_gallery, vote
+
+NOBODY = "none"  # for --non-landmarks
+NAMES_OF_SCORES = {"GAP of the head": "GAP of the head", "GAP": "GAP of the votes"}
+
+
+def make_parser():
+    """Makes the parser of the command line; Keras and faiss are not loaded for it."""
+    parser = CommandLine(prog="nearest.py", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "step", nargs="?", choices=("all", "vote"), default="all",
+        help="search the parts and let them vote, or let part files vote alone",
+    )  # fmt: skip
+    parser.add_argument("files", nargs="*", type=Path, help="part files that vote")
+    add_session_options(parser)
+    _add_describe_options(parser.add_argument_group("descriptors"))
+    _add_vote_options(parser.add_argument_group("search and vote"))
+    return parser
+
+
+def _add_describe_options(group):
+    group.add_argument(
+        "--model", type=Path, help="model.keras of recognition.py (default: <output>/model.keras)"
+    )
+    group.add_argument(
+        "--queries", type=Path, metavar="FILE",
+        help="queries.npz of another run (default: <output>/queries.npz, described where missing)",
+    )  # fmt: skip
+    group.add_argument(
+        "--labels", choices=LABELS,
+        help="landmarks of the train images: train.csv, train_clean.csv, or all images of the "
+        "landmarks in train_clean.csv (default: as the model was trained)",
+    )  # fmt: skip
+    group.add_argument(
+        "--descriptor-dtype", choices=("float32", "float16"), default="float16",
+        help="stored descriptors of the train images; float16 halves the disk",
+    )  # fmt: skip
+    group.add_argument(
+        "--flipped-too", action="store_true",
+        help="average each image with its mirror image (test-time augmentation)",
+    )  # fmt: skip
+    group.add_argument(
+        "--batch-size", type=number(int, 1, MAX_BATCH_SIZE), default=64, metavar="IMAGES",
+        help="images in a step",
+    )  # fmt: skip
+
+
+def _add_vote_options(group):
+    group.add_argument(
+        "--part", type=number(int, 0), metavar="K",
+        help="search part K alone, counted from 0 (default: all parts, then the vote)",
+    )  # fmt: skip
+    group.add_argument(
+        "--parts", type=number(int, 1), default=6, metavar="N", help="parts of the train shards"
+    )
+    group.add_argument(
+        "--vote", choices=VOTES, default=VOTES[0],
+        help="head: cosines of the 3 best images by landmark, less penalties, and the head's "
+        "confidence; sum: without the head; powers: cos^8 of 5 images times the head's ^12",
+    )  # fmt: skip
+    group.add_argument(
+        "--non-landmarks", metavar="WHICH",
+        help="what is no landmark, and lessens the votes of what looks like it: a CSV of ids of "
+        f"test or index images, a folder of pictures, or {NOBODY} (default: the fifth of the test "
+        "images that is least like any train image)",
+    )  # fmt: skip
+
+
+def parse_arguments(argv):
+    """Parses and checks the command line."""
+    parser = make_parser()
+    args = parse_session(parser, argv)
+    if args.part is not None and args.part >= args.parts:
+        parser.error(f"argument --part: {args.part}; expected 0 to {args.parts - 1} of --parts")
+    if args.files and args.step != "vote":
+        parser.error(f"{args.files[0]}: part files go with `nearest.py vote`")
+    if args.part is not None and args.step == "vote":
+        parser.error("--part goes with a search; expected `nearest.py vote` alone or with files")
+    if args.non_landmarks not in (None, NOBODY) and not Path(args.non_landmarks).exists():
+        parser.error(
+            f"argument --non-landmarks: {args.non_landmarks}: no such file; expected a CSV of ids, "
+            f"a folder of pictures, or {NOBODY}"
+        )
+    return args
+
+
+def main(argv=None):
+    """Searches parts of the gallery and lets them vote, as the module's docstring shows."""
+    args = parse_arguments(argv)
+    name = "nearest" if args.part is None else f"gallery-part-{args.part}"
+    with open_session(name, **session_settings(args)) as session:
+        if args.step == "vote":
+            files = args.files or find_parts(session, args.parts)
+        else:
+            files = search_parts(session, args)
+        if args.part is None:
+            name_queries(session, files, args)
+
+
+# ---------------------------------------------------------------------------------------- parts
+
+
+def search_parts(session, args):
+    """Describes and searches one part of the train images, or all parts one after another.
+
+    Returns:
+        list of the part files.
+    """
+    if args.queries and not args.queries.is_file():
+        raise ExpectedError(
+            f"{args.queries}: no such file; expected the queries of another run; check it",
+            setting="queries",
+        )
+    require_package("faiss", "faiss-cpu")  # before hours are spent on descriptors
+    import parts  # it loads Keras and faiss: deferred until the arguments are valid
+
+    session.source.select_shards("train")  # told before the test images are described, if missing
+    describer = make_describer(session, args)
+    labels = args.labels or describer.recipe.data.labels
+    images = read_labels(session.source, labels, min_images=1)
+    say(f"{session.source}: {len(images[1]):,} train images of {len(images[0]):,} landmarks")
+    queries = parts.find_queries(session, describer, args.queries, normalise=True)
+    describer = describer.storing(args.descriptor_dtype)
+    require_room(session, describer, len(images[1]), 1 if args.part is None else args.parts)
+    files = []
+    for part in range(args.parts) if args.part is None else [args.part]:
+        path = parts.search_gallery_part(session, describer, queries, images, part, args.parts)
+        print(path)
+        files.append(path)
+    return files
+
+
+def require_room(session, describer, num_images, num_parts):
+    """Says how large the descriptors become; raises ExpectedError where the disk is too small."""
+    size_bytes = num_images / num_parts * describer.allocate(1).descriptors.nbytes
+    files = session.output.glob(f"{DESCRIPTORS}/train_*.npz")
+    there_bytes = sum(path.stat().st_size for path in files)
+    say(f"descriptors of the train images: {size_bytes / 1e9:.2f} GB below {session.output}")
+    require_free_space(session.output, size_bytes - there_bytes, "descriptors of train images")
+
+
+def make_describer(session, args):
+    """Loads the network; the queries are stored as recognition.py stores them."""
+    import describe
+
+    settings = describe.Settings(
+        args.model or session.find(MODEL), args.batch_size, args.flipped_too
+    )
+    return describe.Describer(settings, session.source)
+
+
+# ----------------------------------------------------------------------------------------- vote
+
+
+def find_parts(session, num_parts):
+    """Finds the part files that vote, those of the output and of other kernels."""
+    pattern = gallery_part_name("*", num_parts)
+    found = {}  # a part of the output goes before the newest of other kernels
+    for path in session.find_all(pattern):
+        found.setdefault(path.name, path)
+    if not found:
+        raise ExpectedError(
+            f"{session.output}: no {pattern} there; expected the files of all parts; search the "
+            "parts first, or name the files"
+        )
+    return sorted(found.values(), key=lambda path: path.name)
+
+
+def name_queries(session, files, args):
+    """Lets the parts vote; writes names.npz and the submission, checks it and scores it.
+
+    Args:
+        session: `Session`.
+        files: paths of all the parts.
+        args: the command line.
+
+    Raises:
+        ExpectedError: parts are missing, repeated, damaged or do not belong together.
+    """
+    require_package("faiss", "faiss-cpu")
+    import gallery
+    import gallery_parts
+
+    parts, shared = gallery_parts.load_parts(files)
+    test_ids = read_image_ids(session.source.fetch(TEST_CSV))
+    if not np.isin(parts[0][0].query_ids, test_ids).all():
+        raise ExpectedError(
+            f"{files[0]}: it has queries that are not in {TEST_CSV} of {session.source}; expected "
+            "parts of this source",
+            setting="source",
+        )
+    queries = gallery_parts.find_queries_of(session, shared, args.queries)
+    plain = gallery.merge_neighbors([part.neighbors for part, _ in parts])
+    others = find_non_landmarks(session, args, queries, plain, shared)
+    penalised = plain
+    if len(others.descriptors):
+        found = gallery_parts.search_with_penalties(session, parts, queries, others.descriptors)
+        penalised = gallery.merge_neighbors(found)
+    likeness = gallery.likeness(
+        queries.descriptors, others.descriptors, gallery.NUM_LIKE_QUERY, others.own_places
+    )
+    named, confidences = vote(args.vote, plain, penalised, likeness, queries)
+    names = gallery.Names(
+        queries.image_ids, named, confidences, plain.image_ids, plain.landmark_ids, plain.cosines
+    )
+    ways = {"vote": args.vote, "non_landmarks": len(others.descriptors)}
+    gallery.save_names(session.path(NAMES), names, shared | ways)
+    print(session.path(NAMES))
+    known = np.concatenate([part.gallery_landmarks for part, _ in parts] + [queries.landmark_ids])
+    class_table = ClassTable(np.unique(known))
+    scores = write_submission(session, test_ids, names, queries, class_table)
+    ways |= {"num_landmarks": len(class_table)}
+    write_report(session, "nearest", lambda: gather_facts(session, scores, names, queries, ways))
+
+
+def find_non_landmarks(session, args, queries, plain, shared):
+    """Finds what --non-landmarks asks for: `non_landmarks.NonLandmarks`."""
+    import non_landmarks
+
+    if args.vote == "powers" or args.non_landmarks == NOBODY:
+        return non_landmarks.none(queries)
+    if args.non_landmarks is None:
+        found = non_landmarks.of_queries(queries, least_like_gallery(plain))
+    elif Path(args.non_landmarks).is_dir():
+        describer = make_describer(session, args)
+        found = non_landmarks.of_folder(describer, Path(args.non_landmarks), queries)
+    else:
+        image_ids = read_image_ids(Path(args.non_landmarks))
+        found = non_landmarks.of_ids(session, image_ids, queries, shared["described"])
+    say(f"{len(found.descriptors):,} images stand for what is no landmark")
+    return found
+
+
+def write_submission(session, test_ids, names, queries, class_table):
+    """Writes, checks and scores the submission; gives its scores and those of the head."""
+    source, path = session.source, session.path(RECOGNITION_SUBMISSION)
+    if path.exists():
+        say(
+            f"{path}: replaced; the head's landmarks stay in queries.npz, and `recognition.py "
+            "predict` writes them again"
+        )
+    is_named = names.landmark_ids >= 0
+    named = (names.image_ids, names.landmark_ids, names.confidences)
+    write_recognition_submission(path, test_ids, *(column[is_named] for column in named))
+    num_named = check_recognition_submission(path, test_ids, class_table)
+    say(f"{num_named:,} of {len(test_ids):,} test images named")
+    print(path)
+    if not source.exists(RECOGNITION_SOLUTION):
+        say(f"{source}: no {RECOGNITION_SOLUTION}; the submission is not scored")
+        return {}
+    solution = source.fetch(RECOGNITION_SOLUTION)
+    of_head = source.scratch / "of_the_head.csv"
+    write_recognition_submission(
+        of_head, test_ids, queries.image_ids, queries.landmark_ids, queries.confidences
+    )
+    scores = {
+        "GAP of the head": score_recognition(of_head, solution),
+        "GAP": score_recognition(path, solution),
+    }
+    for name, score in scores.items():
+        print(format_scores(name, score))
+    return scores
+
+
+def gather_facts(session, scores, names, queries, ways):
+    """Gathers what the report says of the names, see `report.page.render`."""
+    facts = {
+        "title": "Nearest train images",
+        "num_landmarks": ways["num_landmarks"],
+        "details": [["vote", ways["vote"]], ["non-landmarks compared", ways["non_landmarks"]]],
+        "scores": [{"name": NAMES_OF_SCORES[name], "usages": one} for name, one in scores.items()],
+    }
+    if not scores:
+        return facts
+    is_named = names.landmark_ids >= 0
+    found = dataclasses.replace(
+        queries,
+        landmark_ids=names.landmark_ids,
+        confidences=names.confidences,
+        descriptors=queries.descriptors[:, :0],  # not looked at, and large
+    )
+    columns = (getattr(found, field.name)[is_named] for field in dataclasses.fields(found))
+    return facts | recognised.judge(session, type(found)(*columns))
+
+
+if __name__ == "__main__":
+    run_command_line(main)

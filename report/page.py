@@ -1,0 +1,156 @@
+"""The page of the report: facts -> one HTML document that needs nothing else."""
+
+from report import sections
+from report.markup import Markup, join, tag
+
+STYLE = """
+:root { color-scheme: light dark; --page: #faf9f6; --card: #ffffff; --ink: #1c242b;
+  --ink-2: #55606a; --line: #dddfe0; --blue: #1f5fa8; --orange: #b4560a; --green: #17784a;
+  --red: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --page: #13171b; --card: #1c2127; --ink: #e8eaec;
+  --ink-2: #a9b3bc; --line: #353c44; --blue: #7fb2ef; --orange: #f0a35e; --green: #5fc78f;
+  --red: #f28b82; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
+main, header, footer { max-width: 1120px; margin: 0 auto; padding: 0 20px; }
+header { padding-top: 28px; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 4px; }
+h2 { font-size: 1.3rem; line-height: 1.25; margin: 44px 0 8px; }
+h3 { font-size: 1rem; margin: 24px 0 6px; }
+p { margin: 0 0 12px; max-width: 72ch; }
+.quiet, figcaption, footer { color: var(--ink-2); }
+a { color: var(--blue); }
+nav { margin: 14px 0 0; display: flex; flex-wrap: wrap; gap: 4px 18px; }
+nav a { padding: 4px 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 14px;
+  margin: 18px 0 8px; padding: 0; list-style: none; }
+.tiles li, .card, figure.chart { background: var(--card); border: 1px solid var(--line);
+  border-radius: 10px; }
+.tiles li { padding: 12px 16px; }
+.tiles b { display: block; font-size: 1.9rem; line-height: 1.2;
+  font-variant-numeric: tabular-nums; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr));
+  gap: 14px; margin: 14px 0; }
+figure { margin: 0; }
+figure.chart { padding: 12px 12px 6px; }
+figure.chart svg { display: block; width: 100%; height: auto; }
+figure.chart figcaption { font-weight: 600; color: var(--ink); margin-bottom: 4px; }
+.scrolls { overflow-x: auto; margin: 10px 0; max-width: 100%; }
+.tall { max-height: 32rem; overflow-y: auto; }
+.tall .scrolls { overflow: visible; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 5px 14px 5px 0; text-align: left; border-bottom: 1px solid var(--line);
+  vertical-align: top; }
+th { color: var(--ink-2); font-weight: 600; white-space: nowrap; }
+.tall th { position: sticky; top: 0; background: var(--page); }
+.number { text-align: right; }
+th button { all: unset; cursor: pointer; text-decoration: underline dotted; }
+th button:focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; }
+th[aria-sort=ascending] button::after { content: " \\2191"; }
+th[aria-sort=descending] button::after { content: " \\2193"; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr));
+  gap: 14px; margin: 12px 0; }
+.card { padding: 12px; }
+.card p { margin: 0 0 8px; }
+.pictures { display: flex; flex-wrap: wrap; gap: 8px; }
+.pictures figure { width: 90px; }
+.pictures figcaption { font-size: .8rem; line-height: 1.25; overflow-wrap: anywhere; }
+.frame { width: 90px; height: 90px; display: block; object-fit: contain;
+  background: var(--page); border: 3px solid var(--line); border-radius: 6px; }
+.right { border-color: var(--green); } .wrong { border-color: var(--red); }
+.query { border-color: var(--blue); }
+.missing { display: grid; place-items: center; font-size: .8rem; color: var(--ink-2); }
+.mark { font-weight: 700; } .mark.yes { color: var(--green); } .mark.no { color: var(--red); }
+.changed td { font-weight: 600; }
+details { margin: 10px 0; } summary { cursor: pointer; }
+footer { padding: 40px 20px 28px; font-size: .9rem; }
+@media (max-width: 500px) { main, header, footer { padding-left: 14px; padding-right: 14px; }
+  .pictures figure, .frame { width: 79px; } .frame { height: 79px; } }
+"""
+
+# Sorts the tables of the class `sorts`; without it they stand in the order of the most images.
+SCRIPT = """
+for (const table of document.querySelectorAll("table.sorts")) {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = head.textContent;
+    head.replaceChildren(button);
+    button.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") !== "descending";
+      heads.forEach(other => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const key = row => {
+        const cell = row.cells[column];
+        return cell.dataset.key === undefined ? cell.textContent : Number(cell.dataset.key);
+      };
+      const rows = [...body.rows].sort((a, b) => {
+        const x = key(a), y = key(b);
+        const order = typeof x === "number" ? x - y : x.localeCompare(y);
+        return down ? -order : order;
+      });
+      body.append(...rows);
+    });
+  });
+}
+"""
+
+
+OF_A_RUN = {
+    "Training": sections.training,
+    "Confidence": sections.confidence,
+    "Mistakes": sections.mistakes,
+    "Queries and their nearest images": sections.queries,
+    "Landmarks": sections.landmarks,
+}
+
+
+def render(all_facts):
+    """Writes the page.
+
+    Args:
+        all_facts: dict, name of a script -> its facts: `title`, `run` as of `run.describe_run`, and
+            what `recognised` or `retrieved` gathers; all but these two may be missing.
+
+    Returns:
+        str, a whole HTML document.
+    """
+    parts = _parts(all_facts)
+    links = [tag("a", title, href=f"#{name}") for title, name, _ in parts]
+    bodies = [tag("section", tag("h2", title, id=name), content)
+              for title, name, content in parts]  # fmt: skip
+    titles = " and ".join(facts["title"].lower() for facts in all_facts.values())
+    last = list(all_facts.values())[-1]["run"]
+    head = join(
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy",
+            content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+            "script-src 'unsafe-inline'"),
+        tag("title", f"Landmarks: {titles}"),
+        tag("style", Markup(STYLE)),
+    )  # fmt: skip
+    body = join(
+        tag("header", tag("h1", f"Landmark {titles}"),
+            tag("p", f"{last['source']}, {last['started']}", class_="quiet"),
+            sections.tiles(all_facts), tag("nav", *links, aria_label="sections")),
+        tag("main", *bodies),
+        tag("footer", "This page is one file: it loads nothing and can be sent or kept as it is."),
+        tag("script", Markup(SCRIPT)),
+    )  # fmt: skip
+    return f"<!doctype html>\n{tag('html', tag('head', head), tag('body', body), lang='en')}\n"
+
+
+def _parts(all_facts):
+    """Lists (title, name, content) of the sections that there are."""
+    parts = [("Scores", "scores", sections.scores(all_facts))]
+    for title, write in OF_A_RUN.items():
+        written = {name: write(facts) for name, facts in all_facts.items()}
+        written = {name: content for name, content in written.items() if content}
+        for name, content in written.items():
+            of = f": {all_facts[name]['title'].lower()}" if len(written) > 1 else ""
+            parts.append((title + of, f"{title.split()[0].lower()}-{name}", content))
+    parts.append(("Left out", "left-out", sections.left_out(all_facts)))
+    return [*parts, ("What ran", "what-ran", sections.runs(all_facts))]

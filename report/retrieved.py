@@ -1,0 +1,65 @@
+"""What the report says of a retrieval: facts that JSON can hold."""
+
+import numpy as np
+
+from neighbors import score_queries
+from report.run import count_usages, encode_pictures
+
+NUM_BINS = 20
+
+
+def gather(session, merged, fingerprint, ranking, solution, rows):
+    """Gathers the facts of a merge that is written.
+
+    Args:
+        session: `Session`.
+        merged: dict: `scores` (name -> scores by usage), `num_parts`, `rerank`, and `left_out`
+            (split -> number of images).
+        fingerprint: what the parts share.
+        ranking: `merging.Ranking`.
+        solution: dict of `read_retrieval_solution`; empty where nobody knows.
+        rows: list of `neighbors.NeighborRow` to show.
+
+    Returns:
+        dict.
+    """
+    length = "length 1" if fingerprint["normalise"] else "raw"
+    facts = {
+        "title": "Retrieval",
+        "scores": [{"name": name, "usages": usages} for name, usages in merged["scores"].items()],
+        "left_out": [
+            f"{count:,} {split} images could not be searched."
+            for split, count in merged["left_out"].items()
+            if count
+        ],
+        "details": [
+            ["parts", merged["num_parts"]],
+            ["descriptors", f"{length}, {fingerprint['descriptor_dtype']}"],
+            ["rerank", merged["rerank"]],
+            ["images for a query", fingerprint["top"]],
+        ],
+    }
+    if solution:
+        facts["usages"] = count_usages(solution, lambda truth: truth.image_ids)
+        begins = np.concatenate([[0], ranking.row_ends])
+        precisions = [precision for precision, *_ in score_queries(ranking, begins, solution)]
+        edges = np.linspace(0, 1, NUM_BINS + 1)
+        facts["spread"] = {
+            "edges": edges.tolist(),
+            "counts": np.histogram(precisions, edges)[0].tolist(),
+        }
+    pictures = {one.image_id: one for row in rows for one in (row.query, *row.nearest)}
+    facts["pictures"] = encode_pictures(session.source, pictures.values())
+    facts["rows"] = [
+        {"title": row.title, "query": _facts(row.query), "nearest": list(map(_facts, row.nearest))}
+        for row in rows
+    ]
+    return facts
+
+
+def _facts(picture):
+    return {
+        "picture": picture.image_id,
+        "caption": picture.caption.split("\n"),
+        "is_right": picture.is_right,
+    }

@@ -1,0 +1,109 @@
+"""What the report says of any run: where, with what, how long; its history and pictures."""
+
+import base64
+import contextlib
+import importlib.metadata
+import io
+import os
+import platform
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from neighbors import read_thumbnail
+from session import HISTORY
+from submissions import USAGES
+from tables import read_header
+from utils import ExpectedError, say
+
+PACKAGES = ("tensorflow", "jax", "torch", "keras", "keras-hub", "numpy", "pandas", "pillow",
+            "faiss-cpu", "matplotlib")  # fmt: skip
+SIDE = 168  # pixels, the longest side of a picture in the page: sharp at half the size
+JPEG_QUALITY = 72
+NUM_READERS = 8  # pictures fetched at a time
+HISTORY_COLUMNS = {
+    "mini_epoch": int, "shard": int, "images": int, "bad_images": int, "loss": float,
+    "accuracy": float, "valid_loss": float, "valid_accuracy": float, "learning_rate": float,
+    "images_per_s": float, "waited_s": float, "seconds": float, "problem": str,
+}  # fmt: skip
+
+
+def describe_run(session):
+    """Tells where and when a run took place, and with which versions."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "source": "the miniature landmark world" if session.is_demo else str(session.source),
+        "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(session.started)),
+        "seconds": round(time.time() - session.started, 1),
+        "machine": describe_machine(),
+        "versions": {"Python": platform.python_version()} | versions,
+    }
+
+
+def describe_machine():
+    """Names processor, memory and GPUs, as far as the system tells."""
+    words = [f"{os.cpu_count()} cores"]
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        words = [f"{words[0]} of {names[0]}"] if names else words
+    with contextlib.suppress(OSError, ValueError):
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        words.append(f"{size / 1e9:.0f} GB of memory")
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        words += told.stdout.split("\n")[:8]
+    return ", ".join(filter(None, words))
+
+
+def read_history(session):
+    """Reads history.csv: dict, column -> list of numbers or None; empty where there is none."""
+    path = session.path(HISTORY)
+    if not path.is_file() or not set(HISTORY_COLUMNS) <= set(read_header(path, HISTORY_COLUMNS)):
+        return {}
+    import pandas as pd  # slow to import
+
+    table = pd.read_csv(path)
+    return {
+        name: [None if pd.isna(value) else kind(value) for value in table[name]]
+        for name, kind in HISTORY_COLUMNS.items()
+    }
+
+
+def count_usages(solution, is_answerable):
+    """Counts the rows of a ground truth by usage: dict, usage -> [rows, those with an answer]."""
+    counts = {usage: [0, 0] for usage in USAGES}
+    for truth in solution.values():
+        counts[truth.usage][0] += 1
+        counts[truth.usage][1] += bool(is_answerable(truth))
+    return counts
+
+
+def encode_pictures(source, pictures):
+    """Fetches pictures as small JPEGs: dict, image id -> base64 of one, without those that fail.
+
+    Args:
+        source: `Source`.
+        pictures: iterable of `neighbors.Picture`.
+    """
+
+    def encode(picture):
+        try:
+            image = read_thumbnail(source, picture).copy()
+        except (ExpectedError, OSError) as error:
+            say(f"{error}: not in the report")
+            return None
+        image.thumbnail((SIDE, SIDE))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+        return base64.b64encode(buffer.getvalue()).decode()
+
+    pictures = list(pictures)
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        encoded = dict(zip((p.image_id for p in pictures), pool.map(encode, pictures), strict=True))
+    return {image_id: text for image_id, text in encoded.items() if text}

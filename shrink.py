@@ -1,0 +1,117 @@
+"""Makes a data set small once, so that every later run reads it at the speed of the GPU.
+
+    python shrink.py --demo                       the miniature landmark world, in seconds
+    python shrink.py --labels clean               Google Landmarks v2: its clean train images,
+                                                  the index and the test set, in output/shrunk
+    python shrink.py --part 0 --parts 6           the first of six parts, for a disk of its own
+    python recognition.py --source output/shrunk  trains on it
+
+Each shard is downloaded, its pictures are made small and written into a tar of the same name. Run
+the same command again and it continues where it stopped.
+"""
+
+from pathlib import Path
+
+from command_line import (
+    CommandLine,
+    add_session_options,
+    number,
+    parse_session,
+    run_command_line,
+    session_settings,
+)
+from manifests import write_summary
+from on_kaggle import kernel
+from session import SHRINK_PICTURE, open_session, shrunk_name
+from sources import SPLITS, TRAIN_CLEAN_CSV
+from utils import say
+
+
+def make_parser():
+    """Makes the parser of the command line."""
+    parser = CommandLine(prog="shrink.py", description=__doc__.splitlines()[0])
+    add_session_options(parser)
+    if not kernel.is_kernel():
+        parser.set_defaults(output=Path("output/shrunk"))
+    pictures = parser.add_argument_group("pictures")
+    pictures.add_argument(
+        "--pixels", type=number(int, 32, 4096), default=256, metavar="N",
+        help="shorter side of a picture; none is enlarged",
+    )  # fmt: skip
+    pictures.add_argument(
+        "--quality", type=number(int, 1, 95), default=85, metavar="Q", help="of the JPEGs"
+    )
+    pictures.add_argument(
+        "--labels", choices=("full", "clean"), default="full",
+        help="train images to keep: all, or those of train_clean.csv",
+    )  # fmt: skip
+    pictures.add_argument(
+        "--split", choices=(*SPLITS, "all"), default="all", help="what of the data set to keep"
+    )
+    share = parser.add_argument_group("share")
+    share.add_argument(
+        "--part", type=number(int, 0), default=0, metavar="K", help="the part to make, from 0"
+    )
+    share.add_argument(
+        "--parts", type=number(int, 1), default=1, metavar="N", help="parts of the data set"
+    )
+    share.add_argument(
+        "--max-gb", type=number(float, 0), metavar="GB",
+        default=kernel.MAX_OUTPUT_GB if kernel.is_kernel() else None,
+        help="stop where the output would become larger",
+    )  # fmt: skip
+    share.add_argument(
+        "--copy-earlier", action="store_true",
+        help="copy what earlier sessions made into the output, which replaces theirs",
+    )  # fmt: skip
+    return parser
+
+
+def parse_arguments(argv):
+    """Parses and checks the command line."""
+    parser = make_parser()
+    args = parse_session(parser, argv)
+    if args.part >= args.parts:
+        parser.error(f"argument --part: {args.part}; expected 0 to {args.parts - 1} of --parts")
+    return args
+
+
+def main(argv=None):
+    """Makes one part of a data set small, as the module's docstring shows."""
+    args = parse_arguments(argv)
+    name = "shrink" if args.parts == 1 else f"shrink-{args.part}"
+    with open_session(name, **session_settings(args)) as session:
+        shrink(session, args)
+
+
+def shrink(session, args):
+    """Makes the shards of one part small and copies the tables; writes a page that says so."""
+    import shrinking  # loads pandas and others: deferred until the arguments are valid
+
+    source, is_clean = session.source, args.labels == "clean"
+    splits = SPLITS if args.split == "all" else (args.split,)
+    clean_ids = None
+    if is_clean and "train" in splits:
+        clean_ids = shrinking.read_clean_ids(source.fetch(TRAIN_CLEAN_CSV))
+    settings = shrinking.Settings(args.pixels, args.quality, clean_ids)
+    share = shrinking.Share(
+        shrinking.choose_shards(source, splits, args.part, args.parts),
+        args.parts,
+        None if args.max_gb is None else 1e9 * args.max_gb,
+        args.copy_earlier,
+    )
+    say(
+        f"{source}: {len(share.shards)} shards, {args.pixels} pixels, quality {args.quality}, "
+        f"{args.labels} labels"
+    )
+    shrinking.copy_tables(session, splits, is_clean)
+    pages = shrinking.shrink(session, settings, share)
+    path = session.path(shrunk_name(args.part, args.parts))
+    say(write_summary(path, share.shards, pages))
+    print(path)
+    if session.path(SHRINK_PICTURE).exists():
+        print(session.path(SHRINK_PICTURE))
+
+
+if __name__ == "__main__":
+    run_command_line(main)

@@ -1,0 +1,208 @@
+"""Tests of gallery.py: nearest train images against brute force, however they are split."""
+
+import itertools
+
+import numpy as np
+import pytest
+from checks import one_line
+
+import gallery as gallery_module
+from descriptions import Descriptions, save_descriptions, unit_length
+from gallery import (
+    Gallery,
+    GalleryNeighbors,
+    Names,
+    find_neighbors,
+    likeness,
+    load_names,
+    merge_neighbors,
+    save_names,
+)
+from utils import ExpectedError, load_arrays, save_arrays
+
+WIDTH = 12
+
+
+def unit(rng, num, dtype=np.float32):
+    return unit_length(rng.normal(size=(num, WIDTH)).astype(dtype))
+
+
+def describe(path, image_ids, descriptors):
+    """Writes a file of descriptions as a shard's; gives its path."""
+    num = len(image_ids)
+    found = Descriptions(
+        np.array(image_ids, np.uint64), np.zeros(num, np.int64), np.ones(num, np.float32),
+        descriptors, np.zeros(num, np.int16), np.zeros((num, 2), np.int64),
+    )  # fmt: skip
+    save_descriptions(path, found, {})
+    return path
+
+
+def write_gallery(folder, image_ids, descriptors, num_files):
+    """Writes a gallery in so many files; the landmark of image i is i modulo 7."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = np.array_split(np.arange(len(image_ids)), num_files)
+    paths = [
+        describe(folder / f"{number}.npz", image_ids[rows], descriptors[rows])
+        for number, rows in enumerate(pieces)
+    ]
+    wanted = np.unique(image_ids)
+    return Gallery(dict.fromkeys(paths), wanted, (wanted % 7).astype(np.int64))
+
+
+def brute_force(image_ids, descriptors, queries, num, penalties=None):
+    """Finds the nearest by float64 arithmetic alone: image ids (n, num), scores alike."""
+    rows = unit_length(descriptors.astype(np.float32)).astype(np.float64)
+    penalties = np.zeros(len(rows)) if penalties is None else penalties.astype(np.float64)
+    squared = ((queries.astype(np.float64)[:, None] - rows[None]) ** 2).sum(axis=2)
+    scores = 1 - squared / 2 - penalties
+    found = []
+    for of_query in scores:
+        best = {}
+        for image_id, score in zip(image_ids.tolist(), of_query, strict=True):
+            best[image_id] = max(score, best.get(image_id, -9))
+        found.append(sorted(best.items(), key=lambda pair: (-pair[1], pair[0]))[:num])
+    ids, scores = (np.array([[pair[i] for pair in row] for row in found]) for i in (0, 1))
+    return ids.astype(np.uint64), scores
+
+
+@pytest.fixture(scope="module")
+def world():
+    """(image ids, float16 descriptors, queries, non-landmarks); some images appear twice."""
+    rng = np.random.default_rng(3)
+    image_ids = rng.permutation(np.arange(100, 400, dtype=np.uint64))
+    image_ids[-20:] = image_ids[:20]  # of another picture
+    image_ids[-30:-25] = image_ids[-20:-15]  # three times
+    descriptors = (3 * unit(rng, 300)).astype(np.float16)  # of any length
+    descriptors[40:60] = descriptors[60:80]  # ties
+    return image_ids, descriptors, unit(rng, 50), unit(rng, 30)
+
+
+def as_bytes(neighbors):
+    return [column.tobytes() for column in vars(neighbors).values()]
+
+
+def test_the_nearest_are_those_of_brute_force(world, tmp_path):
+    image_ids, descriptors, queries, _ = world
+    found = find_neighbors(write_gallery(tmp_path, image_ids, descriptors, 3), queries, 10)
+    ids, scores = brute_force(image_ids, descriptors, queries, 10)
+    assert (found.image_ids == ids).all()
+    assert np.abs(found.cosines - scores).max() < 1e-6
+    assert (found.scores == found.cosines).all()
+    assert (found.landmark_ids == (ids % 7).astype(np.int64)).all()
+
+
+def test_with_penalties_the_best_are_those_of_brute_force_none_missed(world, tmp_path):
+    image_ids, descriptors, queries, others = world
+    made = write_gallery(tmp_path, image_ids, descriptors, 3)
+    found = find_neighbors(made, queries, 10, others)
+    rows = unit_length(descriptors.astype(np.float32)).astype(np.float64)
+    cosines = np.sort(rows @ others.astype(np.float64).T, axis=1)[:, -5:]
+    penalties = np.maximum(cosines.mean(axis=1), 0)
+    ids, scores = brute_force(image_ids, descriptors, queries, 10, penalties)
+    assert (found.image_ids == ids).all()
+    assert np.abs(found.scores - scores).max() < 1e-6
+    assert np.abs(found.cosines - found.penalties - found.scores).max() < 1e-6
+    plain = find_neighbors(made, queries, 10)
+    assert (plain.image_ids != found.image_ids).any(), "the penalties change nothing here"
+
+
+@pytest.mark.parametrize("has_penalties", [False, True])
+def test_files_chunks_and_order_change_nothing(world, tmp_path, monkeypatch, has_penalties):
+    image_ids, descriptors, queries, others = world
+    others = others if has_penalties else None
+    whole = find_neighbors(write_gallery(tmp_path / "a", image_ids, descriptors, 1), queries, 10,
+                           others)  # fmt: skip
+    shuffled = np.random.default_rng(1).permutation(len(image_ids))
+    made = write_gallery(tmp_path / "b", image_ids[shuffled], descriptors[shuffled], 7)
+    monkeypatch.setattr(gallery_module, "CHUNK_BYTES", 80 * WIDTH * 4)
+    assert len(list(made.chunks())) > 5
+    assert as_bytes(find_neighbors(made, queries, 10, others)) == as_bytes(whole)
+    parts = [
+        find_neighbors(Gallery(dict([one]), made.image_ids, made.landmark_ids), queries, 10, others)
+        for one in made.files.items()
+    ]
+    for order in itertools.islice(itertools.permutations(parts), 3):
+        assert as_bytes(merge_neighbors(list(order), 10)) == as_bytes(whole)
+
+
+def test_where_the_gallery_is_smaller_landmark_minus_one_fills_up(tmp_path):
+    rng = np.random.default_rng(0)
+    made = write_gallery(tmp_path, np.array([8, 9], np.uint64), unit(rng, 2), 1)
+    found = find_neighbors(made, unit(rng, 4), 3)
+    assert (found.landmark_ids[:, 2] == -1).all() and (found.landmark_ids[:, :2] >= 0).all()
+    assert (found.cosines[:, 2] == -1).all() and (found.image_ids[:, 2] == 0).all()
+    empty = find_neighbors(Gallery({}, made.image_ids, made.landmark_ids), unit(rng, 4), 3)
+    assert empty.image_ids.shape == (4, 3) and (empty.landmark_ids == -1).all()
+
+
+def test_images_without_a_landmark_are_left_out(tmp_path):
+    rng = np.random.default_rng(0)
+    made = write_gallery(tmp_path, np.arange(20, dtype=np.uint64), unit(rng, 20), 2)
+    known = Gallery(made.files, made.image_ids[5:10], made.landmark_ids[5:10])
+    found = find_neighbors(known, unit(rng, 6), 10)
+    assert set(np.unique(found.image_ids[:, :5]).tolist()) == {5, 6, 7, 8, 9}
+    assert (found.landmark_ids[:, 5:] == -1).all()
+
+
+def test_of_an_image_in_two_pieces_the_nearest_counts_and_ties_go_by_id():
+    def piece(*images):
+        ids, distances = (np.array([column]) for column in zip(*images, strict=True))
+        return GalleryNeighbors(
+            ids.astype(np.uint64), ids % 7, distances.astype(np.float32),
+            np.zeros(ids.shape, np.float32),
+        )  # fmt: skip
+
+    merged = merge_neighbors([piece((3, 0.5), (9, 0.5)), piece((5, 0.5), (3, 0.25))], 3)
+    assert merged.image_ids.tolist() == [[3, 5, 9]]
+    assert merged.distances.tolist() == [[0.25, 0.5, 0.5]]
+    assert merged.cosines.tolist() == [[0.875, 0.75, 0.75]]
+
+
+def test_likeness_is_the_mean_of_the_largest_cosines_without_the_image_itself():
+    east, north = [1.0, 0.0], [0.0, 1.0]
+    others = np.array([east, [0.6, 0.8], north], np.float32)
+    images = np.array([east, north], np.float32)
+    assert likeness(images, others, 2).tolist() == pytest.approx([0.8, 0.9])
+    # East is the first of the others itself: 0.6 and 0 are left.
+    own = np.array([0, -1])
+    assert likeness(images, others, 2, own).tolist() == pytest.approx([0.3, 0.9])
+    assert likeness(images, others, 10).tolist() == pytest.approx([1.6 / 3, 1.8 / 3])
+    assert likeness(images, others[:0], 2).tolist() == [0, 0]
+    assert likeness(images[:1], others[:1], 2, np.array([0])).tolist() == [0]
+
+
+def test_names_are_read_as_they_were_written(tmp_path):
+    names = Names(
+        np.array([3, 7], np.uint64), np.array([5, -1]), np.array([-0.5, 0], np.float32),
+        np.zeros((2, 3), np.uint64), np.full((2, 3), -1), np.full((2, 3), -1, np.float32),
+    )  # fmt: skip
+    save_names(tmp_path / "names.npz", names, {"vote": "sum"})
+    read, fingerprint = load_names(tmp_path / "names.npz")
+    assert fingerprint == {"vote": "sum"}
+    assert all((getattr(read, key) == column).all() for key, column in vars(names).items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_ids": np.array([7, 3], np.uint64)},
+        {"image_ids": np.array([3, 7], np.int64)},
+        {"landmark_ids": np.array([5, -2])},
+        {"confidences": np.array([np.nan, 0], np.float32)},
+        {"cosines": np.zeros((2, 2), np.float32)},
+        {"neighbor_landmarks": np.zeros((2, 3), np.float32)},
+    ],
+    ids=str,
+)
+def test_edited_names_are_refused_in_one_line(tmp_path, change):
+    names = Names(
+        np.array([3, 7], np.uint64), np.array([5, -1]), np.array([-0.5, 0], np.float32),
+        np.zeros((2, 3), np.uint64), np.full((2, 3), -1), np.full((2, 3), -1, np.float32),
+    )  # fmt: skip
+    path = tmp_path / "names.npz"
+    save_names(path, names, {})
+    save_arrays(path, {}, **load_arrays(path)[0] | change)
+    with pytest.raises(ExpectedError) as refused:
+        load_names(path)
+    one_line(refused.value)

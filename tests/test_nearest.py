@@ -1,0 +1,493 @@
+"""Tests of `nearest.py` as a person uses it: parts, votes, files, wrong uses, other kernels."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checks import one_line
+from synthetic import RARE_LANDMARK
+
+import gallery_parts
+import nearest
+import report
+from command_line import run_command_line
+from descriptions import load_descriptions, load_queries, unit_length
+from gallery import find_neighbors, load_names, merge_neighbors
+from landmarks import parse_image_ids
+from metrics import format_scores, score_recognition
+from on_kaggle import kernel as kernel_side
+from sources import RECOGNITION_SOLUTION, Shard, Source
+from submissions import read_recognition_submission
+from utils import ExpectedError, load_arrays, save_arrays
+
+PAIR = ("--parts", 2)
+
+
+def run(*arguments):
+    """Runs the command line in this process; gives its exit code."""
+    try:
+        run_command_line(lambda: nearest.main([str(argument) for argument in arguments]))
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def error_of(captured):
+    """Gives the error of a run, which must be its last line and the only one that says so."""
+    lines = captured.err.splitlines()
+    assert lines[-1].startswith("error: ")
+    assert captured.err.count("error: ") == 1
+    assert "Traceback" not in captured.err
+    return lines[-1]
+
+
+def submission_of(output):
+    return (output / "recognition_submission.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def common(data_set):
+    return ["--source", data_set.folder, "--batch-size", 8]
+
+
+@pytest.fixture(scope="module")
+def recognised(recognition_run, tmp_path_factory):
+    """A folder with the model, the queries and the submission of recognition.py."""
+    folder = tmp_path_factory.mktemp("recognised")
+    for name in ("model.keras", "queries.npz", "recognition_submission.csv"):
+        shutil.copy(recognition_run.output / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def named(common, recognised, tmp_path_factory):
+    """The output folder of a run in 2 parts."""
+    output = shutil.copytree(recognised, tmp_path_factory.mktemp("nearest") / "output")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "render", lambda all_facts: "")
+        assert run(*common, "--output", output, *PAIR) == 0
+    return output
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch):
+    """Draws no report, since tests/test_report.py does."""
+    monkeypatch.setattr(report, "render", lambda all_facts: "")
+
+
+def test_the_report_has_what_the_votes_say(named):
+    facts = json.loads((named / "report.json").read_text())["nearest"]
+    assert [score["name"] for score in facts["scores"]] == ["GAP of the head", "GAP of the votes"]
+    assert facts["curve"]["gap"][-1] == pytest.approx(facts["scores"][1]["usages"]["all"], abs=1e-4)
+
+
+@pytest.fixture
+def resumed(named, tmp_path):
+    """A copy of the output folder that a test may change."""
+    return shutil.copytree(named, tmp_path / "resumed")
+
+
+@pytest.fixture
+def fetched(monkeypatch):
+    """List of the shards that are read."""
+    shards, real = [], Source.fetch_shard
+
+    def fetch_shard(source, shard):
+        shards.append(shard)
+        return real(source, shard)
+
+    monkeypatch.setattr(Source, "fetch_shard", fetch_shard)
+    return shards
+
+
+# ------------------------------------------------------------------------------- the whole job
+
+
+def test_a_run_writes_every_file_that_is_promised_and_no_other(named):
+    assert files_of(named) == {
+        "model.keras",
+        "queries.npz",
+        "recognition_submission.csv",
+        "names.npz",
+        "report.json",
+        "report.html",
+        *(f"descriptors/train_00{number}.npz" for number in range(4)),
+        *(f"gallery-part-{number}-of-2.npz" for number in (0, 1)),
+        *(f"penalised-part-{number}-of-2.npz" for number in (0, 1)),
+    }
+
+
+def test_stdout_has_the_paths_and_both_scores_and_the_heads_submission_is_replaced_aloud(
+    common, data_set, named, recognised, tmp_path, capsys
+):
+    output = shutil.copytree(named, tmp_path / "again")
+    shutil.copy(recognised / "recognition_submission.csv", output)
+    assert run(*common, "--output", output, *PAIR) == 0
+    solution = data_set.folder / RECOGNITION_SOLUTION
+    of_head = score_recognition(recognised / "recognition_submission.csv", solution)
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        *(str(output / f"gallery-part-{number}-of-2.npz") for number in (0, 1)),
+        str(output / "names.npz"),
+        str(output / "recognition_submission.csv"),
+        format_scores("GAP of the head", of_head),
+        format_scores("GAP", score_recognition(output / "recognition_submission.csv", solution)),
+        str(output / "report.html"),
+    ]
+    assert "recognition_submission.csv: replaced; the head's landmarks stay" in captured.err
+    assert submission_of(output) == submission_of(named) != submission_of(recognised)
+
+
+@pytest.mark.parametrize("num_parts", [1, 3])
+def test_the_number_of_parts_changes_nothing(common, named, recognised, tmp_path, num_parts):
+    output = shutil.copytree(recognised, tmp_path / "output")
+    shutil.copytree(named / "descriptors", output / "descriptors")
+    assert run(*common, "--output", output, "--parts", num_parts) == 0
+    assert submission_of(output) == submission_of(named)
+    found, expected = (load_arrays(folder / "names.npz")[0] for folder in (output, named))
+    assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
+
+
+def test_rare_landmarks_are_in_the_gallery_under_their_true_name(data_set, named):
+    parts, _ = gallery_parts.load_parts(sorted(named.glob("gallery-part-*")))
+    of_image = {}
+    for part, _ in parts:
+        ids, landmarks = part.gallery_ids.tolist(), part.gallery_landmarks.tolist()
+        of_image |= dict(zip(ids, landmarks, strict=True))
+    expected = {int(i, 16): data_set.landmark_of[i] for i in data_set.of_split("train")}
+    assert of_image == expected
+    assert RARE_LANDMARK in of_image.values()
+
+
+def test_names_and_votes_are_those_of_brute_force(data_set, named):
+    """One formula after the other in float64, on all images at once."""
+    queries = load_queries(named / "queries.npz")[0]
+    q = unit_length(queries.descriptors).astype(np.float64)
+    pieces = [load_descriptions(named / f"descriptors/train_00{n}.npz")[0] for n in range(4)]
+    ids = np.concatenate([piece.image_ids for piece in pieces])
+    rows = np.concatenate([piece.descriptors for piece in pieces])[np.argsort(ids)]
+    ids = np.sort(ids)
+    x = unit_length(rows.astype(np.float32)).astype(np.float64)
+    landmarks = np.array([data_set.landmark_of[f"{i:016x}"] for i in ids])
+    cosines = 1 - ((q[:, None] - x[None]) ** 2).sum(axis=2) / 2
+    others = q[np.argsort(cosines.max(axis=1), kind="stable")[: round(0.2 * len(q))]]
+    penalties = np.sort(x @ others.T, axis=1)[:, -5:].mean(axis=1)
+    names = load_names(named / "names.npz")[0]
+    submission = read_recognition_submission(named / "recognition_submission.csv")
+    for row, image_id in enumerate(queries.image_ids):
+        order = np.lexsort((ids, -cosines[row]))[:10]
+        assert np.allclose(names.cosines[row], cosines[row, order], atol=1e-6)
+        to_others = [cosine for cosine in q[row] @ others.T if cosine < 1 - 1e-6]
+        likeness = np.mean(sorted(to_others)[-10:])
+        best = np.argsort(penalties - cosines[row], kind="stable")[:3]
+        votes = {int(queries.landmark_ids[row]): 0.25 * float(queries.confidences[row])}
+        for place in best:
+            landmark = int(landmarks[place])
+            vote = min(max(cosines[row, place], 0), 1) - penalties[place]
+            votes[landmark] = votes.get(landmark, 0) + vote
+        found_landmark, confidence = submission[f"{image_id:016x}"]
+        assert votes[found_landmark] == pytest.approx(max(votes.values()), abs=1e-5)
+        assert confidence == pytest.approx(max(votes.values()) - likeness, abs=1e-5)
+
+
+def test_any_descriptors_are_named_by_the_files_of_all_parts(common, named, resumed):
+    parts, _ = gallery_parts.load_parts(sorted(named.glob("gallery-part-*")))
+    opened = gallery_parts.open_gallery(FakeSession(resumed), parts)
+    queries = load_queries(named / "queries.npz")[0]
+    found = find_neighbors(opened, unit_length(queries.descriptors))
+    merged = merge_neighbors([part.neighbors for part, _ in parts])
+    assert all((getattr(found, k) == getattr(merged, k)).all() for k in vars(merged))
+
+
+class FakeSession:
+    def __init__(self, output):
+        self.output = output
+
+    def find_all(self, name):
+        return sorted(self.output.glob(name))
+
+    def path(self, name):
+        return self.output / name
+
+
+# ------------------------------------------------------------------------------------- continuing
+
+
+def test_running_again_reads_no_shard_and_changes_nothing(common, resumed, fetched):
+    before = {name: (resumed / name).stat().st_mtime_ns for name in files_of(resumed)}
+    assert run(*common, "--output", resumed, *PAIR) == 0
+    assert fetched == []
+    changed = {n for n in before if (resumed / n).stat().st_mtime_ns != before[n]}
+    assert changed == {
+        *("names.npz", "recognition_submission.csv", "report.json", "report.html"),
+    }
+
+
+def test_what_was_killed_between_shards_continues_there(common, named, resumed, fetched):
+    for name in ("gallery-part-1-of-2.npz", "penalised-part-1-of-2.npz"):
+        (resumed / name).unlink()
+    (resumed / "descriptors/train_003.npz").unlink()
+    (resumed / "penalised-part-0-of-2.npz").write_bytes(b"half a file")
+    assert run(*common, "--output", resumed, *PAIR) == 0
+    assert fetched == [Shard("train", 3)]
+    assert submission_of(resumed) == submission_of(named)
+
+
+def test_other_labels_describe_again(common, data_set, resumed, fetched, tmp_path):
+    source = shutil.copytree(data_set.folder, tmp_path / "source")
+    clean = source / "metadata/train_clean.csv"
+    rows = [
+        row for row in clean.read_text().splitlines() if not row.startswith(f"{RARE_LANDMARK},")
+    ]
+    clean.write_text("\n".join(rows) + "\n")
+    arguments = ["--source", source, "--batch-size", 8, "--output", resumed, "--labels", "clean"]
+    assert run(*arguments, *PAIR) == 0
+    assert len(fetched) == 4
+    parts, _ = gallery_parts.load_parts(sorted(resumed.glob("gallery-part-*")))
+    landmarks = np.concatenate([part.gallery_landmarks for part, _ in parts])
+    assert RARE_LANDMARK not in landmarks and len(np.unique(landmarks)) == 4
+
+
+def test_parts_of_other_kernels_vote(common, data_set, named, tmp_path, monkeypatch):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    monkeypatch.setattr(kernel_side, "FOLDER", tmp_path / "kaggle")
+    mounts = tmp_path / "kaggle/input/notebooks/someone"
+    for part, shards in enumerate(((0, 1), (2, 3))):
+        folder = mounts / f"gallery-{part}"
+        (folder / "descriptors").mkdir(parents=True)
+        shutil.copy(named / f"gallery-part-{part}-of-2.npz", folder)
+        for number in shards:
+            shutil.copy(named / f"descriptors/train_00{number}.npz", folder / "descriptors")
+    (mounts / "recognition").mkdir()
+    shutil.copy(named / "queries.npz", mounts / "recognition")
+    output = tmp_path / "working"
+    assert run("vote", "--source", data_set.folder, "--output", output, *PAIR) == 0
+    assert submission_of(output) == submission_of(named)
+    # A vote that was stopped goes on from what its earlier session searched.
+    penalised = "penalised-part-0-of-2.npz"
+    (mounts / "vote").mkdir()
+    shutil.copy(output / penalised, mounts / "vote")
+    shutil.rmtree(mounts / "gallery-0" / "descriptors")
+    again = tmp_path / "again"
+    assert run("vote", "--source", data_set.folder, "--output", again, *PAIR) == 0
+    assert submission_of(again) == submission_of(named)
+    # A third session has the output of this one alone.
+    assert (again / penalised).read_bytes() == (output / penalised).read_bytes()
+
+
+def test_a_part_alone_does_not_vote(common, recognised, named, tmp_path, capsys):
+    output = shutil.copytree(recognised, tmp_path / "output")
+    assert run(*common, "--output", output, *PAIR, "--part", 1) == 0
+    assert capsys.readouterr().out.split() == [str(output / "gallery-part-1-of-2.npz")]
+    assert submission_of(output) == submission_of(recognised)
+    found, expected = (load_arrays(f / "gallery-part-1-of-2.npz") for f in (output, named))
+    assert found[1] == expected[1]
+    assert run(*common, "vote", "--output", output, *PAIR) == 1
+    assert "part 0 of 2 is missing" in error_of(capsys.readouterr())
+
+
+# ------------------------------------------------------------------------- votes, non-landmarks
+
+
+def test_without_penalties_the_gallery_is_not_searched_again(common, resumed, capsys):
+    for path in resumed.glob("penalised-*"):
+        path.unlink()
+    shutil.rmtree(resumed / "descriptors")
+    for arguments in (("--non-landmarks", "none"), ("--vote", "powers")):
+        assert run("vote", *common, "--output", resumed, *PAIR, *arguments) == 0
+    assert not list(resumed.glob("penalised-*"))
+    capsys.readouterr()
+    assert run("vote", *common, "--output", resumed, *PAIR) == 1
+    assert "descriptors/train_000.npz: not in" in error_of(capsys.readouterr())
+
+
+def test_non_landmarks_by_id_are_those_of_the_list(common, named, resumed, capsys):
+    queries = load_queries(named / "queries.npz")[0]
+    arrays, page = load_arrays(resumed / "names.npz")
+    order = np.argsort(arrays["cosines"][:, 0], kind="stable")[: page["non_landmarks"]]
+    ids = [f"{i:016x}" for i in queries.image_ids[order]]
+    listed = resumed / "ids.csv"
+    listed.write_text("\n".join(["id", *ids, "0123456789abcdef"]) + "\n")
+    options = ("--output", resumed, *PAIR, "--non-landmarks", listed)
+    assert run("vote", *common, *options) == 0
+    assert "1 non-landmarks are not described and left out" in capsys.readouterr().err
+    assert submission_of(resumed) == submission_of(named)
+    listed.write_text("id\n0123456789abcdef\n")
+    assert run("vote", *common, *options) == 1
+    assert "none of 1 non-landmarks is described" in error_of(capsys.readouterr())
+
+
+def test_index_images_that_retrieval_described_may_be_non_landmarks(common, data_set, resumed):
+    import retrieval
+
+    arguments = [*common, "--output", resumed, "--parts", 1, "--part", 0]
+    retrieval.main([str(argument) for argument in arguments])
+    ids = [i for i in data_set.of_split("index") if data_set.landmark_of[i] is None]
+    (resumed / "ids.csv").write_text("\n".join(["id", *ids]) + "\n")
+    options = ("--output", resumed, *PAIR, "--non-landmarks", resumed / "ids.csv")
+    assert run("vote", *common, *options) == 0
+    assert load_names(resumed / "names.npz")[1]["non_landmarks"] == len(ids) == 2
+
+
+def test_a_folder_of_pictures_is_described_by_the_same_network(
+    common, data_set, named, resumed, capsys
+):
+    from generators import list_members
+
+    folder = resumed / "pictures"
+    folder.mkdir()
+    shard = data_set.folder / "test/images_000.tar"
+    for member in list_members(shard):
+        data = shard.read_bytes()[member.offset : member.offset + member.size]
+        (folder / f"{member.image_id:016x}.jpg").write_bytes(data)
+    (folder / "notes.txt").write_text("no picture")
+    options = ("--output", resumed, *PAIR, "--non-landmarks")
+    assert run("vote", *common, *options, folder) == 0
+    assert "notes.txt: " in capsys.readouterr().err
+    names, page = load_names(resumed / "names.npz")
+    assert page["non_landmarks"] == len(data_set.image_ids[Shard("test", 0)])
+    penalised = load_arrays(resumed / "penalised-part-0-of-2.npz")[0]["penalties"]
+    # The same pictures by id: but then no query is compared with itself.
+    ids = [path.stem for path in folder.glob("*.jpg")]
+    (resumed / "ids.csv").write_text("\n".join(["id", *ids]) + "\n")
+    assert run("vote", *common, *options, resumed / "ids.csv") == 0
+    again = load_arrays(resumed / "penalised-part-0-of-2.npz")[0]["penalties"]
+    assert np.allclose(penalised, again, atol=1e-5)
+    of_shard = np.isin(names.image_ids, parse_image_ids(ids, "ids.csv"))
+    without_itself = load_names(resumed / "names.npz")[0].confidences
+    assert (names.confidences[of_shard] < without_itself[of_shard] - 1e-4).all()
+    for path in folder.iterdir():
+        path.unlink()
+    assert run("vote", *common, *options, folder) == 1
+    assert "no readable picture in 0 files" in error_of(capsys.readouterr())
+
+
+def test_the_room_for_the_descriptors_of_a_part_is_asked_for(common, resumed, monkeypatch):
+    size = 83 * 16 * 2  # train images x values x float16
+    there = sum(path.stat().st_size for path in resumed.glob("descriptors/train_*.npz"))
+    asked = []
+    monkeypatch.setattr(nearest, "require_free_space", lambda *args: asked.append(args))
+    assert run(*common, "--output", resumed, *PAIR) == 0
+    assert run(*common, "--output", resumed, *PAIR, "--part", 0) == 0
+    assert [size_bytes for _, size_bytes, _ in asked] == [size - there, size / 2 - there]
+
+
+# -------------------------------------------------------------------------------------- wrong use
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--part", 6), "expected 0 to 5 of --parts"),
+        (("vote", "--part", 0), "--part goes with a search"),
+        (("all", "gallery-part-0-of-2.npz"), "part files go with `nearest.py vote`"),
+        (("--vote", "majority"), "--vote"),
+        (("--non-landmarks", "nowhere.csv"), "no such file"),
+    ],
+)
+def test_wrong_use_ends_in_one_line(arguments, told, capsys):
+    assert run(*arguments) == 2
+    error = error_of(capsys.readouterr())
+    assert told in error
+
+
+def test_queries_of_another_run_are_refused_at_the_vote(common, resumed, capsys):
+    arrays, page = load_arrays(resumed / "queries.npz")
+    arrays["descriptors"][0] *= -1
+    save_arrays(resumed / "queries.npz", page, **arrays)
+    assert run("vote", *common, "--output", resumed, *PAIR) == 1
+    assert "not the queries that the parts were searched with" in error_of(capsys.readouterr())
+
+
+def test_two_runs_on_one_output_are_refused(common, resumed, capsys):
+    from utils import hold_folder
+
+    with hold_folder(resumed, "nearest"):
+        assert run("vote", *common, "--output", resumed, *PAIR) == 1
+    assert "in use by process" in error_of(capsys.readouterr())
+
+
+def test_a_search_with_penalties_stops_between_parts(common, resumed, capsys, monkeypatch):
+    from utils import Stop
+
+    for path in resumed.glob("penalised-*"):
+        path.unlink()
+    monkeypatch.setattr(Stop, "requested", lambda *_: bool(list(resumed.glob("penalised-*"))))
+    assert run("vote", *common, "--output", resumed, *PAIR, "--max-hours", 1) == 0
+    err = capsys.readouterr().err
+    assert "stopped by the time limit: 1 of 2 parts searched with penalties" in err
+    assert files_of(resumed) >= {"penalised-part-0-of-2.npz"}
+
+
+def edits():
+    """Yields (what is done to a part file, function of its arrays and page)."""
+
+    def put(name, change):
+        def edit(arrays, page):
+            arrays[name] = change(arrays[name])
+
+        return edit
+
+    def write(**facts):
+        return lambda arrays, page: page.update(facts)
+
+    yield "positions out of range", put("positions", lambda a: a + np.int32(10_000))
+    yield "positions below -1", put("positions", lambda a: a - np.int32(10_000))
+    yield "float positions", put("positions", lambda a: a.astype(np.float32))
+    yield "distances not finite", put("distances", lambda a: a * np.float32(np.nan))
+    yield "negative distances", put("distances", lambda a: -a - 1)
+    yield "fewer columns", put("penalties", lambda a: a[:, 1:])
+    yield "ids in disorder", put("gallery_ids", lambda a: a[::-1].copy())
+    yield "negative landmarks", put("gallery_landmarks", lambda a: a - 10**7)
+    yield "queries twice", put("query_ids", lambda a: np.full_like(a, 7))
+    yield "no such part", write(part=2)
+    yield "part in words", write(part="0")
+    yield "files of another folder", write(files={"../../etc/passwd": "x"})
+    yield "files no table", write(files=["descriptors/train_000.npz"])
+    yield "left out no list", write(left_out=None)
+    yield "described no table", write(described="model")
+    yield "another search", write(neighbors=3)
+    yield "an array too many", lambda arrays, page: arrays.update(more=np.zeros(3))
+
+
+EDITS = dict(edits())
+
+
+@pytest.mark.parametrize("what", EDITS)
+def test_an_edited_part_is_refused_in_one_line(named, tmp_path, what):
+    paths = [Path(shutil.copy(path, tmp_path)) for path in sorted(named.glob("gallery-part-*"))]
+    arrays, page = load_arrays(paths[0])
+    EDITS[what](arrays, page)
+    save_arrays(paths[0], json.loads(json.dumps(page)), **arrays)
+    with pytest.raises(ExpectedError) as refused:
+        gallery_parts.load_parts(paths[::-1])
+    assert re.search(r"gallery-part-\d-of-2\.npz", one_line(refused.value))
+
+
+def test_parts_given_twice_or_of_other_queries_are_refused(named, tmp_path):
+    paths = [Path(shutil.copy(path, tmp_path)) for path in sorted(named.glob("gallery-part-*"))]
+    with pytest.raises(ExpectedError, match="given twice"):
+        gallery_parts.load_parts([paths[0], *paths])
+    arrays, page = load_arrays(paths[1])
+    save_arrays(paths[1], page, **arrays | {"query_ids": arrays["query_ids"] + np.uint64(1)})
+    with pytest.raises(ExpectedError, match="query_ids are not those"):
+        gallery_parts.load_parts(paths)
+
+
+def test_descriptors_of_another_model_are_refused_by_the_second_search(named, resumed, capsys):
+    path = resumed / "descriptors/train_001.npz"
+    arrays, page = load_arrays(path)
+    save_arrays(path, page | {"model": "another"}, **arrays)
+    for penalised in resumed.glob("penalised-*"):
+        penalised.unlink()
+    with pytest.raises(ExpectedError, match="of another model") as refused:
+        parts, _ = gallery_parts.load_parts(sorted(resumed.glob("gallery-part-*")))
+        find_neighbors(gallery_parts.open_gallery(FakeSession(resumed), parts), np.zeros((1, 16)))
+    one_line(refused.value)

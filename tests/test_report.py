@@ -1,0 +1,409 @@
+"""Tests of report.html: what it says, that nothing breaks it, and how a browser shows it."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import browser
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic import encode, make_image_id
+
+import report
+from landmarks import format_image_id
+from metrics import global_average_precision
+from neighbors import NeighborRow, Picture
+from recipes import Recipe
+from report import charts, page, recognised, retrieved, run, sections
+from report.markup import Markup, table, tag
+from session import REPORT, REPORT_FACTS, Session
+from sources import Shard
+from submissions import RecognitionTruth, RetrievalTruth
+
+NASTY = "<script>alert(1)</script>\"'&"
+
+# ---------------------------------------------------------------------------------- what is there
+
+
+def make_rows(rows):
+    """Makes `Rows` of (confidence, named, true landmarks, usage), the ids in this order."""
+    image_ids = np.arange(len(rows), dtype=np.uint64)
+    found = SimpleNamespace(
+        image_ids=image_ids,
+        landmark_ids=np.array([row[1] for row in rows]),
+        confidences=np.array([row[0] for row in rows], np.float32),
+        places=np.zeros((len(rows), 3), np.int64),
+    )
+    truths = [RecognitionTruth(row[2], row[3]) for row in rows]
+    solution = dict(zip(map(format_image_id, image_ids), truths, strict=True))
+    return recognised.Rows(found, solution), found, solution
+
+
+ROWS = [
+    (0.9, 7, {7}, "Public"),
+    (0.8, 7, set(), "Private"),
+    (0.8, 8, {7, 9}, "Public"),
+    (0.7, 8, {7}, "Private"),
+    (0.6, 9, {9}, "Private"),
+    (0.99, 9, {7}, "Ignored"),
+    (0.1, 7, set(), "Public"),
+]
+
+
+def test_the_curve_ends_with_the_precision_and_the_gap_of_all():
+    rows, found, solution = make_rows(ROWS)
+    curve = rows.curve()
+    scored = {
+        key: truth.landmark_ids for key, truth in solution.items() if truth.usage != "Ignored"
+    }
+    predictions = {
+        format_image_id(i): (landmark, confidence)
+        for i, landmark, confidence in zip(
+            found.image_ids, found.landmark_ids, found.confidences, strict=True
+        )
+        if format_image_id(i) in scored
+    }
+    gap = global_average_precision(predictions, scored)
+    assert curve["gap"][-1] == pytest.approx(gap, abs=1e-5)
+    assert curve["precision"] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4, 2 / 5, 2 / 6], abs=1e-5)
+    assert curve["gap"] == pytest.approx(
+        [1 / 4, 1 / 4, 1 / 4, 1 / 4, (1 + 2 / 5) / 4, (1 + 2 / 5) / 4], abs=1e-5
+    )
+
+
+def test_confidences_are_counted_by_what_the_image_shows():
+    counts = make_rows(ROWS)[0].spread()["counts"]
+    assert {kind: sum(values) for kind, values in counts.items()} == {
+        "named rightly": 2, "named wrongly": 2, "no landmark in it": 2,
+    }  # fmt: skip
+
+
+def test_each_landmark_has_what_was_found_of_it_most_images_first():
+    rows = make_rows(ROWS)[0].landmarks()
+    assert [(one["landmark"], one["images"], one["right"], one["named"]) for one in rows] == [
+        (7, 3, 1, 3), (9, 2, 1, 1),
+    ]  # fmt: skip
+    assert rows[0]["confidence"] == pytest.approx((0.9 + 0.8 + 0.1) / 3, abs=1e-4)
+
+
+def test_mistaken_pairs_are_counted_with_a_picture_of_each():
+    pairs = make_rows(ROWS)[0].confused()
+    assert [(pair["shown"], pair["named"], pair["times"]) for pair in pairs] == [
+        (7, 8, 2), (9, 8, 1),
+    ]  # fmt: skip
+    assert pairs[0]["rows"] == {"mistaken": 2, "shown": 0, "named": None}
+    assert pairs[1]["rows"] == {"mistaken": 2, "shown": 4, "named": None}
+
+
+def test_the_surest_false_alarms_come_first():
+    rows = make_rows(ROWS)[0].false_alarms()
+    assert [row for row, _ in rows] == [1, 6]
+
+
+def test_nothing_in_the_report_grows_with_the_data_set():
+    rng = np.random.default_rng(0)
+    landmarks = rng.permutation(3000).tolist()
+    rows = [
+        (float(rng.random()), landmarks[i % 1500], {landmarks[i]}, "Public") for i in range(3000)
+    ]
+    made = make_rows(rows)[0]
+    assert len(made.landmarks()) == recognised.MAX_LANDMARKS
+    assert len(made.confused()) == recognised.MAX_PAIRS
+    assert len(made.curve()["gap"]) == recognised.NUM_POINTS
+
+
+def test_without_a_prediction_nothing_is_drawn():
+    made = make_rows([(0.5, 7, {7}, "Ignored")])[0]
+    assert made.curve() == {"confidence": [], "precision": [], "gap": []}
+    assert (made.landmarks(), made.confused(), made.false_alarms()) == ([], [], [])
+
+
+# ------------------------------------------------------------------------------------- the page
+
+
+@pytest.fixture
+def no_charts(monkeypatch):
+    """Draws no charts, which take longer than all the rest."""
+    for name in ("line_chart", "histogram"):
+        monkeypatch.setattr(sections, name, lambda *_, **__: Markup(""))
+
+
+class Pictures:
+    """A source whose bytes at any place are a picture."""
+
+    def read_range(self, shard, offset, size_bytes):
+        pixels = np.random.default_rng(offset).integers(0, 256, (9, 12, 3), np.uint8)
+        return encode(Image.fromarray(pixels))
+
+
+def make_pictures(count):
+    source, images = Pictures(), map(make_image_id, range(count))
+    pictures = [Picture(image_id, Shard("test", 0), (i, 9), f"0.{i}\n{NASTY}", bool(i % 2))
+                for i, image_id in enumerate(images)]  # fmt: skip
+    return source, pictures
+
+
+def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
+    """Makes facts of a recognition and a retrieval with everything in them."""
+    source, pictures = make_pictures(6)
+    rows = make_rows(ROWS)[0]
+    history = {name: [kind(1), kind(2)] for name, kind in run.HISTORY_COLUMNS.items()}
+    history |= {"valid_loss": [None, 0.5], "loss": [2.0, None], "problem": [None, NASTY]}
+    ran = {
+        "source": NASTY, "started": "2026-11-25 09:00", "seconds": 75.2,
+        "machine": NASTY, "versions": {"Python": "3.12"},
+    }  # fmt: skip
+    pairs = rows.confused()
+    for pair in pairs:
+        del pair["rows"]
+        pair["pictures"] = {"mistaken": pictures[0].image_id, "shown": pictures[1].image_id,
+                            "named": None}  # fmt: skip
+    recognition = {
+        "title": "Recognition", "num_landmarks": 3, "history": history, "empty_shards": [3],
+        "recipe": Recipe().changed(epochs=4).settings(), "run": ran, "num_truths": 2,
+        "scores": [{"name": "GAP", "usages": {"Public": 0.5, "Private": 0.25, "all": 0.3}}],
+        "usages": {"Public": [3, 2], "Private": [3, 2], "Ignored": [1, 1]},
+        "calibration": {"threshold": 0.35, "num_chosen_on": 2, "num_checked_on": 3, "kept": 1.0,
+                        "refused": 0.5},
+        "curve": rows.curve(), "spread": rows.spread(), "landmarks": rows.landmarks(),
+        "pairs": pairs, "categories": {"7": category},
+        "false_alarms": [{"picture": pictures[2].image_id, "named": 7, "confidence": 0.5}],
+        "pictures": run.encode_pictures(source, pictures),
+    }  # fmt: skip
+    ranking = SimpleNamespace(
+        query_ids=np.array([1], np.uint64), row_ends=np.array([2]),
+        image_ids=np.array([3, 4], np.uint64),
+    )  # fmt: skip
+    solution = {format_image_id(1): RetrievalTruth({format_image_id(4)}, "Public")}
+    merged = {
+        "scores": {"mAP@100": {"Public": 0.5, "all": 0.5}},
+        "num_parts": 6,
+        "rerank": "divide",
+        "left_out": {"index": 5, "test": 0},
+    }
+    retrieval = retrieved.gather(
+        SimpleNamespace(source=source), merged,
+        {"normalise": True, "descriptor_dtype": "float32", "top": 100},
+        ranking, solution, [NeighborRow(pictures[0], "best: AP 1.00", tuple(pictures[1:]))],
+    )  # fmt: skip
+    return json.loads(
+        json.dumps({"recognition": recognition, "retrieval": retrieval | {"run": ran}})
+    )
+
+
+@pytest.fixture(scope="module")
+def whole_page():
+    return page.render(make_facts())
+
+
+def test_the_page_has_every_section_and_links_to_it(whole_page):
+    titles = re.findall(r'<h2 id="([\w-]+)">([^<]+)</h2>', whole_page)
+    assert [title for _, title in titles] == [
+        "Scores", "Training", "Confidence", "Mistakes", "Queries and their nearest images",
+        "Landmarks", "Left out", "What ran",
+    ]  # fmt: skip
+    assert re.findall(r'<a href="#([\w-]+)">', whole_page) == [name for name, _ in titles]
+    ids = re.findall(r'\bid="([^"]+)"', whole_page)
+    assert len(ids) == len(set(ids))
+
+
+def test_no_name_or_file_can_break_the_page(whole_page):
+    assert whole_page.count("<script") == whole_page.count("</script>") == 1
+    assert NASTY not in whole_page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in whole_page
+
+
+@pytest.mark.parametrize("address", ["javascript:alert(1)", "http://x/Category:Tower", ""])
+def test_only_addresses_on_commons_become_links(address):
+    facts = make_facts(address)
+    assert f'href="{address}' not in sections.landmarks(facts["recognition"])
+
+
+def test_the_page_says_what_was_left_out(whole_page):
+    text = whole_page[whole_page.index('id="left-out"') :]
+    assert "test shard 003: none of its images is described." in text
+    assert "5 index images could not be searched." in text
+    assert "train shard 002: &lt;script&gt;" in text
+
+
+def test_scores_of_other_test_sets_are_not_compared():
+    facts = make_facts()
+    assert "do not compare" in sections.scores(facts)
+    facts["recognition"]["usages"]["Public"][0] = sections.NUM_GLDV2_TESTS - 4
+    assert "do not compare" not in sections.scores(facts)
+
+
+def test_facts_without_ground_truth_or_history_make_a_page():
+    whole = make_facts()["recognition"]
+    facts = {key: whole[key] for key in ("title", "run", "recipe")} | {"history": {}}
+    text = page.render({"recognition": facts})
+    assert "nothing is scored" in text
+    assert "Left out" in text and "Training" not in text
+
+
+def test_a_script_that_the_report_does_not_know_is_shown_too(no_charts):
+    facts = make_facts()
+    facts["nearest"] = {"title": "Nearest", "run": facts["recognition"]["run"]}
+    facts["nearest"]["scores"] = [{"name": "GAP by votes", "usages": {"all": 0.7}}]
+    text = page.render(facts)
+    assert "GAP by votes" in text and "0.7000" in text
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_has_the_contrast_that_wcag_asks_for(scheme):
+    variables = [dict(re.findall(r"--([\w-]+):\s*#(\w{6})", part))
+                 for part in page.STYLE.split("@media", 1)]  # fmt: skip
+
+    def luminance(color):
+        shares = [int(color[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        shares = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        return np.dot(shares, (0.2126, 0.7152, 0.0722))
+
+    colors = variables[scheme]
+    for ink in ("ink", "ink-2", "blue", "green", "red", "orange"):
+        for ground in ("page", "card"):
+            lighter, darker = sorted(map(luminance, (colors[ink], colors[ground])), reverse=True)
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (ink, ground)
+
+
+# ------------------------------------------------------------------------------- markup, charts
+
+
+def test_children_and_attributes_are_escaped_unless_they_are_markup():
+    made = tag("p", "a<b", tag("b", 1), None, class_="x", title='"', hidden=True, id=None)
+    assert made == '<p class="x" title="&quot;" hidden>a&lt;b<b>1</b></p>'
+    assert isinstance(made, Markup)
+    assert 'data-key="2.5">&lt;' in table(["a"], [[(2.5, "<")]])
+
+
+def test_charts_follow_the_colors_of_the_page_and_keep_their_ids_apart():
+    one, other = (
+        charts.line_chart("Loss", ("x", "y"), [("train", "blue", [1, 2], values, None)])
+        for values in ([1, 2], [2, 1])
+    )
+    assert "var(--blue)" in one and "#0102" not in one and "<style" not in one
+    ids = [set(re.findall(r'\bid="([^"]+)"', chart)) for chart in (one, other)]
+    assert ids[0] and not ids[0] & ids[1]
+    assert set(re.findall(r"url\(#([^)]+)\)", one)) <= ids[0]
+    assert '<svg role="img" aria-label="Loss: train"' in one
+
+
+# ------------------------------------------------------------------------------------ the files
+
+
+def make_session(folder):
+    return Session(folder, SimpleNamespace(location="x"), None)
+
+
+def test_the_report_grows_with_each_script_and_replaces_what_ran_again(tmp_path, capsys, no_charts):
+    session, facts = make_session(tmp_path), make_facts()
+    report.write_report(session, "retrieval", lambda: facts["retrieval"])
+    assert "Landmark retrieval" in (tmp_path / REPORT).read_text()
+    report.write_report(session, "recognition", lambda: facts["recognition"])
+    report.write_report(session, "recognition", lambda: facts["recognition"])
+    assert "Landmark recognition and retrieval" in (tmp_path / REPORT).read_text()
+    assert list(json.loads((tmp_path / REPORT_FACTS).read_text())) == ["recognition", "retrieval"]
+    assert capsys.readouterr().out.splitlines() == 3 * [str(tmp_path / REPORT)]
+
+
+def test_a_report_that_cannot_be_drawn_is_told_in_a_line_and_costs_nothing(tmp_path, capsys):
+    def fail():
+        raise ZeroDivisionError("of\nnothing")
+
+    report.write_report(make_session(tmp_path), "recognition", fail)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == f"{tmp_path / REPORT}: not drawn: ZeroDivisionError: of nothing\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"recognition": 3}', '{"recognition": {}}'])
+def test_damaged_facts_of_an_earlier_run_are_left_out(tmp_path, capsys, no_charts, content):
+    (tmp_path / REPORT_FACTS).write_text(content)
+    report.write_report(make_session(tmp_path), "retrieval", lambda: make_facts()["retrieval"])
+    assert (tmp_path / REPORT).exists()
+    assert f"{tmp_path / REPORT_FACTS}: " in capsys.readouterr().err
+
+
+def test_facts_of_another_kernel_are_taken_and_ones_own_count_more(tmp_path, monkeypatch):
+    import session
+
+    facts = make_facts()
+    other = tmp_path / "input" / REPORT_FACTS
+    other.parent.mkdir()
+    other.write_text(json.dumps(facts))
+    own = {"retrieval": facts["retrieval"] | {"title": "Own"}}
+    (tmp_path / REPORT_FACTS).write_text(json.dumps(own))
+    monkeypatch.setattr(session.kernel, "find_inputs", lambda name: [other])
+    found = report.read_facts(make_session(tmp_path))
+    assert {name: one["title"] for name, one in found.items()} == {
+        "recognition": "Recognition", "retrieval": "Own",
+    }  # fmt: skip
+
+
+def test_a_finished_recognition_has_a_report_of_its_own_data(recognition_run):
+    path = recognition_run.output / REPORT
+    assert recognition_run.stdout.splitlines()[-1] == str(path)
+    text = path.read_text()
+    assert len(text) < 5_000_000
+    score = re.search(r"GAP: .* all ([\d.]+)", recognition_run.stdout)[1]
+    assert f"<b>{score}</b>" in text
+    facts = json.loads((recognition_run.output / REPORT_FACTS).read_text())["recognition"]
+    assert len(facts["history"]["loss"]) == 6
+    assert facts["curve"]["gap"][-1] == pytest.approx(float(score), abs=1e-4)
+    assert facts["recipe"]["epochs"] == 2
+
+
+# ---------------------------------------------------------------------------------- the browser
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory, whole_page):
+    """A page in a browser, and the report's file."""
+    if browser.find_browser() is None:
+        pytest.skip(f"no browser: none of {', '.join(browser.NAMES)} is installed")
+    path = tmp_path_factory.mktemp("browser") / "report.html"
+    path.write_text(whole_page, encoding="utf-8")
+    with browser.open_page() as tab:
+        yield tab, path
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 390, 320])
+def test_a_browser_shows_all_of_it_and_fetches_nothing(opened, width, dark):
+    tab, path = opened
+    tab.open(path, width=width, dark=dark)
+    images = tab.evaluate("[...document.images].map(i => [i.naturalWidth, i.alt])")
+    assert len(images) == 11 and all(size > 0 and alt for size, alt in images)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(19, 23, 27)") is dark
+    for told in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled"):
+        assert tab.told(told) == []
+    asked = [one["request"]["url"] for one in tab.told("Network.requestWillBeSent")]
+    assert {url.partition(":")[0] for url in asked} == {"file", "data"}
+    assert [url for url in asked if url.startswith("file")] == [path.as_uri()]
+
+
+def test_the_table_of_landmarks_sorts_by_a_click(opened):
+    tab, path = opened
+    tab.open(path)
+    column = (
+        "[...document.querySelectorAll('table.sorts tbody tr')].map(r => r.cells[%d].innerText)"
+    )
+    assert tab.evaluate(column % 1) == ["3", "2"]
+    click = "document.querySelectorAll('table.sorts th button')[%d].click()"
+    tab.evaluate(click % 3)
+    assert tab.evaluate(column % 3) == ["50%", "33%"]
+    tab.evaluate(click % 3)
+    assert tab.evaluate(column % 3) == ["33%", "50%"]
+    assert tab.evaluate("document.querySelector('th[aria-sort]').innerText.trim()") == "found"
+
+
+def test_without_scripts_all_is_there_but_the_sorting(opened):
+    tab, path = opened
+    tab.open(path, scripts=False)
+    assert tab.evaluate("document.querySelectorAll('table.sorts th button').length") == 0
+    assert tab.evaluate("document.querySelectorAll('table.sorts tbody tr').length") == 2
+    assert tab.evaluate("[...document.images].every(i => i.naturalWidth > 0)")

@@ -1,0 +1,99 @@
+"""Tests of the reranks' formulas, worked by hand."""
+
+import numpy as np
+import pytest
+
+from recipes import RECIPES
+from reranks import (
+    NO_LABEL,
+    Naming,
+    confidence_dimensions,
+    default_rerank,
+    name_by_both,
+    name_by_head,
+    name_by_neighbors,
+)
+
+
+def weights_of(naming):
+    """Lists the labels of each image with their weights, as dicts."""
+    assert (naming.weights[naming.labels == NO_LABEL] == 0).all()
+    rows = zip(naming.labels.tolist(), naming.weights.tolist(), strict=True)
+    return [
+        {label: weight for label, weight in zip(*row, strict=True) if label != NO_LABEL}
+        for row in rows
+    ]
+
+
+def test_the_head_names_one_landmark_with_its_confidence():
+    naming = name_by_head(np.array([7, 9]), np.array([0.25, -0.5], np.float32))
+    assert weights_of(naming) == [{7: 0.25}, {9: 0}]
+    assert naming.landmark_ids.tolist() == [7, 9]
+    assert naming.confidences.tolist() == [0.25, 0]
+
+
+def test_the_cosines_of_the_five_nearest_are_summed_by_landmark():
+    """7: 0.9 + 0.7 + 0.5, 9: 0.8, 4: 0.6; the sixth does not count."""
+    landmarks = np.array([[7, 9, 7, 4, 7, 9]])
+    naming = name_by_neighbors(landmarks, np.array([[0.9, 0.8, 0.7, 0.6, 0.5, 0.4]]))
+    assert weights_of(naming) == [
+        {4: pytest.approx(0.12), 7: pytest.approx(0.42), 9: pytest.approx(0.16)}
+    ]
+    assert naming.landmark_ids.tolist() == [7]
+    assert naming.confidences == pytest.approx([0.42])
+
+
+def test_two_weaker_neighbors_outvote_the_nearest():
+    naming = name_by_neighbors(np.array([[3, 8, 8]]), np.array([[0.9, 0.5, 0.5]]))
+    assert naming.landmark_ids.tolist() == [8]
+
+
+def test_neighbors_that_are_missing_or_on_the_other_side_weigh_nothing():
+    naming = name_by_neighbors(np.array([[5, 6, -1]]), np.array([[0.5, -0.5, -1]]))
+    assert weights_of(naming) == [{5: 0.1, 6: 0}]
+
+
+def test_five_equal_pictures_are_as_sure_as_can_be():
+    naming = name_by_neighbors(np.full((1, 5), 3), np.full((1, 5), 1 + 1e-7))
+    assert naming.confidences.tolist() == [1]
+
+
+def test_both_count_half():
+    """Head: 7 at 0.8. Neighbors: 7 at 0.3 and 9 at 0.6."""
+    of_head = name_by_head(np.array([7]), np.array([0.75]))
+    of_neighbors = Naming(np.array([[7, 9]]), np.array([[0.25, 0.5]]))
+    naming = name_by_both(of_head, of_neighbors)
+    assert weights_of(naming) == [{7: 0.5, 9: 0.25}]
+    assert naming.landmark_ids.tolist() == [7]
+
+
+def test_of_equal_weights_the_smaller_landmark_goes_first():
+    naming = name_by_neighbors(np.array([[9, 4]]), np.array([[0.5, 0.5]]))
+    assert naming.landmark_ids.tolist() == [4]
+
+
+def test_no_images_have_no_names():
+    naming = name_by_neighbors(np.empty((0, 5), np.int64), np.empty((0, 5)))
+    assert len(naming) == len(naming.landmark_ids) == len(naming.confidences) == 0
+
+
+def test_one_more_dimension_is_what_the_confidence_changes():
+    """c = 0.5, cos = 0.9: 0.9 - 0.05 = 0.85 for another landmark, 0.9 + 0.5 = 1.4 for the same.
+
+    As squared distances: 0.2 + 0.1 = 2 - 2 x 0.85, and 0.2 + 1 - 2 = 2 - 2 x 1.4 = -0.8.
+    """
+    differ, agree = confidence_dimensions(np.array([0.5]))
+    distance = 2 - 2 * 0.9
+    assert distance + differ[0].astype(float) ** 2 == pytest.approx(2 - 2 * 0.85)
+    assert distance + agree[0].astype(float) ** 2 - 2 == pytest.approx(2 - 2 * 1.4)
+
+
+def test_the_surest_and_the_least_sure_have_dimensions_too():
+    differ, agree = confidence_dimensions(np.array([0.0, 1.0]))
+    assert differ.tolist() == [0, pytest.approx(0.2**0.5)]
+    assert agree.tolist() == [pytest.approx(2**0.5), 0]
+
+
+def test_a_recipe_says_which_rerank_its_descriptors_want():
+    found = {name: default_rerank(recipe) for name, recipe in RECIPES.items()}
+    assert found == {"2019": "divide", "strong": "soft", "frozen": "soft"}
