@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint check bench format clean
+.PHONY: help demo test test-cluster lint check bench format clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(VENV)/.installed  ## recognition and retrieval on the miniature world, with both scores
 	$(BIN)/python recognition.py --demo --output output/demo
@@ -15,6 +15,9 @@ demo: $(VENV)/.installed  ## recognition and retrieval on the miniature world, w
 
 test: $(VENV)/.installed-dev  ## all tests, a few minutes on 2 cores
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+test-cluster: $(VENV)/.installed-cluster  ## tests of several devices, machines and Dask workers
+	$(BIN)/python -m pytest -q tests/test_replicas.py tests/test_machines.py tests/test_scheduler.py
 
 lint: $(VENV)/.installed-dev  ## format and lint, without changing anything
 	$(BIN)/ruff format --check .
@@ -44,6 +47,11 @@ $(VENV)/.installed: requirements.txt
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	@echo "installing pytest, ruff and the Kaggle client into $(VENV) ..."
 	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-cluster: requirements-cluster.txt $(VENV)/.installed-dev
+	@echo "installing JAX and Dask into $(VENV): about 400 MB ..."
+	@$(PIP) -r requirements-cluster.txt
 	@touch $@
 
 $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed-dev

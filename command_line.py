@@ -145,6 +145,20 @@ def shard_range(text):
     return int(first), int(stop)
 
 
+def addresses(text):
+    """Parses `HOST:PORT,HOST:PORT`: two machines or more, each once."""
+    found = tuple(text.split(","))
+    parts = [address.rpartition(":") for address in found]
+    are_right = all(
+        host and port.isdecimal() and 0 < int(port) < 1 << 16 for host, _, port in parts
+    )
+    if not are_right or len(found) < 2 or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected HOST:PORT,HOST:PORT, two machines or more, each once"
+        )
+    return found
+
+
 def add_settings(group, settings):
     """Adds an option for each field of a group of a recipe, see `recipes.setting`."""
     for field in dataclasses.fields(settings):

@@ -25,7 +25,7 @@ with loading_keras():
 
     import layers
     from optimizers import build_optimizer
-    from replicas import FLOAT16, list_gpus
+    from replicas import list_gpus, precision_here
 
 LANDMARKS_MEMBER = "landmarks.json"  # our page in the .keras file, which is a zip archive
 
@@ -36,7 +36,7 @@ POOLING = (keras.layers.GlobalMaxPooling2D, keras.layers.GlobalAveragePooling2D)
 
 
 def set_up_keras(seed, bfloat16=False):
-    """Seeds Keras and chooses the precision: mixed float16 on a GPU, float32 elsewhere.
+    """Seeds Keras and chooses the precision, see `replicas.precision_here`.
 
     Args:
         seed: int.
@@ -46,8 +46,7 @@ def set_up_keras(seed, bfloat16=False):
         The name of the precision policy.
     """
     keras.utils.set_random_seed(seed)
-    policy = FLOAT16 if list_gpus() else "float32"
-    policy = "mixed_bfloat16" if bfloat16 else policy
+    policy = "mixed_bfloat16" if bfloat16 else precision_here()
     keras.mixed_precision.set_global_policy(policy)
     return policy
 

@@ -15,6 +15,7 @@ from command_line import (
     CommandLine,
     add_session_options,
     add_settings,
+    addresses,
     number,
     parse_session,
     run_command_line,
@@ -65,6 +66,7 @@ def make_parser():
         help="validate after every N mini-epochs, and after the last",
     )  # fmt: skip
     training.add_argument("--fresh", action="store_true", help="start over instead of continuing")
+    _add_machine_options(parser.add_argument_group("several machines, see docs/machines.md"))
     prediction = parser.add_argument_group("prediction")
     prediction.add_argument(
         "--model", type=Path, help="model to predict with (default: <output>/model.keras)"
@@ -76,6 +78,17 @@ def make_parser():
     return parser
 
 
+def _add_machine_options(group):
+    group.add_argument(
+        "--machines", type=addresses, metavar="HOST:PORT,...",
+        help="machines that train together; this command runs on each of them",
+    )  # fmt: skip
+    group.add_argument(
+        "--machine", type=number(int, 0), default=0, metavar="K",
+        help="which of --machines this one is, from 0; 0 reads and writes the results",
+    )  # fmt: skip
+
+
 def parse_arguments(argv):
     """Parses and checks the command line."""
     parser = make_parser()
@@ -84,21 +97,43 @@ def parse_arguments(argv):
         parser.error("--valid-shards overlap --train-shards; expected shards held out of training")
     if args.model and args.step != "predict":
         parser.error("--model goes with `recognition.py predict`; training writes its own")
+    if args.machines:
+        _check_machines(parser, args)
     return args
+
+
+def _check_machines(parser, args):
+    """Ends with one line unless several machines can do what is asked for."""
+    if args.step != "train":
+        parser.error("--machines go with `recognition.py train`; predict on one machine")
+    if args.machine >= len(args.machines):
+        parser.error(f"argument --machine: {args.machine}; expected 0 to {len(args.machines) - 1}")
+    if args.frozen_backbone:
+        parser.error(
+            "--machines go with a backbone that is trained; a frozen one needs one machine"
+        )
+    if args.batch_size % len(args.machines):
+        parser.error(
+            f"argument --batch-size: {args.batch_size}; expected a multiple of the "
+            f"{len(args.machines)} machines"
+        )
 
 
 def main(argv=None):
     """Trains, predicts and scores, as the module's docstring shows."""
     args = parse_arguments(argv)
-    with open_session("recognition", **session_settings(args)) as session:
+    settings = session_settings(args)
+    if args.machine:  # its folder may be that of the first machine
+        settings["output"] /= f"machine-{args.machine}"
+    with open_session("recognition", **settings) as session:
         if args.step != "predict":
-            recipe = Recipe.of(vars(args))
-            train(session, recipe, args.valid_shards, args.valid_every, args.fresh)
+            recipe, place = Recipe.of(vars(args)), (args.machines, args.machine)
+            train(session, recipe, args.valid_shards, args.valid_every, args.fresh, place)
         if args.step != "train":
             predict(session, args.model, args.batch_size, args.flipped_too)
 
 
-def train(session, recipe, valid_shards, valid_every, fresh=False):
+def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 0)):
     """Trains on the source's shards, from the checkpoint if there is one; writes model.keras.
 
     Args:
@@ -107,10 +142,12 @@ def train(session, recipe, valid_shards, valid_every, fresh=False):
         valid_shards: (first, stop) of the held-out train shards.
         valid_every: mini-epochs between validations.
         fresh: forget the checkpoint first.
+        place: (addresses of the machines that train together or None, number of this one).
     """
     import backbones  # these load Keras, which is deferred until the arguments are valid
     import frozen
     import model
+    import replicas
     import training
 
     source, data = session.source, recipe.data
@@ -125,7 +162,10 @@ def train(session, recipe, valid_shards, valid_every, fresh=False):
         training.forget(session)
     images = training.TrainImages(class_table, labels, shards, held_out)
     trainer = frozen if recipe.network.frozen_backbone else training
-    network = trainer.train(session, recipe, images, valid_every)
+    with replicas.join_machines(*place):
+        network = trainer.train(session, recipe, images, valid_every)
+    if place[1]:  # the first machine writes
+        return
     path = session.path(MODEL)
     model.save_recogniser(network, path, class_table, recipe)
     print(path)

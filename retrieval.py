@@ -9,8 +9,11 @@ Run the same command again and it continues where it stopped. However many the p
 is the same.
 """
 
+import contextlib
 import dataclasses
-from argparse import BooleanOptionalAction
+import io
+import os
+from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +34,7 @@ from on_kaggle.kernel import require_package
 from recipes import MAX_BATCH_SIZE
 from report import retrieved, write_report
 from reranks import NAMED_BY, RERANKS, default_rerank
+from scheduler import open_workers
 from session import (
     MODEL,
     NEIGHBORS_PICTURE,
@@ -48,6 +52,7 @@ from submissions import (
 )
 from utils import ExpectedError, atomic_write, say
 
+_describers = {}
 MAX_SUMMED = 1000  # descriptors in the sum of an expansion
 
 
@@ -95,6 +100,10 @@ def _add_search_options(group):
     group.add_argument(
         "--parts", type=number(int, 1), default=6, metavar="N", help="parts of the index"
     )
+    group.add_argument(
+        "--scheduler", metavar="ADDRESS",
+        help="describe and search on the workers of this Dask scheduler, or of local:N",
+    )  # fmt: skip
     group.add_argument(
         "--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",
         help=f"images retrieved for a query, at most {MAX_RETRIEVED}",
@@ -159,6 +168,8 @@ def main(argv=None):
     with open_session(name, **session_settings(args)) as session:
         if args.step == "merge":
             files = args.files or find_parts(session, args.parts)
+        elif args.scheduler:
+            files = search_on_workers(session, args)
         else:
             files = search_parts(session, args)
         if args.part is None:
@@ -180,13 +191,9 @@ def search_parts(session, args):
             setting="queries",
         )
     require_package("faiss", "faiss-cpu")  # before hours are spent on descriptors
-    import describe  # these two load Keras and faiss: deferred until the arguments are valid
-    import parts
+    import parts  # it loads Keras and faiss: deferred until the arguments are valid
 
-    settings = describe.Settings(
-        args.model or session.find(MODEL), args.batch_size, args.flipped_too, args.descriptor_dtype
-    )
-    describer = describe.Describer(settings, session.source)
+    describer = _make_describer(session, args)
     session.take_up(REPORT_FACTS)  # the merge mounts the parts alone
     session.source.select_shards("index")  # told before the test images are described, if missing
     index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
@@ -203,6 +210,68 @@ def search_parts(session, args):
         print(path)
         files.append(path)
     return files
+
+
+def _make_describer(session, args):
+    """Loads the network, once for all jobs of a worker while its file is the same."""
+    import describe
+
+    settings = describe.Settings(
+        args.model or session.find(MODEL), args.batch_size, args.flipped_too, args.descriptor_dtype
+    )
+    if not Path(settings.model_path).is_file():
+        return describe.Describer(settings, session.source)  # it says what is wrong
+    facts = os.stat(settings.model_path)
+    key = settings, session.source, facts.st_mtime_ns, facts.st_size
+    if key not in _describers:
+        _describers.clear()  # a network takes memory
+        _describers[key] = describe.Describer(settings, session.source)
+    return _describers[key]
+
+
+def search_on_workers(session, args):
+    """Searches as `search_parts` does, shard by shard and part by part on a scheduler's workers.
+
+    Returns:
+        list of the part files.
+    """
+    import retrieval  # by this name, the workers find the functions below
+
+    shards = session.source.select_shards("index")
+    numbers = range(args.parts) if args.part is None else [args.part]
+    alone = Namespace(**vars(args) | {"scheduler": None})
+    with open_workers(args.scheduler, session, args.scratch) as workers:
+        workers.run(retrieval.queries_job, [alone], "sets of queries there", on_gpu=True)
+        wanted = [np.array_split(shards, args.parts)[part].tolist() for part in numbers]
+        jobs = [(alone, shard) for of_part in wanted for shard in of_part]
+        workers.run(retrieval.describe_job, jobs, "index shards described", on_gpu=True)
+        jobs = [Namespace(**vars(alone) | {"part": part}) for part in numbers]
+        workers.run(retrieval.search_job, jobs, "parts searched", on_gpu=True)
+    files = [session.path(part_name(part, args.parts)) for part in numbers]
+    print(*files, sep="\n")
+    return files
+
+
+def queries_job(session, args):
+    """Finds or describes the queries, in a worker."""
+    import parts
+
+    parts.find_queries(session, _make_describer(session, args), args.queries)
+
+
+def describe_job(session, job):
+    """Describes one shard of the index, in a worker; the job is (arguments, `Shard`)."""
+    import describe
+
+    args, shard = job
+    index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
+    describe.describe_shards(session, _make_describer(session, args), [shard], index_ids)
+
+
+def search_job(session, args):
+    """Searches one part, in a worker."""
+    with contextlib.redirect_stdout(io.StringIO()):  # the script prints the files
+        search_parts(session, args)
 
 
 def _plan_search(session, describer, args, queries):

@@ -4,6 +4,7 @@ Imports Keras, via `model`.
 """
 
 import dataclasses
+import hashlib
 import math
 import os
 import time
@@ -61,6 +62,13 @@ class TrainImages:
         """(num_classes,) int64, the train images of each landmark."""
         return np.bincount(self.labels.class_indices, minlength=len(self.class_table))
 
+    @property
+    def fingerprint(self):
+        """Words that differ for other landmarks, other labels of images, or other shards."""
+        shards = " ".join(shard.path for shard in self.shards)
+        facts = f"{self.class_table.fingerprint} {self.labels.fingerprint} {shards}"
+        return hashlib.sha256(facts.encode()).hexdigest()[:12]
+
 
 # ------------------------------------------------------------------------------- the whole run
 
@@ -86,6 +94,7 @@ def train(session, recipe, images, valid_every):
     replicas = set_up_replicas(recipe.training.batch_size)
     with replicas.scope():
         network, rows = begin_or_continue(session, recipe, images)
+    rows = replicas.follow_first(network, rows, {"labels": images.fingerprint} | recipe.settings())
     if len(rows) == len(plan):
         say(f"training is complete: {len(plan)} mini-epochs")
         write_history(session, rows, True)  # that session wrote to another folder
@@ -96,32 +105,53 @@ def train(session, recipe, images, valid_every):
     )
     require_space(session, network)
     valid = load_valid_images(session, recipe, images, describe_done(rows, plan))
-    reading = reading_of(recipe, images.labels)
     num_classes = len(images.class_table)
     steps_of_shard = count_steps(session, recipe, images) / len(plan)
-    num_skippable = session.num_skippable(len(images.shards))
-    num_skippable -= sum(bool(row["problem"]) for row in rows)
-    stream = stream_batches(
-        session.source, plan[len(rows) :], reading, session.stop.requested, num_skippable
-    )
-    for mini_epoch in range(len(rows), len(plan)):
+    stream = open_stream(session, replicas, recipe, images, rows, plan)
+    stop = replicas.common(session.stop)
+    while len(rows) < len(plan):
         done = describe_done(rows, plan)
         # A mini-epoch that would not fit into the time is not begun.
-        if session.stop.requested(max((row["seconds"] for row in rows[-10:]), default=0)):
-            raise StoppedError(session.stop, done)
-        row = {"mini_epoch": mini_epoch + 1, "epoch": plan[mini_epoch][0] + 1}
-        pace = Pace(recipe, network, mini_epoch, len(plan), steps_of_shard)
-        row |= train_mini_epoch(replicas, network, stream, pace, session.stop, done)
-        is_milestone = (mini_epoch + 1) % valid_every == 0 or mini_epoch + 1 == len(plan)
+        longest_s = max((row["seconds"] for row in rows[-10:]), default=0)
+        if stop.requested(longest_s * replicas.num_machines):
+            raise StoppedError(stop, done)
+        group = plan[len(rows) : len(rows) + replicas.num_machines]
+        pace = Pace(recipe, network, len(rows), len(plan), steps_of_shard, len(group))
+        trained = train_mini_epoch(replicas, network, stream, pace, stop, done)
+        trained = replicas.collect(trained, len(group))
+        for (epoch, _), row in zip(group, trained, strict=True):
+            rows.append({"mini_epoch": len(rows) + 1, "epoch": epoch + 1} | row)
+        is_milestone = len(rows) % valid_every < len(group) or len(rows) == len(plan)
         if is_milestone:
-            row |= validate(replicas, network, valid, model.scale_of(recipe.loss, num_classes))
-        rows.append(row)
-        save_checkpoint(session, network, recipe, images, rows)
-        write_history(session, rows, is_milestone)
-        say(describe_progress(rows, len(plan)))
-        if len(rows) == len(images.shards) and not any(row["images"] for row in rows):
+            rows[-1] |= validate(replicas, network, valid, model.scale_of(recipe.loss, num_classes))
+        if replicas.is_first:
+            save_checkpoint(session, network, recipe, images, rows)
+            write_history(session, rows, is_milestone)
+            say(describe_progress(rows, len(plan)))
+        if len(rows) >= len(images.shards) and not any(row["images"] for row in rows):
             raise no_images(images)
     return network
+
+
+def open_stream(session, replicas, recipe, images, rows, plan):
+    """Opens the stream of the shards to come.
+
+    Args:
+        session, recipe, images: as for `train`.
+        replicas: how batches run, of `set_up_replicas`.
+        rows: of the history, one for each shard that is done.
+        plan: list of (epoch, `Shard`), the whole run.
+
+    Returns:
+        Iterator of `Batch` and `ShardEnd`.
+    """
+    num_skippable = session.num_skippable(len(images.shards))
+    num_skippable -= sum(bool(row["problem"]) for row in rows)
+
+    def stream(plan, reading):
+        return stream_batches(session.source, plan, reading, session.stop.requested, num_skippable)
+
+    return replicas.keep_step(stream, plan[len(rows) :], reading_of(recipe, images.labels))
 
 
 def describe_done(rows, plan):
@@ -176,6 +206,7 @@ class Pace:
         mini_epoch: counted from 0.
         num_mini_epochs: of the whole run.
         steps_of_shard: how many steps a shard is expected to have; no step is known to be the last.
+        num_together: mini-epochs that several machines train together, one after another otherwise.
     """
 
     recipe: Recipe
@@ -183,13 +214,16 @@ class Pace:
     mini_epoch: int
     num_mini_epochs: int
     steps_of_shard: float
+    num_together: int = 1
 
     def set_for(self, step):
         """Sets the rates of a step of this mini-epoch, counted from 0; gives the learning rate."""
-        share = min((step + 0.5) / max(self.steps_of_shard, 1), 1.0)
-        progress = (self.mini_epoch + share) / self.num_mini_epochs
+        share = (step + 0.5) / max(self.steps_of_shard, 1)
+        passed = min(int(share), self.num_together - 1)
+        mini_epoch, share = self.mini_epoch + passed, min(share - passed, 1.0)
+        progress = (mini_epoch + share) / self.num_mini_epochs
         training, ramp = self.recipe.training, self.recipe.loss.margin_ramp
-        rate = learning_rate_at(training, self.mini_epoch, share, self.num_mini_epochs)
+        rate = learning_rate_at(training, mini_epoch, share, self.num_mini_epochs)
         # A last shard longer than expected has steps at progress 1.
         is_frozen = progress < training.frozen_share or training.frozen_share == 1
         set_rates(self.network.optimizer, rate, 0.0 if is_frozen else training.backbone_rate)
@@ -237,6 +271,7 @@ def train_mini_epoch(replicas, network, stream, pace, stop, done):
             )
         losses.append(loss)
         accuracies.append(accuracy)
+    replicas.settle(network)
     tell_problems(item, "left out")
     seconds = time.perf_counter() - begin
     return {

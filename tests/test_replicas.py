@@ -1,8 +1,14 @@
 """Two replicas of a network share each batch; two logical CPUs stand for two GPUs."""
 
+import importlib.util
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+import pytest
 
 TWO_CPUS = """
 import sys
@@ -61,7 +67,6 @@ def test_two_replicas_train_and_predict_as_one_device_does():
 
 def test_a_step_is_traced_once(monkeypatch):
     import keras
-    import numpy as np
 
     import model
     from recipes import Recipe, Training
@@ -196,11 +201,273 @@ def test_an_overflow_on_either_device_skips_the_step_on_both():
 
 
 def test_a_batch_that_two_gpus_cannot_share_is_refused(monkeypatch):
-    import pytest
-
     import replicas
     from utils import ExpectedError
 
     monkeypatch.setattr(replicas, "list_gpus", lambda: ["gpu:0", "gpu:1"])
     with pytest.raises(ExpectedError, match="batches of 33 images: 2 GPUs here"):
         replicas.set_up_replicas(33)
+
+
+# ------------------------------------------------------------------------------------------ JAX
+
+needs_jax = pytest.mark.skipif(
+    importlib.util.find_spec("jax") is None, reason="JAX is optional: requirements-dev.txt"
+)
+ROOT = Path(__file__).resolve().parent.parent
+
+ON_JAX_DEVICES = """
+import sys
+
+sys.path[:0] = [{root!r}, {tests!r}]
+import jax
+import keras
+import numpy as np
+
+import model
+import replicas
+from recipes import Recipe
+from replicas import JaxDevices, OneDevice, set_up_replicas
+from tiny_network import in_place_of_backbones
+from training import Pace
+
+NUM_CLASSES = 13  # neither 8 nor 3 divides it
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, (4, 24, 32, 32, 3), np.uint8)
+vectors = rng.standard_normal((4, 24, 16), np.float32)
+classes = rng.integers(0, NUM_CLASSES, (4, 24)).astype(np.int32)
+SOFTMAX = {{"image_size": 32, "weights": "none", "learning_rate": 0.01}}
+STRONG = {{
+    **{{"neck": 64, "loss": "arcface", "sub_centers": 3, "dynamic_margin": True}},
+    **{{"margin_ramp": 0.5, "class_weights": True, "optimizer": "adamw", "learning_rate": 0.01}},
+    **{{"weight_decay": 0.1, "clip_norm": 0.05, "schedule": "cosine", "warm_up": 0.1}},
+}}
+
+
+def build(recipe):
+    model.set_up_keras(0)
+    if recipe.network.neck:
+        network = model.build_head(recipe, 16, NUM_CLASSES, 100)
+    else:
+        network = model.build_network(recipe, NUM_CLASSES, 100)
+    model.compile_network(network, recipe, np.arange(NUM_CLASSES) + 5)
+    network.optimizer.build(network.trainable_variables)
+    return network
+
+
+def values_of(network):
+    return [model.to_numpy(v) for v in (*network.variables, *network.optimizer.variables)]
+
+
+def train(devices, recipe, network, steps, data):
+    losses = []
+    for step in steps:
+        Pace(recipe, network, step // 2, 2, 2).set_for(step % 2)
+        losses.append(devices.train_on_batch(network, data[step], classes[step]))
+    devices.settle(network)
+    return losses
+
+
+def compare(settings, data, first, second):
+    recipe = Recipe.of(settings)
+    one, many = build(recipe), build(recipe)
+    expected = train(OneDevice(), recipe, one, range(4), data)
+    losses = train(first, recipe, many, range(2), data)
+    saved, many = values_of(many), build(recipe)  # as a checkpoint does
+    for variable, value in zip((*many.variables, *many.optimizer.variables), saved, strict=True):
+        assert variable.shape == value.shape
+        variable.assign(value)
+    losses += train(second, recipe, many, range(2, 4), data)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
+    for theirs, ours in zip(values_of(one), values_of(many), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+    (outputs,), (expected,) = (d.predict_on_batch(n, data[0]) for d, n in
+                               ((second, many), (OneDevice(), one)))  # fmt: skip
+    np.testing.assert_allclose(outputs, expected, rtol=1e-3, atol=1e-4)
+    return many
+
+
+eight = set_up_replicas(24)
+assert type(eight) is JaxDevices and eight.num_devices == 8
+three = JaxDevices(keras.distribution.list_devices()[:3])
+with in_place_of_backbones():
+    compare(SOFTMAX, images, eight, three)
+head = compare(STRONG, vectors, three, eight)
+
+# No collective of the compiled step is as large as the head: features cross, not its gradients.
+state = [[eight._place(v) for v in group] for group in replicas._state_of(head)]
+batch = [eight._split(vectors[0]), eight._split(classes[0]), None]
+text = eight._steps[id(head), "train"][1].lower(state, batch).compile().as_text()
+lines = [line for line in text.splitlines() if "all-gather(" in line or "all-reduce(" in line]
+assert lines
+sizes = [np.prod(list(map(int, shape.split(",")))) for line in lines
+         for shape in re.findall(r"f32\\[([\\d,]+)\\]", line)]  # fmt: skip
+kernel = head.get_layer("logits").kernel
+assert max(sizes) < 64 * 13 * 3 == np.prod(kernel.shape), sizes
+shard = eight._place(kernel).addressable_shards[0].data
+assert shard.shape == (64, 5)  # 39 columns, and one of zeros, on 8 devices
+print("equal")
+"""
+
+
+@needs_jax
+def test_jax_devices_train_as_one_and_a_run_goes_on_with_another_number():
+    code = "import re\n" + ON_JAX_DEVICES.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    flags = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | flags
+    )
+    assert done.stdout.strip() == "equal", done.stderr[-3000:]
+
+
+MACHINE = """
+import runpy, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+sys.argv[0] = "recognition.py"
+from tiny_network import in_place_of_backbones
+with in_place_of_backbones():
+    runpy.run_path({root!r} + "/recognition.py", run_name="__main__")
+"""
+
+# The same global batches in one process: batch i of every machine's shard, one after another.
+ONE_PROCESS = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from pathlib import Path
+import numpy as np
+import training
+import recognition
+from dataclasses import replace
+from generators import Batch, stream_batches
+from landmarks import read_train_labels
+from model import set_up_keras, to_numpy
+from recipes import Recipe
+from session import Session
+from sources import TRAIN_CSV, Source
+from tiny_network import in_place_of_backbones
+from utils import Stop, save_arrays
+
+args = recognition.parse_arguments(sys.argv[3:])
+num_machines = int(sys.argv[2])
+recipe, output = Recipe.of(vars(args)), Path(sys.argv[1])
+source = Source(args.source, output)
+table, labels = read_train_labels(source.fetch(TRAIN_CSV), recipe.data.min_images)
+shards = source.select_shards("train", *recipe.data.train_shards)
+images = training.TrainImages(table, labels, shards, [])
+session = Session(output, source, Stop())
+set_up_keras(0)
+with in_place_of_backbones():
+    network, _ = training.begin_or_continue(session, recipe, images)
+size = recipe.training.batch_size // num_machines
+reading = replace(training.reading_of(recipe, labels), batch_size=size)
+steps_of_shard = training.count_steps(session, recipe, images) / len(shards)
+losses, last = [], {{}}
+nothing = np.zeros((size, 32, 32, 3), np.uint8), np.zeros(size, np.int32)
+for begin in range(0, len(shards), num_machines):
+    group = shards[begin : begin + num_machines]
+    streams = [list(stream_batches(source, [(0, shard)], reading)) for shard in group]
+    batches = [[item for item in stream if isinstance(item, Batch)] for stream in streams]
+    pace = training.Pace(recipe, network, begin, len(shards), steps_of_shard, len(group))
+    of_group = []
+    for step in range(max(map(len, batches))):
+        active = [k for k in range(len(group)) if step < len(batches[k])]
+        for k in active:
+            last[k] = batches[k][step].images, batches[k][step].class_indices
+        parts = [last.get(k, nothing) for k in range(num_machines)]
+        weights = [num_machines / len(active) if k in active else 0 for k in range(num_machines)]
+        pace.set_for(step)
+        x, y = map(np.concatenate, zip(*parts))
+        weights = np.repeat(np.array(weights, np.float32), size)
+        of_group.append(float(network.train_on_batch(x, y, weights)[0]))
+    losses += [np.mean(of_group)] * len(group)
+variables = [*network.variables, *network.optimizer.variables]
+arrays = {{f"v{{i:05d}}": to_numpy(v) for i, v in enumerate(variables)}}
+save_arrays(output / "one.npz", {{"losses": losses}}, **arrays)
+"""
+
+
+def start(code, *arguments):
+    """Starts a Python process on JAX."""
+    code = code.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=os.environ | {"KERAS_BACKEND": "jax"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def start_machines(number, arguments):
+    """Starts the processes of machines on loopback."""
+    from test_machines import free_addresses
+
+    options = ("--machines", ",".join(free_addresses(number)), "--machine")
+    return [start(MACHINE, *arguments, *options, k) for k in range(number)]
+
+
+@needs_jax
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [2, 3])
+def test_machines_train_as_one_process_with_the_same_batches(number, tmp_path):
+    from synthetic import make_source
+
+    from utils import load_arrays
+
+    made = make_source(tmp_path / "source", train_shards=5, per_train_shard=16)
+    # Uneven: 16, 16, 16 and 16 + 3 images; three machines have a last group of one shard.
+    output = tmp_path / "output"
+    arguments = [
+        *("train", "--source", made.folder, "--output", output, "--train-shards", "1:5"),
+        *("--valid-shards", "0:1", "--min-images", 3, "--backbone", "mobilenet_v2"),
+        *("--weights", "none", "--image-size", 32, "--batch-size", 12, "--learning-rate", 0.01),
+    ]
+    processes = start_machines(number, arguments)
+    (tmp_path / "one").mkdir()
+    one = start(ONE_PROCESS, tmp_path / "one", number, *arguments)
+    said = [process.communicate(timeout=300) for process in (*processes, one)]
+    assert [process.returncode for process in (*processes, one)] == [0] * (number + 1), said
+    # Gloo writes a line of its own to stdout.
+    assert said[0][0].splitlines()[-1] == str(output / "model.keras")
+    assert all("model.keras" not in stdout for stdout, _ in said[1:])
+    ours, page = load_arrays(output / "checkpoint" / "training.npz")
+    theirs, oracle = load_arrays(tmp_path / "one" / "one.npz")
+    rows = page["history"]
+    assert [row["shard"] for row in rows] == [1, 2, 3, 4]
+    assert [row["images"] for row in rows] == [16, 16, 16, 19]
+    np.testing.assert_allclose([row["loss"] for row in rows], oracle["losses"], rtol=1e-4)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        least = 1e-3 * np.abs(value).max() + 1e-6
+        np.testing.assert_allclose(ours[name], value, rtol=1e-2, atol=least, err_msg=name)
+
+
+@needs_jax
+@pytest.mark.slow
+def test_a_killed_machine_ends_the_run_and_fewer_continue_it(tmp_path):
+    from synthetic import make_source
+
+    from utils import load_arrays
+
+    made = make_source(tmp_path / "source", train_shards=3, per_train_shard=16)
+    output = tmp_path / "output"
+    arguments = [
+        *("train", "--source", made.folder, "--output", output, "--train-shards", "1:3"),
+        *("--valid-shards", "0:1", "--min-images", 3, "--backbone", "mobilenet_v2"),
+        *("--weights", "none", "--image-size", 32, "--batch-size", 4, "--epochs", 30),
+    ]
+    first, second = start_machines(2, arguments)
+    for line in first.stderr:
+        if line.startswith("mini-epoch 4/"):
+            break
+    second.kill()
+    second.communicate()
+    last = first.communicate(timeout=120)[1].splitlines()[-1]
+    assert first.returncode == 1
+    assert re.match(r"error: machine 1 \(.*\) is gone; expected all 2 machines to the end", last)
+    checkpoint = output / "checkpoint" / "training.npz"
+    num_done = len(load_arrays(checkpoint)[1]["history"])
+    assert 4 <= num_done < 60 and num_done % 2 == 0
+    alone = start(MACHINE, *arguments)
+    assert alone.communicate(timeout=300)[0] == f"{output / 'model.keras'}\n"
+    rows = load_arrays(checkpoint)[1]["history"]
+    assert [row["mini_epoch"] for row in rows] == list(range(1, 61))
+    assert [row["shard"] for row in rows] == [1, 2] * 30

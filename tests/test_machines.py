@@ -1,0 +1,161 @@
+"""Tests of machines on loopback: they find one another, agree, and notice when one is gone."""
+
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import machines
+import recognition
+import retrieval
+from machines import Machines
+from utils import ExpectedError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def free_addresses(number):
+    """Gives addresses of ports on loopback that nobody has."""
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    addresses = tuple(f"127.0.0.1:{server.getsockname()[1]}" for server in servers)
+    for server in servers:
+        server.close()
+    return addresses
+
+
+def on_all(addresses, function):
+    """Runs a function of (`Machines`) for each machine in a thread; gives what came of it."""
+    results = [None] * len(addresses)
+
+    def run(number):
+        try:
+            results[number] = function(Machines(addresses, number))
+        except ExpectedError as error:
+            results[number] = error
+
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(len(addresses))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return results
+
+
+def test_all_machines_hear_all_in_order():
+    def talk(machine):
+        said = [machine.exchange([machine.number, turn]) for turn in range(3)]
+        machine.finish()
+        return said
+
+    for said in on_all(free_addresses(3), talk):
+        assert said == [[[k, turn] for k in range(3)] for turn in range(3)]
+
+
+def test_a_machine_that_fails_is_named_on_all_others():
+    def fail(machine):
+        if machine.number == 1:
+            machine.fail("the disk is full")
+            return None
+        try:
+            machine.exchange("here")
+        finally:
+            machine._is_closed = True  # else the process would be ended after a while
+
+    addresses = free_addresses(3)
+    first, _, third = on_all(addresses, fail)
+    for error in (first, third):
+        assert f"machine 1 ({addresses[1]}) ended: the disk is full; expected all 3" in str(error)
+
+
+def test_another_list_of_machines_is_refused():
+    addresses = free_addresses(2)
+    other = (addresses[0], addresses[1].replace("127.0.0.1", "localhost"))
+    results = [None, None]
+
+    def join(number, names):
+        with pytest.raises(ExpectedError, match="expected the same list") as caught:
+            Machines(names, number)
+        results[number] = str(caught.value)
+
+    threads = [threading.Thread(target=join, args=pair) for pair in ((0, addresses), (1, other))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert all(results)
+
+
+def test_a_machine_that_does_not_come_is_one_line(monkeypatch):
+    monkeypatch.setattr(machines, "PATIENCE_S", 0.3)
+    for number in (0, 1):
+        with pytest.raises(ExpectedError, match=r"machine \d .*did not come within 0 s"):
+            Machines(free_addresses(2), number)
+
+
+WAITING = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import machines
+machines.GRACE_S = 0.5
+one = machines.Machines(sys.argv[3].split(","), int(sys.argv[2]))
+print("met", flush=True)
+time.sleep(60)  # as in a step that never ends
+"""
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_machine_that_waits_in_a_step_ends_with_one_line_when_another_is_killed(killed):
+    addresses = free_addresses(2)
+    command = [sys.executable, "-c", WAITING, str(ROOT)]
+    processes = [
+        subprocess.Popen(
+            [*command, str(k), ",".join(addresses)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for k in range(2)
+    ]  # fmt: skip
+    assert [process.stdout.readline() for process in processes] == ["met\n"] * 2
+    processes[killed].kill()
+    _, stderr = processes[1 - killed].communicate(timeout=30)
+    processes[killed].communicate()
+    assert processes[1 - killed].returncode == 1
+    assert stderr.splitlines()[1:] == [
+        f"error: machine {killed} ({addresses[killed]}) is gone; expected all 2 machines to the "
+        "end; run the same command again to continue, with those that are there"
+    ]
+
+
+def test_the_command_lines_of_the_page_are_taken():
+    page = (ROOT / "docs" / "machines.md").read_text(encoding="utf-8")
+    names = {"$H": "10.0.0.1:7011,10.0.0.2:7011", "$SLURM_PROCID": "1"}
+    found = re.findall(r"python (recognition|retrieval)\.py ([^\"'\n]*)", page)
+    assert len(found) == 6
+    for script, rest in found:
+        words = [names.get(word, word) for word in shlex.split(rest)]
+        module = {"recognition": recognition, "retrieval": retrieval}[script]
+        args = module.parse_arguments(words)
+        assert getattr(args, "machines", None) or args.scheduler
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--machines", "a:1"], "expected HOST:PORT,HOST:PORT, two machines or more"),
+        (["train", "--machines", "a:1,a:1"], "two machines or more, each once"),
+        (["train", "--machines", "a:1,b:x"], "expected HOST:PORT,HOST:PORT"),
+        (["train", "--machines", "a:1,b:1", "--machine", "2"], "--machine: 2; expected 0 to 1"),
+        (["--machines", "a:1,b:1"], "--machines go with `recognition.py train`"),
+        (["train", "--machines", "a:1,b:1", "--recipe", "frozen"], "a backbone that is trained"),
+        (["train", "--machines", "a:1,b:1", "--batch-size", "9"], "a multiple of the 2 machines"),
+    ],
+)
+def test_wrong_uses_of_machines_are_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        recognition.parse_arguments(arguments)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
