@@ -15,7 +15,14 @@ import numpy as np
 
 from generators import Batch, ShardEnd
 from machines import Machines, open_door
-from utils import ExpectedError, StoppedError, loading_keras, muted_stderr, say
+from utils import (
+    ExpectedError,
+    StoppedError,
+    loading_keras,
+    muted_stderr,
+    say,
+    stdout_to_stderr,
+)
 
 with loading_keras():
     import keras
@@ -560,7 +567,8 @@ def join_machines(addresses, number):
             cluster_detection_method="deactivate",
             heartbeat_timeout_seconds=JAX_PATIENCE_S,
         )
-        yield
+        with stdout_to_stderr():  # Gloo says there that it is connected
+            yield
         machines.finish()
         jax.distributed.shutdown()
     except BaseException as error:

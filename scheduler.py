@@ -58,7 +58,7 @@ class Workers:
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         self.has_gpus = any(GPU in worker.get("resources", {}) for worker in workers)
 
-    def run(self, function, jobs, what, on_gpu=False):
+    def run(self, function, jobs, what, on_gpu=False, when_done=None):
         """Does all jobs; says how it goes.
 
         Args:
@@ -66,6 +66,8 @@ class Workers:
             jobs: list of anything that can be pickled.
             what: the jobs, for a person, e.g. `parts searched`.
             on_gpu: on the workers that have a GPU, where any has.
+            when_done: function of (job, result), called here as each job ends, in any order; what
+                it raises ends the run.
 
         Returns:
             list of results, in the order of the jobs.
@@ -80,7 +82,8 @@ class Workers:
         futures = self.client.map(
             functools.partial(_do, self.place, function), jobs, pure=False, resources=resources
         )
-        missing, stop = set(futures), self.session.stop
+        job_of, stop = dict(zip(futures, jobs, strict=True)), self.session.stop
+        missing = set(futures)
         told = f"0 of {len(futures)} {what}"
         try:
             while missing:
@@ -89,6 +92,8 @@ class Workers:
                 for future in [future for future in missing if future.done()]:
                     self._check(future, what)
                     missing.remove(future)
+                    if when_done:
+                        when_done(job_of[future], future.result())
                 done = f"{len(futures) - len(missing)} of {len(futures)} {what}"
                 if done != told:
                     say(done)

@@ -1,17 +1,21 @@
 """Tests of jobs on a Dask cluster: the same files as without, also when a worker is killed."""
 
 import contextlib
+import hashlib
 import io
 import os
 import shutil
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
+import nearest
 import retrieval
 import scheduler
+import shrink
 from session import Session
 from sources import Source
 from utils import ExpectedError, Stop
@@ -102,3 +106,89 @@ def test_a_search_whose_worker_is_killed_gives_the_same_bytes(
     assert ours[0] == alone[0]
     assert ours[1].replace(str(output), str(tmp_path / "alone")) == alone[1]
     shutil.rmtree(output)
+
+
+def files_of(folder, pattern):
+    """Gives the files of a folder: dict, name -> bytes."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob(pattern))}
+    return {name: path.read_bytes() for name, path in found.items() if path.is_file()}
+
+
+def test_nearest_train_images_are_found_on_workers_as_without(
+    cluster, data_set, recognition_run, tmp_path, capsys
+):
+    ours, alone = tmp_path / "ours", tmp_path / "alone"
+    arguments = ["--source", data_set.folder, "--model", recognition_run.output / "model.keras",
+                 "--parts", 2, "--batch-size", 8]  # fmt: skip
+    said = {}
+    for output, more in ((ours, ["--scheduler", cluster.scheduler_address]), (alone, [])):
+        nearest.main([str(word) for word in (*arguments, "--output", output, *more)])
+        captured = capsys.readouterr()
+        said[output] = captured.out.replace(str(output), "")
+        assert ("4 of 4 train shards described" in captured.err) == (output == ours)
+    assert said[ours] == said[alone]
+    made = {path: files_of(path, "*.npz") | files_of(path, "*.csv") for path in (ours, alone)}
+    assert {"recognition_submission.csv", "names.npz", "gallery-part-1-of-2.npz",
+            "descriptors/train_000.npz"} <= made[ours].keys()  # fmt: skip
+    assert made[ours] == made[alone]
+
+
+def shrink_to(output, data_set, *more):
+    arguments = ["--source", data_set.folder, "--output", output, "--pixels", 32, *more]
+    shrink.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("labels", ["full", "clean"])
+def test_shards_are_shrunk_on_workers_as_without(cluster, data_set, tmp_path, labels, capsys):
+    ours, alone = tmp_path / "ours", tmp_path / "alone"
+    labels = ("--labels", labels)
+    shrink_to(ours, data_set, *labels, "--scheduler", cluster.scheduler_address)
+    assert "7 of 7 shards shrunk" in capsys.readouterr().err
+    shrink_to(alone, data_set, *labels)
+    made = {path: files_of(path, "*") for path in (ours, alone)}
+    for files in made.values():
+        # The times and the picture differ from run to run.
+        rows = files.pop("shrink.csv").decode().splitlines()
+        files["rows"] = [row.split(",")[:5] for row in rows]
+        assert files.pop("shrunk.png")
+    assert made[ours] == made[alone]
+    before = {name: (ours / name).stat().st_mtime_ns for name in made[ours] if "images_" in name}
+    shrink_to(ours, data_set, *labels, "--scheduler", cluster.scheduler_address)
+    assert before == {name: (ours / name).stat().st_mtime_ns for name in before}
+
+
+@pytest.fixture
+def spoilt(data_set, tmp_path):
+    """The data set with two shards that are no tars."""
+    folder = shutil.copytree(data_set.folder, tmp_path / "spoilt")
+    for number in (1, 2):
+        data = b"no tar" * 1000
+        (folder / f"train/images_00{number}.tar").write_bytes(data)
+        md5 = hashlib.md5(data).hexdigest()
+        (folder / f"md5sum/train/md5.images_00{number}.txt").write_text(f"{md5}  x\n")
+    return SimpleNamespace(folder=folder)
+
+
+def test_one_broken_shard_may_be_left_out_on_workers_and_two_may_not(
+    cluster, data_set, spoilt, tmp_path, capsys
+):
+    address = ("--scheduler", cluster.scheduler_address)
+    with pytest.raises(ExpectedError, match="expected a whole uncompressed tar") as caught:
+        shrink_to(tmp_path / "two", spoilt, *address, "--skip-bad-shards")
+    assert caught.value.setting == "skip_bad_shards"
+    name = "train/images_002.tar"
+    shutil.copy(data_set.folder / name, spoilt.folder / name)
+    md5 = "md5sum/train/md5.images_002.txt"
+    shutil.copy(data_set.folder / md5, spoilt.folder / md5)
+    capsys.readouterr()
+    shrink_to(tmp_path / "one", spoilt, *address, "--skip-bad-shards")
+    assert "left out: train/images_001.tar" in capsys.readouterr().err
+    with pytest.raises(ExpectedError, match="expected a whole uncompressed tar"):
+        shrink_to(tmp_path / "none", spoilt, *address)
+
+
+def test_an_output_that_becomes_too_large_is_refused_on_workers(cluster, data_set, tmp_path):
+    with pytest.raises(ExpectedError, match="in the end, as far as can be told") as caught:
+        shrink_to(tmp_path / "ours", data_set, "--scheduler", cluster.scheduler_address,
+                  "--max-gb", 1e-5)  # fmt: skip
+    assert caught.value.setting == "parts"
