@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 from dataclasses import dataclass
 from itertools import chain
 
@@ -567,6 +568,8 @@ def join_machines(addresses, number):
             cluster_detection_method="deactivate",
             heartbeat_timeout_seconds=JAX_PATIENCE_S,
         )
+        # JAX takes SIGTERM for itself, which then stops nothing; Slurm sends it ahead of the end.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         with stdout_to_stderr():  # Gloo says there that it is connected
             yield
         machines.finish()

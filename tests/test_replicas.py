@@ -492,3 +492,26 @@ def test_a_killed_machine_ends_the_run_and_fewer_continue_it(number, tmp_path):
     rows = load_arrays(checkpoint)[1]["history"]
     assert [row["mini_epoch"] for row in rows] == list(range(1, 49))
     assert [row["shard"] for row in rows] == list(range(1, 1 + number)) * num_epochs
+
+
+@needs_jax
+@pytest.mark.slow
+def test_sigterm_on_one_machine_stops_all_after_the_same_step(tmp_path):
+    from synthetic import make_source
+
+    made = make_source(tmp_path / "source", train_shards=3, per_train_shard=16)
+    arguments = [
+        *("train", "--source", made.folder, "--output", tmp_path / "output", "--epochs", 400),
+        *("--train-shards", "1:3", "--valid-shards", "0:1", "--min-images", 3, "--weights"),
+        *("none", "--backbone", "mobilenet_v2", "--image-size", 32, "--batch-size", 4),
+    ]
+    first, second = start_machines(2, arguments)
+    for line in first.stderr:
+        if line.startswith("mini-epoch 2/"):
+            break
+    second.terminate()
+    said = [process.communicate(timeout=120) for process in (first, second)]
+    assert [process.returncode for process in (first, second)] == [0, 0]
+    assert [stdout for stdout, _ in said] == ["", ""]
+    ends = {stderr.splitlines()[-1] for _, stderr in said}
+    assert len(ends) == 1 and "stopped by SIGTERM on machine 1: " in ends.pop()

@@ -2,10 +2,14 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import io
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -20,7 +24,10 @@ from session import Session
 from sources import Source
 from utils import ExpectedError, Stop
 
-pytest.importorskip("distributed", reason="dask is optional: requirements-cluster.txt")
+needs_dask = pytest.mark.skipif(
+    importlib.util.find_spec("distributed") is None,
+    reason="Dask is optional: requirements-cluster.txt",
+)
 
 
 def add_or_fail(session, job):
@@ -38,6 +45,7 @@ def add_or_fail(session, job):
 @pytest.fixture(scope="module")
 def cluster():
     """Two workers on this machine."""
+    pytest.importorskip("distributed", reason="Dask is optional: requirements-cluster.txt")
     with scheduler._start_here(2) as cluster:
         yield cluster
 
@@ -57,6 +65,41 @@ def test_a_job_whose_worker_was_killed_is_done_by_another(cluster, data_set, tmp
     assert caught.value.setting == "source"
 
 
+def test_without_dask_a_scheduler_is_refused_in_one_line(data_set, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dask", None)
+    session = open_session(tmp_path, data_set.folder)
+    opening = scheduler.open_workers("local:2", session, tmp_path)
+    with pytest.raises(ExpectedError, match="optional packages of requirements-cluster"), opening:
+        pass
+
+
+def test_the_gpus_of_workers_are_those_that_this_process_may_use(monkeypatch):
+    for chosen, gpus in (("1,3", ["1", "3"]), ("", []), ("-1", [])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+        assert scheduler._visible_gpus() == gpus
+
+
+@needs_dask
+def test_a_scheduler_outside_of_the_projects_folder_is_refused(data_set, tmp_path):
+    command = [sys.executable, "-P", "-m", "dask", "scheduler", "--host", "127.0.0.1"]
+    options = ["--port", "0", "--dashboard-address", "127.0.0.1:0", "--no-dashboard"]
+    file = tmp_path / "scheduler.json"
+    process = subprocess.Popen(
+        [*command, *options, "--scheduler-file", file], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    try:
+        while not file.exists():
+            time.sleep(0.05)
+        address = json.loads(file.read_text())["address"]
+        opening = scheduler.open_workers(address, open_session(tmp_path, data_set.folder), tmp_path)
+        with pytest.raises(ExpectedError, match="the scheduler: this project cannot be"), opening:
+            pass
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@needs_dask
 def test_nobody_at_the_address_is_one_line(data_set, tmp_path, monkeypatch):
     session = open_session(tmp_path, data_set.folder)
     monkeypatch.setattr(scheduler, "PATIENCE_S", 1)
@@ -65,10 +108,22 @@ def test_nobody_at_the_address_is_one_line(data_set, tmp_path, monkeypatch):
         pass
 
 
+@needs_dask
 def test_more_workers_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(ExpectedError, match="local:2: 1 GPUs here"):
         scheduler._start_here(2)
+
+
+@needs_dask
+def test_a_worker_searches_with_its_share_of_the_cores(data_set, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    session = open_session(tmp_path, data_set.folder)
+    with scheduler.open_workers("local:2", session, tmp_path / "scratch") as workers:
+        found = workers.client.run(os.getenv, "OMP_NUM_THREADS")
+    assert list(found.values()) == ["3", "3"]
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 def search(model_output, output, data_set, *more):
@@ -192,3 +247,16 @@ def test_an_output_that_becomes_too_large_is_refused_on_workers(cluster, data_se
         shrink_to(tmp_path / "ours", data_set, "--scheduler", cluster.scheduler_address,
                   "--max-gb", 1e-5)  # fmt: skip
     assert caught.value.setting == "parts"
+
+
+@needs_dask
+def test_the_benchmark_of_workers_runs(data_set, recognition_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(os.path.join(os.path.dirname(scheduler.__file__), "benchmarks"))
+    import workers
+
+    words = ["--source", data_set.folder, "--model", recognition_run.output / "model.keras",
+             "--rounds", 1, "--images", 200]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["workers.py", *map(str, words)])
+    workers.main()
+    out = capsys.readouterr().out
+    assert all(f"| {job} |" in out for job in ("describe", "search", "shrink"))
