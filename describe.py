@@ -5,6 +5,7 @@ Recognition takes the landmarks, retrieval all of it. Imports Keras, via `model`
 
 import copy
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from replicas import set_up_replicas
 from session import descriptions_name
 from sources import TRAIN_CSV, Shard
 from utils import StoppedError, say
+
+_describers = {}  # the last one that `open_describer` made, by what it was made of
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,18 @@ class Describer:
             np.empty(num_images, np.int16),
             np.empty((num_images, 2), np.int64),
         )
+
+
+def open_describer(settings, source):
+    """Makes a `Describer`, once for all jobs of a worker while the model's file is the same."""
+    if not Path(settings.model_path).is_file():
+        return Describer(settings, source)  # it says what is wrong
+    facts = os.stat(settings.model_path)
+    key = settings, source, facts.st_mtime_ns, facts.st_size
+    if key not in _describers:
+        _describers.clear()  # a network takes memory
+        _describers[key] = Describer(settings, source)
+    return _describers[key]
 
 
 def digest_of_shards(source, shards):

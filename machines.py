@@ -45,6 +45,7 @@ class Machines:
     def __init__(self, addresses, number):
         self.addresses, self.number = tuple(addresses), number
         self.lost = None  # why the run cannot go on
+        self._loss = None  # ... in short, as the others are told it
         self._has_lost = threading.Event()
         self._is_closed = False
         self._lock = threading.Lock()
@@ -90,8 +91,9 @@ class Machines:
 
     def fail(self, reason):
         """Tells the others that this machine ends, and why; they end, too."""
+        told = self._loss or f"{self.name(self.number)} ended: {reason}"
         for other in self._peers:
-            self._send(other, {"failed": f"{self.name(self.number)} ended: {reason}"})
+            self._send(other, {"failed": told})
         self._is_closed = True
 
     def is_lost(self, timeout_s):
@@ -191,6 +193,7 @@ class Machines:
         """Ends the run on this machine, and lets the first machine tell the others."""
         if self._is_closed or self.lost:
             return
+        self._loss = reason
         self.lost = (
             f"{reason}; expected all {len(self)} machines to the end; run the same command again "
             "to continue, with those that are there"

@@ -9,7 +9,11 @@ Run the same command again and it continues where it stopped. However many the p
 is the same.
 """
 
+import contextlib
 import dataclasses
+import functools
+import io
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +31,7 @@ from metrics import format_scores, score_recognition
 from on_kaggle.kernel import require_package
 from recipes import LABELS, MAX_BATCH_SIZE
 from report import recognised, write_report
+from scheduler import open_workers
 from session import (
     DESCRIPTORS,
     MODEL,
@@ -94,6 +99,10 @@ def _add_vote_options(group):
         "--parts", type=number(int, 1), default=6, metavar="N", help="parts of the train shards"
     )
     group.add_argument(
+        "--scheduler", metavar="ADDRESS",
+        help="describe and search on the workers of this Dask scheduler, or of local:N",
+    )  # fmt: skip
+    group.add_argument(
         "--vote", choices=VOTES, default=VOTES[0],
         help="head: cosines of the 3 best images by landmark, less penalties, and the head's "
         "confidence; sum: without the head; powers: cos^8 of 5 images times the head's ^12",
@@ -133,6 +142,8 @@ def main(argv=None):
     with open_session(name, **session_settings(args)) as session:
         if args.step == "vote":
             files = args.files or find_parts(session, args.parts)
+        elif args.scheduler:
+            files = search_on_workers(session, args)
         else:
             files = search_parts(session, args)
         if args.part is None:
@@ -148,6 +159,19 @@ def search_parts(session, args):
     Returns:
         list of the part files.
     """
+    describer, images, queries = prepare(session, args)
+    import parts  # it loads Keras and faiss: deferred until the arguments are valid
+
+    files = []
+    for part in range(args.parts) if args.part is None else [args.part]:
+        path = parts.search_gallery_part(session, describer, queries, images, part, args.parts)
+        print(path)
+        files.append(path)
+    return files
+
+
+def prepare(session, args):
+    """Gives what every part takes: `Describer`, (`ClassTable`, `TrainLabels`), the queries."""
     if args.queries and not args.queries.is_file():
         raise ExpectedError(
             f"{args.queries}: no such file; expected the queries of another run; check it",
@@ -159,17 +183,63 @@ def search_parts(session, args):
     session.source.select_shards("train")  # told before the test images are described, if missing
     describer = make_describer(session, args)
     labels = args.labels or describer.recipe.data.labels
-    images = read_labels(session.source, labels, min_images=1)
+    images = read_images(session.source, labels)
     say(f"{session.source}: {len(images[1]):,} train images of {len(images[0]):,} landmarks")
     queries = parts.find_queries(session, describer, args.queries, normalise=True)
     describer = describer.storing(args.descriptor_dtype)
     require_room(session, describer, len(images[1]), 1 if args.part is None else args.parts)
-    files = []
-    for part in range(args.parts) if args.part is None else [args.part]:
-        path = parts.search_gallery_part(session, describer, queries, images, part, args.parts)
-        print(path)
-        files.append(path)
+    return describer, images, queries
+
+
+@functools.lru_cache(maxsize=1)
+def read_images(source, labels):
+    """Reads the labels of all train images, once for all jobs of a worker."""
+    return read_labels(source, labels, min_images=1)
+
+
+def search_on_workers(session, args):
+    """Searches as `search_parts` does, shard by shard and part by part on a scheduler's workers.
+
+    Returns:
+        list of the part files.
+    """
+    import nearest  # by this name, the workers find the functions below
+
+    shards = session.source.select_shards("train")
+    numbers = range(args.parts) if args.part is None else [args.part]
+    alone = Namespace(**vars(args) | {"scheduler": None})
+    with open_workers(args.scheduler, session, args.scratch) as workers:
+        workers.run(nearest.prepare_job, [alone], "sets of queries there", on_gpu=True)
+        wanted = [np.array_split(shards, args.parts)[part].tolist() for part in numbers]
+        jobs = [(alone, shard) for of_part in wanted for shard in of_part]
+        workers.run(nearest.describe_job, jobs, "train shards described", on_gpu=True)
+        jobs = [Namespace(**vars(alone) | {"part": part}) for part in numbers]
+        workers.run(nearest.search_job, jobs, "parts searched", on_gpu=True)
+    files = [session.path(gallery_part_name(part, args.parts)) for part in numbers]
+    print(*files, sep="\n")
     return files
+
+
+def prepare_job(session, args):
+    """Finds or describes the queries, and looks for room, in a worker."""
+    prepare(session, args)
+
+
+def describe_job(session, job):
+    """Describes one train shard, in a worker; the job is (arguments, `Shard`)."""
+    import describe
+
+    args, shard = job
+    describer = make_describer(session, args)
+    _, labels = read_images(session.source, args.labels or describer.recipe.data.labels)
+    describer = describer.storing(args.descriptor_dtype)
+    describe.describe_shards(session, describer, [shard], labels.image_ids)
+
+
+def search_job(session, args):
+    """Searches one part, in a worker."""
+    with contextlib.redirect_stdout(io.StringIO()):  # the script prints the files
+        search_parts(session, args)
 
 
 def require_room(session, describer, num_images, num_parts):
@@ -188,7 +258,7 @@ def make_describer(session, args):
     settings = describe.Settings(
         args.model or session.find(MODEL), args.batch_size, args.flipped_too
     )
-    return describe.Describer(settings, session.source)
+    return describe.open_describer(settings, session.source)
 
 
 # ----------------------------------------------------------------------------------------- vote

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 from dataclasses import dataclass
 from itertools import chain
 
@@ -15,7 +16,14 @@ import numpy as np
 
 from generators import Batch, ShardEnd
 from machines import Machines, open_door
-from utils import ExpectedError, StoppedError, loading_keras, muted_stderr, say
+from utils import (
+    ExpectedError,
+    StoppedError,
+    loading_keras,
+    muted_stderr,
+    say,
+    stdout_to_stderr,
+)
 
 with loading_keras():
     import keras
@@ -560,7 +568,10 @@ def join_machines(addresses, number):
             cluster_detection_method="deactivate",
             heartbeat_timeout_seconds=JAX_PATIENCE_S,
         )
-        yield
+        # JAX takes SIGTERM for itself, which then stops nothing; Slurm sends it ahead of the end.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        with stdout_to_stderr():  # Gloo says there that it is connected
+            yield
         machines.finish()
         jax.distributed.shutdown()
     except BaseException as error:

@@ -12,7 +12,6 @@ is the same.
 import contextlib
 import dataclasses
 import io
-import os
 from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 
@@ -52,7 +51,6 @@ from submissions import (
 )
 from utils import ExpectedError, atomic_write, say
 
-_describers = {}
 MAX_SUMMED = 1000  # descriptors in the sum of an expansion
 
 
@@ -213,20 +211,13 @@ def search_parts(session, args):
 
 
 def _make_describer(session, args):
-    """Loads the network, once for all jobs of a worker while its file is the same."""
+    """Loads the network."""
     import describe
 
     settings = describe.Settings(
         args.model or session.find(MODEL), args.batch_size, args.flipped_too, args.descriptor_dtype
     )
-    if not Path(settings.model_path).is_file():
-        return describe.Describer(settings, session.source)  # it says what is wrong
-    facts = os.stat(settings.model_path)
-    key = settings, session.source, facts.st_mtime_ns, facts.st_size
-    if key not in _describers:
-        _describers.clear()  # a network takes memory
-        _describers[key] = describe.Describer(settings, session.source)
-    return _describers[key]
+    return describe.open_describer(settings, session.source)
 
 
 def search_on_workers(session, args):

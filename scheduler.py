@@ -8,6 +8,7 @@ Output and source must have the same paths on all workers. Only here Dask is imp
 import atexit
 import contextlib
 import functools
+import importlib.util
 import os
 import re
 import threading
@@ -58,7 +59,7 @@ class Workers:
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         self.has_gpus = any(GPU in worker.get("resources", {}) for worker in workers)
 
-    def run(self, function, jobs, what, on_gpu=False):
+    def run(self, function, jobs, what, on_gpu=False, when_done=None):
         """Does all jobs; says how it goes.
 
         Args:
@@ -66,6 +67,8 @@ class Workers:
             jobs: list of anything that can be pickled.
             what: the jobs, for a person, e.g. `parts searched`.
             on_gpu: on the workers that have a GPU, where any has.
+            when_done: function of (job, result), called here as each job ends, in any order; what
+                it raises ends the run.
 
         Returns:
             list of results, in the order of the jobs.
@@ -80,7 +83,8 @@ class Workers:
         futures = self.client.map(
             functools.partial(_do, self.place, function), jobs, pure=False, resources=resources
         )
-        missing, stop = set(futures), self.session.stop
+        job_of, stop = dict(zip(futures, jobs, strict=True)), self.session.stop
+        missing = set(futures)
         told = f"0 of {len(futures)} {what}"
         try:
             while missing:
@@ -89,6 +93,8 @@ class Workers:
                 for future in [future for future in missing if future.done()]:
                     self._check(future, what)
                     missing.remove(future)
+                    if when_done:
+                        when_done(job_of[future], future.result())
                 done = f"{len(futures) - len(missing)} of {len(futures)} {what}"
                 if done != told:
                     say(done)
@@ -128,7 +134,7 @@ def open_workers(where, session, scratch):
         `Workers`.
 
     Raises:
-        ExpectedError: Dask is not installed, or nobody answers.
+        ExpectedError: Dask is not installed, nobody answers, or those there lack the project.
     """
     try:
         import dask
@@ -146,6 +152,7 @@ def open_workers(where, session, scratch):
         }
         stack.enter_context(dask.config.set(settings))
         if number:
+            stack.enter_context(_sharing_cores(int(number[1])))
             where = stack.enter_context(_start_here(int(number[1])))
         try:
             client = distributed.Client(where, timeout=PATIENCE_S)
@@ -155,7 +162,23 @@ def open_workers(where, session, scratch):
                 setting="scheduler",
             ) from error
         stack.enter_context(client)
+        _require_project(client)
         yield Workers(client, session, scratch)
+
+
+def _require_project(client):
+    """Raises ExpectedError unless scheduler and workers can import the project.
+
+    A worker that cannot load a job ends, and the script would wait for others without end.
+    """
+    found = client.run(importlib.util.find_spec, __name__)
+    found["the scheduler"] = client.run_on_scheduler(importlib.util.find_spec, __name__)
+    for place, spec in found.items():
+        if spec is None:
+            raise ExpectedError(
+                f"{place}: this project cannot be imported there; expected scheduler and workers "
+                "to run in its folder; start them there by `python -m dask`"
+            )
 
 
 def _start_here(num_workers):
@@ -175,7 +198,29 @@ def _start_here(num_workers):
             options |= {"env": {"CUDA_VISIBLE_DEVICES": gpus[number]}, "resources": {GPU: 1}}
         workers[number] = {"cls": Nanny, "options": options}
     options = {"host": "127.0.0.1", "port": 0, "dashboard": False}
+    options["dashboard_address"] = "127.0.0.1:0"  # its port 8787 may be another scheduler's
     return SpecCluster(workers, {"cls": Scheduler, "options": options}, silence_logs="ERROR")
+
+
+@contextlib.contextmanager
+def _sharing_cores(num_workers):
+    """Lets each worker search with its share of the cores, unless OMP_NUM_THREADS says otherwise.
+
+    Dask has one thread for each, and sets that in the environment of this process, too, which has
+    its own again at the end.
+    """
+    import dask
+
+    place = "distributed.nanny.pre-spawn-environ"
+    kept = {name: os.environ.get(name) for name in dask.config.get(place)}
+    share = max(1, (os.cpu_count() or 1) // num_workers)
+    with dask.config.set({f"{place}.OMP_NUM_THREADS": share}):
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                os.environ.pop(name, None)
+                os.environ |= {} if value is None else {name: value}
 
 
 def _visible_gpus():

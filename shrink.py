@@ -10,6 +10,7 @@ Each shard is downloaded, its pictures are made small and written into a tar of 
 the same command again and it continues where it stopped.
 """
 
+import functools
 from pathlib import Path
 
 from command_line import (
@@ -22,6 +23,7 @@ from command_line import (
 )
 from manifests import write_summary
 from on_kaggle import kernel
+from scheduler import open_workers
 from session import SHRINK_PICTURE, open_session, shrunk_name
 from sources import SPLITS, TRAIN_CLEAN_CSV
 from utils import say
@@ -55,6 +57,10 @@ def make_parser():
     share.add_argument(
         "--parts", type=number(int, 1), default=1, metavar="N", help="parts of the data set"
     )
+    share.add_argument(
+        "--scheduler", metavar="ADDRESS",
+        help="shrink shards on the workers of this Dask scheduler, or of local:N",
+    )  # fmt: skip
     share.add_argument(
         "--max-gb", type=number(float, 0), metavar="GB",
         default=kernel.MAX_OUTPUT_GB if kernel.is_kernel() else None,
@@ -90,10 +96,8 @@ def shrink(session, args):
 
     source, is_clean = session.source, args.labels == "clean"
     splits = SPLITS if args.split == "all" else (args.split,)
-    clean_ids = None
-    if is_clean and "train" in splits:
-        clean_ids = shrinking.read_clean_ids(source.fetch(TRAIN_CLEAN_CSV))
-    settings = shrinking.Settings(args.pixels, args.quality, clean_ids)
+    how = (args.pixels, args.quality, is_clean and "train" in splits)
+    settings = settings_of(source, *how)
     share = shrinking.Share(
         shrinking.choose_shards(source, splits, args.part, args.parts),
         args.parts,
@@ -105,12 +109,54 @@ def shrink(session, args):
         f"{args.labels} labels"
     )
     shrinking.copy_tables(session, splits, is_clean)
-    pages = shrinking.shrink(session, settings, share)
+    if args.scheduler:
+        pages = shrink_on_workers(session, settings, share, how, args)
+    else:
+        pages = shrinking.shrink(session, settings, share)
     path = session.path(shrunk_name(args.part, args.parts))
     say(write_summary(path, share.shards, pages))
     print(path)
     if session.path(SHRINK_PICTURE).exists():
         print(session.path(SHRINK_PICTURE))
+
+
+@functools.lru_cache(maxsize=1)
+def settings_of(source, pixels, quality, is_clean):
+    """Gives `shrinking.Settings`, once for all jobs of a worker; clean ids are read for them."""
+    import shrinking
+
+    clean_ids = shrinking.read_clean_ids(source.fetch(TRAIN_CLEAN_CSV)) if is_clean else None
+    return shrinking.Settings(pixels, quality, clean_ids)
+
+
+def shrink_on_workers(session, settings, share, how, args):
+    """Shrinks as `shrinking.shrink` does, shard by shard on a scheduler's workers; gives the pages.
+
+    Args:
+        session, settings, share: as for `shrinking.shrink`.
+        how: what `settings_of` takes besides the source; small, for it goes to every worker.
+        args: the command line.
+    """
+    import shrink  # by this name, the workers find the function below
+    import shrinking
+
+    def run(shards, when_done):
+        jobs = [(how, shard) for shard in shards]
+        workers.run(
+            shrink.shrink_job, jobs, "shards shrunk",
+            when_done=lambda job, result: when_done(job[1], result),
+        )  # fmt: skip
+
+    with open_workers(args.scheduler, session, args.scratch) as workers:
+        return shrinking.shrink_apart(session, settings, share, run)
+
+
+def shrink_job(session, job):
+    """Shrinks one shard, in a worker; the job is (what `settings_of` takes, `Shard`)."""
+    import shrinking
+
+    how, shard = job
+    return shrinking.shrink_one(session, settings_of(session.source, *how), shard)
 
 
 if __name__ == "__main__":

@@ -174,6 +174,54 @@ def shrink(session, settings, share):
     return pages
 
 
+def shrink_apart(session, settings, share, run):
+    """Shrinks as `shrink` does, with each shard made by `shrink_one`, somewhere and in any order.
+
+    Args:
+        session, settings, share: as for `shrink`.
+        run: function of (shards, function of (shard, what `shrink_one` gave)), which it calls here
+            as each shard is done.
+
+    Returns:
+        As `shrink`.
+    """
+    pages = find_done(session, share.shards, settings.page_of, share.copies_earlier)
+    missing = [shard for shard in share.shards if shard not in pages]
+    sizes, left, broken = _ask_sizes(session.source, missing), list(missing), []
+    check_room(session, share, pages, sizes, left, looks_ahead=True)
+
+    def add(shard, result):
+        page, seconds, shard_end = result
+        left.remove(shard)
+        if page:
+            pages[shard] = page
+            write_history(session, page, seconds)
+        else:
+            broken.append(shard)
+            if len(broken) > session.num_skippable(len(share.shards)):
+                raise ExpectedError(shard_end.problem, setting="skip_bad_shards")
+            tell_problems(shard_end, "left out")
+        is_early = len(missing) - len(left) < 2
+        check_room(session, share, pages, sizes, left, looks_ahead=is_early)
+
+    run(missing, add)
+    return pages
+
+
+def shrink_one(session, settings, shard):
+    """Shrinks one shard: (its page or None, seconds, `ShardEnd` of a broken one or None)."""
+    begin = time.perf_counter()
+    stream = stream_shards(
+        session.source, [(0, shard)], reader_of(settings),
+        is_stopped=session.stop.requested, num_skippable=session.num_skippable(1),
+    )  # fmt: skip
+    try:
+        page, problem = _write_shard(session, settings, shard, stream, "0 of 1 shards shrunk"), None
+    except _BrokenShardError as broken:
+        page, problem = None, broken.shard_end
+    return page, time.perf_counter() - begin, problem
+
+
 def _describe_progress(page, durations, num_done, num_missing):
     left_s = np.median(durations[-10:]) * (num_missing - num_done)
     bad = f", {len(page['bad_images'])} bad" if page["bad_images"] else ""

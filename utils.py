@@ -565,6 +565,22 @@ def muted_stderr():
 
 
 @contextlib.contextmanager
+def stdout_to_stderr():
+    """Sends what native libraries print to stdout in the block to stderr: stdout is for results."""
+    if sys.stdout:
+        sys.stdout.flush()
+    original = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        if sys.stdout:
+            sys.stdout.flush()
+        os.dup2(original, 1)
+        os.close(original)
+
+
+@contextlib.contextmanager
 def loading_keras():
     """Surrounds an `import keras`: TensorFlow with oneDNN, and without its start-up chatter.
 

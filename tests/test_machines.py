@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,32 @@ def test_a_machine_that_fails_is_named_on_all_others():
     first, _, third = on_all(addresses, fail)
     for error in (first, third):
         assert f"machine 1 ({addresses[1]}) ended: the disk is full; expected all 3" in str(error)
+
+
+def test_a_loss_is_told_once_even_if_the_first_machine_ends_before_it_has_told_it():
+    def lose(machine):
+        if machine.number == 1:
+            machine._is_closed = True
+            machine._peers[0].connection.shutdown(socket.SHUT_RDWR)  # as if killed
+            return None
+        real = machine._send
+
+        def send(other, message):
+            if machine.number == 0 and threading.current_thread().name == "machines":
+                time.sleep(0.5)
+            real(other, message)
+
+        machine._send = send
+        try:
+            machine.exchange("here")
+        except ExpectedError as error:
+            machine.fail(str(error))
+            raise
+
+    addresses = free_addresses(3)
+    first, _, third = on_all(addresses, lose)
+    assert str(first).startswith(f"machine 1 ({addresses[1]}) is gone; expected all 3 machines")
+    assert str(third) == str(first)
 
 
 def test_another_list_of_machines_is_refused():

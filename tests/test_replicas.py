@@ -85,6 +85,21 @@ def test_a_step_is_traced_once(monkeypatch):
     assert losses[2] < losses[1] < losses[0]
 
 
+def test_images_that_fill_up_a_batch_do_not_count_as_accurate():
+    import keras
+
+    import model
+    from recipes import Recipe, Training
+
+    inputs = keras.Input((3,))
+    network = keras.Model(inputs, keras.layers.Dense(3, use_bias=False)(inputs))
+    network.set_weights([np.eye(3, dtype=np.float32)])
+    model.compile_network(network, Recipe(training=Training(learning_rate=0.01)), [1, 1, 1])
+    images, classes = np.eye(3, dtype=np.float32)[[0, 1, 2, 2]], np.array([0, 0, 2, 2], np.int32)
+    logs = network.train_on_batch(images, classes, np.array([2, 2, 0, 0], np.float32))
+    assert logs[1] == 0.5  # one of the two that count
+
+
 STRONG_ON_TWO_CPUS = """
 import sys
 import numpy as np
@@ -212,7 +227,7 @@ def test_a_batch_that_two_gpus_cannot_share_is_refused(monkeypatch):
 # ------------------------------------------------------------------------------------------ JAX
 
 needs_jax = pytest.mark.skipif(
-    importlib.util.find_spec("jax") is None, reason="JAX is optional: requirements-dev.txt"
+    importlib.util.find_spec("jax") is None, reason="JAX is optional: requirements-cluster.txt"
 )
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -361,7 +376,7 @@ with in_place_of_backbones():
 size = recipe.training.batch_size // num_machines
 reading = replace(training.reading_of(recipe, labels), batch_size=size)
 steps_of_shard = training.count_steps(session, recipe, images) / len(shards)
-losses, last = [], {{}}
+losses, accuracies, last = [], [], {{}}
 nothing = np.zeros((size, 32, 32, 3), np.uint8), np.zeros(size, np.int32)
 for begin in range(0, len(shards), num_machines):
     group = shards[begin : begin + num_machines]
@@ -378,11 +393,13 @@ for begin in range(0, len(shards), num_machines):
         pace.set_for(step)
         x, y = map(np.concatenate, zip(*parts))
         weights = np.repeat(np.array(weights, np.float32), size)
-        of_group.append(float(network.train_on_batch(x, y, weights)[0]))
-    losses += [np.mean(of_group)] * len(group)
+        network.reset_metrics()
+        of_group.append(list(map(float, network.train_on_batch(x, y, weights))))
+    losses += [np.mean(of_group, axis=0)[0]] * len(group)
+    accuracies += [np.mean(of_group, axis=0)[1]] * len(group)
 variables = [*network.variables, *network.optimizer.variables]
 arrays = {{f"v{{i:05d}}": to_numpy(v) for i, v in enumerate(variables)}}
-save_arrays(output / "one.npz", {{"losses": losses}}, **arrays)
+save_arrays(output / "one.npz", {{"losses": losses, "accuracies": accuracies}}, **arrays)
 """
 
 
@@ -425,15 +442,16 @@ def test_machines_train_as_one_process_with_the_same_batches(number, tmp_path):
     one = start(ONE_PROCESS, tmp_path / "one", number, *arguments)
     said = [process.communicate(timeout=300) for process in (*processes, one)]
     assert [process.returncode for process in (*processes, one)] == [0] * (number + 1), said
-    # Gloo writes a line of its own to stdout.
-    assert said[0][0].splitlines()[-1] == str(output / "model.keras")
-    assert all("model.keras" not in stdout for stdout, _ in said[1:])
+    # Nothing of Gloo, which prints to stdout.
+    assert [stdout for stdout, _ in said] == [f"{output / 'model.keras'}\n", *[""] * number]
     ours, page = load_arrays(output / "checkpoint" / "training.npz")
     theirs, oracle = load_arrays(tmp_path / "one" / "one.npz")
     rows = page["history"]
     assert [row["shard"] for row in rows] == [1, 2, 3, 4]
     assert [row["images"] for row in rows] == [16, 16, 16, 19]
     np.testing.assert_allclose([row["loss"] for row in rows], oracle["losses"], rtol=1e-4)
+    accuracies = [row["accuracy"] for row in rows]
+    np.testing.assert_allclose(accuracies, oracle["accuracies"], atol=1e-6)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         least = 1e-3 * np.abs(value).max() + 1e-6
@@ -442,32 +460,58 @@ def test_machines_train_as_one_process_with_the_same_batches(number, tmp_path):
 
 @needs_jax
 @pytest.mark.slow
-def test_a_killed_machine_ends_the_run_and_fewer_continue_it(tmp_path):
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_killed_machine_ends_the_run_and_fewer_continue_it(number, tmp_path):
     from synthetic import make_source
 
     from utils import load_arrays
 
-    made = make_source(tmp_path / "source", train_shards=3, per_train_shard=16)
-    output = tmp_path / "output"
+    made = make_source(tmp_path / "source", train_shards=1 + number, per_train_shard=16)
+    output, num_epochs = tmp_path / "output", 48 // number
     arguments = [
-        *("train", "--source", made.folder, "--output", output, "--train-shards", "1:3"),
-        *("--valid-shards", "0:1", "--min-images", 3, "--backbone", "mobilenet_v2"),
-        *("--weights", "none", "--image-size", 32, "--batch-size", 4, "--epochs", 30),
+        *("train", "--source", made.folder, "--output", output, "--valid-shards", "0:1"),
+        *("--train-shards", f"1:{1 + number}", "--min-images", 3, "--backbone", "mobilenet_v2"),
+        *("--weights", "none", "--image-size", 32, "--batch-size", 12, "--epochs", num_epochs),
+    ]
+    first, *others = start_machines(number, arguments)
+    for line in first.stderr:
+        if line.startswith("mini-epoch 6/"):
+            break
+    others[0].kill()
+    said = [process.communicate(timeout=120)[1].splitlines()[-1] for process in (first, *others)]
+    assert [first.returncode, *(other.returncode for other in others[1:])] == [1] * (number - 1)
+    for last in (said[0], *said[2:]):
+        expected = f"expected all {number} machines to the end"
+        assert re.match(rf"error: machine 1 \(.*\) is gone; {expected}", last)
+    checkpoint = output / "checkpoint" / "training.npz"
+    num_done = len(load_arrays(checkpoint)[1]["history"])
+    assert 6 <= num_done < 48 and num_done % number == 0
+    fewer = start_machines(2, arguments) if number == 3 else [start(MACHINE, *arguments)]
+    said = [process.communicate(timeout=300) for process in fewer]
+    assert [stdout for stdout, _ in said] == [f"{output / 'model.keras'}\n", ""][: len(fewer)], said
+    rows = load_arrays(checkpoint)[1]["history"]
+    assert [row["mini_epoch"] for row in rows] == list(range(1, 49))
+    assert [row["shard"] for row in rows] == list(range(1, 1 + number)) * num_epochs
+
+
+@needs_jax
+@pytest.mark.slow
+def test_sigterm_on_one_machine_stops_all_after_the_same_step(tmp_path):
+    from synthetic import make_source
+
+    made = make_source(tmp_path / "source", train_shards=3, per_train_shard=16)
+    arguments = [
+        *("train", "--source", made.folder, "--output", tmp_path / "output", "--epochs", 400),
+        *("--train-shards", "1:3", "--valid-shards", "0:1", "--min-images", 3, "--weights"),
+        *("none", "--backbone", "mobilenet_v2", "--image-size", 32, "--batch-size", 4),
     ]
     first, second = start_machines(2, arguments)
     for line in first.stderr:
-        if line.startswith("mini-epoch 4/"):
+        if line.startswith("mini-epoch 2/"):
             break
-    second.kill()
-    second.communicate()
-    last = first.communicate(timeout=120)[1].splitlines()[-1]
-    assert first.returncode == 1
-    assert re.match(r"error: machine 1 \(.*\) is gone; expected all 2 machines to the end", last)
-    checkpoint = output / "checkpoint" / "training.npz"
-    num_done = len(load_arrays(checkpoint)[1]["history"])
-    assert 4 <= num_done < 60 and num_done % 2 == 0
-    alone = start(MACHINE, *arguments)
-    assert alone.communicate(timeout=300)[0] == f"{output / 'model.keras'}\n"
-    rows = load_arrays(checkpoint)[1]["history"]
-    assert [row["mini_epoch"] for row in rows] == list(range(1, 61))
-    assert [row["shard"] for row in rows] == [1, 2] * 30
+    second.terminate()
+    said = [process.communicate(timeout=120) for process in (first, second)]
+    assert [process.returncode for process in (first, second)] == [0, 0]
+    assert [stdout for stdout, _ in said] == ["", ""]
+    ends = {stderr.splitlines()[-1] for _, stderr in said}
+    assert len(ends) == 1 and "stopped by SIGTERM on machine 1: " in ends.pop()
