@@ -201,7 +201,7 @@ def find_queries_of(session, shared, given=None):
     )
 
 
-def open_gallery(session, parts):
+def open_gallery(session, parts, propose=None):
     """Finds the descriptions of parts, in the output or in those of other kernels.
 
     `gallery.find_neighbors` then names any images by them, test or index.
@@ -209,6 +209,7 @@ def open_gallery(session, parts):
     Args:
         session: `Session`.
         parts: list of (`GalleryPart`, fingerprint), one or all of them.
+        propose: as of `Gallery`.
 
     Returns:
         `Gallery`.
@@ -230,10 +231,10 @@ def open_gallery(session, parts):
     image_ids = np.concatenate([part.gallery_ids for part, _ in parts])
     landmark_ids = np.concatenate([part.gallery_landmarks for part, _ in parts])
     image_ids, first_rows = np.unique(image_ids, return_index=True)
-    return Gallery(files, image_ids, landmark_ids[first_rows])
+    return Gallery(files, image_ids, landmark_ids[first_rows], propose)
 
 
-def search_with_penalties(session, parts, queries, non_landmarks):
+def search_with_penalties(session, parts, queries, non_landmarks, propose=None):
     """Searches all parts once more, each gallery image lessened by its likeness to non-landmarks.
 
     Each part is saved as it ends, so that nothing is redone.
@@ -243,6 +244,7 @@ def search_with_penalties(session, parts, queries, non_landmarks):
         parts: list of (`GalleryPart`, fingerprint).
         queries: `Descriptions` of length 1.
         non_landmarks: (m, d) float32 of length 1.
+        propose: as of `Gallery`.
 
     Returns:
         list of `GalleryNeighbors`, one for each part.
@@ -263,7 +265,7 @@ def search_with_penalties(session, parts, queries, non_landmarks):
         }
         penalised = load_part_if_of(path, fingerprint)
         if penalised is None:
-            gallery = open_gallery(session, [(part, fingerprint)])
+            gallery = open_gallery(session, [(part, fingerprint)], propose)
             neighbors = find_neighbors(gallery, queries.descriptors, NUM_NEIGHBORS, non_landmarks)
             save_part(path, fingerprint, queries.image_ids, gallery, neighbors)
             say(f"{path}: {len(gallery.image_ids):,} train images, less their likeness")

@@ -51,7 +51,7 @@ class Namer:
         return of_gallery if self.named_by == "gallery" else name_by_both(of_head, of_gallery)
 
 
-def find_namer(session, describer_facts, queries, named_by=None):
+def find_namer(session, describer_facts, queries, named_by=None, propose=None):
     """Makes the `Namer` that a person wants, or the best one that there are files for.
 
     Args:
@@ -59,6 +59,7 @@ def find_namer(session, describer_facts, queries, named_by=None):
         describer_facts: fingerprint of the `Describer`; a gallery of another model does not serve.
         queries: `Descriptions` of the test images, of length 1.
         named_by: one of `reranks.NAMED_BY`; None takes both where there is a gallery.
+        propose: as of `Gallery`.
 
     Raises:
         ExpectedError: a gallery is wanted, but there is none.
@@ -74,7 +75,7 @@ def find_namer(session, describer_facts, queries, named_by=None):
             is_ours = all(described.get(key) == describer_facts.get(key) for key in OF_THE_NETWORK)
             if not is_ours or shared["queries"] != expected:
                 raise ExpectedError(f"{paths[0]}: of another model or other test images")
-            gallery = open_gallery(session, parts)
+            gallery = open_gallery(session, parts, propose)
         except ExpectedError as error:
             reasons.append(str(error))
             continue

@@ -306,7 +306,11 @@ def name_queries(session, files, args):
     others = find_non_landmarks(session, args, queries, plain, shared)
     penalised = plain
     if len(others.descriptors):
-        found = gallery_parts.search_with_penalties(session, parts, queries, others.descriptors)
+        import device_search  # it loads Keras
+
+        found = gallery_parts.search_with_penalties(
+            session, parts, queries, others.descriptors, device_search.find_proposer()
+        )
         penalised = gallery.merge_neighbors(found)
     likeness = gallery.likeness(
         queries.descriptors, others.descriptors, gallery.NUM_LIKE_QUERY, others.own_places

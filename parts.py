@@ -205,7 +205,7 @@ def find_whole_index(session, describer, shards, image_ids):
             f"({len(missing)} of {len(shards)} such files are missing); expected the descriptors "
             "of the whole index, which an expansion sums up; search all parts without it first"
         )
-    return index_of(files, image_ids)
+    return index_of(files, image_ids, device_search.find_proposer())
 
 
 def expand_queries(session, queries, expansion):
@@ -265,7 +265,8 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
     described, left_out = describe_shards(session, describer, shards, labels.image_ids)
     image_ids = np.unique(np.concatenate([np.empty(0, np.uint64), *described.values()]))
     classes = labels.class_indices[np.searchsorted(labels.image_ids, image_ids)]
-    gallery = Gallery(dict.fromkeys(described), image_ids, class_table.landmark_ids[classes])
+    landmark_ids, propose = class_table.landmark_ids[classes], device_search.find_proposer()
+    gallery = Gallery(dict.fromkeys(described), image_ids, landmark_ids, propose)
     neighbors = find_neighbors(gallery, queries.descriptors)
     without = [descriptions_name(shard) for shard in shards if shard.number in left_out]
     save_part(path, fingerprint | {"left_out": without}, queries.image_ids, gallery, neighbors)

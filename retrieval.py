@@ -267,6 +267,7 @@ def search_job(session, args):
 
 def _plan_search(session, describer, args, queries):
     """Decides which candidates are kept and who names landmarks: `parts.Search`."""
+    import device_search
     import naming
     import parts
 
@@ -274,7 +275,9 @@ def _plan_search(session, describer, args, queries):
     has_all_reranks = not {default, args.rerank}.isdisjoint(("confidence", "soft"))
     namer = naming.Namer()
     if has_all_reranks or args.names:
-        namer = naming.find_namer(session, describer.fingerprint, queries, args.names)
+        namer = naming.find_namer(
+            session, describer.fingerprint, queries, args.names, device_search.find_proposer()
+        )
     return parts.Search(
         "index", args.parts, args.top, args.normalise, default, has_all_reranks, namer,
         namer.name_queries(queries),

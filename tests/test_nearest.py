@@ -1,5 +1,6 @@
 """Tests of `nearest.py` as a person uses it: parts, votes, files, wrong uses, other kernels."""
 
+import inspect
 import json
 import re
 import shutil
@@ -10,9 +11,11 @@ import pytest
 from checks import one_line
 from synthetic import RARE_LANDMARK
 
+import device_search
 import gallery_parts
 import nearest
 import report
+import retrieval
 from command_line import run_command_line
 from descriptions import load_descriptions, load_queries, unit_length
 from gallery import find_neighbors, load_names, merge_neighbors
@@ -195,6 +198,32 @@ def test_names_and_votes_are_those_of_brute_force(data_set, named):
         found_landmark, confidence = submission[f"{image_id:016x}"]
         assert votes[found_landmark] == pytest.approx(max(votes.values()), abs=1e-5)
         assert confidence == pytest.approx(max(votes.values()) - likeness, abs=1e-5)
+
+
+def test_a_gpu_proposes_in_every_search_of_the_gallery_with_the_same_bytes(
+    common, named, resumed, tmp_path, monkeypatch
+):
+    """Parts, penalties, names of index images and expansions, with the processor as the GPU."""
+    for name in ("gallery-part-*", "penalised-part-*", "names.npz"):
+        for path in resumed.glob(name):
+            path.unlink()
+    alone = shutil.copytree(named, tmp_path / "alone")
+    asked, shared = set(), [*common, *PAIR, "--names", "both", "--expand-queries", 2]
+    monkeypatch.setattr(device_search, "MIN_SCORES", 0)
+
+    def propose(queries, index, num_proposed):
+        frames = {frame.function for frame in inspect.stack(context=0)}
+        asked.update(frames & {"search_gallery_part", "search_with_penalties", "name", "expand"})
+        return device_search.propose(queries, index, num_proposed)
+
+    for output, proposer in ((alone, None), (resumed, propose)):
+        monkeypatch.setattr(device_search, "find_proposer", lambda proposer=proposer: proposer)
+        assert run(*common, "--output", output, *PAIR) == 0
+        options = [*shared, "--augment-index", 2, "--output", output]
+        run_command_line(lambda options=options: retrieval.main(list(map(str, options))))
+    assert asked == {"search_gallery_part", "search_with_penalties", "name", "expand"}
+    for name in (*(path.name for path in alone.glob("*part-*")), "retrieval_submission.csv"):
+        assert (resumed / name).read_bytes() == (alone / name).read_bytes()
 
 
 def test_any_descriptors_are_named_by_the_files_of_all_parts(common, named, resumed):
