@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from utils import Column, ExpectedError, check_arrays, load_arrays, save_arrays, say
+from arrays import Column, check_arrays, load_arrays, save_arrays
+from utils import ExpectedError, say
 
 NORMALISED_ROWS = 4096  # at a time: float32 copies of more would not stay small
 

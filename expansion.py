@@ -12,8 +12,8 @@ CVPR 2012 (database-side augmentation).
 
 import numpy as np
 
+from arrays import BLOCK_ROWS
 from gallery import Gallery, find_neighbors
-from utils import BLOCK_ROWS
 
 ALPHA = 3  # the exponent of the cosines
 GRAIN = 2.0**40  # of a sum: up to 8192 terms of 1 and less are exact in float64

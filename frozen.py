@@ -14,6 +14,7 @@ import numpy as np
 
 import model
 import training
+from arrays import Column, check_arrays, load_arrays, save_arrays
 from describe import digest_of_shards
 from descriptions import digest_of, load_if_of
 from generators import Batch, Reading, ShardEnd, stream_batches, tell_problems
@@ -23,17 +24,7 @@ from replicas import set_up_replicas
 from session import CHECKPOINT, Session, features_name
 from sources import Shard
 from training import ALL_SHARDS, Pace, TrainImages, describe_done
-from utils import (
-    Column,
-    ExpectedError,
-    StoppedError,
-    check_arrays,
-    format_duration,
-    load_arrays,
-    require_free_space,
-    save_arrays,
-    say,
-)
+from utils import ExpectedError, StoppedError, format_duration, require_free_space, say
 
 # Of a shard's file. Views: the image, then its mirror image where the recipe augments.
 COLUMNS = {

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from arrays import Column, check_arrays, load_arrays, save_arrays
 from descriptions import load_descriptions, unit_length
-from utils import Column, ExpectedError, check_arrays, load_arrays, save_arrays
+from utils import ExpectedError
 
 NUM_NEIGHBORS = 10  # kept for each query: every vote and rerank here looks at fewer
 CHUNK_BYTES = 1 << 30  # of descriptors as float32, in memory at a time; twice that while they sort

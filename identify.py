@@ -13,6 +13,7 @@ import contextlib
 import json
 from pathlib import Path
 
+from background import in_background
 from command_line import CommandLine, number, parse_with_files, run_command_line
 from images import BadImageError, make_thumbnail
 from neighbors import read_thumbnail
@@ -29,7 +30,7 @@ from photos import (
 )
 from session import DEMO_PHOTOS, IDENTIFIED_PICTURE, MODEL, Session
 from sources import Source
-from utils import ExpectedError, atomic_write, in_background, say, scratch_folder
+from utils import ExpectedError, atomic_write, say, scratch_folder
 
 DEMO_WORLD = "scratch/demo-world"  # where `make demo` drew it
 

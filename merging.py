@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from arrays import Column, check_arrays, load_arrays
 from reranks import RERANKS
-from utils import Column, ExpectedError, check_arrays, load_arrays
+from utils import ExpectedError
 
 QUERY_BLOCK = 4096  # queries at a time: with 6 parts of 200 candidates, 0.3 GB
 

@@ -16,9 +16,10 @@ import h5py
 import numpy as np
 
 import backbones
+from arrays import require_true_sizes
 from landmarks import ClassTable
 from recipes import Recipe
-from utils import ExpectedError, atomic_write, loading_keras, muted_stderr, require_true_sizes
+from utils import ExpectedError, atomic_write, loading_keras, muted_stderr
 
 with loading_keras():
     import keras

@@ -11,6 +11,7 @@ import numpy as np
 
 import device_search
 import search
+from arrays import save_arrays
 from candidates import best_by_confidence, best_by_soft_labels
 from describe import describe_shards, describe_split, digest_of_shards, gather
 from descriptions import (
@@ -29,7 +30,7 @@ from naming import Namer
 from reranks import Naming
 from session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
 from sources import TEST_CSV
-from utils import ExpectedError, save_arrays, say
+from utils import ExpectedError, say
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,7 @@ import numpy as np
 
 from generators import Batch, ShardEnd
 from machines import Machines, open_door
-from utils import (
-    ExpectedError,
-    StoppedError,
-    loading_keras,
-    muted_stderr,
-    say,
-    stdout_to_stderr,
-)
+from utils import ExpectedError, StoppedError, loading_keras, muted_stderr, say, stdout_to_stderr
 
 with loading_keras():
     import keras

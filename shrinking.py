@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from background import map_ahead
 from descriptions import digest_of
 from generators import (
     NUM_CORES,
@@ -38,7 +39,6 @@ from utils import (
     copy_file,
     file_md5,
     format_duration,
-    map_ahead,
     require_free_space,
     say,
 )

@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import model
+from arrays import load_arrays, save_arrays
 from generators import Reading, ShardEnd, stream_batches, tell_problems
 from images import Augmentation
 from landmarks import ClassTable, TrainLabels
@@ -28,9 +29,7 @@ from utils import (
     StoppedError,
     atomic_write,
     format_duration,
-    load_arrays,
     require_free_space,
-    save_arrays,
     say,
 )
 

@@ -1,12 +1,10 @@
-"""Nothing about landmarks: one-line errors, files, locks, background work, stopping in time."""
+"""Nothing about landmarks: one-line errors, files, locks, stopping in time."""
 
 import contextlib
 import fcntl
 import glob
 import hashlib
-import json
 import os
-import queue
 import shutil
 import signal
 import socket
@@ -14,20 +12,12 @@ import sys
 import tempfile
 import threading
 import time
-import weakref
-import zipfile
-from collections import deque
-from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from background import stop_workers
 
 CHUNK_BYTES = 1 << 20
-PAGE_MEMBER = "page.npy"  # in every .npz file of this project
-BLOCK_ROWS = 4096  # looked at at a time, where the answer takes memory of its own
 LAST_WAIT_S = 1.0  # for background work at the end of a run; a download may take longer
-MAX_COMPRESSED_BYTES = 64 << 20  # what the small members of an archive may hold unpacked
 
 
 class ExpectedError(Exception):
@@ -107,157 +97,6 @@ def atomic_write(path):
             temporary.unlink()
 
 
-def save_arrays(path, page, **arrays):
-    """Writes NumPy arrays and a page of facts as one atomic .npz file, with a digest of both.
-
-    Args:
-        path: the file, ending in .npz.
-        page: dict that JSON can hold, without the key "digest".
-        arrays: name -> array.
-    """
-    with atomic_write(path) as temporary:
-        np.savez(temporary, **arrays)
-        with zipfile.ZipFile(temporary, "a") as archive:
-            page = page | {"digest": _digest_of(page, archive)}
-            with archive.open(PAGE_MEMBER, "w") as member:
-                np.lib.format.write_array(member, np.array(json.dumps(page)))
-
-
-def _digest_of(page, archive):
-    """Gives 32 hex characters that differ for another page or other arrays.
-
-    The archive has a checksum of each array with its dtype and shape, which is verified whenever
-    the array is read. The digest binds them together, so that it costs nothing.
-    """
-    members = [info for info in archive.infolist() if info.filename != PAGE_MEMBER]
-    facts = sorted((info.filename, info.file_size, info.CRC) for info in members)
-    return hashlib.md5(json.dumps([page, facts]).encode(), usedforsecurity=False).hexdigest()
-
-
-def load_arrays(path):
-    """Reads what `save_arrays` wrote, all of it, so that damage and edits show here.
-
-    Returns:
-        (dict of arrays, page).
-
-    Raises:
-        ExpectedError: no such file, a damaged or edited one, or another kind of file.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            require_true_sizes(file.zip)
-            arrays = {name: file[name] for name in file.files}
-            page = json.loads(str(arrays.pop("page")))
-            if not isinstance(page, dict):
-                raise ValueError(f"its page is {json.dumps(page)[:80]}, not a table of facts")
-            digest = page.pop("digest", None)  # older files have none
-            if digest not in (None, _digest_of(page, file.zip)):
-                raise ValueError("it was changed after it was written (its digest differs)")
-        return arrays, page
-    except Exception as error:  # a damaged file or one of another kind can fail anywhere
-        reason = str(getattr(error, "strerror", None) or error or type(error).__name__)
-        reason = reason.splitlines()[0]
-        reason = "not an .npz file" if "pickle" in reason else reason  # NumPy's guess
-        raise ExpectedError(
-            f"{path}: {reason}; expected a whole file written by this project; "
-            "write or copy it again"
-        ) from error
-
-
-def require_true_sizes(archive):
-    """Refuses a zip archive whose members would fill the memory, before any of them is read.
-
-    Large members (weights, arrays) are stored as they are; small ones may be compressed.
-
-    Raises:
-        zipfile.BadZipFile: they claim to be much larger than the file itself.
-    """
-    archive.fp.seek(0, os.SEEK_END)
-    file_bytes = archive.fp.tell()
-    claimed_bytes = sum(info.file_size for info in archive.infolist())
-    if claimed_bytes > 2 * file_bytes + MAX_COMPRESSED_BYTES:
-        raise zipfile.BadZipFile(
-            f"{file_bytes / 1e6:.1f} MB that claim to hold {claimed_bytes / 1e6:,.1f} MB"
-        )
-
-
-@dataclass(frozen=True)
-class Column:
-    """What an array of a file must be.
-
-    Attributes:
-        dtypes: names of the dtypes that it may have, separated by spaces.
-        shape: tuple of a number or a name for each axis; axes of one name are of one length.
-        at_least: its lowest value, or None where there is no bound. Floats are finite anyway.
-        below: its values are below the length of the axes of this name.
-        order: "ascending" (repetitions may be) or "increasing", of a one-dimensional array.
-    """
-
-    dtypes: str
-    shape: tuple
-    at_least: float | None = None
-    below: str | None = None
-    order: str | None = None
-
-
-def check_arrays(path, arrays, columns):
-    """Checks arrays that were read from a file, whoever wrote it.
-
-    Args:
-        path: the file, for the message.
-        arrays: dict, name -> array.
-        columns: dict, name -> `Column`; the same names.
-
-    Raises:
-        ExpectedError: an array is missing or too many, or not what its column says.
-    """
-    try:
-        if arrays.keys() != columns.keys():
-            raise ValueError(f"it holds {', '.join(sorted(arrays))[:80] or 'nothing'}")
-        lengths = {}
-        for name, column in columns.items():
-            _check_shape(name, arrays[name], column, lengths)
-        for name, column in columns.items():
-            _check_values(name, arrays[name], column, lengths)
-    except ValueError as error:
-        raise ExpectedError(
-            f"{path}: {error}; expected {', '.join(columns)} as this project writes them; "
-            "write it again"
-        ) from error
-
-
-def _check_shape(name, array, column, lengths):
-    if array.dtype.name not in column.dtypes.split():
-        raise ValueError(f"{name} is {array.dtype}, not {column.dtypes.replace(' ', ' or ')}")
-    if array.ndim == len(column.shape):
-        wanted = [
-            lengths.setdefault(axis, length) if isinstance(axis, str) else axis
-            for axis, length in zip(column.shape, array.shape, strict=True)
-        ]
-    else:
-        wanted = [lengths.get(axis, axis) for axis in column.shape]
-    if list(array.shape) != wanted:
-        found, expected = (", ".join(map(str, shape)) for shape in (array.shape, wanted))
-        raise ValueError(f"{name} has the shape ({found}), not ({expected})")
-
-
-def _check_values(name, array, column, lengths):
-    blocks = range(0, len(array), BLOCK_ROWS) if array.dtype.kind == "f" else ()
-    if not all(np.isfinite(array[begin : begin + BLOCK_ROWS]).all() for begin in blocks):
-        raise ValueError(f"{name} has values that are no finite numbers")
-    if column.at_least is not None and array.size and array.min() < column.at_least:
-        raise ValueError(f"{name} has {array.min()}, not {column.at_least} or more")
-    if column.below is not None and array.size and array.max() >= lengths[column.below]:
-        raise ValueError(
-            f"{name} has {array.max()}, not numbers below the {lengths[column.below]} of "
-            f"{column.below}"
-        )
-    if column.order:
-        is_right = np.less if column.order == "increasing" else np.less_equal
-        if not is_right(array[:-1], array[1:]).all():
-            raise ValueError(f"{name} is not {column.order}")
-
-
 def copy_file(source, path):
     """Copies a file; `path` exists only when the copy is whole."""
     with atomic_write(path) as temporary:
@@ -289,105 +128,6 @@ def require_free_space(folder, size_bytes, purpose):
             f"{folder}: {free_bytes / 1e9:.2f} GB free; expected {size_bytes / 1e9:.2f} GB or more "
             f"for {purpose}; free some space or choose another folder"
         )
-
-
-# ------------------------------------------------------------------------- in the background
-
-_workers = weakref.WeakKeyDictionary()  # thread -> function that asks it to stop
-
-
-def in_background(function, *args):
-    """Starts `function(*args)` in a thread that never keeps the process alive; gives its Future."""
-    future = Future()
-
-    def run():
-        try:
-            future.set_result(function(*args))
-        except BaseException as error:
-            future.set_exception(error)
-
-    _start_worker(run, function.__name__)
-    return future
-
-
-def _start_worker(run, name, ask_to_stop=lambda: None):
-    """Starts a thread that never keeps the process alive."""
-    worker = threading.Thread(target=run, name=name, daemon=True)
-    _workers[worker] = ask_to_stop
-    worker.start()
-
-
-def stop_workers(timeout_s):
-    """Ends all background work, as far as it ends within so many seconds."""
-    deadline = time.monotonic() + timeout_s
-    workers = dict(_workers)
-    for ask_to_stop in workers.values():
-        ask_to_stop()
-    for worker in workers:
-        worker.join(max(0.0, deadline - time.monotonic()))
-
-
-def run_ahead(make_iterator, num_ahead, is_stopped=lambda: False):
-    """Yields what an iterator yields while a thread keeps up to `num_ahead` items ready.
-
-    Args:
-        make_iterator: function without arguments that gives a generator; called in the thread.
-        num_ahead: items held at most, besides the one that waits for its place.
-        is_stopped: function without arguments; while it says True and nothing is ready, None is
-            yielded instead of waiting on.
-    """
-    items = queue.Queue(num_ahead)
-    stopped = threading.Event()
-
-    def put(item):
-        while not stopped.is_set():
-            try:
-                return items.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def run():
-        try:
-            with contextlib.closing(make_iterator()) as iterator:
-                for item in iterator:
-                    put((item, None))
-                    if stopped.is_set():
-                        return
-            put((None, StopIteration()))
-        except BaseException as error:
-            put((None, error))
-
-    _start_worker(run, "run_ahead", stopped.set)
-    try:
-        while True:
-            try:
-                item, error = items.get(timeout=0.2)
-            except queue.Empty:
-                if is_stopped():
-                    yield None
-                continue
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        stopped.set()
-
-
-def map_ahead(pool, function, items, num_ahead):
-    """Yields `function(item)` for each item, in order; a pool works on so many items ahead."""
-    futures = deque()
-    try:
-        for item in items:
-            futures.append(pool.submit(function, item))
-            if len(futures) > num_ahead:
-                yield futures.popleft().result()
-        while futures:
-            yield futures.popleft().result()
-    finally:
-        for future in futures:
-            future.cancel()
 
 
 # --------------------------------------------------------------------------- stopping in time

@@ -7,13 +7,7 @@ import numpy as np
 import pytest
 from checks import one_line
 
-from calibration import (
-    Calibration,
-    calibrate,
-    choose_threshold,
-    load_calibration,
-    save_calibration,
-)
+from calibration import Calibration, calibrate, choose_threshold, load_calibration, save_calibration
 from landmarks import format_image_id
 from submissions import RecognitionTruth
 from utils import ExpectedError

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from checks import one_line
 
+from arrays import save_arrays
 from descriptions import (
     Descriptions,
     load_descriptions,
@@ -14,7 +15,7 @@ from descriptions import (
     load_queries,
     save_descriptions,
 )
-from utils import ExpectedError, save_arrays
+from utils import ExpectedError
 
 FINGERPRINT = {"model": "0123abcd", "images": "aa"}
 

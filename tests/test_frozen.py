@@ -18,6 +18,7 @@ import frozen
 import model
 import recognition
 import training
+from arrays import load_arrays, save_arrays
 from command_line import explain
 from descriptions import load_descriptions
 from generators import ShardEnd
@@ -25,7 +26,7 @@ from recipes import Recipe
 from replicas import OneDevice
 from sources import TRAIN_CSV, Shard
 from training import HISTORY_COLUMNS
-from utils import ExpectedError, Stop, StoppedError, load_arrays, save_arrays
+from utils import ExpectedError, Stop, StoppedError
 
 SETTINGS = Recipe().settings() | {
     "backbone": "mobilenet_v2",

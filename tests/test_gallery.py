@@ -7,6 +7,7 @@ import pytest
 from checks import one_line
 
 import gallery as gallery_module
+from arrays import load_arrays, save_arrays
 from descriptions import Descriptions, save_descriptions, unit_length
 from gallery import (
     Gallery,
@@ -18,7 +19,7 @@ from gallery import (
     merge_neighbors,
     save_names,
 )
-from utils import ExpectedError, load_arrays, save_arrays
+from utils import ExpectedError
 
 WIDTH = 12
 

@@ -19,11 +19,11 @@ from synthetic import make_source
 from tiny_network import in_place_of_backbones
 
 import recognition
+from arrays import load_arrays
 from demo.server import serve
 from on_kaggle import kernel
 from session import Session
 from training import load_checkpoint
-from utils import load_arrays
 
 ROOT = Path(recognition.__file__).resolve().parent
 NUM_KILLS = 2

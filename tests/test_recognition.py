@@ -17,6 +17,7 @@ from synthetic import LANDMARKS, make_source
 import download
 import recognition
 import report
+from arrays import load_arrays
 from command_line import run_command_line
 from demo.server import serve
 from descriptions import load_descriptions
@@ -24,7 +25,6 @@ from metrics import format_scores, score_recognition
 from recipes import Recipe
 from sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CSV, Shard
 from submissions import read_recognition_submission
-from utils import load_arrays
 
 ROOT = Path(recognition.__file__).parent
 

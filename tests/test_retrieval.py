@@ -29,6 +29,7 @@ import neighbors
 import report
 import retrieval
 import utils
+from arrays import load_arrays
 from command_line import run_command_line
 from demo.server import serve
 from descriptions import concatenate, load_descriptions
@@ -39,7 +40,7 @@ from metrics import format_scores, score_retrieval
 from on_kaggle import kernel as kernel_side
 from sources import INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV, Shard, Source
 from submissions import read_retrieval_solution, read_retrieval_submission
-from utils import ExpectedError, load_arrays
+from utils import ExpectedError
 
 NUM_SHARDS, PER_SHARD = 7, 20  # of the index: 140 images, more than are retrieved
 BAD_QUERY, BAD_INDEX = (Shard("test", 0), 3), (Shard("index", 4), 5)

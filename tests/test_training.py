@@ -14,6 +14,7 @@ from synthetic import make_source, write_shard
 from tiny_network import in_place_of_backbones
 
 import training
+from arrays import load_arrays, save_arrays
 from command_line import explain
 from generators import Batch
 from images import Augmentation
@@ -31,14 +32,7 @@ from training import (
     load_checkpoint,
     save_checkpoint,
 )
-from utils import (
-    ExpectedError,
-    Stop,
-    StoppedError,
-    format_duration,
-    load_arrays,
-    save_arrays,
-)
+from utils import ExpectedError, Stop, StoppedError, format_duration
 
 SETTINGS = Recipe().settings() | {
     "backbone": "mobilenet_v2",

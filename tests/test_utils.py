@@ -1,180 +1,41 @@
-"""Tests of the helpers: exit codes, atomic files, background work, stopping, scratch folders."""
+"""Tests of the helpers: atomic files, stopping, scratch folders, one run at a time."""
 
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from checks import names_in, one_line
 
 import utils
-from command_line import CommandLine, run_command_line
-from on_kaggle import kernel
+from background import in_background, run_ahead
 from utils import (
-    Column,
     ExpectedError,
-    MissingFileError,
     Stop,
-    StoppedError,
     atomic_write,
-    check_arrays,
     file_md5,
     hold_folder,
-    in_background,
-    load_arrays,
     loading_keras,
     muted_stderr,
     require_free_space,
-    run_ahead,
-    save_arrays,
     say,
     scratch_folder,
 )
 
-ROOT = Path(utils.__file__).parent
-
-
-# ------------------------------------------------------------------------------- the command line
-
-
-def leave(main):
-    """Runs a command line that is expected to end the process; gives the exit code."""
-    with pytest.raises(SystemExit) as caught:
-        run_command_line(main)
-    return caught.value.code
-
-
-def raising(error):
-    def main():
-        raise error
-
-    return main
-
-
-def test_a_command_that_is_done_returns_without_a_word(capsys):
-    assert run_command_line(lambda: None) is None
-    assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("kind", [ExpectedError, MissingFileError])
-def test_an_expected_error_is_one_line_and_exit_code_1(capsys, kind):
-    assert leave(raising(kind("a.tar: gone; expected a file; check --source"))) == 1
-    assert capsys.readouterr() == ("", "error: a.tar: gone; expected a file; check --source\n")
-
-
-def test_ctrl_c_is_one_line_and_exit_code_130(capsys):
-    assert leave(raising(KeyboardInterrupt())) == 130
-    assert capsys.readouterr() == (
-        "",
-        "error: interrupted by Ctrl-C; run the same command again to continue\n",
-    )
-
-
-def test_a_run_that_stopped_at_its_time_limit_is_done(capsys):
-    stop = Stop(max_hours=1)
-    assert leave(raising(StoppedError(stop, "12 of 490 mini-epochs done"))) == 0
-    assert capsys.readouterr() == (
-        "",
-        "stopped by the time limit: 12 of 490 mini-epochs done; run the same command again to "
-        "continue\n",
-    )
-
-
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_run_that_stopped_on_a_signal_tells_which(capsys, number, exit_code):
-    with Stop() as stop:
-        signal.raise_signal(number)
-    assert leave(raising(StoppedError(stop, "nothing done"))) == exit_code
-    assert f"stopped by {number.name}: nothing done; run " in capsys.readouterr().err
-
-
-def test_a_bug_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError):
-        run_command_line(lambda: 1 // 0)
-
-
-def run_into_closed_pipe(code):
-    """Runs code whose reader of stdout has left; gives (exit code, stderr)."""
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    environment = {name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        stdout=write_end,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-        env=environment,
-        timeout=60,
-    )
-    os.close(write_end)
-    return done.returncode, done.stderr.decode()
-
-
-def test_a_reader_that_leaves_early_ends_the_command_quietly():
-    code = "import command_line; command_line.run_command_line(lambda: print('x' * 100_000))"
-    assert run_into_closed_pipe(code) == (1, "")
-
-
-def test_a_reader_that_leaves_before_the_last_line_ends_the_command_quietly():
-    code = "import command_line; command_line.run_command_line(lambda: print('short'))"
-    assert run_into_closed_pipe(code) == (1, "")
-
-
-def test_wrong_use_is_one_line_and_exit_code_2(capsys):
-    parser = CommandLine(prog="tool.py")
-    parser.add_argument("--epochs", type=int, default=1)
-    with pytest.raises(SystemExit) as caught:
-        parser.parse_args(["--epochs", "many"])
-    assert caught.value.code == 2
-    assert capsys.readouterr() == (
-        "",
-        "error: argument --epochs: invalid int value: 'many'; see tool.py --help\n",
-    )
-
-
-def test_flags_are_not_abbreviated(capsys):
-    parser = CommandLine(prog="tool.py")
-    parser.add_argument("--epochs", type=int, default=1)
-    with pytest.raises(SystemExit) as caught:
-        parser.parse_args(["--epo", "2"])
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == (
-        "error: unrecognized arguments: --epo 2; see tool.py --help\n"
-    )
-
-
-def test_the_help_shows_defaults(capsys):
-    parser = CommandLine(prog="tool.py")
-    parser.add_argument("--epochs", type=int, default=17, help="passes over the data")
-    with pytest.raises(SystemExit) as caught:
-        parser.parse_args(["--help"])
-    assert caught.value.code == 0
-    assert "passes over the data (default: 17)" in capsys.readouterr().out
+ROOT = Path(__file__).parent.parent
 
 
 def test_progress_goes_to_stderr(capsys):
     say("shard 3")
     assert capsys.readouterr() == ("", "shard 3\n")
-
-
-def test_kaggle_is_known_by_its_environment(monkeypatch):
-    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
-    assert not kernel.is_kernel()
-    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    assert kernel.is_kernel()
 
 
 # ----------------------------------------------------------------------------------- atomic files
@@ -309,314 +170,6 @@ def test_a_folder_for_free_space_that_cannot_be_made_is_an_expected_error(tmp_pa
     one_line(caught.value)
 
 
-# ------------------------------------------------------------------------------ files of arrays
-
-PAGE = {"model": "0123abcd", "rate": 0.1, "shards": [1, 2], "left_out": None}
-ARRAYS = {"ids": np.arange(5, dtype=np.uint64), "weights": np.linspace(0, 1, 6).reshape(2, 3)}
-
-
-def arrays_error(path):
-    with pytest.raises(ExpectedError) as caught:
-        load_arrays(path)
-    message = one_line(caught.value)
-    assert message.startswith(f"{path}: ")
-    assert message.endswith(
-        "; expected a whole file written by this project; write or copy it again"
-    )
-    return message
-
-
-def test_arrays_and_their_page_come_back(tmp_path):
-    save_arrays(tmp_path / "a.npz", PAGE, **ARRAYS)
-    arrays, page = load_arrays(tmp_path / "a.npz")
-    assert page == PAGE
-    assert arrays.keys() == ARRAYS.keys()
-    for name, array in ARRAYS.items():
-        np.testing.assert_array_equal(arrays[name], array)
-        assert arrays[name].dtype == array.dtype
-
-
-def test_the_same_arrays_and_page_make_the_same_bytes(tmp_path):
-    for name in ("a.npz", "b.npz"):
-        save_arrays(tmp_path / name, PAGE, **ARRAYS)
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-
-
-def edit(path, **changed):
-    """Writes a file of arrays as anybody could: with all that it has, but for what is changed."""
-    with np.load(path) as file:
-        arrays = dict(file)
-    np.savez(path, **arrays | changed)
-
-
-EDITS = {
-    "a value": {"ids": np.array([0, 1, 2, 3, 5], np.uint64)},
-    "a dtype": {"ids": np.arange(5)},
-    "a shape": {"weights": ARRAYS["weights"].reshape(3, 2)},
-    "two arrays in each other's place": {"ids": ARRAYS["weights"], "weights": ARRAYS["ids"]},
-    "one more": {"more": np.arange(2)},
-}
-
-
-@pytest.mark.parametrize("changed", EDITS.values(), ids=EDITS)
-def test_an_edited_array_is_found_out_by_the_digest(tmp_path, changed):
-    save_arrays(tmp_path / "a.npz", PAGE, **ARRAYS)
-    edit(tmp_path / "a.npz")
-    load_arrays(tmp_path / "a.npz")  # written by another, but the same
-    edit(tmp_path / "a.npz", **changed)
-    assert "it was changed after it was written (its digest differs)" in arrays_error(
-        tmp_path / "a.npz"
-    )
-
-
-def test_an_edited_page_is_found_out_by_the_digest(tmp_path):
-    path = tmp_path / "a.npz"
-    save_arrays(path, PAGE, **ARRAYS)
-    with np.load(path) as file:
-        page = json.loads(str(file["page"]))
-    edit(path, page=json.dumps(page | {"model": "another"}))
-    assert "its digest differs" in arrays_error(path)
-
-
-def test_a_file_of_before_there_was_a_digest_is_read(tmp_path):
-    np.savez(tmp_path / "a.npz", page=json.dumps(PAGE), **ARRAYS)
-    assert load_arrays(tmp_path / "a.npz")[1] == PAGE
-
-
-@pytest.mark.parametrize("page", [None, [], "text", 3, [[1, 2], [3, 4]]])
-def test_a_page_that_is_no_table_is_an_expected_error(tmp_path, page):
-    np.savez(tmp_path / "a.npz", page=json.dumps(page))
-    assert f"its page is {json.dumps(page)}, not a table" in arrays_error(tmp_path / "a.npz")
-
-
-def header(shape):
-    """The bytes of an array of no values that claims a shape."""
-    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
-
-
-@pytest.mark.parametrize(
-    "content", [header((1 << 62,)), header((1 << 40,)), header("("), b"", b"text"]
-)
-def test_an_array_that_cannot_be_is_an_expected_error(tmp_path, content):
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        archive.writestr("ids.npy", content)
-    arrays_error(tmp_path / "a.npz")
-
-
-def test_an_archive_that_would_fill_the_memory_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr(utils, "MAX_COMPRESSED_BYTES", 10_000)
-    np.savez_compressed(tmp_path / "a.npz", zeros=np.zeros(10_000), page="{}")
-    assert "MB that claim to hold 0.1 MB" in arrays_error(tmp_path / "a.npz")
-    np.savez_compressed(tmp_path / "a.npz", zeros=np.zeros(1000), page="{}")
-    load_arrays(tmp_path / "a.npz")
-
-
-COLUMNS = {
-    "ids": Column("uint64", ("images",), order="increasing"),
-    "rows": Column("float32 float16", ("images", 2), at_least=0),
-    "ends": Column("int64", ("queries",), at_least=0, order="ascending"),
-    "positions": Column("int32", ("found",), at_least=0, below="images"),
-}
-
-
-def good_columns():
-    return {
-        "ids": np.array([3, 5, 2**63], np.uint64),
-        "rows": np.ones((3, 2), np.float16),
-        "ends": np.array([2, 2, 4]),
-        "positions": np.array([0, 2, 1, 2], np.int32),
-    }
-
-
-@pytest.mark.parametrize("num_images", [0, 3])
-def test_arrays_that_are_as_they_should_be_pass(num_images):
-    arrays = good_columns()
-    arrays |= {"ids": arrays["ids"][:num_images], "rows": arrays["rows"][:num_images]}
-    if not num_images:
-        arrays |= {"positions": arrays["positions"][:0]}
-    check_arrays("a.npz", arrays, COLUMNS)
-
-
-WRONG_COLUMNS = {
-    "ids is int64, not uint64": ("ids", np.arange(3)),
-    "rows is float64, not float32 or float16": ("rows", np.ones((3, 2))),
-    "ids has the shape (3, 1), not (images)": ("ids", np.ones((3, 1), np.uint64)),
-    "ids has the shape (), not (images)": ("ids", np.uint64(7)),
-    "rows has the shape (2, 2), not (3, 2)": ("rows", np.ones((2, 2), np.float32)),
-    "rows has the shape (3, 3), not (3, 2)": ("rows", np.ones((3, 3), np.float32)),
-    "rows has the shape (3), not (3, 2)": ("rows", np.ones(3, np.float32)),
-    "rows has -1.0, not 0 or more": ("rows", np.full((3, 2), -1, np.float16)),
-    "rows has values that are no finite numbers": ("rows", np.full((3, 2), np.nan, np.float32)),
-    "ends has -1, not 0 or more": ("ends", np.array([-1, 2, 4])),
-    "ends is not ascending": ("ends", np.array([2, 1, 4])),
-    "ids is not increasing": ("ids", np.array([3, 3, 5], np.uint64)),
-    "positions has 3, not numbers below the 3 of images": ("positions", np.array([3], np.int32)),
-}
-
-
-@pytest.mark.parametrize(("told", "change"), WRONG_COLUMNS.items(), ids=WRONG_COLUMNS)
-def test_an_array_that_is_not_as_it_should_be_is_named(told, change):
-    with pytest.raises(ExpectedError) as caught:
-        check_arrays("a.npz", good_columns() | dict([change]), COLUMNS)
-    assert one_line(caught.value) == (
-        f"a.npz: {told}; expected ids, rows, ends, positions as this project writes them; "
-        "write it again"
-    )
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_value_that_is_not_finite_is_found_in_any_block(monkeypatch, value):
-    monkeypatch.setattr(utils, "BLOCK_ROWS", 2)
-    arrays = good_columns()
-    arrays["rows"][2, 1] = value
-    with pytest.raises(ExpectedError, match="rows has values that are no finite numbers"):
-        check_arrays("a.npz", arrays, COLUMNS)
-
-
-def test_arrays_of_other_names_are_listed():
-    arrays = good_columns()
-    del arrays["ids"]
-    with pytest.raises(ExpectedError, match="a.npz: it holds ends, positions, rows; expected ids,"):
-        check_arrays("a.npz", arrays, COLUMNS)
-
-
-# ---------------------------------------------------------------------------------- in background
-
-
-def test_background_work_gives_its_result():
-    assert in_background(divmod, 17, 5).result(timeout=30) == (3, 2)
-
-
-def test_background_work_gives_its_exception():
-    future = in_background(divmod, 1, 0)
-    with pytest.raises(ZeroDivisionError):
-        future.result(timeout=30)
-
-
-@pytest.mark.parametrize("num_ahead", [1, 2, 100])
-def test_run_ahead_keeps_the_order(num_ahead):
-    assert list(run_ahead(lambda: (n * n for n in range(50)), num_ahead)) == [
-        n * n for n in range(50)
-    ]
-
-
-def test_run_ahead_takes_none_for_an_item():
-    assert list(run_ahead(lambda: (item for item in (None, 1, None)), 2)) == [None, 1, None]
-
-
-def test_run_ahead_of_nothing_is_nothing():
-    assert list(run_ahead(lambda: (item for item in ()), 2)) == []
-
-
-def test_an_exception_passes_through_run_ahead_after_the_items_before_it():
-    def items():
-        yield 1
-        yield 2
-        raise ExpectedError("third")
-
-    received = []
-    with pytest.raises(ExpectedError, match="third"):
-        for item in run_ahead(items, 1):
-            received.append(item)
-    assert received == [1, 2]
-
-
-def test_run_ahead_works_in_another_thread():
-    def items():
-        yield threading.current_thread()
-
-    (thread,) = run_ahead(items, 1)
-    assert thread is not threading.current_thread()
-
-
-def test_run_ahead_closes_the_iterator_when_the_consumer_leaves_early():
-    closed, made = threading.Event(), []
-
-    def items():
-        try:
-            for item in range(1000):
-                made.append(item)
-                yield item
-        finally:
-            closed.set()
-
-    ahead = run_ahead(items, 2)
-    assert next(ahead) == 0
-    assert not closed.is_set()
-    ahead.close()
-    assert closed.wait(timeout=30)
-    assert len(made) <= 1 + 2 + 1
-
-
-def test_run_ahead_closes_the_iterator_at_its_end():
-    closed = threading.Event()
-
-    def items():
-        try:
-            yield 1
-        finally:
-            closed.set()
-
-    assert list(run_ahead(items, 2)) == [1]
-    assert closed.wait(timeout=30)
-
-
-def test_run_ahead_starts_nothing_before_the_first_item_is_asked_for():
-    started = []
-    ahead = run_ahead(lambda: started.append(1) or iter(()), 2)
-    ahead.close()
-    assert started == []
-
-
-def test_run_ahead_is_bounded():
-    made = []
-
-    def items():
-        for item in range(40):
-            made.append(item)
-            yield item
-
-    for item in run_ahead(items, 3):
-        time.sleep(0.002)  # time in which an unbounded thread would run away
-        assert len(made) - (item + 1) <= 3 + 1  # those held, and one that waits for its place
-
-
-def test_run_ahead_yields_none_when_stopped_with_nothing_ready():
-    more, stopped = threading.Event(), threading.Event()
-
-    def items():
-        yield 1
-        more.wait(30)
-        yield 2
-
-    ahead = run_ahead(items, 2, stopped.is_set)
-    assert next(ahead) == 1
-    stopped.set()
-    assert [next(ahead), next(ahead)] == [None, None]
-    more.set()
-    assert [item for item in ahead if item is not None] == [2]
-
-
-def test_run_ahead_waits_for_slow_items_unless_stopped():
-    def items():
-        for item in range(2):
-            time.sleep(0.3)  # longer than it waits before it looks whether to stop
-            yield item
-
-    assert list(run_ahead(items, 2)) == [0, 1]
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_iterator_that_cannot_be_made_raises_in_the_consumer():
-    def cannot():
-        raise ExpectedError("no iterator")
-
-    result = in_background(lambda: list(run_ahead(cannot, 1)))
-    with pytest.raises(ExpectedError, match="no iterator"):
-        result.result(timeout=2)
-
-
 # --------------------------------------------------------------------------------- stopping in time
 
 
@@ -740,7 +293,7 @@ def test_nothing_is_written_into_a_scratch_folder_after_its_end(tmp_path):
             yield number
 
     with utils.scratch_folder(tmp_path) as folder:
-        shards = utils.run_ahead(lambda: write_on(folder / "train"), 4)
+        shards = run_ahead(lambda: write_on(folder / "train"), 4)
         assert [next(shards) for _ in range(20)] == list(range(20))
     assert list(tmp_path.iterdir()) == []
     del shards  # held until here, as a traceback holds it
@@ -951,52 +504,3 @@ def test_the_setting_is_there_before_a_module_imports_keras(module, tmp_path):
         [sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True
     )
     assert done.stdout == "1\n", done.stderr
-
-
-def test_a_package_that_is_there_is_not_installed(monkeypatch):
-    monkeypatch.setattr(kernel.subprocess, "run", lambda *args, **kwargs: pytest.fail("installed"))
-    kernel.require_package("json", "json")
-
-
-def test_a_missing_package_is_named_with_what_to_do(monkeypatch):
-    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
-    with pytest.raises(ExpectedError, match="no_such_module is missing; .*pip install no-such;?"):
-        kernel.require_package("no_such_module", "no-such")
-
-
-def test_a_kernel_installs_a_missing_package(monkeypatch, tmp_path):
-    def install(command, check):
-        assert command[-2:] == ["--no-deps", "made-up"]
-        (tmp_path / "made_up_package.py").write_text("")
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(kernel.subprocess, "run", install)
-    kernel.require_package("made_up_package", "made-up")
-
-
-def test_a_kernel_without_internet_installs_from_a_wheel_in_a_data_set(monkeypatch, tmp_path):
-    """With the real pip, into another folder."""
-    wheel = (
-        tmp_path / "input" / "datasets" / "somebody" / "wheels" / "shipped_one-1-py3-none-any.whl"
-    )
-    wheel.parent.mkdir(parents=True)
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("shipped_one.py", "")
-        archive.writestr(
-            "shipped_one-1.dist-info/METADATA",
-            "Metadata-Version: 2.1\nName: shipped-one\nVersion: 1\n",
-        )
-        archive.writestr(
-            "shipped_one-1.dist-info/WHEEL",
-            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        )
-        archive.writestr("shipped_one-1.dist-info/RECORD", "")
-    (tmp_path / "packages").mkdir()
-    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "packages"))
-    monkeypatch.setattr(kernel, "FOLDER", tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
-    kernel.require_package("shipped_one", "shipped-one")
-    assert (tmp_path / "packages" / "shipped_one.py").exists()

@@ -1,0 +1,166 @@
+"""Files of NumPy arrays with a page of facts: atomic, with a digest, checked when they are read."""
+
+import hashlib
+import json
+import os
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils import ExpectedError, atomic_write
+
+PAGE_MEMBER = "page.npy"  # in every .npz file of this project
+BLOCK_ROWS = 4096  # looked at at a time, where the answer takes memory of its own
+MAX_COMPRESSED_BYTES = 64 << 20  # what the small members of an archive may hold unpacked
+
+
+def save_arrays(path, page, **arrays):
+    """Writes NumPy arrays and a page of facts as one atomic .npz file, with a digest of both.
+
+    Args:
+        path: the file, ending in .npz.
+        page: dict that JSON can hold, without the key "digest".
+        arrays: name -> array.
+    """
+    with atomic_write(path) as temporary:
+        np.savez(temporary, **arrays)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            page = page | {"digest": _digest_of(page, archive)}
+            with archive.open(PAGE_MEMBER, "w") as member:
+                np.lib.format.write_array(member, np.array(json.dumps(page)))
+
+
+def _digest_of(page, archive):
+    """Gives 32 hex characters that differ for another page or other arrays.
+
+    The archive has a checksum of each array with its dtype and shape, which is verified whenever
+    the array is read. The digest binds them together, so that it costs nothing.
+    """
+    members = [info for info in archive.infolist() if info.filename != PAGE_MEMBER]
+    facts = sorted((info.filename, info.file_size, info.CRC) for info in members)
+    return hashlib.md5(json.dumps([page, facts]).encode(), usedforsecurity=False).hexdigest()
+
+
+def load_arrays(path):
+    """Reads what `save_arrays` wrote, all of it, so that damage and edits show here.
+
+    Returns:
+        (dict of arrays, page).
+
+    Raises:
+        ExpectedError: no such file, a damaged or edited one, or another kind of file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            require_true_sizes(file.zip)
+            arrays = {name: file[name] for name in file.files}
+            page = json.loads(str(arrays.pop("page")))
+            if not isinstance(page, dict):
+                raise ValueError(f"its page is {json.dumps(page)[:80]}, not a table of facts")
+            digest = page.pop("digest", None)  # older files have none
+            if digest not in (None, _digest_of(page, file.zip)):
+                raise ValueError("it was changed after it was written (its digest differs)")
+        return arrays, page
+    except Exception as error:  # a damaged file or one of another kind can fail anywhere
+        reason = str(getattr(error, "strerror", None) or error or type(error).__name__)
+        reason = reason.splitlines()[0]
+        reason = "not an .npz file" if "pickle" in reason else reason  # NumPy's guess
+        raise ExpectedError(
+            f"{path}: {reason}; expected a whole file written by this project; "
+            "write or copy it again"
+        ) from error
+
+
+def require_true_sizes(archive):
+    """Refuses a zip archive whose members would fill the memory, before any of them is read.
+
+    Large members (weights, arrays) are stored as they are; small ones may be compressed.
+
+    Raises:
+        zipfile.BadZipFile: they claim to be much larger than the file itself.
+    """
+    archive.fp.seek(0, os.SEEK_END)
+    file_bytes = archive.fp.tell()
+    claimed_bytes = sum(info.file_size for info in archive.infolist())
+    if claimed_bytes > 2 * file_bytes + MAX_COMPRESSED_BYTES:
+        raise zipfile.BadZipFile(
+            f"{file_bytes / 1e6:.1f} MB that claim to hold {claimed_bytes / 1e6:,.1f} MB"
+        )
+
+
+@dataclass(frozen=True)
+class Column:
+    """What an array of a file must be.
+
+    Attributes:
+        dtypes: names of the dtypes that it may have, separated by spaces.
+        shape: tuple of a number or a name for each axis; axes of one name are of one length.
+        at_least: its lowest value, or None where there is no bound. Floats are finite anyway.
+        below: its values are below the length of the axes of this name.
+        order: "ascending" (repetitions may be) or "increasing", of a one-dimensional array.
+    """
+
+    dtypes: str
+    shape: tuple
+    at_least: float | None = None
+    below: str | None = None
+    order: str | None = None
+
+
+def check_arrays(path, arrays, columns):
+    """Checks arrays that were read from a file, whoever wrote it.
+
+    Args:
+        path: the file, for the message.
+        arrays: dict, name -> array.
+        columns: dict, name -> `Column`; the same names.
+
+    Raises:
+        ExpectedError: an array is missing or too many, or not what its column says.
+    """
+    try:
+        if arrays.keys() != columns.keys():
+            raise ValueError(f"it holds {', '.join(sorted(arrays))[:80] or 'nothing'}")
+        lengths = {}
+        for name, column in columns.items():
+            _check_shape(name, arrays[name], column, lengths)
+        for name, column in columns.items():
+            _check_values(name, arrays[name], column, lengths)
+    except ValueError as error:
+        raise ExpectedError(
+            f"{path}: {error}; expected {', '.join(columns)} as this project writes them; "
+            "write it again"
+        ) from error
+
+
+def _check_shape(name, array, column, lengths):
+    if array.dtype.name not in column.dtypes.split():
+        raise ValueError(f"{name} is {array.dtype}, not {column.dtypes.replace(' ', ' or ')}")
+    if array.ndim == len(column.shape):
+        wanted = [
+            lengths.setdefault(axis, length) if isinstance(axis, str) else axis
+            for axis, length in zip(column.shape, array.shape, strict=True)
+        ]
+    else:
+        wanted = [lengths.get(axis, axis) for axis in column.shape]
+    if list(array.shape) != wanted:
+        found, expected = (", ".join(map(str, shape)) for shape in (array.shape, wanted))
+        raise ValueError(f"{name} has the shape ({found}), not ({expected})")
+
+
+def _check_values(name, array, column, lengths):
+    blocks = range(0, len(array), BLOCK_ROWS) if array.dtype.kind == "f" else ()
+    if not all(np.isfinite(array[begin : begin + BLOCK_ROWS]).all() for begin in blocks):
+        raise ValueError(f"{name} has values that are no finite numbers")
+    if column.at_least is not None and array.size and array.min() < column.at_least:
+        raise ValueError(f"{name} has {array.min()}, not {column.at_least} or more")
+    if column.below is not None and array.size and array.max() >= lengths[column.below]:
+        raise ValueError(
+            f"{name} has {array.max()}, not numbers below the {lengths[column.below]} of "
+            f"{column.below}"
+        )
+    if column.order:
+        is_right = np.less if column.order == "increasing" else np.less_equal
+        if not is_right(array[:-1], array[1:]).all():
+            raise ValueError(f"{name} is not {column.order}")
