@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from on_kaggle import kernel
-from recipes import RECIPES
+from recipes import MAX_BATCH_SIZE, RECIPES
 from session import MAX_SKIPPED_SHARE
 from sources import CVDF_URL
 from utils import ExpectedError, StoppedError, say
@@ -218,6 +218,62 @@ def add_session_options(parser):
         action="store_true",
         help=f"leave out shards that stay broken, up to {MAX_SKIPPED_SHARE:.0%}% (rounded up)",
     )
+
+
+def add_describe_options(group, descriptor_dtype):
+    """Adds the options of a script that describes images with a trained model."""
+    group.add_argument(
+        "--model", type=Path, help="model.keras of recognition.py (default: <output>/model.keras)"
+    )
+    group.add_argument(
+        "--queries", type=Path, metavar="FILE",
+        help="queries.npz of another run (default: <output>/queries.npz, described where missing)",
+    )  # fmt: skip
+    group.add_argument(
+        "--descriptor-dtype", choices=("float32", "float16"), default=descriptor_dtype,
+        help="of stored descriptors; float16 takes half the room",
+    )  # fmt: skip
+    group.add_argument(
+        "--flipped-too", action="store_true",
+        help="average each image with its mirror image (test-time augmentation)",
+    )  # fmt: skip
+    group.add_argument(
+        "--batch-size", type=number(int, 1, MAX_BATCH_SIZE), default=64, metavar="IMAGES",
+        help="images in a step",
+    )  # fmt: skip
+
+
+def add_part_options(group, whole, last_step):
+    """Adds the options of a script that searches in parts.
+
+    Args:
+        group: of the parser.
+        whole: what has parts, e.g. `index`.
+        last_step: what joins them, e.g. `merge`.
+    """
+    group.add_argument(
+        "--part", type=number(int, 0), metavar="K",
+        help=f"search part K alone, counted from 0 (default: all parts, then the {last_step})",
+    )  # fmt: skip
+    group.add_argument(
+        "--parts", type=number(int, 1), default=6, metavar="N", help=f"parts of the {whole}"
+    )
+    group.add_argument(
+        "--scheduler", metavar="ADDRESS",
+        help="describe and search on the workers of this Dask scheduler, or of local:N",
+    )  # fmt: skip
+
+
+def check_part(parser, args, last_step):
+    """Ends with one line unless part, files and step go together."""
+    if args.part is not None and args.part >= args.parts:
+        parser.error(f"argument --part: {args.part}; expected 0 to {args.parts - 1} of --parts")
+    if args.files and args.step != last_step:
+        parser.error(f"{args.files[0]}: part files go with `{parser.prog} {last_step}`")
+    if args.part is not None and args.step == last_step:
+        parser.error(
+            f"--part goes with a search; expected `{parser.prog} {last_step}` alone or with files"
+        )
 
 
 def parse_session(parser, argv):

@@ -20,8 +20,10 @@ import numpy as np
 
 from command_line import (
     CommandLine,
+    add_describe_options,
+    add_part_options,
     add_session_options,
-    number,
+    check_part,
     parse_session,
     run_command_line,
     session_settings,
@@ -29,7 +31,7 @@ from command_line import (
 from landmarks import ClassTable, read_image_ids, read_labels
 from metrics import format_scores, score_recognition
 from on_kaggle.kernel import require_package
-from recipes import LABELS, MAX_BATCH_SIZE
+from recipes import LABELS
 from report import recognised, write_report
 from scheduler import open_workers
 from session import (
@@ -58,50 +60,19 @@ def make_parser():
     )  # fmt: skip
     parser.add_argument("files", nargs="*", type=Path, help="part files that vote")
     add_session_options(parser)
-    _add_describe_options(parser.add_argument_group("descriptors"))
-    _add_vote_options(parser.add_argument_group("search and vote"))
-    return parser
-
-
-def _add_describe_options(group):
-    group.add_argument(
-        "--model", type=Path, help="model.keras of recognition.py (default: <output>/model.keras)"
-    )
-    group.add_argument(
-        "--queries", type=Path, metavar="FILE",
-        help="queries.npz of another run (default: <output>/queries.npz, described where missing)",
-    )  # fmt: skip
-    group.add_argument(
+    descriptors = parser.add_argument_group("descriptors")
+    add_describe_options(descriptors, "float16")
+    descriptors.add_argument(
         "--labels", choices=LABELS,
         help="landmarks of the train images: train.csv, train_clean.csv, or all images of the "
         "landmarks in train_clean.csv (default: as the model was trained)",
     )  # fmt: skip
-    group.add_argument(
-        "--descriptor-dtype", choices=("float32", "float16"), default="float16",
-        help="stored descriptors of the train images; float16 halves the disk",
-    )  # fmt: skip
-    group.add_argument(
-        "--flipped-too", action="store_true",
-        help="average each image with its mirror image (test-time augmentation)",
-    )  # fmt: skip
-    group.add_argument(
-        "--batch-size", type=number(int, 1, MAX_BATCH_SIZE), default=64, metavar="IMAGES",
-        help="images in a step",
-    )  # fmt: skip
+    _add_vote_options(parser.add_argument_group("search and vote"))
+    return parser
 
 
 def _add_vote_options(group):
-    group.add_argument(
-        "--part", type=number(int, 0), metavar="K",
-        help="search part K alone, counted from 0 (default: all parts, then the vote)",
-    )  # fmt: skip
-    group.add_argument(
-        "--parts", type=number(int, 1), default=6, metavar="N", help="parts of the train shards"
-    )
-    group.add_argument(
-        "--scheduler", metavar="ADDRESS",
-        help="describe and search on the workers of this Dask scheduler, or of local:N",
-    )  # fmt: skip
+    add_part_options(group, "train shards", "vote")
     group.add_argument(
         "--vote", choices=VOTES, default=VOTES[0],
         help="head: cosines of the 3 best images by landmark, less penalties, and the head's "
@@ -119,12 +90,7 @@ def parse_arguments(argv):
     """Parses and checks the command line."""
     parser = make_parser()
     args = parse_session(parser, argv)
-    if args.part is not None and args.part >= args.parts:
-        parser.error(f"argument --part: {args.part}; expected 0 to {args.parts - 1} of --parts")
-    if args.files and args.step != "vote":
-        parser.error(f"{args.files[0]}: part files go with `nearest.py vote`")
-    if args.part is not None and args.step == "vote":
-        parser.error("--part goes with a search; expected `nearest.py vote` alone or with files")
+    check_part(parser, args, "vote")
     return args
 
 
@@ -141,7 +107,7 @@ def main(argv=None):
     name = "nearest" if args.part is None else f"gallery-part-{args.part}"
     with open_session(name, **session_settings(args)) as session:
         if args.step == "vote":
-            files = args.files or find_parts(session, args.parts)
+            files = args.files or session.find_parts(gallery_part_name("*", args.parts))
         elif args.scheduler:
             files = search_on_workers(session, args)
         else:
@@ -262,20 +228,6 @@ def make_describer(session, args):
 
 
 # ----------------------------------------------------------------------------------------- vote
-
-
-def find_parts(session, num_parts):
-    """Finds the part files that vote, those of the output and of other kernels."""
-    pattern = gallery_part_name("*", num_parts)
-    found = {}  # a part of the output goes before the newest of other kernels
-    for path in session.find_all(pattern):
-        found.setdefault(path.name, path)
-    if not found:
-        raise ExpectedError(
-            f"{session.output}: no {pattern} there; expected the files of all parts; search the "
-            "parts first, or name the files"
-        )
-    return sorted(found.values(), key=lambda path: path.name)
 
 
 def name_queries(session, files, args):

@@ -19,7 +19,10 @@ import numpy as np
 
 from command_line import (
     CommandLine,
+    add_describe_options,
+    add_part_options,
     add_session_options,
+    check_part,
     number,
     parse_session,
     run_command_line,
@@ -30,7 +33,6 @@ from merging import NamedPart, load_parts, merge_parts
 from metrics import format_scores, score_retrieval
 from neighbors import choose_rows, draw_neighbors
 from on_kaggle.kernel import require_package
-from recipes import MAX_BATCH_SIZE
 from report import retrieved, write_report
 from reranks import NAMED_BY, RERANKS, default_rerank
 from scheduler import open_workers
@@ -63,45 +65,13 @@ def make_parser():
     )  # fmt: skip
     parser.add_argument("files", nargs="*", type=Path, help="part files to merge")
     add_session_options(parser)
-    _add_describe_options(parser.add_argument_group("descriptors"))
+    add_describe_options(parser.add_argument_group("descriptors"), "float32")
     _add_search_options(parser.add_argument_group("search"))
     return parser
 
 
-def _add_describe_options(group):
-    group.add_argument(
-        "--model", type=Path, help="model.keras of recognition.py (default: <output>/model.keras)"
-    )
-    group.add_argument(
-        "--queries", type=Path, metavar="FILE",
-        help="queries.npz of another run (default: <output>/queries.npz, described where missing)",
-    )  # fmt: skip
-    group.add_argument(
-        "--descriptor-dtype", choices=("float32", "float16"), default="float32",
-        help="stored descriptors; float16 halves memory and disk",
-    )  # fmt: skip
-    group.add_argument(
-        "--flipped-too", action="store_true",
-        help="average each image with its mirror image (test-time augmentation)",
-    )  # fmt: skip
-    group.add_argument(
-        "--batch-size", type=number(int, 1, MAX_BATCH_SIZE), default=64, metavar="IMAGES",
-        help="images in a step",
-    )  # fmt: skip
-
-
 def _add_search_options(group):
-    group.add_argument(
-        "--part", type=number(int, 0), metavar="K",
-        help="search part K alone, counted from 0 (default: all parts, then the merge)",
-    )  # fmt: skip
-    group.add_argument(
-        "--parts", type=number(int, 1), default=6, metavar="N", help="parts of the index"
-    )
-    group.add_argument(
-        "--scheduler", metavar="ADDRESS",
-        help="describe and search on the workers of this Dask scheduler, or of local:N",
-    )  # fmt: skip
+    add_part_options(group, "index", "merge")
     group.add_argument(
         "--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",
         help=f"images retrieved for a query, at most {MAX_RETRIEVED}",
@@ -139,14 +109,9 @@ def parse_arguments(argv):
     """Parses and checks the command line."""
     parser = make_parser()
     args = parse_session(parser, argv)
-    if args.part is not None and args.part >= args.parts:
-        parser.error(f"argument --part: {args.part}; expected 0 to {args.parts - 1} of --parts")
+    check_part(parser, args, "merge")
     if args.top > MAX_RETRIEVED:
         parser.error(f"argument --top: {args.top}; expected at most {MAX_RETRIEVED}")
-    if args.files and args.step != "merge":
-        parser.error(f"{args.files[0]}: part files go with `retrieval.py merge`")
-    if args.part is not None and args.step == "merge":
-        parser.error("--part goes with a search; expected `retrieval.py merge` alone or with files")
     of_unit_length = {
         "--rerank": args.rerank in ("confidence", "soft"),
         "--names": args.names in ("gallery", "both"),
@@ -165,7 +130,7 @@ def main(argv=None):
     name = "retrieval" if args.part is None else f"part-{args.part}"
     with open_session(name, **session_settings(args)) as session:
         if args.step == "merge":
-            files = args.files or find_parts(session, args.parts)
+            files = args.files or session.find_parts(part_name("*", args.parts))
         elif args.scheduler:
             files = search_on_workers(session, args)
         else:
@@ -299,20 +264,6 @@ def _plan_expansion(session, describer, args, index_ids):
 # ---------------------------------------------------------------------------------------- merge
 
 
-def find_parts(session, num_parts):
-    """Finds the part files to merge, those of the output and of other kernels."""
-    pattern = part_name("*", num_parts)
-    found = {}  # a part of the output goes before the newest of other kernels
-    for path in session.find_all(pattern):
-        found.setdefault(path.name, path)
-    if not found:
-        raise ExpectedError(
-            f"{session.output}: no {pattern} there; expected the files of all parts; search the "
-            "parts first, or name the files"
-        )
-    return sorted(found.values(), key=lambda path: path.name)
-
-
 def merge(session, files, divisor, rerank=None):
     """Merges all parts into the submission, checks it, scores it and draws neighbors.png.
 
@@ -325,58 +276,72 @@ def merge(session, files, divisor, rerank=None):
     Raises:
         ExpectedError: parts are missing, repeated, damaged or do not belong together.
     """
-    source = session.source
     parts, fingerprint = load_parts(files)
-    num_nearest = fingerprint["top"]
-    rerank = rerank or fingerprint.get("rerank", "divide")
+    rerank, num_nearest = rerank or fingerprint.get("rerank", "divide"), fingerprint["top"]
     if rerank in ("confidence", "soft") and not isinstance(parts[0], NamedPart):
         raise ExpectedError(
             f"{files[0]}: it has no candidates of the rerank {rerank}; expected those of all "
             "reranks",
             setting="rerank",
         )
-    test_ids = read_image_ids(source.fetch(TEST_CSV))
+    test_ids = read_image_ids(session.source.fetch(TEST_CSV))
     if not np.isin(parts[0].query_ids, test_ids).all():
         raise ExpectedError(
-            f"{files[0]}: it has queries that are not in {TEST_CSV} of {source}; expected parts of "
-            "this source",
+            f"{files[0]}: it has queries that are not in {TEST_CSV} of {session.source}; expected "
+            "parts of this source",
             setting="source",
         )
-    path = session.path(RETRIEVAL_SUBMISSION)
     ranking = merge_parts(parts, divisor, num_nearest, rerank)
+    path = session.path(RETRIEVAL_SUBMISSION)
     _write_ranking(path, test_ids, ranking)
-    num_answered = check_retrieval_submission(path, test_ids)
-    num_indexed = sum(len(part.index_ids) for part in parts)
-    num_known = len(read_image_ids(source.fetch(INDEX_CSV)))
-    say(f"{num_indexed:,} of {num_known:,} index images searched")
-    say(f"{num_answered:,} of {len(test_ids):,} test images have neighbors")
+    left_out = _tell_left_out(session, path, parts, test_ids)
     print(path)
-    scores, solution = {}, {}
-    if source.exists(RETRIEVAL_SOLUTION):
-        solution_csv = source.fetch(RETRIEVAL_SOLUTION)
-        solution = read_retrieval_solution(solution_csv)
-        if rerank != "none" and (rerank != "divide" or divisor > 1):
-            plain = source.scratch / "without_rerank.csv"
-            _write_ranking(plain, test_ids, merge_parts(parts, 1, num_nearest, "none"))
-            scores["mAP@100 without the rerank"] = score_retrieval(plain, solution_csv)
-        scores["mAP@100"] = score_retrieval(path, solution_csv)
-        for name, score in scores.items():
-            print(format_scores(name, score))
-    else:
-        say(f"{source}: no {RETRIEVAL_SOLUTION}; the submission is not scored")
+    plain, is_reranked = None, rerank != "none" and (rerank != "divide" or divisor > 1)
+    if is_reranked and session.source.exists(RETRIEVAL_SOLUTION):
+        plain = session.source.scratch / "without_rerank.csv"
+        _write_ranking(plain, test_ids, merge_parts(parts, 1, num_nearest, "none"))
+    scores, solution = score(session.source, path, plain)
     rows = draw(session, parts, ranking, solution)
+    divided = f"squared distances within the landmark / {divisor:g}"
     merged = {
         "scores": scores,
         "num_parts": len(parts),
-        "rerank": f"squared distances within the landmark / {divisor:g}"
-        if rerank == "divide"
-        else rerank,
-        "left_out": {"index": num_known - num_indexed, "test": len(test_ids) - num_answered},
+        "rerank": divided if rerank == "divide" else rerank,
+        "left_out": left_out,
     }
     write_report(
         session, "retrieval",
         lambda: retrieved.gather(session, merged, fingerprint, ranking, solution, rows),
     )  # fmt: skip
+
+
+def _tell_left_out(session, path, parts, test_ids):
+    """Checks the submission; says and gives how many images are not in it: dict by split."""
+    num_answered = check_retrieval_submission(path, test_ids)
+    num_indexed = sum(len(part.index_ids) for part in parts)
+    num_known = len(read_image_ids(session.source.fetch(INDEX_CSV)))
+    say(f"{num_indexed:,} of {num_known:,} index images searched")
+    say(f"{num_answered:,} of {len(test_ids):,} test images have neighbors")
+    return {"index": num_known - num_indexed, "test": len(test_ids) - num_answered}
+
+
+def score(source, path, plain):
+    """Scores the submission, and `plain`, the one without the rerank (None where there is none).
+
+    Returns:
+        (dict, name -> scores; the ground truth, as of `submissions.read_retrieval_solution`), both
+        empty where the source has no ground truth.
+    """
+    if not source.exists(RETRIEVAL_SOLUTION):
+        say(f"{source}: no {RETRIEVAL_SOLUTION}; the submission is not scored")
+        return {}, {}
+    solution_csv = source.fetch(RETRIEVAL_SOLUTION)
+    submissions = {"mAP@100 without the rerank": plain} if plain else {}
+    submissions["mAP@100"] = path
+    scores = {name: score_retrieval(file, solution_csv) for name, file in submissions.items()}
+    for name, one in scores.items():
+        print(format_scores(name, one))
+    return scores, read_retrieval_solution(solution_csv)
 
 
 def _write_ranking(path, test_ids, ranking):

@@ -120,6 +120,28 @@ class Session:
         own = sorted(path for path in self.output.glob(name) if path.is_file())
         return [*own, *kernel.find_inputs(name)]
 
+    def find_parts(self, pattern):
+        """Finds the files of parts, those of the output and of other kernels.
+
+        Args:
+            pattern: e.g. `part_name("*", 6)`.
+
+        Returns:
+            list of paths, one for each name.
+
+        Raises:
+            ExpectedError: there are none.
+        """
+        found = {}  # a part of the output goes before the newest of other kernels
+        for path in self.find_all(pattern):
+            found.setdefault(path.name, path)
+        if not found:
+            raise ExpectedError(
+                f"{self.output}: no {pattern} there; expected the files of all parts; search the "
+                "parts first, or name the files"
+            )
+        return sorted(found.values(), key=lambda path: path.name)
+
     def find(self, name):
         """Finds a result in the output, or in that of another kernel.
 
