@@ -40,6 +40,7 @@ from on_kaggle.packing import (
     parse_arguments,
     read_settings,
     shrink_first,
+    train_on_tpu,
     write_kernels,
 )
 from recipes import RECIPES
@@ -47,7 +48,7 @@ from utils import ExpectedError
 
 BUILD_OPTIONS = (
     "recipe", "recognition_args", "nearest_args", "retrieval_args", "shrink_args", "shrink",
-    "shrink_kernels", "dataset", "no_internet",
+    "shrink_kernels", "dataset", "no_internet", "tpu",
 )  # fmt: skip
 NAMES = (*KERNELS, *GALLERY, "vote")  # and shrink-0 and so on
 
@@ -130,6 +131,9 @@ def _add_build_options(command, is_required):
         "--dataset", action="append", default=[], metavar="OWNER/SLUG", help="data set to mount"
     )
     command.add_argument(
+        "--tpu", action="store_true", help="train on a TPU instead of two T4s, see docs/machines.md"
+    )
+    command.add_argument(
         "--no-internet", action="store_true",
         help="kernels without internet, but for those that make the pictures small",
     )  # fmt: skip
@@ -145,7 +149,7 @@ def build(args):
                 f"--dataset {dataset}; expected owner/slug, as in the address of its page; check it"
             )
     extra = {entry: parse_arguments(entry, getattr(args, f"{entry}_args")) for entry in ENTRIES}
-    kernels = plan(args, extra)
+    kernels = train_on_tpu(plan(args, extra)) if args.tpu else plan(args, extra)
     for kernel in kernels.values():  # all that is set for it, and what is not
         read_settings(kernel.entry, [*kernel.arguments, *extra[kernel.entry]])
     options = Options(args.user, extra, args.max_hours, args.dataset, not args.no_internet)

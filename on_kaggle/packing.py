@@ -45,6 +45,12 @@ PICTURE_KB = 30.0  # of 256 pixels in quality 85: photographs 26, drawn ones 36 
 PIXELS_EXPONENT, QUALITY_GROWTH = 1.67, 1.04  # measured, from 224 to 256 and for a step of quality
 TABLES_GB = 0.6  # metadata and ground truth, in each output
 ROOM_TO_SPARE = 0.95  # of an output
+MACHINES = {  # what kernel-metadata.json says of each
+    "cpu": {"enable_gpu": False},
+    "gpu": {"enable_gpu": True, "machine_shape": "NvidiaTeslaT4"},  # two of them
+    "tpu": {"enable_gpu": False, "enable_tpu": True, "machine_shape": "TpuV5E8"},
+}
+MAX_TPU_HOURS = 8.0  # Kaggle is said to cut a TPU session after 9 hours
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Kernel:
         result: the output file that a finished session has, and an unfinished one has not.
         inputs: tuple of the kernels whose outputs it reads. With itself among them, a session
             continues the one before.
-        has_gpu: whether it asks for GPUs.
+        machine: one of MACHINES.
         downloads: whether it has internet even where the others are built without.
     """
 
@@ -69,12 +75,16 @@ class Kernel:
     arguments: tuple
     result: str
     inputs: tuple
-    has_gpu: bool = True
+    machine: str = "gpu"
     downloads: bool = False
 
     @property
     def slug(self):
         return self.title.lower().replace(" ", "-")
+
+    @property
+    def has_gpu(self):
+        return self.machine == "gpu"
 
 
 PARTS = tuple(f"part-{part}" for part in range(NUM_PARTS))
@@ -93,7 +103,7 @@ _CHAIN = (
     ),
     Kernel(
         "merge", "Landmark retrieval merge", "retrieval", ("merge",), RETRIEVAL_SUBMISSION,
-        inputs=PARTS, has_gpu=False,
+        inputs=PARTS, machine="cpu",
     ),
 )  # fmt: skip
 KERNELS = {kernel.name: kernel for kernel in _CHAIN}  # in the order to push
@@ -123,7 +133,7 @@ def name_by_gallery(kernels, recipe, described_as):
     vote = Kernel(
         "vote", "Landmark vote", "nearest",
         ("vote", "--parts", str(NUM_GALLERY_PARTS), *described_as), RECOGNITION_SUBMISSION,
-        inputs=("recognition", *GALLERY, "vote"), has_gpu=False,
+        inputs=("recognition", *GALLERY, "vote"), machine="cpu",
     )  # fmt: skip
     first = kernels["recognition"]
     first = replace(first, arguments=("--recipe", recipe, *first.arguments))
@@ -137,6 +147,11 @@ def name_by_gallery(kernels, recipe, described_as):
         for name in PARTS
     ]
     return {one.name: one for one in (first, *galleries, vote, *parts, kernels["merge"])}
+
+
+def train_on_tpu(kernels):
+    """Lets recognition ask for a TPU: dict, name -> `Kernel`."""
+    return kernels | {"recognition": replace(kernels["recognition"], machine="tpu")}
 
 
 def shrink_first(kernels, words, num_parts):
@@ -155,7 +170,7 @@ def shrink_first(kernels, words, num_parts):
         Kernel(
             name, f"Landmark shrink part {part}", "shrink",
             (*words, "--part", str(part), "--parts", str(num_parts), "--copy-earlier"),
-            shrunk_name(part, num_parts), inputs=(name,), has_gpu=False, downloads=True,
+            shrunk_name(part, num_parts), inputs=(name,), machine="cpu", downloads=True,
         )
         for part, name in enumerate(names)
     ]  # fmt: skip
@@ -193,6 +208,7 @@ import base64
 import importlib
 import io
 import json
+import os
 import sys
 import tempfile
 import time
@@ -200,6 +216,22 @@ import zipfile
 from pathlib import Path
 
 FACTS = $facts$
+
+
+def take_tpu():
+    """Has Keras run on JAX; ends in one line where there is no TPU, instead of after hours."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    try:
+        import jax
+
+        device = jax.default_backend()
+    except (ImportError, RuntimeError) as error:
+        device = f"{error}"
+    if device != "tpu":
+        sys.exit(
+            f"error: no TPU here (JAX: {device}); expected the TPU that this kernel asked for; "
+            "choose it on the kernel's page, under Settings, Accelerator, and save a version there"
+        )
 
 
 def run():
@@ -211,6 +243,8 @@ def run():
         file=sys.stderr,
         flush=True,
     )
+    if facts.get("device") == "tpu":
+        take_tpu()
     with tempfile.TemporaryDirectory(prefix="landmarks-") as folder:
         zipfile.ZipFile(io.BytesIO(base64.b64decode(ARCHIVE))).extractall(folder)
         sys.path.insert(0, folder)
@@ -344,7 +378,8 @@ def write_kernels(folder, kernels, options):
         packed[entry] = pack(modules), source_version(modules)
     for kernel in kernels.values():
         archive, version = packed[kernel.entry]
-        budget = ["--max-hours", f"{options.max_hours:g}"] if kernel.has_gpu else []
+        max_hours = min(options.max_hours, MAX_TPU_HOURS if kernel.machine == "tpu" else math.inf)
+        budget = [] if kernel.machine == "cpu" else ["--max-hours", f"{max_hours:g}"]
         facts = {
             "kernel": kernel.name,
             "entry": kernel.entry,
@@ -352,6 +387,8 @@ def write_kernels(folder, kernels, options):
             "result": kernel.result,
             "source": version,
         }
+        if kernel.machine == "tpu":
+            facts["device"] = "tpu"
         facts["build"] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
         metadata = _metadata(kernel, kernels, options.user) | {
             "enable_internet": options.has_internet or kernel.downloads,
@@ -402,8 +439,7 @@ def _metadata(kernel, kernels, user):
         "language": "python",
         "kernel_type": "script",
         "is_private": True,
-        "enable_gpu": kernel.has_gpu,
-        **({"machine_shape": "NvidiaTeslaT4"} if kernel.has_gpu else {}),
+        **MACHINES[kernel.machine],
         "competition_sources": [],
         "kernel_sources": [f"{user}/{kernels[name].slug}" for name in kernel.inputs],
     }

@@ -155,6 +155,17 @@ def test_the_metadata_is_what_kaggle_expects(built):
     assert merge["kernel_sources"] == [metadata[f"part-{k}"]["id"] for k in range(6)]
 
 
+def test_a_tpu_is_for_recognition_alone(tmp_path):
+    build(tmp_path, "--tpu", "--recipe", "strong", "--shrink", "256")
+    pages = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/*.json")}
+    wanted = {name for name, page in pages.items() if page.get("enable_tpu")}
+    assert wanted == {"recognition"}
+    assert pages["recognition"]["machine_shape"] == "TpuV5E8"
+    assert pages["recognition"]["enable_gpu"] is False
+    assert pages["part-0"]["machine_shape"] == "NvidiaTeslaT4"
+    assert "device" not in facts_of(tmp_path, "part-0")
+
+
 def facts_of(folder, name):
     (script,) = (folder / name).glob("*.py")
     return ast.literal_eval(re.search(r"^FACTS = (\{.*?^\})", script.read_text(), re.M | re.S)[1])
@@ -290,11 +301,11 @@ def test_arguments_of_the_demo_are_checked_with_its_defaults(capsys):
 def trivial(tmp_path, monkeypatch):
     """Builds kernels of a script that leaves a result and says where its source is."""
 
-    def make(body):
+    def make(body, *options):
         source = f"import sys\nimport utils\ndef main(argv):\n{body}".encode()
         modules = packing.find_modules("recognition") | {"recognition.py": source}
         monkeypatch.setattr(packing, "find_modules", lambda entry, with_demo: modules)
-        build(tmp_path / "built")
+        build(tmp_path / "built", *options)
         working = tmp_path / "working"
         working.mkdir()
         script = tmp_path / "built" / "recognition" / f"{RECOGNITION}.py"
@@ -374,6 +385,26 @@ def test_a_bug_in_a_kernel_fails_whatever_it_has_done(trivial):
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     assert files_of(working) == {}
+
+
+@pytest.mark.parametrize("device", ["tpu", "cpu"])
+def test_a_kernel_that_asked_for_a_tpu_runs_on_one_or_not_at_all(
+    trivial, monkeypatch, device, tmp_path
+):
+    """JAX is another module here; Kaggle is said to give the image without a TPU now and then."""
+    (tmp_path / "jax.py").write_text(f"def default_backend():\n    return {device!r}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done, working = trivial(
+        "    import os\n    print(os.environ['KERAS_BACKEND'], argv)\n", "--tpu"
+    )
+    if device == "tpu":
+        assert done.stdout == "jax ['--max-hours', '8']\n"
+        return
+    assert (done.returncode, done.stdout, files_of(working)) == (1, "", {})
+    assert done.stderr.splitlines()[1:] == [
+        "error: no TPU here (JAX: cpu); expected the TPU that this kernel asked for; choose it on "
+        "the kernel's page, under Settings, Accelerator, and save a version there"
+    ]
 
 
 def test_a_built_kernel_starts_the_real_script(built, tmp_path):
