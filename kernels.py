@@ -21,28 +21,18 @@ import sys
 from pathlib import Path
 
 from command_line import CommandLine, number, run_command_line
-from on_kaggle.chain import (
-    CHALLENGES,
-    Chain,
-    collect,
-    find_submitters,
-    print_status,
-    read_built,
-    submit,
-)
-from on_kaggle.packing import (
-    ENTRIES,
+from on_kaggle.chain import Chain
+from on_kaggle.packing import ENTRIES, Options, parse_arguments, read_settings, write_kernels
+from on_kaggle.plan import (
     GALLERY,
     KERNELS,
-    Options,
     count_shrink_kernels,
     name_by_gallery,
-    parse_arguments,
-    read_settings,
     shrink_first,
     train_on_tpu,
-    write_kernels,
 )
+from on_kaggle.results import CHALLENGES, collect, find_submitters, submit
+from on_kaggle.states import print_status, read_built
 from recipes import RECIPES
 from utils import ExpectedError
 

@@ -15,13 +15,13 @@ from common import load_results, median, print_table
 from search_speed import OURS
 
 import shrink
-from on_kaggle import packing
+from on_kaggle import plan
 from on_kaggle.kernel import MAX_HOURS
-from on_kaggle.packing import NUM_GALLERY_PARTS, NUM_PARTS, PICTURE_KB
+from on_kaggle.plan import NUM_GALLERY_PARTS, NUM_PARTS, PICTURE_KB
 from recipes import RECIPES
 from sources import NUM_CVDF_SHARDS
 
-NUM_IMAGES = packing.NUM_IMAGES | {"train": packing.NUM_IMAGES["full"]}
+NUM_IMAGES = plan.NUM_IMAGES | {"train": plan.NUM_IMAGES["full"]}
 INDEX_SHARD_MB, TEST_SHARD_MB = 850, 500  # as CVDF says
 SESSION_HOURS = 12.0  # a kernel's limit
 QUOTA_HOURS = 30.0  # of GPU sessions in a week
@@ -269,7 +269,7 @@ def print_shrinking(args):
         num_images = NUM_IMAGES[labels] + NUM_IMAGES["index"] + NUM_IMAGES["test"]
         shrink_h = num_images / (args.shrink_rate * args.cores * args.free_cores) / 3600
         settings = shrink.parse_arguments(["--labels", labels])
-        num_kernels = packing.count_shrink_kernels(settings)
+        num_kernels = plan.count_shrink_kernels(settings)
         hours = max(download_h, shrink_h) / num_kernels
         print(
             f"made small, {labels}: {num_images * PICTURE_KB / 1e6:.0f} GB of 256 pixels in "

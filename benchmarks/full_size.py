@@ -19,7 +19,7 @@ from common import print_table, run_python
 from search_speed import WIDTH, make_descriptors
 
 from arrays import load_arrays, save_arrays
-from on_kaggle.packing import NUM_PARTS
+from on_kaggle.plan import NUM_PARTS
 
 NUM_LANDMARKS, TOP, DIVISOR = 55_000, 100, 1.5
 PART = "part-{}-of-6.npz"

@@ -26,8 +26,9 @@ from common import ROOT
 
 import kernels
 from demo.world import build_world
-from on_kaggle.chain import CHALLENGES, find_submitters, read_built
 from on_kaggle.packing import REPORT
+from on_kaggle.results import CHALLENGES, find_submitters
+from on_kaggle.states import read_built
 from utils import say
 
 

@@ -1,4 +1,4 @@
-"""The kernels of the Kaggle chain, and how each is packed into one script.
+"""Kernels, each packed as one script.
 
 `kaggle kernels push` sends a single file: it carries all modules of the project that it needs.
 """
@@ -15,191 +15,19 @@ import re
 import shlex
 import textwrap
 import zipfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from on_kaggle.kernel import MAX_OUTPUT_GB
-from session import (
-    RECOGNITION_SUBMISSION,
-    RETRIEVAL_SUBMISSION,
-    gallery_part_name,
-    part_name,
-    shrunk_name,
-)
+from on_kaggle.plan import MACHINES, MAX_TPU_HOURS, Kernel
 from utils import ExpectedError, atomic_write, say
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRIES = ("recognition", "nearest", "retrieval", "shrink")  # the scripts that kernels run
-NUM_PARTS = 6
-# Neither output nor time asks for more: 1.6 GB and 5 h in all of cleaned labels, 4.2 GB of all
-# images, see docs/kaggle.md. Two GPU sessions run at once, and each part needs its start-up.
-NUM_GALLERY_PARTS = 2
 SET_FOR_EACH = (
     "--part", "--parts", "--pixels", "--split", "--max-hours", "--output", "--help", "-h",
 )  # fmt: skip
 REPORT = "kernel.json"  # what a kernel leaves beside its results, to know it by
 CHAIN_FILE = "chain.json"  # in the folder of built kernels: the table below, as it was built
-# Of Google Landmarks v2, from its page; "clean" are the train images of train_clean.csv.
-NUM_IMAGES = {"full": 4_132_914, "clean": 1_580_470, "index": 761_757, "test": 117_577}
-PICTURE_KB = 30.0  # of 256 pixels in quality 85: photographs 26, drawn ones 36 (benchmarks)
-PIXELS_EXPONENT, QUALITY_GROWTH = 1.67, 1.04  # measured, from 224 to 256 and for a step of quality
-TABLES_GB = 0.6  # metadata and ground truth, in each output
-ROOM_TO_SPARE = 0.95  # of an output
-MACHINES = {  # what kernel-metadata.json says of each
-    "cpu": {"enable_gpu": False},
-    "gpu": {"enable_gpu": True, "machine_shape": "NvidiaTeslaT4"},  # two of them
-    "tpu": {"enable_gpu": False, "enable_tpu": True, "machine_shape": "TpuV5E8"},
-}
-MAX_TPU_HOURS = 8.0  # Kaggle is said to cut a TPU session after 9 hours
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One kernel of the chain.
-
-    Attributes:
-        name: short name on our command line.
-        title: Kaggle's title; the slug follows from it.
-        entry: script to run.
-        arguments: tuple, what makes the script do this kernel's share.
-        result: the output file that a finished session has, and an unfinished one has not.
-        inputs: tuple of the kernels whose outputs it reads. With itself among them, a session
-            continues the one before.
-        machine: one of MACHINES.
-        downloads: whether it has internet even where the others are built without.
-    """
-
-    name: str
-    title: str
-    entry: str
-    arguments: tuple
-    result: str
-    inputs: tuple
-    machine: str = "gpu"
-    downloads: bool = False
-
-    @property
-    def slug(self):
-        return self.title.lower().replace(" ", "-")
-
-    @property
-    def has_gpu(self):
-        return self.machine == "gpu"
-
-
-PARTS = tuple(f"part-{part}" for part in range(NUM_PARTS))
-_CHAIN = (
-    Kernel(
-        "recognition", "Landmark recognition", "recognition", (), RECOGNITION_SUBMISSION,
-        inputs=("recognition",),
-    ),
-    *(
-        Kernel(
-            name, f"Landmark retrieval part {part}", "retrieval",
-            ("--part", str(part), "--parts", str(NUM_PARTS)), part_name(part, NUM_PARTS),
-            inputs=("recognition", name),
-        )
-        for part, name in enumerate(PARTS)
-    ),
-    Kernel(
-        "merge", "Landmark retrieval merge", "retrieval", ("merge",), RETRIEVAL_SUBMISSION,
-        inputs=PARTS, machine="cpu",
-    ),
-)  # fmt: skip
-KERNELS = {kernel.name: kernel for kernel in _CHAIN}  # in the order to push
-GALLERY = tuple(f"gallery-{part}" for part in range(NUM_GALLERY_PARTS))
-
-
-def name_by_gallery(kernels, recipe, described_as):
-    """Puts kernels behind recognition that name test and index images by the train images.
-
-    Args:
-        kernels: dict, name -> `Kernel`, those of 2019.
-        recipe: of recognition, one with descriptors to name by.
-        described_as: arguments that all kernels share that read queries.npz: it is of no use to
-            another batch size, say.
-
-    Returns:
-        dict, name -> `Kernel`, in the order to push.
-    """
-    galleries = [
-        Kernel(
-            name, f"Landmark gallery part {part}", "nearest",
-            ("--part", str(part), "--parts", str(NUM_GALLERY_PARTS), *described_as),
-            gallery_part_name(part, NUM_GALLERY_PARTS), inputs=("recognition", name),
-        )
-        for part, name in enumerate(GALLERY)
-    ]  # fmt: skip
-    vote = Kernel(
-        "vote", "Landmark vote", "nearest",
-        ("vote", "--parts", str(NUM_GALLERY_PARTS), *described_as), RECOGNITION_SUBMISSION,
-        inputs=("recognition", *GALLERY, "vote"), machine="cpu",
-    )  # fmt: skip
-    first = kernels["recognition"]
-    first = replace(first, arguments=("--recipe", recipe, *first.arguments))
-    parts = [
-        # Without --names a gallery that is missing would go unnoticed.
-        replace(
-            kernels[name],
-            arguments=(*kernels[name].arguments, "--names", "both", *described_as),
-            inputs=("recognition", *GALLERY, name),
-        )
-        for name in PARTS
-    ]
-    return {one.name: one for one in (first, *galleries, vote, *parts, kernels["merge"])}
-
-
-def train_on_tpu(kernels):
-    """Lets recognition ask for a TPU: dict, name -> `Kernel`."""
-    return kernels | {"recognition": replace(kernels["recognition"], machine="tpu")}
-
-
-def shrink_first(kernels, words, num_parts):
-    """Puts kernels without a GPU in front that make the data set small; the others read that.
-
-    Args:
-        kernels: dict, name -> `Kernel`.
-        words: list, arguments of shrink.py that say how small, and what is kept.
-        num_parts: kernels in front, each with its part of the data set.
-
-    Returns:
-        dict, name -> `Kernel`, in the order to push.
-    """
-    names = tuple(f"shrink-{part}" for part in range(num_parts))
-    in_front = [
-        Kernel(
-            name, f"Landmark shrink part {part}", "shrink",
-            (*words, "--part", str(part), "--parts", str(num_parts), "--copy-earlier"),
-            shrunk_name(part, num_parts), inputs=(name,), machine="cpu", downloads=True,
-        )
-        for part, name in enumerate(names)
-    ]  # fmt: skip
-    readers = [
-        replace(
-            kernel,
-            arguments=(*kernel.arguments, "--source", "inputs"),
-            inputs=(*names, *kernel.inputs),
-        )
-        for kernel in kernels.values()
-    ]
-    return {kernel.name: kernel for kernel in (*in_front, *readers)}
-
-
-def count_shrink_kernels(settings):
-    """Gives how many kernels must share the data set so that none has too large an output.
-
-    Args:
-        settings: parsed command line of shrink.py.
-    """
-    if settings.demo or settings.source:  # a world of a few MB, or nobody knows what
-        return 2
-    splits = {"train": settings.labels, "index": "index", "test": "test"}
-    wanted = splits.values() if settings.split == "all" else [splits[settings.split]]
-    picture_kb = PICTURE_KB * (settings.pixels / 256) ** PIXELS_EXPONENT
-    picture_kb *= QUALITY_GROWTH ** (settings.quality - 85)
-    total_gb = sum(NUM_IMAGES[name] for name in wanted) * picture_kb / 1e6
-    return math.ceil(total_gb / (ROOM_TO_SPARE * MAX_OUTPUT_GB - TABLES_GB))
-
 
 SCRIPT = '''\
 """$title$: built by kernels.py; change the sources and build again."""

@@ -76,3 +76,33 @@ def recognition_run(data_set, tmp_path_factory):
     ):
         recognition.main(arguments)
     return Run(output, arguments, stdout.getvalue(), stderr.getvalue())
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """Kernels built once."""
+    from built_kernels import build
+
+    folder = tmp_path_factory.mktemp("built")
+    build(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built_small(tmp_path_factory):
+    """Kernels built with three in front that make the data set small."""
+    from built_kernels import build
+
+    folder = tmp_path_factory.mktemp("built-small")
+    build(folder, "--shrink", "256", "--shrink-kernels", "3", "--no-internet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built_strong(tmp_path_factory):
+    """Kernels of the longer chain, built once."""
+    from built_kernels import build
+
+    folder = tmp_path_factory.mktemp("built-strong")
+    build(folder, "--recipe", "strong", "--nearest-args", "--vote sum")
+    return folder

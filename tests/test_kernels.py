@@ -1,11 +1,8 @@
 """Tests of the Kaggle side: the real `kaggle` client against a stand-in for Kaggle on loopback."""
 
-import ast
 import contextlib
 import importlib.util
 import io
-import json
-import os
 import re
 import shlex
 import subprocess
@@ -15,18 +12,25 @@ import traceback
 from pathlib import Path
 
 import pytest
+from built_kernels import (
+    GALLERY,
+    MERGE,
+    PARTS,
+    RECOGNITION,
+    SHRINKS,
+    VOTE,
+    build,
+    facts_of,
+    files_of,
+)
 from checks import one_line
 from kaggle_mock import IDS, RESULTS, KaggleMock, Outcome
 
 import kernels
-from on_kaggle import chain, client, packing
+from on_kaggle import chain, client, packing, plan, results, states
 from utils import ExpectedError
 
 ROOT = Path(kernels.__file__).parent
-USER = "someone"
-RECOGNITION = "landmark-recognition"
-PARTS = [f"landmark-retrieval-part-{part}" for part in range(6)]
-MERGE = "landmark-retrieval-merge"
 UNFINISHED = {"checkpoint/training.npz": "weights", "history.csv": "mini_epoch\n1\n"}
 
 
@@ -47,14 +51,6 @@ needs_client = pytest.mark.skipif(bool(PROBLEM), reason=PROBLEM)
 def no_pauses(monkeypatch):
     monkeypatch.setattr(client, "RETRY_PAUSES_S", (0.01, 0.01))
     monkeypatch.setattr(chain, "POLL_S", 0.001)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """Kernels built once."""
-    folder = tmp_path_factory.mktemp("built")
-    build(folder)
-    return folder
 
 
 @pytest.fixture
@@ -95,10 +91,6 @@ def kaggle(monkeypatch, mock):
     return mock
 
 
-def build(folder, *arguments):
-    kernels.main(["build", "--user", USER, "--kernels", str(folder), *arguments])
-
-
 def command(name, folder, *arguments):
     """Runs a command on built kernels."""
     kernels.main([name, "--kernels", str(folder), *arguments])
@@ -115,391 +107,119 @@ def refusal(name, folder, *arguments):
     return one_line(caught.value)
 
 
-def files_of(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+# ----------------------------------------------------------------------------- the whole way
 
 
-# ----------------------------------------------------------------------------------------- build
-
-
-def test_the_same_source_builds_the_same_bytes_at_any_time_and_place(built, tmp_path):
-    os.environ["TZ"], zone = "Asia/Tokyo", os.environ.get("TZ")
-    try:
-        build(tmp_path)
-    finally:
-        os.environ.pop("TZ") if zone is None else os.environ.update(TZ=zone)
-    assert files_of(tmp_path) == files_of(built)
-    assert len(files_of(built)) == 17
-
-
-def test_the_metadata_is_what_kaggle_expects(built):
-    metadata = {
-        name: json.loads((built / name / "kernel-metadata.json").read_text())
-        for name in packing.KERNELS
-    }
-    recognition, part, merge = metadata["recognition"], metadata["part-3"], metadata["merge"]
-    for name, page in metadata.items():
-        assert page["id"] == f"someone/{page['title'].lower().replace(' ', '-')}"
-        assert len(page["title"]) >= 5 and (built / name / page["code_file"]).is_file()
-        assert (page["language"], page["kernel_type"]) == ("python", "script")
-        assert page["is_private"] is True and page["enable_internet"] is True
-        assert page["dataset_sources"] == page["competition_sources"] == []
-        assert page["enable_gpu"] is (name != "merge")
-        assert page.get("machine_shape") == (None if name == "merge" else "NvidiaTeslaT4")
-    assert recognition["kernel_sources"] == [recognition["id"]]
-    assert part["kernel_sources"] == [recognition["id"], part["id"]]
-    assert merge["kernel_sources"] == [metadata[f"part-{k}"]["id"] for k in range(6)]
-
-
-def test_a_tpu_is_for_recognition_alone(tmp_path):
-    build(tmp_path, "--tpu", "--recipe", "strong", "--shrink", "256")
-    pages = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/*.json")}
-    wanted = {name for name, page in pages.items() if page.get("enable_tpu")}
-    assert wanted == {"recognition"}
-    assert pages["recognition"]["machine_shape"] == "TpuV5E8"
-    assert pages["recognition"]["enable_gpu"] is False
-    assert pages["part-0"]["machine_shape"] == "NvidiaTeslaT4"
-    assert "device" not in facts_of(tmp_path, "part-0")
-
-
-def facts_of(folder, name):
-    (script,) = (folder / name).glob("*.py")
-    return ast.literal_eval(re.search(r"^FACTS = (\{.*?^\})", script.read_text(), re.M | re.S)[1])
-
-
-def test_each_kernel_does_its_share(built, tmp_path):
-    assert facts_of(built, "recognition")["arguments"] == ["--max-hours", "11"]
-    assert facts_of(built, "part-3")["arguments"] == [
-        *("--part", "3", "--parts", "6", "--max-hours", "11")
-    ]  # fmt: skip
-    assert facts_of(built, "merge")["arguments"] == ["merge"]
-    build(
-        tmp_path, "--recognition-args", "--labels clean --image-size 224", "--max-hours", "8.5",
-        "--retrieval-args", "--rerank-divisor 2", "--dataset", "a/data", "--no-internet",
-    )  # fmt: skip
-    assert facts_of(tmp_path, "recognition")["arguments"] == [
-        *("--max-hours", "8.5", "--labels", "clean", "--image-size", "224")
+@needs_client
+def test_run_does_it_all_and_never_more_than_two_gpu_sessions(built, kaggle, tmp_path, capsys):
+    kaggle.outcomes[RECOGNITION] = [
+        Outcome(is_finished=False, files=UNFINISHED),
+        Outcome(files=UNFINISHED | {"model.keras": "network", "queries.npz": "arrays"}),
     ]
-    assert facts_of(tmp_path, "merge")["arguments"] == ["merge", "--rerank-divisor", "2"]
-    page = json.loads((tmp_path / "merge" / "kernel-metadata.json").read_text())
-    assert page["dataset_sources"] == ["a/data"] and page["enable_internet"] is False
+    output = tmp_path / "collected"
+    run(built, output, "--submit")
+    pushes = kaggle.pushes()
+    assert pushes == [RECOGNITION, RECOGNITION, *PARTS, MERGE]
+    assert (kaggle.most_gpus, kaggle.num_refused) == (2, 0)
+    first, second = kaggle.sessions[0].request, kaggle.sessions[1].request
+    assert first["text"] == (built / "recognition" / f"{RECOGNITION}.py").read_text()
+    assert first["slug"] == f"someone/{RECOGNITION}" and first["machineShape"] == "NvidiaTeslaT4"
+    assert first["isPrivate"] and first["enableGpu"] and first["enableInternet"]
+    assert second["kernelDataSources"] == [f"someone/{RECOGNITION}"]
+    assert [one.started > kaggle.sessions[1].ended for one in kaggle.sessions[2:]] == [True] * 7
+    assert kaggle.sessions[-1].started > max(one.ended for one in kaggle.sessions[:-1])
+    collected = files_of(output)
+    assert sorted(path for path in collected if not path.endswith("kernel.json")) == [
+        "merge/retrieval_submission.csv",
+        "recognition/history.csv",
+        "recognition/model.keras",
+        "recognition/recognition_submission.csv",
+    ]
+    assert [(name, content.decode()) for name, _, content in kaggle.submissions] == [
+        ("landmark-recognition-2019", RESULTS["recognition_submission.csv"]),
+        ("landmark-retrieval-2019", RESULTS["retrieval_submission.csv"]),
+    ]
+    out = capsys.readouterr().out
+    assert f"{output}/merge/retrieval_submission.csv\n" in out
+    assert "landmark-retrieval-2019: " in out
 
 
-def test_a_build_has_another_name_when_arguments_or_sources_change(built, tmp_path, monkeypatch):
-    before = facts_of(built, "recognition")
-    build(tmp_path, "--recognition-args", "--labels clean")
-    assert facts_of(tmp_path, "recognition")["source"] == before["source"]
-    assert facts_of(tmp_path, "recognition")["build"] != before["build"]
-    assert facts_of(tmp_path, "merge") == facts_of(built, "merge")
-    modules = packing.find_modules("recognition") | {"utils.py": b"changed"}
-    monkeypatch.setattr(packing, "find_modules", lambda entry, with_demo: modules)
-    build(tmp_path)
-    after = facts_of(tmp_path, "recognition")
-    assert after["source"] != before["source"] and after["build"] != before["build"]
+@needs_client
+def test_each_question_reaches_kaggle_by_the_real_client_in_a_process(built, mock, tmp_path):
+    """One of each kind; a client's start takes a second, so that the others call its code here."""
+    one = states.read_built(built)["recognition"]
+    assert chain.push(one, states.State("absent"))
+    while (state := states.look(one)).is_active:
+        pass
+    assert state.is_finished and state.build == one.build
+    results.collect({"recognition": one}, tmp_path)
+    path = tmp_path / "recognition" / "recognition_submission.csv"
+    assert path.read_text() == RESULTS["recognition_submission.csv"]
+    results.submit({"recognition": one}, tmp_path, ["recognition"])
+    assert [name for name, _, _ in mock.submissions] == ["landmark-recognition-2019"]
 
 
-NEEDED = {  # script -> what it alone or with others needs, in turn
-    "recognition": {"recognition.py", "training.py", "frozen.py", "describe.py"},
-    "nearest": {"nearest.py", "voting.py", "gallery_parts.py", "parts.py", "describe.py"},
-    "retrieval": {"retrieval.py", "merging.py", "naming.py", "parts.py", "describe.py"},
-    "shrink": {"shrink.py", "shrinking.py"},
-}
+@needs_client
+def test_everything_finished_is_left_alone_and_submitted_only_once(built, kaggle, tmp_path, capsys):
+    finish(kaggle, built, *plan.KERNELS)
+    run(built, tmp_path, "--submit")
+    num_pushes, downloads = len(kaggle.pushes()), kaggle.calls.count("ListKernelSessionOutput")
+    kept = (tmp_path / "merge" / "retrieval_submission.csv").stat().st_mtime_ns
+    capsys.readouterr()
+    run(built, tmp_path, "--submit")
+    assert len(kaggle.pushes()) == num_pushes == 8 and downloads
+    assert (tmp_path / "merge" / "retrieval_submission.csv").stat().st_mtime_ns == kept
+    assert len(kaggle.submissions) == 2
+    assert "is submitted already" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("entry", NEEDED)
-def test_all_modules_that_a_script_needs_are_packed_and_no_other_script(entry):
-    modules = packing.find_modules(entry).keys()
-    assert NEEDED[entry] | {"command_line.py", "utils.py", "on_kaggle/kernel.py"} <= modules
-    scripts = {f"{name}.py" for name in (*packing.ENTRIES, "kernels")}
-    assert modules & scripts == {f"{entry}.py"}
-    assert not {"on_kaggle/packing.py", "demo/world.py"} & modules
-    for other in {"training.py", "shrinking.py", "voting.py", "merging.py"} - NEEDED[entry]:
-        assert other not in modules
-    assert {"demo/__init__.py", "demo/art.py"} <= packing.find_modules(entry, True).keys()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (
-            ["--recognition-args", "--clan"],
-            "recognition.py: unrecognized arguments: --clan; expected",
-        ),
-        (["--recognition-args", "--image-size 3"], "'3'; expected a number from 32 up"),
-        (["--retrieval-args", "--parts=3"], "--parts=3 is set for each kernel"),
-        (["--retrieval-args", "merge"], "merge is set for each kernel"),
-        (["--shrink", "256", "--shrink-args", "--pixels 9"], "--pixels is set for each kernel"),
-        (["--shrink", "256", "--shrink-args", "--split test"], "--split is set for each kernel"),
-        (
-            [
-                "--shrink",
-                "256",
-                "--shrink-args",
-                "--labels clean",
-                "--recognition-args",
-                "--seed 1",
-            ],
-            "recognition.py: labels full, but shrink.py keeps clean ones alone",
-        ),
-        (["--shrink", "256", "--shrink-args", "--quality 99"], "'99'; expected a number from 1"),
-        (
-            ["--recipe", "strong", "--recognition-args", "--recipe frozen"],
-            "recipe frozen; expected",
-        ),
-        (["--recipe", "strong", "--nearest-args", "vote"], "vote is set for each kernel"),
-        (["--recipe", "strong", "--nearest-args", "--parts 3"], "--parts is set for each kernel"),
-        (
-            ["--recipe", "strong", "--retrieval-args", "--no-normalise"],
-            "--names compares descriptors of length 1",
-        ),
-        (
-            [
-                *("--shrink", "256", "--shrink-args", "--labels clean", "--recipe", "strong"),
-                *("--nearest-args", "--labels full"),
-            ],
-            "nearest.py: labels full, but shrink.py keeps clean ones alone",
-        ),
-        (["--retrieval-args", "--top 500"], "argument --top: 500; expected at most 100"),
-        (["--recognition-args", "--output /tmp/z"], "--output is set for each kernel"),
-        (["--recognition-args", "--train-shards 0:2"], "--valid-shards overlap --train-shards"),
-        (["--retrieval-args", "'"], "No closing quotation"),
-        (["--user", "a/b"], "--user a/b; expected a name"),
-        (["--dataset", "../../etc"], "--dataset ../../etc; expected owner/slug"),
-        (["--dataset", "a/data", "--dataset", "data"], "--dataset data; expected owner/slug"),
-        (["--dataset", "a/b/c"], "--dataset a/b/c; expected owner/slug"),
-    ],
-)
-def test_wrong_arguments_for_a_kernel_are_refused_before_anything_is_written(
-    tmp_path, arguments, told
+@needs_client
+def test_a_run_that_was_stopped_in_the_middle_goes_on_from_what_kaggle_says(
+    built, kaggle, tmp_path, monkeypatch
 ):
-    with pytest.raises(ExpectedError) as caught:
-        kernels.main(["build", "--user", USER, "--kernels", str(tmp_path / "built"), *arguments])
-    message = one_line(caught.value)
-    assert told in message
-    if arguments[-2].endswith("-args"):
-        assert message.endswith(f"; change {arguments[-2]}")
-    assert not (tmp_path / "built").exists()
+    """Stopped when two parts run; they go on meanwhile, and none is pushed twice."""
+    sleep = chain.time.sleep
+
+    def interrupt(seconds):
+        if len(kaggle.pushes()) == 3:
+            raise KeyboardInterrupt
+        sleep(seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chain.time, "sleep", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(built, tmp_path)
+    assert kaggle.pushes() == [RECOGNITION, *PARTS[:2]]
+    run(built, tmp_path)
+    assert kaggle.pushes() == [RECOGNITION, *PARTS, MERGE]
+    assert (kaggle.most_gpus, kaggle.num_refused) == (2, 0)
 
 
-def test_arguments_of_the_demo_are_checked_with_its_defaults(capsys):
-    assert packing.parse_arguments("recognition", "--demo --epochs 1") == [
-        "--demo",
-        "--epochs",
-        "1",
+@needs_client
+def test_push_waits_in_between_but_not_for_the_last(built, kaggle):
+    command("push", built)
+    assert kaggle.pushes() == [RECOGNITION, *PARTS, MERGE]
+    assert kaggle.sessions[-1].ended is None
+
+
+@needs_client
+def test_status_shows_a_table(built, kaggle, capsys):
+    kaggle.outcomes[RECOGNITION] = [Outcome(is_finished=False, files=UNFINISHED)]
+    chain.push(states.read_built(built)["recognition"], states.State("absent"))
+    capsys.readouterr()
+    command("status", built)
+    command("status", built)
+    command("status", built)
+    lines = capsys.readouterr().out.splitlines()
+    name = facts_of(built, "recognition")["build"]
+    assert lines[0].split() == ["kernel", "status", "build", "outputs"]
+    assert lines[1].split() == ["recognition", "QUEUED"]
+    assert lines[10].split() == ["recognition", "RUNNING"]
+    assert lines[19].split() == [
+        *("recognition", "UNFINISHED", name, "*"),
+        *["history.csv", "0.0", "MB"],
     ]
-    assert capsys.readouterr() == ("", "")
-
-
-# ------------------------------------------------------------------------- the generated script
-
-
-@pytest.fixture
-def trivial(tmp_path, monkeypatch):
-    """Builds kernels of a script that leaves a result and says where its source is."""
-
-    def make(body, *options):
-        source = f"import sys\nimport utils\ndef main(argv):\n{body}".encode()
-        modules = packing.find_modules("recognition") | {"recognition.py": source}
-        monkeypatch.setattr(packing, "find_modules", lambda entry, with_demo: modules)
-        build(tmp_path / "built", *options)
-        working = tmp_path / "working"
-        working.mkdir()
-        script = tmp_path / "built" / "recognition" / f"{RECOGNITION}.py"
-        done = subprocess.run([sys.executable, script], cwd=working, capture_output=True, text=True)
-        return done, working
-
-    return make
-
-
-def test_a_kernel_unpacks_outside_of_its_output_runs_the_script_and_reports(trivial):
-    done, working = trivial(
-        "    open('recognition_submission.csv', 'w').write('id')\n    print(utils.__file__, argv)\n"
-    )
-    assert done.returncode == 0, done.stderr
-    place, _, argv = done.stdout.strip().partition(" ")
-    assert working not in Path(place).parents and ROOT not in Path(place).parents
-    assert not Path(place).exists()
-    assert argv == "['--max-hours', '11']"
-    assert sorted(files_of(working)) == ["kernel.json", "recognition_submission.csv"]
-    report = json.loads((working / "kernel.json").read_text())
-    assert report["finished"] is True and report["files"] == {"recognition_submission.csv": 2}
-    assert report["started"] <= report["ended"]
-    assert re.search(
-        r"^kernel recognition, source \S+, build [0-9a-f]{12}: recognition.py --max-hours 11$",
-        done.stderr, re.M,
-    )  # fmt: skip
-
-
-def test_a_kernel_that_stopped_in_time_reports_that_it_is_not_finished(trivial):
-    done, working = trivial("    open('history.csv', 'w').write('row')\n    sys.exit(0)\n")
-    assert done.returncode == 0
-    report = json.loads((working / "kernel.json").read_text())
-    assert report["finished"] is False and report["files"] == {"history.csv": 3}
-
-
-def test_a_kernel_that_fails_ends_with_one_line_and_no_report(trivial):
-    done, working = trivial("    raise utils.ExpectedError('a; expected b; do c')\n")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[1:] == ["error: a; expected b; do c"]
-    assert files_of(working) == {}
-
-
-@pytest.mark.parametrize("kept", ["checkpoint/training.npz", "penalised-part-0-of-2.npz"])
-def test_a_kernel_that_fails_with_work_to_go_on_from_keeps_it_and_reports_the_error(trivial, kept):
-    done, working = trivial(
-        "    import os\n    os.mkdir('checkpoint') if 'checkpoint' in '" + kept + "' else None\n"
-        f"    open({kept!r}, 'w').write('half')\n"
-        "    raise utils.ExpectedError('a; expected b; do c')\n"
-    )
-    assert done.returncode == 0
-    assert done.stderr.splitlines()[1:] == ["error: a; expected b; do c"]
-    report = json.loads((working / "kernel.json").read_text())
-    assert (report["finished"], report["error"]) == (False, "a; expected b; do c")
-
-
-def test_an_error_after_the_result_is_not_finished(trivial):
-    done, working = trivial(
-        "    import os\n    os.mkdir('checkpoint')\n"
-        "    open('checkpoint/training.npz', 'w').write('whole')\n"
-        "    open('recognition_submission.csv', 'w').write('id')\n"
-        "    raise utils.ExpectedError('a; expected b; do c')\n"
-    )
-    assert done.returncode == 0
-    report = json.loads((working / "kernel.json").read_text())
-    assert "recognition_submission.csv" in report["files"]
-    assert (report["finished"], report["error"]) == (False, "a; expected b; do c")
-
-
-def test_wrong_use_of_a_kernel_fails_whatever_it_has_done(trivial):
-    done, working = trivial("    import os\n    os.mkdir('checkpoint')\n    sys.exit(2)\n")
-    assert done.returncode == 2
-    assert files_of(working) == {}
-
-
-def test_a_bug_in_a_kernel_fails_whatever_it_has_done(trivial):
-    done, working = trivial("    import os\n    os.mkdir('checkpoint')\n    1 / 0\n")
-    assert done.returncode == 1
-    assert "ZeroDivisionError" in done.stderr
-    assert files_of(working) == {}
-
-
-@pytest.mark.parametrize("device", ["tpu", "cpu"])
-def test_a_kernel_that_asked_for_a_tpu_runs_on_one_or_not_at_all(
-    trivial, monkeypatch, device, tmp_path
-):
-    """JAX is another module here; Kaggle is said to give the image without a TPU now and then."""
-    (tmp_path / "jax.py").write_text(f"def default_backend():\n    return {device!r}\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    done, working = trivial(
-        "    import os\n    print(os.environ['KERAS_BACKEND'], argv)\n", "--tpu"
-    )
-    if device == "tpu":
-        assert done.stdout == "jax ['--max-hours', '8']\n"
-        return
-    assert (done.returncode, done.stdout, files_of(working)) == (1, "", {})
-    assert done.stderr.splitlines()[1:] == [
-        "error: no TPU here (JAX: cpu); expected the TPU that this kernel asked for; choose it on "
-        "the kernel's page, under Settings, Accelerator, and save a version there"
-    ]
-
-
-def test_a_built_kernel_starts_the_real_script(built, tmp_path):
-    text = (built / "merge" / f"{MERGE}.py").read_text()
-    (tmp_path / "script.py").write_text(text.replace("['merge']", "['merge', '--parts', '0']"))
-    done = subprocess.run(
-        [sys.executable, tmp_path / "script.py"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[1:] == [
-        "error: argument --parts: '0'; expected a number from 1 up; see retrieval.py --help"
-    ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["script.py"]
-
-
-# ------------------------------------------------------------------------------- shrink first
-
-
-SHRINKS = [f"landmark-shrink-part-{part}" for part in range(3)]
-
-
-@pytest.fixture(scope="module")
-def built_small(tmp_path_factory):
-    """Kernels built with three in front that make the data set small."""
-    folder = tmp_path_factory.mktemp("built-small")
-    build(folder, "--shrink", "256", "--shrink-kernels", "3", "--no-internet")
-    return folder
-
-
-def metadata_of(folder, name):
-    return json.loads((folder / name / "kernel-metadata.json").read_text())
-
-
-def test_the_kernels_in_front_make_a_part_each_small_without_a_gpu(built_small):
-    facts, page = facts_of(built_small, "shrink-1"), metadata_of(built_small, "shrink-1")
-    assert facts["entry"] == "shrink" and facts["result"] == "shrunk-1-of-3.json"
-    assert facts["arguments"] == [
-        *("--pixels", "256", "--part", "1", "--parts", "3", "--copy-earlier")
-    ]  # fmt: skip
-    assert page["enable_gpu"] is False and "machine_shape" not in page
-    assert page["enable_internet"] is True  # it downloads, whatever the others may
-    assert page["kernel_sources"] == [page["id"]] == [f"someone/{SHRINKS[1]}"]
-    modules = packing.find_modules("shrink")
-    assert {"shrink.py", "shrinking.py", "tars.py"} <= modules.keys()
-
-
-@pytest.mark.parametrize("name", packing.KERNELS)
-def test_the_others_read_what_those_made_and_need_no_internet(built_small, built, name):
-    page, before = metadata_of(built_small, name), metadata_of(built, name)
-    assert page["kernel_sources"] == [
-        *(f"someone/{slug}" for slug in SHRINKS),
-        *before["kernel_sources"],
-    ]
-    assert page["enable_internet"] is False
-    words = facts_of(built_small, name)["arguments"]
-    place = words.index("--source")
-    assert words[place + 1] == "inputs"
-    assert words[:place] + words[place + 2 :] == facts_of(built, name)["arguments"]
-
-
-def test_a_build_without_them_is_the_chain_that_counts(tmp_path):
-    build(tmp_path, "--shrink", "256", "--shrink-kernels", "3")
-    assert list(chain.read_built(tmp_path)) == [
-        "shrink-0",
-        "shrink-1",
-        "shrink-2",
-        *packing.KERNELS,
-    ]
-    build(tmp_path)
-    assert list(chain.read_built(tmp_path)) == list(packing.KERNELS)
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("", 9),  # (4.13 + 0.76 + 0.12) M pictures of 30 KB = 150 GB, in outputs of 18.4
-        ("--labels clean", 5),  # 2.46 M = 74 GB
-        ("--split index", 2),  # 22.9 GB
-        ("--split test", 1),
-        ("--quality 90", 10),  # 183 GB
-        ("--demo", 2),
-        ("--source inputs", 2),
-    ],
-)
-def test_as_many_kernels_share_the_data_set_as_their_outputs_need(words, expected):
-    settings = packing.read_settings("shrink", ["--pixels", "256", *words.split()])
-    assert packing.count_shrink_kernels(settings) == expected
-
-
-def test_smaller_pictures_need_fewer_kernels():
-    counts = [
-        packing.count_shrink_kernels(packing.read_settings("shrink", ["--pixels", str(pixels)]))
-        for pixels in (192, 224, 256, 320, 384)
-    ]
-    assert counts == [6, 7, 9, 12, 17]
+    assert lines[26].split() == ["merge", "absent"]
 
 
 @needs_client
@@ -528,90 +248,6 @@ def test_one_in_front_is_pushed_again_by_its_name(built_small, built, kaggle):
     assert kaggle.pushes() == [SHRINKS[2]]
     told = refusal("push", built, "shrink-2")
     assert told.startswith("shrink-2: not in ") and "expected one of recognition, part-0" in told
-
-
-# ------------------------------------------------------------------------- the longer chain
-
-
-GALLERY = [f"landmark-gallery-part-{part}" for part in range(2)]
-VOTE = "landmark-vote"
-
-
-@pytest.fixture(scope="module")
-def built_strong(tmp_path_factory):
-    """Kernels of the longer chain, built once."""
-    folder = tmp_path_factory.mktemp("built-strong")
-    build(folder, "--recipe", "strong", "--nearest-args", "--vote sum")
-    return folder
-
-
-def test_the_chain_of_2019_is_the_same_whether_its_recipe_is_named_or_not(built, tmp_path):
-    build(tmp_path, "--recipe", "2019")
-    assert files_of(tmp_path) == files_of(built)
-
-
-def test_in_the_longer_chain_train_images_name_landmarks(built_strong):
-    assert list(chain.read_built(built_strong)) == [
-        *("recognition", "gallery-0", "gallery-1", "vote"),
-        *(f"part-{part}" for part in range(6)),
-        "merge",
-    ]
-    of = {name: facts_of(built_strong, name) for name in chain.read_built(built_strong)}
-    assert of["recognition"]["arguments"] == ["--recipe", "strong", "--max-hours", "11"]
-    same, time = ["--batch-size", "64"], ["--max-hours", "11"]
-    assert of["gallery-1"]["arguments"] == [
-        *("--part", "1", "--parts", "2"), *same, *time, "--vote", "sum",
-    ]  # fmt: skip
-    assert of["vote"]["arguments"] == ["vote", "--parts", "2", *same, "--vote", "sum"]
-    assert of["part-3"]["arguments"] == [
-        *("--part", "3", "--parts", "6", "--names", "both"), *same, *time
-    ]  # fmt: skip
-    assert of["merge"]["arguments"] == ["merge"]
-    assert {of[name]["entry"] for name in ("gallery-0", "vote")} == {"nearest"}
-    assert of["gallery-1"]["result"] == "gallery-part-1-of-2.npz"
-    assert of["vote"]["result"] == of["recognition"]["result"] == "recognition_submission.csv"
-
-
-def test_each_kernel_of_the_longer_chain_mounts_what_it_reads(built_strong):
-    page = {name: metadata_of(built_strong, name) for name in chain.read_built(built_strong)}
-    sources = {
-        name: [one.removeprefix("someone/") for one in page[name]["kernel_sources"]]
-        for name in page
-    }
-    assert sources["recognition"] == [RECOGNITION]
-    assert sources["gallery-1"] == [RECOGNITION, GALLERY[1]]
-    assert sources["vote"] == [RECOGNITION, *GALLERY, VOTE]
-    assert sources["part-3"] == [RECOGNITION, *GALLERY, PARTS[3]]
-    assert sources["merge"] == PARTS
-    assert [name for name in page if not page[name]["enable_gpu"]] == ["vote", "merge"]
-
-
-def test_non_landmarks_may_lie_in_a_data_set_that_is_mounted_there_alone(tmp_path):
-    path = "/kaggle/input/datasets/someone/nothing/ids.csv"
-    build(tmp_path, "--recipe", "strong", "--nearest-args", f"--non-landmarks {path}")
-    assert facts_of(tmp_path, "vote")["arguments"][-1] == path
-
-
-def test_all_that_read_queries_describe_as_recognition_does(tmp_path):
-    """Other test descriptors than the gallery's would be refused after hours."""
-    build(tmp_path, "--recipe", "frozen", "--recognition-args", "--flipped-too")
-    for name in ("gallery-0", "vote", "part-5"):
-        kernel, facts = chain.read_built(tmp_path)[name].kernel, facts_of(tmp_path, name)
-        args = packing.read_settings(kernel.entry, facts["arguments"])
-        assert (args.batch_size, args.flipped_too) == (128, True)
-
-
-def test_the_longer_chain_behind_small_pictures_reads_the_labels_that_it_trains_on(tmp_path):
-    build(tmp_path, "--recipe", "strong", "--shrink", "256")
-    names = [f"shrink-{part}" for part in range(5)]  # as many as clean pictures need
-    built = chain.read_built(tmp_path)
-    assert list(built)[:6] == [*names, "recognition"]
-    assert "--labels clean" in " ".join(facts_of(tmp_path, "shrink-4")["arguments"])
-    for name in ("recognition", "gallery-0", "vote", "part-0", "merge"):
-        assert built[name].kernel.inputs[:5] == tuple(names)
-        assert "--source inputs" in " ".join(facts_of(tmp_path, name)["arguments"])
-    build(tmp_path, "--recipe", "strong", "--shrink", "256", "--nearest-args", "--labels full")
-    assert len(chain.read_built(tmp_path)) == 11 + 9
 
 
 @needs_client
@@ -658,129 +294,14 @@ def test_one_of_the_gallery_is_pushed_again_by_its_name(built_strong, built, kag
     assert refusal("push", built, "vote").startswith("vote: not in ")
 
 
-# ----------------------------------------------------------------------------- the whole way
-
-
-@needs_client
-def test_run_does_it_all_and_never_more_than_two_gpu_sessions(built, kaggle, tmp_path, capsys):
-    kaggle.outcomes[RECOGNITION] = [
-        Outcome(is_finished=False, files=UNFINISHED),
-        Outcome(files=UNFINISHED | {"model.keras": "network", "queries.npz": "arrays"}),
-    ]
-    output = tmp_path / "collected"
-    run(built, output, "--submit")
-    pushes = kaggle.pushes()
-    assert pushes == [RECOGNITION, RECOGNITION, *PARTS, MERGE]
-    assert (kaggle.most_gpus, kaggle.num_refused) == (2, 0)
-    first, second = kaggle.sessions[0].request, kaggle.sessions[1].request
-    assert first["text"] == (built / "recognition" / f"{RECOGNITION}.py").read_text()
-    assert first["slug"] == f"someone/{RECOGNITION}" and first["machineShape"] == "NvidiaTeslaT4"
-    assert first["isPrivate"] and first["enableGpu"] and first["enableInternet"]
-    assert second["kernelDataSources"] == [f"someone/{RECOGNITION}"]
-    assert [one.started > kaggle.sessions[1].ended for one in kaggle.sessions[2:]] == [True] * 7
-    assert kaggle.sessions[-1].started > max(one.ended for one in kaggle.sessions[:-1])
-    collected = files_of(output)
-    assert sorted(path for path in collected if not path.endswith("kernel.json")) == [
-        "merge/retrieval_submission.csv",
-        "recognition/history.csv",
-        "recognition/model.keras",
-        "recognition/recognition_submission.csv",
-    ]
-    assert [(name, content.decode()) for name, _, content in kaggle.submissions] == [
-        ("landmark-recognition-2019", RESULTS["recognition_submission.csv"]),
-        ("landmark-retrieval-2019", RESULTS["retrieval_submission.csv"]),
-    ]
-    out = capsys.readouterr().out
-    assert f"{output}/merge/retrieval_submission.csv\n" in out
-    assert "landmark-retrieval-2019: " in out
-
-
-@needs_client
-def test_each_question_reaches_kaggle_by_the_real_client_in_a_process(built, mock, tmp_path):
-    """One of each kind; a client's start takes a second, so that the others call its code here."""
-    one = chain.read_built(built)["recognition"]
-    assert chain.push(one, chain.State("absent"))
-    while (state := chain.look(one)).is_active:
-        pass
-    assert state.is_finished and state.build == one.build
-    chain.collect({"recognition": one}, tmp_path)
-    path = tmp_path / "recognition" / "recognition_submission.csv"
-    assert path.read_text() == RESULTS["recognition_submission.csv"]
-    chain.submit({"recognition": one}, tmp_path, ["recognition"])
-    assert [name for name, _, _ in mock.submissions] == ["landmark-recognition-2019"]
-
-
-@needs_client
-def test_everything_finished_is_left_alone_and_submitted_only_once(built, kaggle, tmp_path, capsys):
-    finish(kaggle, built, *packing.KERNELS)
-    run(built, tmp_path, "--submit")
-    num_pushes, downloads = len(kaggle.pushes()), kaggle.calls.count("ListKernelSessionOutput")
-    kept = (tmp_path / "merge" / "retrieval_submission.csv").stat().st_mtime_ns
-    capsys.readouterr()
-    run(built, tmp_path, "--submit")
-    assert len(kaggle.pushes()) == num_pushes == 8 and downloads
-    assert (tmp_path / "merge" / "retrieval_submission.csv").stat().st_mtime_ns == kept
-    assert len(kaggle.submissions) == 2
-    assert "is submitted already" in capsys.readouterr().out
-
-
-@needs_client
-def test_a_run_that_was_stopped_in_the_middle_goes_on_from_what_kaggle_says(
-    built, kaggle, tmp_path, monkeypatch
-):
-    """Stopped when two parts run; they go on meanwhile, and none is pushed twice."""
-    sleep = chain.time.sleep
-
-    def interrupt(seconds):
-        if len(kaggle.pushes()) == 3:
-            raise KeyboardInterrupt
-        sleep(seconds)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(chain.time, "sleep", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(built, tmp_path)
-    assert kaggle.pushes() == [RECOGNITION, *PARTS[:2]]
-    run(built, tmp_path)
-    assert kaggle.pushes() == [RECOGNITION, *PARTS, MERGE]
-    assert (kaggle.most_gpus, kaggle.num_refused) == (2, 0)
-
-
-@needs_client
-def test_push_waits_in_between_but_not_for_the_last(built, kaggle):
-    command("push", built)
-    assert kaggle.pushes() == [RECOGNITION, *PARTS, MERGE]
-    assert kaggle.sessions[-1].ended is None
-
-
-@needs_client
-def test_status_shows_a_table(built, kaggle, capsys):
-    kaggle.outcomes[RECOGNITION] = [Outcome(is_finished=False, files=UNFINISHED)]
-    chain.push(chain.read_built(built)["recognition"], chain.State("absent"))
-    capsys.readouterr()
-    command("status", built)
-    command("status", built)
-    command("status", built)
-    lines = capsys.readouterr().out.splitlines()
-    name = facts_of(built, "recognition")["build"]
-    assert lines[0].split() == ["kernel", "status", "build", "outputs"]
-    assert lines[1].split() == ["recognition", "QUEUED"]
-    assert lines[10].split() == ["recognition", "RUNNING"]
-    assert lines[19].split() == [
-        *("recognition", "UNFINISHED", name, "*"),
-        *["history.csv", "0.0", "MB"],
-    ]
-    assert lines[26].split() == ["merge", "absent"]
-
-
 # --------------------------------------------------------------------------- what can go wrong
 
 
 def finish(kaggle, built, *names):
     """Lets kernels be finished already."""
     for name in names:
-        one = chain.read_built(built)[name]
-        assert chain.push(one, chain.State("absent"))
+        one = states.read_built(built)[name]
+        assert chain.push(one, states.State("absent"))
         session = kaggle.sessions[-1]
         session.looks, session.ended = 9, next(kaggle.clock)
 
@@ -984,10 +505,10 @@ def test_there_is_nothing_to_collect_of_a_failed_session(built, kaggle, tmp_path
 
 
 def submission_files(folder, output):
-    for challenge, names in chain.find_submitters(chain.read_built(folder)).items():
+    for challenge, names in results.find_submitters(states.read_built(folder)).items():
         for name in names:
             (output / name).mkdir()
-            path = output / name / chain.CHALLENGES[challenge][0]
+            path = output / name / results.CHALLENGES[challenge][0]
             path.write_text(RESULTS[path.name])
 
 
