@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import common
@@ -175,17 +176,36 @@ def main():
     common.print_machine("pillow", "numpy")
     shards = [Shard("index", number) for number in range(num_shards)]
     photos = make_photos()
+    pipe, far_end = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=serve, args=(far_end, shards, photos), daemon=True)
+    server.start()
+    address, size_bytes = pipe.recv()
+    found = endure(address, shards, photos)
+    pipe.send("stop")
+    num_faults, num_kinds = pipe.recv()
+    server.join()
+    rows = {
+        "shards, MB each": f"{num_shards}, {size_bytes / 1e6:.2f}",
+        "downloads with a fault": f"{len(shards[::2])} of {num_shards}",
+        "faults injected": f"{num_faults} of {num_kinds} kinds",
+    }
+    print_table(("what", "figure"), list((rows | found.rows).items()))
+    print_verdict("every image read once and right", f"{found.num_once:,}", found.is_exact)
+    print_verdict("two shards on disk at most", found.num_tars, found.num_tars <= 2)
+    # A shard that stayed would be 7 MB of decoded images, 40 of them 280 MB.
+    growth = found.growth_bytes
+    print_verdict("memory grows by less than 30 MB", growth / 1e6, growth < 30e6)
+
+
+def endure(address, shards, photos):
+    """Streams all shards from a server that injects faults: `rows` to print, and what is judged."""
     expected = [decode_image(photo, IMAGE_SIZE) for photo in photos]
     photo_of = {
         int(image_id, 16): number
         for shard in shards
         for number, image_id in enumerate(image_ids_of(shard))
     }
-    pipe, far_end = multiprocessing.Pipe()
-    server = multiprocessing.Process(target=serve, args=(far_end, shards, photos), daemon=True)
-    server.start()
-    address, size_bytes = pipe.recv()
-    early = max(1, num_shards // 5)
+    early, late = max(1, len(shards) // 5), len(shards)
     with (
         tempfile.TemporaryDirectory() as scratch,
         DiskWatch(Path(scratch)) as watch,
@@ -194,37 +214,29 @@ def main():
     ):
         begin = time.perf_counter()
         source = Source(address, scratch)
-        seen, num_wrong, memory = stream(source, shards, photo_of, expected, (early, num_shards))
+        seen, num_wrong, memory = stream(source, shards, photo_of, expected, (early, late))
         seconds = time.perf_counter() - begin
         num_left = len(list(Path(scratch).rglob("*.tar")))
-    pipe.send("stop")
-    num_faults, num_kinds = pipe.recv()
-    server.join()
     num_once = sum(count == 1 for count in seen.values())
-    growth = memory[num_shards] - memory[early]
-    print_table(
-        ("what", "figure"),
-        [
-            ("shards, MB each", f"{num_shards}, {size_bytes / 1e6:.2f}"),
-            ("downloads with a fault", f"{len(shards[::2])} of {num_shards}"),
-            ("faults injected", f"{num_faults} of {num_kinds} kinds"),
-            ("further attempts told", told.getvalue().count("; attempt ")),
-            ("shards lost", num_shards - len(seen) // NUM_IMAGES),
-            ("images read exactly once", f"{num_once:,} of {len(photo_of):,}"),
-            ("images with a wrong pixel", num_wrong),
-            ("tars on disk at most", watch.num_tars),
-            ("MB on disk at most", watch.num_bytes / 1e6),
-            ("tars left at the end", num_left),
-            (f"memory after shard {early}, MB", memory[early] / 1e6),
-            (f"memory after shard {num_shards}, MB", memory[num_shards] / 1e6),
-            ("seconds", seconds),
-        ],
+    rows = {
+        "further attempts told": told.getvalue().count("; attempt "),
+        "shards lost": len(shards) - len(seen) // NUM_IMAGES,
+        "images read exactly once": f"{num_once:,} of {len(photo_of):,}",
+        "images with a wrong pixel": num_wrong,
+        "tars on disk at most": watch.num_tars,
+        "MB on disk at most": watch.num_bytes / 1e6,
+        "tars left at the end": num_left,
+        f"memory after shard {early}, MB": memory[early] / 1e6,
+        f"memory after shard {late}, MB": memory[late] / 1e6,
+        "seconds": seconds,
+    }
+    return SimpleNamespace(
+        rows=rows,
+        num_once=num_once,
+        is_exact=num_once == len(photo_of) == len(seen) and num_wrong == 0,
+        num_tars=watch.num_tars,
+        growth_bytes=memory[late] - memory[early],
     )
-    is_exact = num_once == len(photo_of) == len(seen) and num_wrong == 0
-    print_verdict("every image read once and right", f"{num_once:,}", is_exact)
-    print_verdict("two shards on disk at most", watch.num_tars, watch.num_tars <= 2)
-    # A shard that stayed would be 7 MB of decoded images, 40 of them 280 MB.
-    print_verdict("memory grows by less than 30 MB", growth / 1e6, growth < 30e6)
 
 
 if __name__ == "__main__":

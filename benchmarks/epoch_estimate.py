@@ -93,6 +93,19 @@ def parse_arguments():
         "--overlap", type=positive, default=measured_overlap() or 1.10,
         help="mini-epoch / longest stage (default: overlap.py's worst simulation, or the target)",
     )  # fmt: skip
+    _add_small_and_search_rates(parser)
+    args = parser.parse_args()
+    for option, script in (
+        ("decode_rate", "decode.py"), ("search_rate", "search_speed.py"),
+        ("small_times", "small_pictures.py"), ("shrink_rate", "small_pictures.py"),
+    ):  # fmt: skip
+        if getattr(args, option) is None:
+            option = "--" + option.replace("_", "-")
+            parser.error(f"no result of {script}; run it first, or give {option}")
+    return args
+
+
+def _add_small_and_search_rates(parser):
     parser.add_argument(
         "--search-rate", type=positive, default=measured_search_rate(),
         help="queries/s in 127,000 index images (default: search_speed.py's last result)",
@@ -109,15 +122,6 @@ def parse_arguments():
         "--mount-rate", type=positive, default=100.0,
         help="MB/s from a mounted output of another kernel, an assumption",
     )  # fmt: skip
-    args = parser.parse_args()
-    for option, script in (
-        ("decode_rate", "decode.py"), ("search_rate", "search_speed.py"),
-        ("small_times", "small_pictures.py"), ("shrink_rate", "small_pictures.py"),
-    ):  # fmt: skip
-        if getattr(args, option) is None:
-            option = "--" + option.replace("_", "-")
-            parser.error(f"no result of {script}; run it first, or give {option}")
-    return args
 
 
 def stage_rates(args, split, shard_mb):
