@@ -6,8 +6,9 @@ from pathlib import Path
 
 from command_line import CommandLine, run_command_line
 from demo.overview import draw_overview
+from demo.plan import WorldSize
 from demo.server import serve
-from demo.world import OVERVIEW, WorldSize, build_world
+from demo.world import OVERVIEW, build_world
 
 
 def parse_arguments(argv=None):

@@ -19,14 +19,16 @@ from demo import world as worlds
 from demo.__main__ import main
 from demo.generated import KINDS, generate_landmarks
 from demo.photos import write_photos
+from demo.plan import WorldSize, plan_world
 from demo.server import serve
-from demo.world import WorldSize, build_world
+from demo.world import build_world
 from landmarks import MIN_IMAGES
 from sources import (
     CATEGORY_CSV,
     INDEX_CSV,
     RECOGNITION_SOLUTION,
     RETRIEVAL_SOLUTION,
+    SPLITS,
     TEST_CSV,
     TRAIN_CLEAN_CSV,
     TRAIN_CSV,
@@ -291,8 +293,8 @@ def test_an_unknown_landmark_has_no_label_but_can_be_found(world):
 
 
 def test_the_full_world_has_the_promised_size():
-    plan = worlds.plan_world(0, WorldSize())
-    counts = {split: len(plan.pictures(split)) for split in worlds.SPLITS}
+    plan = plan_world(0, WorldSize())
+    counts = {split: len(plan.pictures(split)) for split in SPLITS}
     assert 1500 < counts["train"] < 1900 and 460 < counts["index"] < 570
     assert 240 < counts["test"] < 320
     per_place = worlds.group_by_label(plan.pictures("train"))
@@ -348,7 +350,7 @@ def test_the_parts_of_an_ensemble_are_drawn_smaller_and_aside():
 
 
 def test_a_world_of_many_landmarks_has_enough_photographs_of_each_and_many_of_few():
-    plan = worlds.plan_world(0, WorldSize.of(120))
+    plan = plan_world(0, WorldSize.of(120))
     images = worlds.group_by_label(plan.pictures("train"))
     counts = sorted(map(len, images.values()))[-120:]
     assert counts[0] >= MIN_IMAGES and counts[-1] <= 50
@@ -358,8 +360,8 @@ def test_a_world_of_many_landmarks_has_enough_photographs_of_each_and_many_of_fe
 
 def test_the_landmarks_of_the_demo_are_planned_as_ever():
     # The figures of the README are of these pictures: with others, raise WORLD_VERSION.
-    plan = worlds.plan_world(0, WorldSize.of(art.NUM_FREQUENT))
-    words = [repr(dataclasses.astuple(p)) for split in worlds.SPLITS for p in plan.pictures(split)]
+    plan = plan_world(0, WorldSize.of(art.NUM_FREQUENT))
+    words = [repr(dataclasses.astuple(p)) for split in SPLITS for p in plan.pictures(split)]
     words += [repr(sorted(plan.landmark_ids.items())), repr(sorted(plan.ignored))]
     assert hashlib.md5("".join(words).encode()).hexdigest() == "0cbe3a6f491686c561aaccbec302b1ef"
 
@@ -374,7 +376,7 @@ def test_made_up_landmarks_are_drawn_and_shown_alike_by_any_number_of_workers(tm
 
 
 def test_the_sheet_of_a_large_world_shows_a_few_look_alikes_of_each_kind():
-    plan = worlds.plan_world(0, WorldSize.of(300))
+    plan = plan_world(0, WorldSize.of(300))
     shown = overview.choose_shown(plan)
     assert len(shown) == overview.MOST_TILES
     assert all(len(row) == 1 and len(row[0]) == 4 for row in overview.arrange(plan.places, shown))
