@@ -20,6 +20,7 @@ BEAT_S = 5.0  # between signs of life
 LOST_AFTER_S = 120.0  # without a sign of life; compiling a step may hold it up for a minute
 GRACE_S = 15.0  # to end cleanly; a step that waits for a lost machine may never end
 MAX_LINE_BYTES = 64 << 20
+NOWHERE = "nowhere"
 
 
 class Peer:
@@ -212,6 +213,34 @@ class Machines:
         if not self._is_closed:
             print(f"error: {self.lost}", file=sys.stderr, flush=True)
             os._exit(1)
+
+
+def require_name(address):
+    """Makes sure that the name of this machine leads where others reach it.
+
+    It is what Gloo tells the others, by which JAX connects processors; on Debian and Ubuntu it
+    leads to 127.0.1.1 at first.
+
+    Args:
+        address: `HOST:PORT` of this machine.
+
+    Raises:
+        ExpectedError: it leads to this machine alone, or nowhere.
+    """
+    host, name = address.rpartition(":")[0], socket.gethostname()
+    own, named = _look_up(host), _look_up(name)
+    if not own.startswith("127.") and (named == NOWHERE or named.startswith("127.")):
+        raise ExpectedError(
+            f"{name}: the name of this machine leads to {named}; expected {own}, where the others "
+            "reach it; change its line in /etc/hosts"
+        )
+
+
+def _look_up(host):
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return NOWHERE
 
 
 def open_door(address):

@@ -15,7 +15,7 @@ from itertools import chain
 import numpy as np
 
 from generators import Batch, ShardEnd
-from machines import Machines, open_door
+from machines import Machines, open_door, require_name
 from utils import ExpectedError, StoppedError, loading_keras, muted_stderr, say, stdout_to_stderr
 
 with loading_keras():
@@ -597,6 +597,8 @@ def set_up_replicas(batch_size):
     if len(devices) < 2:
         return OneDevice()
     kind = devices[0].partition(":")[0].upper()
+    if _joined and kind == "CPU":
+        require_name(_joined.addresses[_joined.number])
     if batch_size % len(devices):
         raise ExpectedError(
             f"batches of {batch_size} images: {len(devices)} {kind}s here; expected a multiple of "

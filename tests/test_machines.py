@@ -99,6 +99,30 @@ def test_a_loss_is_told_once_even_if_the_first_machine_ends_before_it_has_told_i
     assert str(third) == str(first)
 
 
+@pytest.mark.parametrize(
+    ("own", "named", "told"),
+    [
+        ("10.0.0.1", "10.0.0.1", None),
+        ("127.0.0.1", "127.0.1.1", None),  # all on one machine
+        ("10.0.0.1", "127.0.1.1", "leads to 127.0.1.1; expected 10.0.0.1"),
+        ("10.0.0.1", OSError("no such name"), "leads to nowhere; expected 10.0.0.1"),
+    ],
+)
+def test_a_name_that_others_cannot_reach_is_refused(monkeypatch, own, named, told):
+    def look_up(host):
+        if isinstance(named, OSError) and host == "node":
+            raise named
+        return {"node": named, "head": own}[host]
+
+    monkeypatch.setattr(machines.socket, "gethostname", lambda: "node")
+    monkeypatch.setattr(machines.socket, "gethostbyname", look_up)
+    if told is None:
+        machines.require_name("head:7011")
+        return
+    with pytest.raises(ExpectedError, match=f"node: the name of this machine {told}, where"):
+        machines.require_name("head:7011")
+
+
 def test_another_list_of_machines_is_refused():
     addresses = free_addresses(2)
     other = (addresses[0], addresses[1].replace("127.0.0.1", "localhost"))
