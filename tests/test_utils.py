@@ -133,6 +133,15 @@ def test_a_reader_that_leaves_before_the_last_line_ends_the_command_quietly():
     assert run_into_closed_pipe(code) == (1, "")
 
 
+def test_a_path_of_any_bytes_can_be_printed():
+    code = "import command_line; command_line.run_command_line(lambda: print('out\\udcff'))"
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, cwd=ROOT, env=environment, check=True
+    )
+    assert done.stdout == b"out\\udcff\n"
+
+
 def test_wrong_use_is_one_line_and_exit_code_2(capsys):
     parser = CommandLine(prog="tool.py")
     parser.add_argument("--epochs", type=int, default=1)
@@ -292,6 +301,13 @@ def test_a_disk_too_small_is_an_expected_error(tmp_path):
     message = one_line(caught.value)
     assert message.startswith(f"{tmp_path}: ")
     assert " GB free; expected 1000000000.00 GB or more for two shards; " in message
+
+
+def test_a_small_disk_is_told_in_digits_that_differ(tmp_path, monkeypatch):
+    stats = SimpleNamespace(f_bavail=500, f_frsize=4096)
+    monkeypatch.setattr("utils.os.statvfs", lambda folder: stats)
+    with pytest.raises(ExpectedError, match=r"0.002048 GB free; expected 0.003000 GB or more"):
+        require_free_space(tmp_path, 3_000_000, "a shard")
 
 
 def test_what_only_root_may_fill_is_not_free(tmp_path, monkeypatch):
