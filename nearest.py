@@ -24,6 +24,7 @@ from command_line import (
     number,
     parse_session,
     run_command_line,
+    scheduler_address,
     session_settings,
 )
 from landmarks import ClassTable, read_image_ids, read_labels
@@ -99,7 +100,7 @@ def _add_vote_options(group):
         "--parts", type=number(int, 1), default=6, metavar="N", help="parts of the train shards"
     )
     group.add_argument(
-        "--scheduler", metavar="ADDRESS",
+        "--scheduler", type=scheduler_address, metavar="ADDRESS",
         help="describe and search on the workers of this Dask scheduler, or of local:N",
     )  # fmt: skip
     group.add_argument(
@@ -321,7 +322,8 @@ def name_queries(session, files, args):
     known = np.concatenate([part.gallery_landmarks for part, _ in parts] + [queries.landmark_ids])
     class_table = ClassTable(np.unique(known))
     scores = write_submission(session, test_ids, names, queries, class_table)
-    ways |= {"num_landmarks": len(class_table)}
+    left_out = sorted({name for _, facts in parts for name in facts["left_out"]})
+    ways |= {"num_landmarks": len(class_table), "left_out": left_out}
     write_report(session, "nearest", lambda: gather_facts(session, scores, names, queries, ways))
 
 
@@ -379,6 +381,10 @@ def gather_facts(session, scores, names, queries, ways):
     facts = {
         "title": "Nearest train images",
         "num_landmarks": ways["num_landmarks"],
+        "known_to": "the head or a train image",
+        "left_out": [
+            f"{name}: no image of this train shard names others." for name in ways["left_out"]
+        ],
         "details": [["vote", ways["vote"]], ["non-landmarks compared", ways["non_landmarks"]]],
         "scores": [{"name": NAMES_OF_SCORES[name], "usages": one} for name, one in scores.items()],
     }

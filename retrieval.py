@@ -23,6 +23,7 @@ from command_line import (
     number,
     parse_session,
     run_command_line,
+    scheduler_address,
     session_settings,
 )
 from landmarks import read_image_ids, read_landmark_names
@@ -99,7 +100,7 @@ def _add_search_options(group):
         "--parts", type=number(int, 1), default=6, metavar="N", help="parts of the index"
     )
     group.add_argument(
-        "--scheduler", metavar="ADDRESS",
+        "--scheduler", type=scheduler_address, metavar="ADDRESS",
         help="describe and search on the workers of this Dask scheduler, or of local:N",
     )  # fmt: skip
     group.add_argument(
@@ -365,9 +366,8 @@ def merge(session, files, divisor, rerank=None):
     merged = {
         "scores": scores,
         "num_parts": len(parts),
-        "rerank": f"squared distances within the landmark / {divisor:g}"
-        if rerank == "divide"
-        else rerank,
+        "rerank": rerank,
+        "divisor": divisor,
         "left_out": {"index": num_known - num_indexed, "test": len(test_ids) - num_answered},
     }
     write_report(
