@@ -134,6 +134,11 @@ def load_parts(paths):
     parts, first = {}, None
     for path in paths:
         part, fingerprint = load_part(path)
+        if "non_landmarks" in fingerprint:
+            raise ExpectedError(
+                f"{path}: a part that was searched with penalties; expected a "
+                "gallery-part-K-of-N.npz of nearest.py, which makes these from it; leave it out"
+            )
         shared = {key: fact for key, fact in fingerprint.items() if key not in OF_A_PART}
         first = first or (path, shared, part.query_ids)
         for key in shared.keys() | first[1].keys():
