@@ -202,7 +202,7 @@ def find_queries_of(session, shared, given=None):
     raise ExpectedError(
         f"{' and '.join(map(str, paths)) or session.path(QUERIES)}: not the queries that the parts "
         "were searched with; expected their queries.npz; search the parts again, or name the file",
-        setting="queries",
+        setting="queries" if given else None,
     )
 
 

@@ -225,9 +225,7 @@ def _draw_guesses(axes, answer):
     is_refused = answer.is_landmark is False
     title = "probably no landmark" if is_refused else answer.guesses[0].name
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    axes.text(
-        0, 0.97, _shorten(answer.path.name, 34), fontsize=8, color="#666666", va="top"
-    )
+    axes.text(0, 0.97, _shorten(answer.path.name, 34), fontsize=8, color="#666666", va="top")
     axes.text(
         0, 0.84, _shorten(title, 26), fontsize=12, fontweight="bold", va="top",
         color="#9a5b00" if is_refused else "black",

@@ -240,6 +240,15 @@ def test_what_was_killed_between_shards_continues_there(common, named, resumed, 
     assert submission_of(resumed) == submission_of(named)
 
 
+def test_a_part_whose_descriptors_were_lost_is_described_again(common, named, resumed, fetched):
+    for lost in (resumed / "descriptors/train_000.npz", *resumed.glob("penalised-part-*")):
+        lost.unlink()
+    assert run(*common, "--output", resumed, *PAIR) == 0
+    assert fetched == [Shard("train", 0)]
+    for name in ("recognition_submission.csv", "gallery-part-0-of-2.npz"):
+        assert (resumed / name).read_bytes() == (named / name).read_bytes()
+
+
 def test_other_labels_describe_again(common, data_set, resumed, fetched, tmp_path):
     source = shutil.copytree(data_set.folder, tmp_path / "source")
     clean = source / "metadata/train_clean.csv"
