@@ -67,7 +67,7 @@ class StoppedError(Exception):
 
 def say(text):
     """Writes one line of progress to stderr, which keeps stdout for results."""
-    print(text, file=sys.stderr, flush=True)
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)  # in one: threads say things, too
 
 
 @contextlib.contextmanager
