@@ -5,7 +5,6 @@ submission depends on it: it only says how `identify.py` words an answer.
 """
 
 import json
-import math
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -13,6 +12,12 @@ import numpy as np
 from landmarks import format_image_id
 from metrics import LEADERBOARDS
 from utils import ExpectedError, atomic_write
+
+# Of each number in the file. A cosine or a probability is 1 at most; the threshold may be above.
+LIMITS = {
+    "threshold": (-2, 2), "num_chosen_on": (0, 1e9), "num_checked_on": (0, 1e9),
+    "kept": (0, 1), "refused": (0, 1),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,13 +116,15 @@ def load_calibration(path):
     """
     try:
         page = json.loads(path.read_text(encoding="utf-8"))
-        found = Calibration(**{field.name: page[field.name] for field in fields(Calibration)})
-        numbers = [found.threshold, found.kept, found.refused]
-        if not all(type(value) in (int, float) and math.isfinite(value) for value in numbers):
-            raise ValueError("a share or the threshold is no finite number")
+        found = Calibration(*(page[field.name] for field in fields(Calibration)))
+        for name, (lowest, highest) in LIMITS.items():
+            value = page[name]
+            if type(value) not in (int, float) or not lowest <= value <= highest:
+                raise ValueError(f"{name} is {json.dumps(value)[:40]}")
         return found
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = f"no {reason} in it" if isinstance(error, KeyError) else reason
         raise ExpectedError(
             f"{path}: {reason[:160]}; expected a calibration that recognition.py wrote; predict "
             "again, or remove it"

@@ -3,8 +3,10 @@
 import argparse
 import dataclasses
 import errno
+import io
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -61,6 +63,8 @@ def run_command_line(main):
     Args:
         main: function without arguments. A bug in it keeps its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path or a name may have any letters
     try:
         main()
         if sys.stdout:  # flushed here, so that a failure shows below and not at the exit
@@ -157,6 +161,15 @@ def addresses(text):
             f"{text!r}; expected HOST:PORT,HOST:PORT, two machines or more, each once"
         )
     return found
+
+
+def scheduler_address(text):
+    """Parses the address of a scheduler, or `local:N` for N worker processes here."""
+    if not text or (text.startswith("local:") and not re.fullmatch(r"local:[1-9]\d{0,2}", text)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected the address of a Dask scheduler, or local:N for N workers here"
+        )
+    return text
 
 
 def add_settings(group, settings):
@@ -259,7 +272,7 @@ def add_part_options(group, whole, last_step):
         "--parts", type=number(int, 1), default=6, metavar="N", help=f"parts of the {whole}"
     )
     group.add_argument(
-        "--scheduler", metavar="ADDRESS",
+        "--scheduler", type=scheduler_address, metavar="ADDRESS",
         help="describe and search on the workers of this Dask scheduler, or of local:N",
     )  # fmt: skip
 

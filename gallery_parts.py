@@ -135,6 +135,11 @@ def load_parts(paths):
     parts, first = {}, None
     for path in paths:
         part, fingerprint = load_part(path)
+        if "non_landmarks" in fingerprint:
+            raise ExpectedError(
+                f"{path}: a part that was searched with penalties; expected a "
+                "gallery-part-K-of-N.npz of nearest.py, which makes these from it; leave it out"
+            )
         shared = {key: fact for key, fact in fingerprint.items() if key not in OF_A_PART}
         first = first or (path, shared, part.query_ids)
         for key in shared.keys() | first[1].keys():
@@ -198,7 +203,7 @@ def find_queries_of(session, shared, given=None):
     raise ExpectedError(
         f"{' and '.join(map(str, paths)) or session.path(QUERIES)}: not the queries that the parts "
         "were searched with; expected their queries.npz; search the parts again, or name the file",
-        setting="queries",
+        setting="queries" if given else None,
     )
 
 

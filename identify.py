@@ -25,10 +25,11 @@ from photos import (
     draw_answers,
     explain_unreadable,
     find_photos,
+    printable,
     read_photo,
     register_heic,
 )
-from session import DEMO_PHOTOS, IDENTIFIED_PICTURE, MODEL, Session
+from session import DEMO_PHOTOS, IDENTIFIED_PICTURE, MODEL, Session, mute_warnings
 from sources import Source
 from utils import ExpectedError, atomic_write, say, scratch_folder
 
@@ -92,7 +93,8 @@ def main(argv=None):
 @contextlib.contextmanager
 def open_output(args):
     """Gives a `Session` on the output, whose source is None unless there is one to take."""
-    with scratch_folder(args.output / "scratch") as scratch:
+    mute_warnings()
+    with scratch_folder(args.output / "scratch", "own_output") as scratch:
         location = args.source
         if args.demo:
             from demo.world import build_world  # a folder of its own: nobody else loads it
@@ -132,7 +134,7 @@ def identify(session, model_path, photos, args):
             data = read_photo(path)
             answer = namer.name(path, data)
         except BadImageError as error:
-            say(f"{path}: {explain_unreadable(path, error)}")
+            say(f"{printable(path)}: {explain_unreadable(path, error)}")
             num_failed += 1
             continue
         print(json.dumps(answer.as_page()) if args.json else answer.as_text(), flush=True)

@@ -14,6 +14,8 @@ from PIL import Image, UnidentifiedImageError
 
 MAX_DECODED_PIXELS = 64_000_000  # 192 MB as RGB, once in each decoding thread
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # what is found under the name .jpg
+# What Pillow raises of damaged files; RuntimeError of AVIF, and of what it cannot do yet.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)
 EXIF_ORIENTATION = 0x0112
 EXIF_TURNS = {  # how to undo each orientation; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -208,8 +210,8 @@ def _opened(data, formats=IMAGE_FORMATS):
         raise BadImageError("not an image" if data else "empty") from error
     except Image.DecompressionBombError as error:
         raise BadImageError("too many pixels") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise BadImageError(str(error)) from error
+    except UNREADABLE as error:
+        raise BadImageError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _make_upright(image):

@@ -143,7 +143,12 @@ def build(args):
     for kernel in kernels.values():  # all that is set for it, and what is not
         read_settings(kernel.entry, [*kernel.arguments, *extra[kernel.entry]])
     options = Options(args.user, extra, args.max_hours, args.dataset, not args.no_internet)
-    write_kernels(args.kernels, kernels, options)
+    try:
+        write_kernels(args.kernels, kernels, options)
+    except ExpectedError as error:
+        if error.setting == "output":  # where they cannot be written
+            error.setting = "kernels"
+        raise
 
 
 def plan(args, extra):

@@ -277,7 +277,8 @@ def name_queries(session, files, args):
     known = np.concatenate([part.gallery_landmarks for part, _ in parts] + [queries.landmark_ids])
     class_table = ClassTable(np.unique(known))
     scores = write_submission(session, test_ids, names, queries, class_table)
-    ways |= {"num_landmarks": len(class_table)}
+    left_out = sorted({name for _, facts in parts for name in facts["left_out"]})
+    ways |= {"num_landmarks": len(class_table), "left_out": left_out}
     write_report(session, "nearest", lambda: gather_facts(session, scores, names, queries, ways))
 
 
@@ -335,6 +336,10 @@ def gather_facts(session, scores, names, queries, ways):
     facts = {
         "title": "Nearest train images",
         "num_landmarks": ways["num_landmarks"],
+        "known_to": "the head or a train image",
+        "left_out": [
+            f"{name}: no image of this train shard names others." for name in ways["left_out"]
+        ],
         "details": [["vote", ways["vote"]], ["non-landmarks compared", ways["non_landmarks"]]],
         "scores": [{"name": NAMES_OF_SCORES[name], "usages": one} for name, one in scores.items()],
     }

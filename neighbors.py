@@ -124,7 +124,14 @@ def draw_neighbors(source, rows):
     Raises:
         ExpectedError: the source does not give an image, or gives one that cannot be decoded.
     """
-    from matplotlib.figure import Figure  # slow to import, and --help must answer at once
+    import matplotlib  # slow to import, and --help must answer at once
+
+    with matplotlib.rc_context({"text.parse_math": False}):  # a name may have $ in it
+        return _draw_neighbors(source, rows)
+
+
+def _draw_neighbors(source, rows):
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(18, 2.25 * len(rows) + 0.4), layout="constrained")
     grid = figure.subplots(len(rows), NUM_SHOWN + 1, squeeze=False) if rows else []
@@ -138,7 +145,7 @@ def draw_neighbors(source, rows):
             axes.axis("off")
     figure.suptitle(
         "each query and its nearest index images: same landmark green, other red; "
-        "below, the squared distance and the landmark that the recogniser names"
+        "below, the squared distance after the rerank and the landmark that it is said to show"
     )
     return figure
 

@@ -261,7 +261,9 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
         "described": described_as,
         "files": {descriptions_name(shard): version for shard, version in versions.items()},
     }
-    if load_part_if_of(path, fingerprint | {"left_out": []}) is not None:
+    # The vote reads the descriptors once more: without them the part is not done.
+    is_described = all(map(session.find_all, fingerprint["files"]))
+    if is_described and load_part_if_of(path, fingerprint | {"left_out": []}) is not None:
         return path
     described, left_out = describe_shards(session, describer, shards, labels.image_ids)
     image_ids = np.unique(np.concatenate([np.empty(0, np.uint64), *described.values()]))

@@ -6,11 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from images import BadImageError
+from images import MAX_DECODED_PIXELS, BadImageError
 from utils import ExpectedError
 
 MAX_DRAWN = 30  # photos in identify.png
 MAX_ABREAST = 3  # of them in a line, where no pictures near them are drawn
+MAX_PHOTO_BYTES = 500_000_000  # what is larger is no photo, and would fill the memory
 THUMBNAIL = 256  # pixels, the longest side
 
 
@@ -79,6 +80,9 @@ class Answer:
 
     def as_text(self):
         """Writes the answer as a person reads it: one line, and one each for what there is more."""
+        return "\n".join(map(printable, self._lines()))
+
+    def _lines(self):
         best, *others = self.guesses
         if self.is_landmark is False:
             lines = [f"{self.path}: probably no landmark"]
@@ -93,7 +97,12 @@ class Answer:
         if self.nearest:
             near = ", ".join(f"{n.picture.image_id} ({n.name})" for n in self.nearest[:3])
             lines.append(f"    nearest: {near}")
-        return "\n".join(lines)
+        return lines
+
+
+def printable(text):
+    """Escapes what would break the line or steer the terminal: a file may have any name."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(text))
 
 
 def find_photos(words):
@@ -141,16 +150,23 @@ def read_photo(path):
         BadImageError: it cannot be read.
     """
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read(MAX_PHOTO_BYTES + 1)
     except OSError as error:
         raise BadImageError(error.strerror) from error
+    if len(data) > MAX_PHOTO_BYTES:
+        raise BadImageError(f"more than {MAX_PHOTO_BYTES / 1e6:.0f} MB")
+    return data
 
 
 def explain_unreadable(path, error):
     """Says what is wrong with a photo and what to do: the rest of a line after its path."""
     if path.suffix.lower() in (".heic", ".heif"):
         return f"{error}; expected a photo; HEIC is read with pip install pillow-heif"
-    return f"{error}; expected a photo of a format that Pillow reads; check it"
+    return (
+        f"{error}; expected a whole photo of a format that Pillow reads, of "
+        f"{MAX_DECODED_PIXELS / 1e6:.0f} million pixels at most; check it"
+    )
 
 
 def register_heic():
@@ -171,7 +187,14 @@ def draw_answers(rows):
     Returns:
         matplotlib Figure.
     """
-    from matplotlib.figure import Figure  # slow to import, and the answers come first
+    import matplotlib  # slow to import, and the answers come first
+
+    with matplotlib.rc_context({"text.parse_math": False}):  # a name may have $ in it
+        return _draw_answers(rows)
+
+
+def _draw_answers(rows):
+    from matplotlib.figure import Figure
 
     num_near = max((sum(near is not None for near in nearest) for _, _, nearest in rows), default=0)
     num_abreast = 1 if num_near else min(len(rows), MAX_ABREAST)
@@ -218,4 +241,5 @@ def _draw_guesses(axes, answer):
 
 
 def _shorten(text, length):
+    text = printable(text)
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -224,7 +224,8 @@ def keep_for_photos(session, class_table, calibration):
         save_calibration(session.path(CALIBRATION), calibration)
     if source.exists(CATEGORY_CSV):
         categories = read_categories(source.fetch(CATEGORY_CSV))
-        write_categories(session.path(CATEGORIES), categories, class_table)
+        if not categories.keys().isdisjoint(class_table.landmark_ids.tolist()):
+            write_categories(session.path(CATEGORIES), categories, class_table)
 
 
 if __name__ == "__main__":

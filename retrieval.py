@@ -302,11 +302,11 @@ def merge(session, files, divisor, rerank=None):
         _write_ranking(plain, test_ids, merge_parts(parts, 1, num_nearest, "none"))
     scores, solution = score(session.source, path, plain)
     rows = draw(session, parts, ranking, solution)
-    divided = f"squared distances within the landmark / {divisor:g}"
     merged = {
         "scores": scores,
         "num_parts": len(parts),
-        "rerank": divided if rerank == "divide" else rerank,
+        "rerank": rerank,
+        "divisor": divisor,
         "left_out": left_out,
     }
     write_report(

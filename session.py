@@ -176,6 +176,12 @@ class Session:
         return math.ceil(MAX_SKIPPED_SHARE * num_shards) if self.skips_bad_shards else 0
 
 
+def mute_warnings():
+    """Mutes what nobody can act on: a bad image is named anyway, a letter without a glyph drawn."""
+    warnings.filterwarnings("ignore", module="PIL")
+    warnings.filterwarnings("ignore", "Glyph .* missing from")
+
+
 @contextlib.contextmanager
 def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards=False):
     """Opens a session, and keeps others of its name out of the output.
@@ -194,8 +200,7 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
     Raises:
         ExpectedError: another run holds the output.
     """
-    # What Pillow warns of is a bad image, which is counted and named anyway.
-    warnings.filterwarnings("ignore", module="PIL")
+    mute_warnings()
     if os.path.realpath(output) in map(os.path.realpath, source or ()):
         raise ExpectedError(
             f"{output}: it is the source, too; expected a folder of its own for the results",

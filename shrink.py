@@ -19,6 +19,7 @@ from command_line import (
     number,
     parse_session,
     run_command_line,
+    scheduler_address,
     session_settings,
 )
 from manifests import write_summary
@@ -58,11 +59,11 @@ def make_parser():
         "--parts", type=number(int, 1), default=1, metavar="N", help="parts of the data set"
     )
     share.add_argument(
-        "--scheduler", metavar="ADDRESS",
+        "--scheduler", type=scheduler_address, metavar="ADDRESS",
         help="shrink shards on the workers of this Dask scheduler, or of local:N",
     )  # fmt: skip
     share.add_argument(
-        "--max-gb", type=number(float, 0), metavar="GB",
+        "--max-gb", type=number(float, 1e-6), metavar="GB",
         default=kernel.MAX_OUTPUT_GB if kernel.is_kernel() else None,
         help="stop where the output would become larger",
     )  # fmt: skip

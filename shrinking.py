@@ -105,9 +105,9 @@ class Share:
 def choose_shards(source, splits, part, num_parts):
     """Lists the shards of a part: its share of each split, so that parts come out equally large."""
     shards = []
-    for split in splits:
-        if len(splits) == 1 or source.count_shards(split):
-            shards += np.array_split(source.select_shards(split), num_parts)[part].tolist()
+    # Of none at all the first one's absence is told.
+    for split in [split for split in splits if source.count_shards(split)] or splits[:1]:
+        shards += np.array_split(source.select_shards(split), num_parts)[part].tolist()
     return shards
 
 
@@ -319,7 +319,7 @@ def _write_shard(session, settings, shard, stream, done):
         "bad_images": [[format_image_id(i), reason] for i, reason in item.bad_images],
     }
     write_page(page_path, page)
-    if not session.path(SHRINK_PICTURE).exists():
+    if pairs and not session.path(SHRINK_PICTURE).exists():
         draw_pairs(session, page, pairs)
     return page
 

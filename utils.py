@@ -57,7 +57,7 @@ class StoppedError(Exception):
 
 def say(text):
     """Writes one line of progress to stderr, which keeps stdout for results."""
-    print(text, file=sys.stderr, flush=True)
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)  # in one: threads say things, too
 
 
 @contextlib.contextmanager
@@ -125,9 +125,13 @@ def require_free_space(folder, size_bytes, purpose):
     free_bytes = stats.f_bavail * stats.f_frsize
     if free_bytes < size_bytes:
         raise ExpectedError(
-            f"{folder}: {free_bytes / 1e9:.2f} GB free; expected {size_bytes / 1e9:.2f} GB or more "
+            f"{folder}: {_format_gb(free_bytes)} free; expected {_format_gb(size_bytes)} or more "
             f"for {purpose}; free some space or choose another folder"
         )
+
+
+def _format_gb(size_bytes):
+    return f"{size_bytes / 1e9:.{2 if size_bytes >= 1e8 else 6}f} GB"
 
 
 # --------------------------------------------------------------------------- stopping in time
@@ -185,13 +189,14 @@ class Stop:
 
 
 @contextlib.contextmanager
-def scratch_folder(parent):
+def scratch_folder(parent, setting="scratch"):
     """Gives a folder of this process alone below `parent`, removed at the end.
 
     What killed processes of this machine left there is removed first.
 
     Args:
         parent: folder for scratch; made where missing.
+        setting: to change where it cannot be made.
 
     Yields:
         `pathlib.Path`.
@@ -207,7 +212,7 @@ def scratch_folder(parent):
     except OSError as error:
         raise ExpectedError(
             f"{parent}: cannot be made ({error.strerror}); expected a folder to write to",
-            setting="scratch",
+            setting,
         ) from error
     try:
         yield folder

@@ -27,8 +27,10 @@ def write_report(session, name, gather):
         all_facts = read_facts(session)
         all_facts[name] = gather() | {"run": describe_run(session)}
         names = sorted(all_facts, key=lambda one: ORDER.index(one) if one in ORDER else len(ORDER))
-        all_facts = {name: all_facts[name] for name in names}
-        text, page = json.dumps(all_facts), render(json.loads(json.dumps(all_facts)))
+        # As JSON gives them back, now and later.
+        all_facts = {one: json.loads(json.dumps(all_facts[one])) for one in names}
+        page = draw_page(session, name, all_facts)
+        text = json.dumps(all_facts)
         for written, content in ((session.path(REPORT_FACTS), text), (path, page)):
             with atomic_write(written) as temporary:
                 temporary.write_text(content, encoding="utf-8")
@@ -39,6 +41,23 @@ def write_report(session, name, gather):
     print(path)
 
 
+def draw_page(session, name, all_facts):
+    """Draws the page; what earlier runs left is dropped from the facts where it cannot be drawn."""
+    try:
+        return render(all_facts)
+    except Exception:
+        for earlier in all_facts.keys() - {name}:
+            try:
+                render({earlier: all_facts[earlier]})
+            except Exception as error:  # whatever somebody wrote into it
+                say(
+                    f"{session.path(REPORT_FACTS)}: what it says of {earlier} cannot be drawn "
+                    f"({type(error).__name__}: {error}), left out; run {earlier} again"
+                )
+                del all_facts[earlier]
+        return render(all_facts)
+
+
 def read_facts(session):
     """Reads the facts that earlier runs left, here or in another kernel: dict, script -> facts."""
     all_facts = {}
@@ -46,6 +65,6 @@ def read_facts(session):
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             all_facts |= {name: facts for name, facts in found.items() if facts["run"]["source"]}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             say(f"{path}: {type(error).__name__}; not taken into the report")
     return all_facts

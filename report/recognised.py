@@ -4,12 +4,12 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from landmarks import format_image_id, read_categories
+from landmarks import format_image_id, read_categories, read_image_ids
 from metrics import LEADERBOARDS, score_recognition
 from neighbors import Picture
 from report.run import count_usages, encode_pictures, read_history
 from session import RECOGNITION_SUBMISSION
-from sources import CATEGORY_CSV, RECOGNITION_SOLUTION, Shard
+from sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV, Shard
 from submissions import read_recognition_solution
 
 MAX_LANDMARKS = 500  # in the table, those with the most test images
@@ -33,14 +33,15 @@ def gather(session, describer, found, calibration):
         dict.
     """
     source, recipe = session.source, describer.recipe
+    num_missing = len(read_image_ids(source.fetch(TEST_CSV))) - len(found)
     empty_shards = sorted(set(range(source.count_shards("test"))) - set(found.shard_numbers))
     facts = {
         "title": "Recognition",
         "num_landmarks": len(describer.class_table),
         "recipe": recipe.settings(),
         "history": read_history(session),
-        "num_described": len(found),
         "empty_shards": [int(number) for number in empty_shards],
+        "left_out": [f"{num_missing:,} test images could not be described."] if num_missing else [],
         "calibration": vars(calibration) if calibration else None,
     }
     if not source.exists(RECOGNITION_SOLUTION):

@@ -13,8 +13,8 @@ def gather(session, merged, fingerprint, ranking, solution, rows):
 
     Args:
         session: `Session`.
-        merged: dict: `scores` (name -> scores by usage), `num_parts`, `rerank`, and `left_out`
-            (split -> number of images).
+        merged: dict: `scores` (name -> scores by usage), `num_parts`, `rerank`, `divisor`, and
+            `left_out` (split -> number of images).
         fingerprint: what the parts share.
         ranking: `merging.Ranking`.
         solution: dict of `read_retrieval_solution`; empty where nobody knows.
@@ -24,8 +24,11 @@ def gather(session, merged, fingerprint, ranking, solution, rows):
         dict.
     """
     length = "length 1" if fingerprint["normalise"] else "raw"
+    rerank = merged["rerank"]
+    divided = f"squared distances within the landmark / {merged['divisor']:g}"
     facts = {
         "title": "Retrieval",
+        "rerank": rerank,
         "scores": [{"name": name, "usages": usages} for name, usages in merged["scores"].items()],
         "left_out": [
             f"{count:,} {split} images could not be searched."
@@ -35,7 +38,7 @@ def gather(session, merged, fingerprint, ranking, solution, rows):
         "details": [
             ["parts", merged["num_parts"]],
             ["descriptors", f"{length}, {fingerprint['descriptor_dtype']}"],
-            ["rerank", merged["rerank"]],
+            ["rerank", divided if rerank == "divide" else rerank],
             ["images for a query", fingerprint["top"]],
         ],
     }

@@ -29,6 +29,12 @@ MEANINGS = {
         "1 is perfect: all images of its landmark come first."
     ),
 }
+MEASURES = {  # what orders the images of a query, by the rerank
+    "divide": "the squared distance, divided where query and image are said to show one landmark",
+    "confidence": "the squared distance, changed by how surely it is said to show the query's "
+    "landmark or another one",
+    "soft": "the squared distance; images that share landmarks with the query come first",
+}
 USAGES = ("Public", "Private", "all")
 SPREAD_COLORS = {"named rightly": "green", "named wrongly": "orange", "no landmark in it": "red"}
 
@@ -186,8 +192,8 @@ def confidence(facts):
     text = (
         "The first chart goes from the surest prediction downwards: how many so far are right, and "
         "how much of the GAP they have earned. Where the green line is flat, predictions add "
-        "nothing. The second shows how sure the network was of what it named rightly, of what it "
-        "named wrongly, and where there is nothing to name."
+        "nothing. The second shows the confidences of what was named rightly, of what was named "
+        "wrongly, and of what shows no landmark."
     )
     return join(tag("p", text), tag("div", *charts, class_="charts"), _calibration(calibration))
 
@@ -268,8 +274,8 @@ def queries(facts):
         return None
     text = (
         "The query comes first, then its nearest index images. ✓ shows the same landmark, ✗ does "
-        "not. Below each: the squared distance, divided where the recogniser names the query's "
-        "landmark, and the landmark that it names."
+        f"not. Below each: {MEASURES.get(facts.get('rerank'), 'the squared distance')}, and the "
+        "landmark that it is said to show."
     )
     parts = [tag("p", text)]
     if spread := facts.get("spread"):
@@ -324,8 +330,9 @@ def landmarks(facts):
         else ""
     )
     text = (
-        f"Of {shown}{facts['num_truths']:,} landmarks in the ground truth; the network knows "
-        f"{facts['num_landmarks']:,}. An image with two landmarks counts for both."
+        f"Of {shown}{facts['num_truths']:,} landmarks in the ground truth; "
+        f"{facts.get('known_to', 'the network')} knows {facts['num_landmarks']:,}. An image with "
+        "two landmarks counts for both."
     )
     whole = table(header, rows, numeric=range(1, 7), class_="sorts")
     return join(tag("p", text), tag("div", whole, class_="tall"))
@@ -348,7 +355,7 @@ def left_out(all_facts):
                   for number in facts.get("empty_shards", [])]  # fmt: skip
         lines += facts.get("left_out", [])
     if not lines:
-        return tag("p", "Nothing: every shard and every image could be read.")
+        return tag("p", "Nothing that these runs know of.")
     return tag("ul", *(tag("li", line) for line in lines))
 
 

@@ -91,7 +91,12 @@ def test_a_calibration_reads_back_equal(tmp_path):
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{}", json.dumps(vars(CALIBRATION) | {"threshold": "high"}),
-     json.dumps(vars(CALIBRATION) | {"threshold": float("nan")})],
+     json.dumps(vars(CALIBRATION) | {"threshold": float("nan")}),
+     json.dumps(vars(CALIBRATION) | {"threshold": 10**400}),
+     json.dumps(vars(CALIBRATION) | {"threshold": 1e308}),
+     json.dumps(vars(CALIBRATION) | {"kept": 7}),
+     json.dumps(vars(CALIBRATION) | {"num_chosen_on": "<b>"}),
+     "[" * 100_000],
 )  # fmt: skip
 def test_an_odd_calibration_is_refused_in_one_line(tmp_path, text):
     path = tmp_path / "calibration.json"

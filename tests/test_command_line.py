@@ -97,6 +97,15 @@ def test_a_reader_that_leaves_before_the_last_line_ends_the_command_quietly():
     assert run_into_closed_pipe(code) == (1, "")
 
 
+def test_a_path_of_any_bytes_can_be_printed():
+    code = "import command_line; command_line.run_command_line(lambda: print('out\\udcff'))"
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, cwd=ROOT, env=environment, check=True
+    )
+    assert done.stdout == b"out\\udcff\n"
+
+
 def test_wrong_use_is_one_line_and_exit_code_2(capsys):
     parser = CommandLine(prog="tool.py")
     parser.add_argument("--epochs", type=int, default=1)

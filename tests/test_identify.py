@@ -14,13 +14,16 @@ from synthetic import LANDMARKS, draw, encode
 import identify
 import photo_gallery
 import photos
+import recognition
 import retrieval
 from calibration import Calibration, save_calibration
+from command_line import explain
 from descriptions import Descriptions, save_descriptions, unit_length
 from generators import list_members
-from landmarks import format_image_id
+from images import BadImageError
+from landmarks import ClassTable, format_image_id
 from session import CALIBRATION, DESCRIPTORS, Session
-from sources import Shard
+from sources import Shard, Source
 from utils import ExpectedError
 
 
@@ -111,6 +114,16 @@ def test_without_descriptors_there_is_nothing_near(output, photo, tmp_path, caps
     (answer,) = ask(capsys, photo, "--output", tmp_path / "new", "--model", output / "model.keras")
     assert answer["nearest"] == []
     assert answer["name"] == f"No {answer['landmark_id']}"  # what lies beside the model is taken
+
+
+def test_a_model_of_landmarks_without_names_names_its_photos_all_the_same(
+    output, photo, data_set, tmp_path, capsys
+):
+    session = Session(tmp_path, Source(str(data_set.folder), tmp_path), None)
+    recognition.keep_for_photos(session, ClassTable(np.array([7, 8])), None)
+    (answer,) = ask(capsys, photo, "--output", tmp_path, "--model", output / "model.keras")
+    assert answer["name"].startswith("No ")
+    assert not (tmp_path / "landmarks.csv").exists()  # nothing would be in it
 
 
 @pytest.mark.parametrize(("threshold", "is_landmark"), [(0.0, True), (1.1, False)])
@@ -267,6 +280,37 @@ def test_the_picture_has_a_row_for_each_photo():
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert "probably no landmark" in texts and "a.jpg" in texts
     assert sum(bool(axes.images) for axes in figure.axes) == 3
+
+
+NASTY = "a\n\x1b[31m\u202e\udcff $\\bad{$.jpg"  # a file may be called so
+
+
+def test_a_name_can_neither_break_the_line_nor_steer_the_terminal_nor_stop_the_picture(tmp_path):
+    answer = photos.Answer(Path(NASTY), (photos.Guess(17, NASTY, NASTY, 0.5),), True, ())
+    (line,) = answer.as_text().splitlines()
+    assert line.isprintable()
+    assert line.startswith(r"a\n\x1b[31m\u202e\udcff $\bad{$.jpg: a\n")
+    page = json.loads(json.dumps(answer.as_page()))
+    assert (page["file"], page["name"]) == (NASTY, NASTY)
+    figure = photos.draw_answers([(answer, Image.new("RGB", (40, 30)), [])])
+    figure.savefig(tmp_path / "drawn.png", dpi=20)
+
+
+def test_a_file_that_is_too_large_for_a_photo_is_not_read_as_a_whole(tmp_path, monkeypatch):
+    path = tmp_path / "large.jpg"
+    path.write_bytes(b"12345")
+    monkeypatch.setattr(photos, "MAX_PHOTO_BYTES", 5)
+    assert photos.read_photo(path) == b"12345"
+    path.write_bytes(b"123456")
+    with pytest.raises(BadImageError, match="more than"):
+        photos.read_photo(path)
+
+
+def test_an_output_that_cannot_be_made_names_the_flag_that_there_is(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ExpectedError) as caught:
+        identify.main(["x.jpg", "--output", str(tmp_path / "file")])
+    assert explain(caught.value).endswith("; choose another --output")
 
 
 @pytest.mark.parametrize("with_source", [True, False])

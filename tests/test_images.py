@@ -248,6 +248,13 @@ def test_every_unreadable_image_is_refused_with_a_reason_of_one_line(data, reaso
     assert " at 0x" not in str(caught.value)  # no Python object
 
 
+def test_a_photo_that_pillow_cannot_decode_yet_is_refused_as_an_unreadable_one():
+    data = bytearray(encode(PICTURE, "DDS"))
+    data[80:84] = b"\0" * 4  # no pixel format: NotImplementedError
+    with pytest.raises(BadImageError, match="Unknown pixel format"):
+        decode_image(bytes(data), 24, formats=None)
+
+
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF"])
 def test_a_file_cut_or_damaged_anywhere_is_an_image_or_refused(image_format):
     data = encode(draw(17, np.random.default_rng(0)), image_format)

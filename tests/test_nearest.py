@@ -270,6 +270,15 @@ def test_what_was_killed_between_shards_continues_there(common, named, resumed, 
     assert submission_of(resumed) == submission_of(named)
 
 
+def test_a_part_whose_descriptors_were_lost_is_described_again(common, named, resumed, fetched):
+    for lost in (resumed / "descriptors/train_000.npz", *resumed.glob("penalised-part-*")):
+        lost.unlink()
+    assert run(*common, "--output", resumed, *PAIR) == 0
+    assert fetched == [Shard("train", 0)]
+    for name in ("recognition_submission.csv", "gallery-part-0-of-2.npz"):
+        assert (resumed / name).read_bytes() == (named / name).read_bytes()
+
+
 def test_other_labels_describe_again(common, data_set, resumed, fetched, tmp_path):
     source = shutil.copytree(data_set.folder, tmp_path / "source")
     clean = source / "metadata/train_clean.csv"
@@ -419,6 +428,9 @@ def test_the_room_for_the_descriptors_of_a_part_is_asked_for(common, resumed, mo
         (("vote", "--part", 0), "--part goes with a search"),
         (("all", "gallery-part-0-of-2.npz"), "part files go with `nearest.py vote`"),
         (("--vote", "majority"), "--vote"),
+        (("--scheduler", ""), "argument --scheduler: ''; expected the address"),
+        (("--scheduler", "local:0"), "or local:N for N workers here"),
+        (("--scheduler", "local:two"), "or local:N for N workers here"),
     ],
 )
 def test_wrong_use_ends_in_one_line(arguments, told, capsys):
@@ -515,6 +527,12 @@ def test_parts_given_twice_or_of_other_queries_are_refused(named, tmp_path):
     save_arrays(paths[1], page, **arrays | {"query_ids": arrays["query_ids"] + np.uint64(1)})
     with pytest.raises(ExpectedError, match="query_ids are not those"):
         gallery_parts.load_parts(paths)
+
+
+def test_parts_searched_with_penalties_do_not_vote(named):
+    with pytest.raises(ExpectedError, match="searched with penalties") as refused:
+        gallery_parts.load_parts(sorted(named.glob("penalised-part-*")))
+    assert "penalised-part-0-of-2.npz" in one_line(refused.value)
 
 
 def test_descriptors_of_another_model_are_refused_by_the_second_search(named, resumed, capsys):

@@ -19,6 +19,7 @@ from built_kernels import (
 from checks import one_line
 
 import kernels
+from command_line import explain
 from on_kaggle import packing, plan
 from utils import ExpectedError
 
@@ -177,6 +178,13 @@ def test_wrong_arguments_for_a_kernel_are_refused_before_anything_is_written(
     if arguments[-2].endswith("-args"):
         assert message.endswith(f"; change {arguments[-2]}")
     assert not (tmp_path / "built").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_its_flag(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ExpectedError) as caught:
+        kernels.main(["build", "--user", USER, "--kernels", str(tmp_path / "file")])
+    assert explain(caught.value).endswith("; change --kernels")
 
 
 def test_arguments_of_the_demo_are_checked_with_its_defaults(capsys):

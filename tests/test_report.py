@@ -180,6 +180,7 @@ def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
         "scores": {"mAP@100": {"Public": 0.5, "all": 0.5}},
         "num_parts": 6,
         "rerank": "divide",
+        "divisor": 1.5,
         "left_out": {"index": 5, "test": 0},
     }
     retrieval = retrieved.gather(
@@ -225,6 +226,15 @@ def test_the_page_says_what_was_left_out(whole_page):
     assert "test shard 003: none of its images is described." in text
     assert "5 index images could not be searched." in text
     assert "train shard 002: &lt;script&gt;" in text
+
+
+def test_the_numbers_below_the_images_are_those_of_the_rerank(no_charts):
+    facts = make_facts()["retrieval"]
+    assert "divided where query and image" in sections.queries(facts)
+    for rerank, told in (("soft", "share landmarks"), ("confidence", "changed by how surely")):
+        text = sections.queries(facts | {"rerank": rerank})
+        assert told in text and "divided" not in text
+    assert "divided" not in sections.queries(facts | {"rerank": "none"})
 
 
 def test_scores_of_other_test_sets_are_not_compared():
@@ -318,12 +328,17 @@ def test_a_report_that_cannot_be_drawn_is_told_in_a_line_and_costs_nothing(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"recognition": 3}', '{"recognition": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"recognition": 3}', '{"recognition": {}}', "[" * 100_000,
+     '{"recognition": {"run": {"source": "x"}}}'],
+)  # fmt: skip
 def test_damaged_facts_of_an_earlier_run_are_left_out(tmp_path, capsys, no_charts, content):
     (tmp_path / REPORT_FACTS).write_text(content)
     report.write_report(make_session(tmp_path), "retrieval", lambda: make_facts()["retrieval"])
     assert (tmp_path / REPORT).exists()
     assert f"{tmp_path / REPORT_FACTS}: " in capsys.readouterr().err
+    assert list(json.loads((tmp_path / REPORT_FACTS).read_text())) == ["retrieval"]
 
 
 def test_facts_of_another_kernel_are_taken_and_ones_own_count_more(tmp_path, monkeypatch):

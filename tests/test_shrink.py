@@ -389,6 +389,13 @@ def test_a_shard_that_is_missing_is_told_or_left_out(tmp_path):
     assert page["left_out"] == ["train/images_001.tar"]
 
 
+def test_a_source_without_a_shard_is_told_and_not_taken_for_done(tmp_path):
+    (tmp_path / "source").mkdir()
+    told = refusal(tmp_path / "source", tmp_path / "output")
+    assert "no train/images_000.tar; expected shards in the CVDF layout" in told
+    assert not (tmp_path / "output/shrunk-0-of-1.json").exists()
+
+
 def test_of_a_hostile_tar_only_the_images_come_and_nothing_is_written(tmp_path):
     made = make_source(tmp_path / "source", test_shards=1)
     image_id = make_image_id("one")
@@ -696,6 +703,7 @@ def test_a_kernel_without_a_mounted_data_set_says_what_is_there(mounts):
     [
         (["--part", "2", "--parts", "2"], "argument --part: 2; expected 0 to 1 of --parts"),
         (["--quality", "96"], "'96'; expected a number from 1 to 95"),
+        (["--max-gb", "0"], "'0'; expected a number from 1e-06 up"),
         (["--pixels", "8"], "'8'; expected a number from 32 to 4096"),
     ],
 )

@@ -155,6 +155,13 @@ def test_a_disk_too_small_is_an_expected_error(tmp_path):
     assert " GB free; expected 1000000000.00 GB or more for two shards; " in message
 
 
+def test_a_small_disk_is_told_in_digits_that_differ(tmp_path, monkeypatch):
+    stats = SimpleNamespace(f_bavail=500, f_frsize=4096)
+    monkeypatch.setattr("utils.os.statvfs", lambda folder: stats)
+    with pytest.raises(ExpectedError, match=r"0.002048 GB free; expected 0.003000 GB or more"):
+        require_free_space(tmp_path, 3_000_000, "a shard")
+
+
 def test_what_only_root_may_fill_is_not_free(tmp_path, monkeypatch):
     stats = SimpleNamespace(f_bavail=5, f_bfree=1000, f_frsize=4096)
     monkeypatch.setattr("utils.os.statvfs", lambda folder: stats)
