@@ -179,6 +179,14 @@ def add_settings(group, settings):
         group.add_argument(flag, default=field.default, help=limits["help"], **options)
 
 
+def setting_flag(name, value):
+    """Writes a setting as the command line has it, e.g. `--neck 512` or `--no-augment`."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
+
+
 def add_session_options(parser):
     """Adds the options that every script has to its command line."""
     parser.add_argument(
