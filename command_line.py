@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -147,14 +148,15 @@ def shard_range(text):
 
 def addresses(text):
     """Parses `HOST:PORT,HOST:PORT`: two machines or more, each once."""
-    found = tuple(text.split(","))
-    parts = [address.rpartition(":") for address in found]
+    found = tuple(address.strip() for address in text.split(","))
     are_right = all(
-        host and port.isdecimal() and 0 < int(port) < 1 << 16 for host, _, port in parts
+        re.fullmatch(r"[\w.-]+:\d{1,5}", address) and 0 < int(address.rpartition(":")[2]) < 1 << 16
+        for address in found
     )
     if not are_right or len(found) < 2 or len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(
-            f"{text!r}; expected HOST:PORT,HOST:PORT, two machines or more, each once"
+            f"{text!r}; expected HOST:PORT,HOST:PORT, two machines or more, each once, by names "
+            "or IPv4 addresses"
         )
     return found
 

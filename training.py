@@ -95,7 +95,8 @@ def train(session, recipe, images, valid_every):
     replicas = set_up_replicas(recipe.training.batch_size)
     with replicas.scope():
         network, rows = begin_or_continue(session, recipe, images)
-    rows = replicas.follow_first(network, rows, {"labels": images.fingerprint} | recipe.settings())
+    facts = recipe.settings() | {"the digest of labels and shards": images.fingerprint}
+    rows = replicas.follow_first(network, rows, facts)
     if len(rows) == len(plan):
         say(f"training is complete: {len(plan)} mini-epochs")
         write_history(session, rows, True)  # that session wrote to another folder

@@ -816,6 +816,21 @@ def test_the_stream_is_read_as_the_recipe_says(data_set, tmp_path, monkeypatch):
     assert held_out.keeps_aspect
 
 
+def test_machines_must_agree_on_settings_and_on_the_images_to_train_on(
+    data_set, tmp_path, monkeypatch
+):
+    class Noting(OneDevice):
+        def follow_first(self, network, rows, facts):
+            raise StopIteration(facts)
+
+    monkeypatch.setattr(training, "set_up_replicas", lambda batch_size: Noting())
+    with pytest.raises(StopIteration) as caught:
+        run(data_set.folder, tmp_path)
+    facts = caught.value.value
+    images = images_of(Source(data_set.folder, tmp_path))
+    assert facts == SETTINGS | {"the digest of labels and shards": images.fingerprint}
+
+
 def test_mirror_and_crop_are_the_only_augmentation_of_2019():
     found = training.reading_of(Recipe(), TrainLabels(np.empty(0), np.empty(0)))
     assert found.augmentation == Augmentation(crops=True)
