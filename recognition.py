@@ -101,6 +101,8 @@ def parse_arguments(argv):
     _check_recipe(parser, args)
     if args.machines:
         _check_machines(parser, args)
+    elif args.machine:
+        parser.error(f"argument --machine: {args.machine}; expected --machines beside it")
     return args
 
 

@@ -197,6 +197,7 @@ def test_the_command_lines_of_the_page_are_taken():
         (["train", "--machines", "[::1]:1,[::1]:2"], "by names or IPv4 addresses"),
         (["train", "--machines", "http://a:1,b:1"], "by names or IPv4 addresses"),
         (["train", "--machines", "a:1,b:1", "--machine", "2"], "--machine: 2; expected 0 to 1"),
+        (["train", "--machine", "1"], "--machine: 1; expected --machines beside it"),
         (["--machines", "a:1,b:1"], "--machines go with `recognition.py train`"),
         (["train", "--machines", "a:1,b:1", "--recipe", "frozen"], "a backbone that is trained"),
         (["train", "--machines", "a:1,b:1", "--batch-size", "9"], "a multiple of the 2 machines"),
