@@ -9,7 +9,6 @@ import json
 import os
 import queue
 import socket
-import sys
 import threading
 import time
 
@@ -49,6 +48,7 @@ class Machines:
         self._loss = None  # ... in short, as the others are told it
         self._has_lost = threading.Event()
         self._is_closed = False
+        self._stderr = os.dup(2)  # which the main thread may have muted when it is needed
         self._lock = threading.Lock()
         if (
             number == 0
@@ -218,7 +218,7 @@ class Machines:
     def _give_up(self):
         """Ends the process: its main thread waits inside of a step, where nothing reaches it."""
         if not self._is_closed:
-            print(f"error: {self.lost}", file=sys.stderr, flush=True)
+            os.write(self._stderr, f"error: {self.lost}\n".encode())
             os._exit(1)
 
 
