@@ -151,14 +151,15 @@ def shard_range(text):
 
 def addresses(text):
     """Parses `HOST:PORT,HOST:PORT`: two machines or more, each once."""
-    found = tuple(text.split(","))
-    parts = [address.rpartition(":") for address in found]
+    found = tuple(address.strip() for address in text.split(","))
     are_right = all(
-        host and port.isdecimal() and 0 < int(port) < 1 << 16 for host, _, port in parts
+        re.fullmatch(r"[\w.-]+:\d{1,5}", address) and 0 < int(address.rpartition(":")[2]) < 1 << 16
+        for address in found
     )
     if not are_right or len(found) < 2 or len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(
-            f"{text!r}; expected HOST:PORT,HOST:PORT, two machines or more, each once"
+            f"{text!r}; expected HOST:PORT,HOST:PORT, two machines or more, each once, by names "
+            "or IPv4 addresses"
         )
     return found
 
@@ -190,6 +191,14 @@ def add_settings(group, settings):
             options = {"type": kind, "metavar": limits.get("metavar", "N")}
         flag = f"--{field.name.replace('_', '-')}"
         group.add_argument(flag, default=field.default, help=limits["help"], **options)
+
+
+def setting_flag(name, value):
+    """Writes a setting as the command line has it, e.g. `--neck 512` or `--no-augment`."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
 
 
 def add_session_options(parser):

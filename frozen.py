@@ -26,10 +26,9 @@ from sources import Shard
 from training import ALL_SHARDS, Pace, TrainImages, describe_done
 from utils import ExpectedError, StoppedError, format_duration, require_free_space, say
 
-# Of a shard's file. Views: the image, then its mirror image where the recipe augments.
+# Of a shard's file, beside its vectors.
 COLUMNS = {
     "image_ids": Column("uint64", ("images",)),
-    "vectors": Column("float16", ("images", "views", "channels")),
     "bad_image_ids": Column("uint64", ("bad images",)),
 }
 
@@ -163,7 +162,7 @@ def describe(session, describer, replicas, images):
     """
     shards = [*images.shards, *images.held_out]
     fingerprints = describer.fingerprints_for(session.source, shards, images.labels.image_ids)
-    found = _find_described(session, fingerprints)
+    found = _find_described(session, fingerprints, describer.shape)
     if missing := [shard for shard in shards if shard not in found]:
         _tell_cost(session, describer, replicas, images, len(missing))
         for shard, arrays in _describe_shards(session, describer, replicas, images, found):
@@ -181,11 +180,15 @@ def describe(session, describer, replicas, images):
     return train, held_out
 
 
-def _find_described(session, fingerprints):
-    """Finds the shards that are described already: dict of shard -> (image ids, number of bad)."""
+def _find_described(session, fingerprints, shape):
+    """Finds the shards that are described already, by vectors of a shape.
+
+    Returns:
+        dict of shard -> (image ids, number of bad images).
+    """
 
     def load(path):
-        arrays, fingerprint = _load(path)
+        arrays, fingerprint = _load(path, shape)
         return (arrays["image_ids"], len(arrays["bad_image_ids"])), fingerprint
 
     found = {}
@@ -195,10 +198,10 @@ def _find_described(session, fingerprints):
     return {shard: known for shard, known in found.items() if known}
 
 
-def _load(path):
-    """Reads and checks a shard's file: (dict of arrays, fingerprint)."""
+def _load(path, shape):
+    """Reads and checks a shard's file, of (views, channels) an image: (arrays, fingerprint)."""
     arrays, fingerprint = load_arrays(path)
-    check_arrays(path, arrays, COLUMNS)
+    check_arrays(path, arrays, COLUMNS | {"vectors": Column("float16", ("images", *shape))})
     return arrays, fingerprint
 
 
@@ -295,7 +298,7 @@ def gather(session, labels, shape, versions, found):
     image_ids = np.concatenate([np.empty(0, np.uint64), *(found[shard][0] for shard in shards)])
     values, begin = np.empty((len(image_ids), *shape), np.float16), 0
     for shard in shards:
-        vectors = _load(session.path(features_name(shard)))[0]["vectors"]
+        vectors = _load(session.path(features_name(shard)), shape)[0]["vectors"]
         values[begin : begin + len(vectors)] = vectors
         begin += len(vectors)
     facts = [f"{shard.path} {versions[shard]} {digest_of(found[shard][0])}" for shard in shards]

@@ -9,7 +9,6 @@ import json
 import os
 import queue
 import socket
-import sys
 import threading
 import time
 
@@ -40,7 +39,8 @@ class Machines:
         number: of this one, its place in `addresses`.
 
     Raises:
-        ExpectedError: another machine did not come, or was started with other addresses.
+        ExpectedError: this machine's port is taken, another machine did not come, or was started
+            with other addresses.
     """
 
     def __init__(self, addresses, number):
@@ -49,7 +49,12 @@ class Machines:
         self._loss = None  # ... in short, as the others are told it
         self._has_lost = threading.Event()
         self._is_closed = False
+        self._stderr = os.dup(2)  # which the main thread may have muted when it is needed
         self._lock = threading.Lock()
+        if (
+            number == 0
+        ):  # JAX will listen there, and says in many lines, after minutes, if it cannot
+            self._open_port().close()
         others = range(1, len(addresses)) if number == 0 else [0]
         self._peers = {}
         deadline = time.monotonic() + PATIENCE_S
@@ -117,16 +122,7 @@ class Machines:
 
     def _listen(self, other, deadline):
         """Waits for another machine to connect."""
-        host, _, port = self.addresses[self.number].rpartition(":")
-        try:
-            server = socket.create_server((host, int(port)))
-        except OSError as error:
-            raise ExpectedError(
-                f"{self.name(self.number)}: cannot listen there ({error.strerror or error}); "
-                "expected a free port of this machine",
-                setting="machines",
-            ) from error
-        with server:
+        with self._open_port() as server:
             say(f"waiting for {self.name(other)}")
             server.settimeout(max(0.1, deadline - time.monotonic()))
             try:
@@ -135,6 +131,18 @@ class Machines:
                 raise self._absent(other, error) from error
         connection.settimeout(LOST_AFTER_S)
         return connection
+
+    def _open_port(self):
+        """Listens at this machine's address."""
+        host, _, port = self.addresses[self.number].rpartition(":")
+        try:
+            return socket.create_server((host, int(port)))
+        except OSError as error:
+            raise ExpectedError(
+                f"{self.name(self.number)}: cannot listen there ({error.strerror or error}); "
+                "expected a free port of this machine",
+                setting="machines",
+            ) from error
 
     def _greet(self, other):
         """Makes sure that the other side is of this run."""
@@ -211,7 +219,7 @@ class Machines:
     def _give_up(self):
         """Ends the process: its main thread waits inside of a step, where nothing reaches it."""
         if not self._is_closed:
-            print(f"error: {self.lost}", file=sys.stderr, flush=True)
+            os.write(self._stderr, f"error: {self.lost}\n".encode())
             os._exit(1)
 
 

@@ -5,6 +5,7 @@ Every network takes uint8 RGB images (batch, image_size, image_size, 3).
 
 import hashlib
 import json
+import math
 import re
 import tempfile
 import zipfile
@@ -162,6 +163,8 @@ def _put_head_on(inputs, pooled, recipe, num_classes):
 def _pool(network, features):
     """Pools the features; without a neck that is the descriptor."""
     name = "pooling" if network.neck else DESCRIPTOR
+    if network.pooling != "token" and len(features.shape) == 3:
+        features = _lay_out(features, backbones.count_prefix_tokens(network.backbone))
     pooling = {
         "max": partial(keras.layers.GlobalMaxPooling2D, name=name),
         "average": partial(keras.layers.GlobalAveragePooling2D, name=name),
@@ -169,6 +172,13 @@ def _pool(network, features):
         "token": partial(layers.ClassToken, name=name),
     }[network.pooling]
     return pooling()(features)
+
+
+def _lay_out(tokens, num_prefix_tokens):
+    """Gives the patches of a vision transformer as a map: (batch, rows, rows, channels)."""
+    rows = math.isqrt(tokens.shape[1] - num_prefix_tokens)
+    shape = (-1, rows, rows, tokens.shape[2])
+    return keras.ops.reshape(tokens[:, num_prefix_tokens:], shape)
 
 
 def _add_neck(network, pooled):

@@ -86,3 +86,9 @@ def set_rates(optimizer, learning_rate, backbone_rate):
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     if hasattr(inner, "backbone_rate"):
         inner.backbone_rate.assign(backbone_rate)
+
+
+def steps_taken(optimizer):
+    """Counts the steps that an optimizer has taken; those that overflowed float16 were skipped."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return int(keras.ops.convert_to_numpy(inner.iterations))

@@ -256,6 +256,23 @@ def _fill(group, flat):
     return group(**found)
 
 
+COSINE_HEADS, MARGINS = ("cosine", "arcface", "cosface"), ("arcface", "cosface")
+# (setting, another one, the values of that beside which something looks at the setting)
+ACTS_BESIDE = (
+    ("gem_p", "pooling", ("gem",)),
+    ("gem_learnt", "pooling", ("gem",)),
+    ("scale", "loss", COSINE_HEADS),
+    ("sub_centers", "loss", COSINE_HEADS),
+    ("confidence", "loss", COSINE_HEADS),
+    ("margin", "loss", MARGINS),
+    ("margin", "dynamic_margin", (False,)),
+    ("margin_ramp", "loss", MARGINS),
+    ("dynamic_margin", "loss", MARGINS),
+    ("weight_decay", "optimizer", ("adamw", "sgd")),
+    ("backbone_rate", "frozen_backbone", (False,)),
+    ("frozen_share", "frozen_backbone", (False,)),
+)
+
 # The 2019 schedule: x1 for shards 10-179, x0.5 to 339, x0.2 to 389, x0.1 to 499. Each step: the
 # share of the mini-epochs after which it ends, its factor.
 LEARNING_RATE_STEPS = ((0.35, 1.0), (0.70, 0.5), (0.80, 0.2), (1.0, 0.1))

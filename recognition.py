@@ -20,11 +20,12 @@ from command_line import (
     parse_session,
     run_command_line,
     session_settings,
+    setting_flag,
     shard_range,
 )
 from landmarks import read_categories, read_image_ids, read_labels, write_categories
 from metrics import format_scores, score_recognition
-from recipes import RECIPES, Data, Loss, Network, Recipe, Training
+from recipes import ACTS_BESIDE, HUB, RECIPES, Data, Loss, Network, Recipe, Training
 from report import recognised, write_report
 from session import (
     CALIBRATION,
@@ -40,7 +41,7 @@ from submissions import (
     read_recognition_solution,
     write_recognition_submission,
 )
-from utils import say
+from utils import ExpectedError, say
 
 
 def make_parser():
@@ -97,9 +98,29 @@ def parse_arguments(argv):
         parser.error("--valid-shards overlap --train-shards; expected shards held out of training")
     if args.model and args.step != "predict":
         parser.error("--model goes with `recognition.py predict`; training writes its own")
+    _check_recipe(parser, args)
     if args.machines:
         _check_machines(parser, args)
+    elif args.machine:
+        parser.error(f"argument --machine: {args.machine}; expected --machines beside it")
     return args
+
+
+def _check_recipe(parser, args):
+    """Ends with one line if a setting was changed that changes nothing beside the others."""
+    for name, other, values in ACTS_BESIDE:
+        is_changed = getattr(args, name) != parser.get_default(name)
+        if is_changed and getattr(args, other) not in values:
+            parser.error(
+                f"{setting_flag(name, getattr(args, name))} changes nothing beside "
+                f"{setting_flag(other, getattr(args, other))}; expected "
+                f"{' or '.join(setting_flag(other, value) for value in values)}"
+            )
+    if args.pooling == "token" and not args.backbone.startswith(HUB):
+        parser.error(
+            f"argument --pooling: token, which {args.backbone} does not have; expected max, "
+            "average or gem"
+        )
 
 
 def _check_machines(parser, args):
@@ -157,6 +178,12 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
     held_out = source.select_shards("train", *valid_shards, "valid_shards")
     class_table, labels = read_labels(source, data.labels, data.min_images)
     say(f"{source}: {len(labels):,} train images of {len(class_table):,} landmarks")
+    if len(class_table) < 2:
+        raise ExpectedError(
+            f"{source}: one landmark alone has {data.min_images} images or more; expected two "
+            "landmarks to tell apart",
+            setting="min_images",
+        )
 
     if fresh:  # nothing was wrong so far
         training.forget(session)

@@ -374,9 +374,12 @@ class JaxMachines(JaxDevices):
         return super().predict_on_batch(network, share)
 
     def follow_first(self, network, rows, facts):
+        import jax
         from jax.experimental import multihost_utils
 
-        self.require_equal(facts)
+        devices = jax.local_devices()
+        kind = f"{len(devices)} {devices[0].platform}"
+        self.require_equal(facts | {"the number and kind of devices": kind})
         for variable in [*network.variables, *network.optimizer.variables]:
             value = keras.ops.convert_to_numpy(variable.value)
             variable.assign(multihost_utils.broadcast_one_to_all(value))

@@ -19,7 +19,7 @@ from arrays import load_arrays, save_arrays
 from generators import Reading, ShardEnd, stream_batches, tell_problems
 from images import Augmentation
 from landmarks import ClassTable, TrainLabels
-from optimizers import set_rates
+from optimizers import set_rates, steps_taken
 from recipes import Recipe, learning_rate_at
 from replicas import set_up_replicas
 from session import CHECKPOINT, HISTORY, HISTORY_PICTURE, MODEL, PREVIOUS_CHECKPOINT
@@ -37,7 +37,8 @@ ALL_SHARDS = -1  # in the place of a shard's number, where a mini-epoch is a pas
 MAX_VALID_IMAGES = 4096  # kept decoded in memory: 453 MB at 192 pixels
 HISTORY_COLUMNS = (
     "mini_epoch", "epoch", "shard", "images", "bad_images", "loss", "accuracy", "valid_loss",
-    "valid_accuracy", "learning_rate", "images_per_s", "waited_s", "seconds", "problem",
+    "valid_accuracy", "learning_rate", "skipped_steps", "images_per_s", "waited_s", "seconds",
+    "problem",
 )  # fmt: skip
 
 
@@ -93,7 +94,8 @@ def train(session, recipe, images, valid_every):
     replicas = set_up_replicas(recipe.training.batch_size)
     with replicas.scope():
         network, rows = begin_or_continue(session, recipe, images)
-    rows = replicas.follow_first(network, rows, {"labels": images.fingerprint} | recipe.settings())
+    facts = recipe.settings() | {"the digest of labels and shards": images.fingerprint}
+    rows = replicas.follow_first(network, rows, facts)
     if len(rows) == len(plan):
         say(f"training is complete: {len(plan)} mini-epochs")
         write_history(session, rows, True)  # that session wrote to another folder
@@ -251,7 +253,7 @@ def train_mini_epoch(replicas, network, stream, pace, stop, done):
         ExpectedError: the loss is not finite.
     """
     begin, waited_s, losses, accuracies = time.perf_counter(), 0.0, [], []
-    rate = pace.set_for(0)
+    rate, steps_before = pace.set_for(0), steps_taken(network.optimizer)
     while True:
         asked = time.perf_counter()
         item = next(stream)
@@ -280,6 +282,7 @@ def train_mini_epoch(replicas, network, stream, pace, stop, done):
         "loss": float(np.mean(losses)) if losses else None,  # a shard without images of a class
         "accuracy": float(np.mean(accuracies)) if losses else None,
         "learning_rate": rate,
+        "skipped_steps": len(losses) - (steps_taken(network.optimizer) - steps_before),
         "images_per_s": item.num_images / seconds,
         "waited_s": waited_s,
         "seconds": seconds,
@@ -571,12 +574,14 @@ def describe_progress(rows, num_mini_epochs):
     left_s = (num_mini_epochs - len(rows)) * np.median([row["seconds"] for row in recent])
     valid = f", held out {row['valid_accuracy']:.3f}" if "valid_accuracy" in row else ""
     bad = f", {row['bad_images']} bad" if row["bad_images"] else ""
+    skipped = f", {row['skipped_steps']} steps skipped" if row.get("skipped_steps") else ""
     learned = ""
     if row["loss"] is not None:
         learned = f", loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f}"
     place = "vectors" if row["shard"] == ALL_SHARDS else f"train shard {row['shard']:03d}"
     return (
         f"mini-epoch {row['mini_epoch']}/{num_mini_epochs} ({place}): "
-        f"{row['images']:,} images{bad}{learned}{valid}, {row['images_per_s']:.0f} images/s, "
+        f"{row['images']:,} images{bad}{learned}{valid}{skipped}, "
+        f"{row['images_per_s']:.0f} images/s, "
         f"{row['waited_s'] / row['seconds']:.0%} waiting for data, {format_duration(left_s)} to go"
     )

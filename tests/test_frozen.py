@@ -351,10 +351,11 @@ def test_a_shard_whose_file_was_replaced_or_whose_vectors_are_damaged_is_describ
     assert {row["images"] for row in history_of(output)} == {59}
 
 
-def test_a_file_with_other_arrays_is_described_again(described, monkeypatch):
+@pytest.mark.parametrize("part", [np.s_[:, 0], np.s_[:, :1], np.s_[:, :, :4]])
+def test_a_file_with_other_arrays_is_described_again(described, monkeypatch, part):
     path = described[1] / "features" / "train_001.npz"
     arrays, page = load_arrays(path)
-    save_arrays(path, page, **(arrays | {"vectors": arrays["vectors"][:, 0]}))
+    save_arrays(path, page, **(arrays | {"vectors": arrays["vectors"][part]}))
     assert count_described(monkeypatch, *described) == 3
 
 

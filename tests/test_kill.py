@@ -21,6 +21,7 @@ from tiny_network import in_place_of_backbones
 import recognition
 from arrays import load_arrays
 from demo.server import serve
+from model import load_recogniser
 from on_kaggle import kernel
 from session import Session
 from training import load_checkpoint
@@ -30,6 +31,26 @@ NUM_KILLS = 2
 NUM_MINI_EPOCHS = 4 * 20  # 20 epochs of 4 shards
 TIMES = {"seconds", "waited_s", "images_per_s"}  # columns of the history that no two runs share
 PATIENCE_S = 120  # for a process; on a busy machine it takes 20 s to import TensorFlow
+
+HEAD = (
+    *("--neck", "8", "--sub-centers", "3", "--dynamic-margin", "--margin-ramp", "0.5"),
+    *("--class-weights", "--optimizer", "adamw", "--weight-decay", "0.01", "--clip-norm", "1"),
+)
+# recipe -> its options, and the lines after which a process is killed
+OTHER_RECIPES = {
+    "strong": (
+        (
+            *("--recipe", "strong", *HEAD, "--epochs", "10", "--gem-learnt", "--warm-up", "0.1"),
+            *("--backbone-rate", "0.5", "--frozen-share", "0.3"),
+            *("--erase", "0.5", "--geometry", "0.7"),
+        ),
+        ("^mini-epoch ", "train images of"),
+    ),
+    "frozen": (
+        ("--recipe", "frozen", *HEAD, "--epochs", "60", "--batch-size", "16"),
+        (r"described \(1/5\)", "^mini-epoch "),  # as images stream, and as the head is trained
+    ),
+}
 
 # recognition.py as `python recognition.py` runs it, but with a network that compiles in a second.
 LAUNCHER = f"""
@@ -65,13 +86,13 @@ class Job:
         return [{key: row[key] for key in row.keys() - TIMES} for row in rows]
 
 
-def make_job(address, output):
+def make_job(address, output, options=()):
     arguments = [
         *("train", "--source", address, "--output", str(output)),
         *("--train-shards", "1:5", "--valid-shards", "0:1", "--valid-every", "1000"),
         *("--min-images", "5", "--backbone", "mobilenet_v2", "--weights", "none"),
         *("--image-size", "32", "--batch-size", "4", "--epochs", "20", "--seed", "3"),
-        *("--learning-rate", "0.003"),
+        *("--learning-rate", "0.003", *options),
     ]
     return Job(output, arguments)
 
@@ -216,6 +237,31 @@ def test_after_kills_the_weights_are_those_of_a_run_that_was_left_alone(killed, 
     assert len(ours) > 20
     for name, variable in theirs.items():
         np.testing.assert_array_equal(ours[name], variable, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", OTHER_RECIPES)
+def test_another_recipe_ends_after_kills_as_a_run_that_was_left_alone(recipe, address, tmp_path):
+    options, signs = OTHER_RECIPES[recipe]
+    whole, killed = (make_job(address, tmp_path / name, options) for name in ("whole", "killed"))
+    rng = random.Random(5)
+    for sign in signs:
+        with started(killed) as process:
+            process.wait_for(sign)
+            time.sleep(rng.uniform(0, 0.3) if sign != signs[0] else 0)
+            assert process.end(signal.SIGKILL)[0] == -signal.SIGKILL
+    num_done = len(killed.history())
+    with in_place_of_backbones():
+        recognition.main(killed.arguments)
+        recognition.main(whole.arguments)
+    assert 0 < num_done < len(whole.history())
+    assert killed.history() == whole.history()
+    ours, theirs = (load_arrays(job.checkpoint)[0] for job in (killed, whole))
+    assert ours.keys() == theirs.keys()
+    for name, variable in theirs.items():
+        np.testing.assert_array_equal(ours[name], variable, err_msg=name)
+    models = [load_recogniser(job.output / "model.keras") for job in (killed, whole)]
+    assert models[0].fingerprint == models[1].fingerprint
 
 
 @pytest.mark.slow

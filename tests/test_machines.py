@@ -141,6 +141,25 @@ def test_another_list_of_machines_is_refused():
     assert all(results)
 
 
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("problem", ["taken", "unknown"])
+def test_an_address_where_this_machine_cannot_listen_is_one_line_at_once(number, problem):
+    addresses = list(free_addresses(2))
+    if problem == "unknown":
+        addresses[number] = "no.such.host.invalid:7011"
+    host, _, port = addresses[number].rpartition(":")
+    other = socket.create_server((host, int(port))) if problem == "taken" else None
+    with pytest.raises(ExpectedError, match=rf"machine {number} \(.*\): cannot listen there"):
+        Machines(addresses, number)
+    if other:
+        other.close()
+
+
+def test_spaces_between_addresses_do_no_harm():
+    arguments = ["train", "--machines", "a:1, b:1"]
+    assert recognition.parse_arguments(arguments).machines == ("a:1", "b:1")
+
+
 def test_a_machine_that_does_not_come_is_one_line(monkeypatch):
     monkeypatch.setattr(machines, "PATIENCE_S", 0.3)
     for number in (0, 1):
@@ -151,11 +170,12 @@ def test_a_machine_that_does_not_come_is_one_line(monkeypatch):
 WAITING = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-import machines
+import machines, utils
 machines.GRACE_S = 0.5
 one = machines.Machines(sys.argv[3].split(","), int(sys.argv[2]))
-print("met", flush=True)
-time.sleep(60)  # as in a step that never ends
+with utils.muted_stderr():  # as where JAX looks for the devices of all machines
+    print("met", flush=True)
+    time.sleep(60)  # as in a step that never ends
 """
 
 
@@ -199,7 +219,10 @@ def test_the_command_lines_of_the_page_are_taken():
         (["train", "--machines", "a:1"], "expected HOST:PORT,HOST:PORT, two machines or more"),
         (["train", "--machines", "a:1,a:1"], "two machines or more, each once"),
         (["train", "--machines", "a:1,b:x"], "expected HOST:PORT,HOST:PORT"),
+        (["train", "--machines", "[::1]:1,[::1]:2"], "by names or IPv4 addresses"),
+        (["train", "--machines", "http://a:1,b:1"], "by names or IPv4 addresses"),
         (["train", "--machines", "a:1,b:1", "--machine", "2"], "--machine: 2; expected 0 to 1"),
+        (["train", "--machine", "1"], "--machine: 1; expected --machines beside it"),
         (["--machines", "a:1,b:1"], "--machines go with `recognition.py train`"),
         (["train", "--machines", "a:1,b:1", "--recipe", "frozen"], "a backbone that is trained"),
         (["train", "--machines", "a:1,b:1", "--batch-size", "9"], "a multiple of the 2 machines"),

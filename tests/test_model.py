@@ -137,6 +137,35 @@ def test_the_softmax_stays_in_float32_under_mixed_precision(tiny_backbones, floa
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("pooling", "pool"),
+    [
+        ("average", lambda patches: patches.mean(axis=1)),
+        ("max", lambda patches: patches.max(axis=1)),
+        ("gem", lambda patches: np.cbrt((patches**3).mean(axis=1))),
+        ("token", lambda patches: np.full((8, 6), 9.0)),
+    ],
+    ids=["average", "max", "gem", "token"],
+)
+def test_a_vision_transformer_is_pooled_over_its_patches_or_by_its_first_token(
+    pooling, pool, monkeypatch, tmp_path
+):
+    def build(name, images, weights):  # 5 tokens, then 2 x 2 patches
+        pixels = keras.ops.cast(images, "float32") / 255
+        patches = keras.layers.Conv2D(6, 16, 16, activation="relu", name="patches")(pixels)
+        tokens = keras.layers.Reshape((4, 6), name="tokens")(patches)
+        return keras.ops.pad(tokens, [[0, 0], [5, 0], [0, 0]], constant_values=9.0)
+
+    monkeypatch.setattr(model.backbones, "build", build)
+    network = build_network(recipe_of("hub:dinov2_with_registers_tiny", pooling=pooling), 4, 100)
+    save_model(build_classifier(network, Loss()), tmp_path / "model.keras", PAGE)
+    classifier = load_recogniser(tmp_path / "model.keras").classifier
+    patches = keras.Model(network.input, network.get_layer("tokens").output)
+    expected = pool(patches.predict_on_batch(IMAGES))
+    found = build_predictor(classifier).predict_on_batch(IMAGES)[2]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_neck_forgets_its_first_statistics_as_the_backbone_does(tiny_backbones):
     network = build_network(recipe_of("resnet50", neck=8), 4, 10)
     assert [network.get_layer(name).momentum for name in ("tiny_1_bn", "neck_norm")] == [0.9, 0.9]

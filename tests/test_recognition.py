@@ -535,6 +535,66 @@ def test_more_least_images_than_any_landmark_has(data_set, tmp_path, capsys):
     )
 
 
+def test_a_single_landmark_has_nothing_to_be_told_from(data_set, other_source, tmp_path, capsys):
+    lines = (data_set.folder / TRAIN_CSV).read_text().splitlines()
+    chosen = [line for line in lines if line.endswith((",landmark_id", ",17"))]
+    (other_source / TRAIN_CSV).write_text("\n".join(chosen) + "\n")
+    assert failure(capsys, *small(data_set, tmp_path, "--source", other_source)) == (
+        f"error: {other_source}: one landmark alone has 5 images or more; expected two landmarks "
+        "to tell apart; lower --min-images"
+    )
+
+
+STRONG, FROZEN = ("--recipe", "strong"), ("--recipe", "frozen")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--margin", "0.5"),
+            "--margin 0.5 changes nothing beside --loss softmax; expected --loss arcface or "
+            "--loss cosface",
+        ),
+        (
+            (*STRONG, "--dynamic-margin", "--margin", "0.5"),
+            "--margin 0.5 changes nothing beside --dynamic-margin; expected --no-dynamic-margin",
+        ),
+        (
+            (*STRONG, "--loss", "softmax", "--sub-centers", "3"),
+            "--sub-centers 3 changes nothing beside --loss softmax; expected --loss cosine or "
+            "--loss arcface or --loss cosface",
+        ),
+        (
+            ("--gem-learnt",),
+            "--gem-learnt changes nothing beside --pooling max; expected --pooling gem",
+        ),
+        (
+            (*FROZEN, "--frozen-share", "0.5"),
+            "--frozen-share 0.5 changes nothing beside --frozen-backbone; expected "
+            "--no-frozen-backbone",
+        ),
+        (
+            ("--weight-decay", "0.1"),
+            "--weight-decay 0.1 changes nothing beside --optimizer adam; expected --optimizer "
+            "adamw or --optimizer sgd",
+        ),
+        (
+            (*STRONG, "--pooling", "token"),
+            "argument --pooling: token, which resnet50 does not have; expected max, average or gem",
+        ),
+    ],
+)
+def test_a_setting_that_would_change_nothing_is_refused(arguments, message, capsys):
+    assert run("train", *arguments) == 2
+    assert capsys.readouterr().err == f"error: {message}; see recognition.py --help\n"
+
+
+def test_what_a_recipe_brings_along_may_change_nothing():
+    args = recognition.parse_arguments([*STRONG, "--loss", "softmax", "--pooling", "max"])
+    assert (args.margin, args.scale, args.confidence) == (0.3, 30, "cosine")
+
+
 def test_a_checkpoint_of_other_settings(recognition_run, capsys):
     before = files_of(recognition_run.output)
     line = failure(capsys, *recognition_run.arguments, "--learning-rate", "0.25")

@@ -496,6 +496,23 @@ def test_a_killed_machine_ends_the_run_and_fewer_continue_it(number, tmp_path):
 
 
 @needs_jax
+@pytest.mark.parametrize("name", ["margin", "the number and kind of devices"])
+def test_machines_that_differ_are_refused(name):
+    from types import SimpleNamespace
+
+    import replicas
+    from utils import ExpectedError
+
+    one = object.__new__(replicas.JaxMachines)
+    one.machines = SimpleNamespace(
+        exchange=lambda facts: [facts, facts | {name: "another"}], name=lambda k: f"machine {k}"
+    )
+    with pytest.raises(ExpectedError, match=f"machine 1: {name} is another, here it is ") as caught:
+        one.follow_first(None, [], {"margin": 0.3, "epochs": 1})
+    assert str(caught.value).endswith("expected the same command and data on all machines")
+
+
+@needs_jax
 @pytest.mark.slow
 def test_sigterm_on_one_machine_stops_all_after_the_same_step(tmp_path):
     from synthetic import make_source

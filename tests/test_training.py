@@ -641,6 +641,29 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_set, tmp_path, monkeypatch
     assert len(history_of(tmp_path)) == 1
 
 
+def test_steps_that_overflow_float16_are_skipped_counted_and_told(
+    data_set, tmp_path, monkeypatch, tiny_backbones, float32_afterwards, capsys
+):
+    real = training.begin_or_continue
+
+    def begin(*args):
+        network, rows = real(*args)
+        network.optimizer.dynamic_scale.assign(2.0**20)  # a step halves it
+        return network, rows
+
+    monkeypatch.setattr(training, "begin_or_continue", begin)
+    monkeypatch.setattr(training.model, "precision_here", lambda: "mixed_float16")
+    network = run(data_set.folder, tmp_path, recipe=STRONG)
+    rows = history_of(tmp_path)
+    skipped = [row["skipped_steps"] for row in rows]
+    assert skipped[0] == BATCHES_PER_SHARD and skipped[-1] == 0
+    assert int(network.optimizer.inner_optimizer.iterations) == 18 * BATCHES_PER_SHARD - sum(
+        skipped
+    )
+    assert f", {BATCHES_PER_SHARD} steps skipped, " in capsys.readouterr().err
+    assert all(math.isfinite(row["loss"]) for row in rows)
+
+
 def test_weights_that_the_last_step_of_a_shard_spoilt_are_not_saved(
     data_set, tmp_path, monkeypatch
 ):
@@ -785,6 +808,21 @@ def test_the_stream_is_read_as_the_recipe_says(data_set, tmp_path, monkeypatch):
     assert held_out.augmentation == Augmentation()
     assert (held_out.is_shuffled, held_out.fills_batches) == (False,) * 2
     assert held_out.keeps_aspect
+
+
+def test_machines_must_agree_on_settings_and_on_the_images_to_train_on(
+    data_set, tmp_path, monkeypatch
+):
+    class Noting(OneDevice):
+        def follow_first(self, network, rows, facts):
+            raise StopIteration(facts)
+
+    monkeypatch.setattr(training, "set_up_replicas", lambda batch_size: Noting())
+    with pytest.raises(StopIteration) as caught:
+        run(data_set.folder, tmp_path)
+    facts = caught.value.value
+    images = images_of(Source(data_set.folder, tmp_path))
+    assert facts == SETTINGS | {"the digest of labels and shards": images.fingerprint}
 
 
 def test_mirror_and_crop_are_the_only_augmentation_of_2019():
