@@ -31,6 +31,7 @@ from generators import (
 )
 from images import BadImageError, decode_image
 from landmarks import format_image_id, read_2019_classes
+from model_files import load_recogniser
 from replicas import set_up_replicas
 from session import descriptions_name
 from sources import TRAIN_CSV, Shard
@@ -68,7 +69,7 @@ class Describer:
         self.settings = settings
         self.replicas = set_up_replicas(settings.batch_size)
         with self.replicas.scope():
-            recogniser = model.load_recogniser(
+            recogniser = load_recogniser(
                 settings.model_path, lambda: read_2019_classes(source.fetch(TRAIN_CSV))
             )
             self.predictor = model.build_predictor(recogniser.classifier, settings.flipped_too)

@@ -15,15 +15,17 @@ import numpy as np
 import model
 import training
 from arrays import Column, check_arrays, load_arrays, save_arrays
+from checkpoints import begin_or_continue, save_checkpoint
 from describe import digest_of_shards
 from descriptions import digest_of, load_if_of
 from generators import Batch, Reading, ShardEnd, stream_batches, tell_problems
+from history import ALL_SHARDS, describe_progress, write_history
 from landmarks import format_image_id
 from recipes import Recipe
 from replicas import set_up_replicas
 from session import CHECKPOINT, Session, features_name
 from sources import Shard
-from training import ALL_SHARDS, Pace, TrainImages, describe_done
+from training import Pace, TrainImages, describe_done
 from utils import ExpectedError, StoppedError, format_duration, require_free_space, say
 
 # Of a shard's file, beside its vectors.
@@ -90,7 +92,7 @@ class Describer:
             return vectors.astype(np.float16)
 
     def build_head(self, recipe, num_classes, num_steps, weights=None):
-        """Builds what is trained, as `training.begin_or_continue` asks for it."""
+        """Builds what is trained, as `checkpoints.begin_or_continue` asks for it."""
         return model.build_head(recipe, self.shape[1], num_classes, num_steps)
 
 
@@ -108,12 +110,17 @@ def train(session, recipe, images, valid_every):
     replicas = set_up_replicas(recipe.training.batch_size)
     with replicas.scope():
         describer = Describer(recipe)
-        head, rows = training.begin_or_continue(
-            session, recipe, images, describer.build_head, describer.digest
+        head, rows = begin_or_continue(
+            session,
+            recipe,
+            images,
+            training.count_steps(session, recipe, images),
+            describer.build_head,
+            describer.digest,
         )
     if len(rows) == num_epochs:
         say(f"training is complete: {num_epochs} mini-epochs")
-        training.write_history(session, rows, True)  # that session wrote to another folder
+        write_history(session, rows, True)  # that session wrote to another folder
     else:
         say(
             f"{recipe.network.backbone}, frozen, {policy}, {recipe.data.image_size} pixels, "
@@ -347,11 +354,9 @@ class HeadRun:
             is_milestone = (len(rows) + 1) % valid_every == 0 or len(rows) + 1 == num_epochs
             row = self.train_epoch(rows, is_milestone)
             rows.append(row | {"vectors": self.vectors.digest})  # in the checkpoint alone
-            training.save_checkpoint(
-                session, self.head, self.recipe, self.images, rows, backbone=backbone
-            )
-            training.write_history(session, rows, is_milestone)
-            say(training.describe_progress(rows, num_epochs))
+            save_checkpoint(session, self.head, self.recipe, self.images, rows, backbone=backbone)
+            write_history(session, rows, is_milestone)
+            say(describe_progress(rows, num_epochs))
 
     def train_epoch(self, rows, is_validated):
         """Trains one pass over the vectors; gives its row of the history."""

@@ -9,6 +9,7 @@ import model
 from calibration import load_calibration
 from images import decode_image
 from landmarks import name_of_category, read_2019_classes, read_categories
+from model_files import load_recogniser
 from photos import Answer, Guess, Near
 from session import CALIBRATION, CATEGORIES
 from sources import CATEGORY_CSV, TRAIN_CSV
@@ -29,7 +30,7 @@ class Namer:
     """
 
     def __init__(self, session, model_path, gallery):
-        recogniser = model.load_recogniser(model_path, lambda: _classes_of_2019(session.source))
+        recogniser = load_recogniser(model_path, lambda: _classes_of_2019(session.source))
         self.network = model.build_with_descriptor(recogniser.classifier)
         self.landmark_ids = recogniser.class_table.landmark_ids
         self.image_size = recogniser.image_size

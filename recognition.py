@@ -166,8 +166,9 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         place: (addresses of the machines that train together or None, number of this one).
     """
     import backbones  # these load Keras, which is deferred until the arguments are valid
+    import checkpoints
     import frozen
-    import model
+    import model_files
     import replicas
     import training
 
@@ -186,7 +187,7 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         )
 
     if fresh:  # nothing was wrong so far
-        training.forget(session)
+        checkpoints.forget(session)
     images = training.TrainImages(class_table, labels, shards, held_out)
     trainer = frozen if recipe.network.frozen_backbone else training
     with replicas.join_machines(*place):
@@ -194,7 +195,7 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
     if place[1]:  # the first machine writes
         return
     path = session.path(MODEL)
-    model.save_recogniser(network, path, class_table, recipe)
+    model_files.save_recogniser(network, path, class_table, recipe)
     print(path)
 
 

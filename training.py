@@ -1,4 +1,4 @@
-"""The training run: mini-epochs over a stream of shards, validation, checkpoint, history.
+"""The training run: mini-epochs over a stream of shards, and validation.
 
 Imports Keras, via `model`.
 """
@@ -6,40 +6,29 @@ Imports Keras, via `model`.
 import dataclasses
 import hashlib
 import math
-import os
 import time
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
 
 import model
-from arrays import load_arrays, save_arrays
+from checkpoints import begin_or_continue, save_checkpoint, size_on_disk
 from generators import Reading, ShardEnd, stream_batches, tell_problems
+from history import describe_progress, write_history
 from images import Augmentation
 from landmarks import ClassTable, TrainLabels
 from optimizers import set_rates, steps_taken
 from recipes import Recipe, learning_rate_at
 from replicas import set_up_replicas
-from session import CHECKPOINT, HISTORY, HISTORY_PICTURE, MODEL, PREVIOUS_CHECKPOINT
-from tables import write_table
+from session import CHECKPOINT, PREVIOUS_CHECKPOINT
 from utils import (
     ExpectedError,
     StoppedError,
-    atomic_write,
-    format_duration,
     require_free_space,
     say,
 )
 
-ALL_SHARDS = -1  # in the place of a shard's number, where a mini-epoch is a pass over all vectors
 MAX_VALID_IMAGES = 4096  # kept decoded in memory: 453 MB at 192 pixels
-HISTORY_COLUMNS = (
-    "mini_epoch", "epoch", "shard", "images", "bad_images", "loss", "accuracy", "valid_loss",
-    "valid_accuracy", "learning_rate", "skipped_steps", "images_per_s", "waited_s", "seconds",
-    "problem",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,8 +81,9 @@ def train(session, recipe, images, valid_every):
     policy = model.set_up_keras(recipe.training.seed, recipe.training.bfloat16)
     plan = [(epoch, shard) for epoch in range(recipe.training.epochs) for shard in images.shards]
     replicas = set_up_replicas(recipe.training.batch_size)
+    num_steps = count_steps(session, recipe, images)
     with replicas.scope():
-        network, rows = begin_or_continue(session, recipe, images)
+        network, rows = begin_or_continue(session, recipe, images, num_steps)
     facts = recipe.settings() | {"the digest of labels and shards": images.fingerprint}
     rows = replicas.follow_first(network, rows, facts)
     if len(rows) == len(plan):
@@ -107,7 +97,6 @@ def train(session, recipe, images, valid_every):
     require_space(session, network)
     valid = load_valid_images(session, recipe, images, describe_done(rows, plan))
     num_classes = len(images.class_table)
-    steps_of_shard = count_steps(session, recipe, images) / len(plan)
     stream = open_stream(session, replicas, recipe, images, rows, plan)
     stop = replicas.common(session.stop)
     while len(rows) < len(plan):
@@ -117,11 +106,11 @@ def train(session, recipe, images, valid_every):
         if stop.requested(longest_s * replicas.num_machines):
             raise StoppedError(stop, done)
         group = plan[len(rows) : len(rows) + replicas.num_machines]
-        pace = Pace(recipe, network, len(rows), len(plan), steps_of_shard, len(group))
+        pace = Pace(recipe, network, len(rows), len(plan), num_steps / len(plan), len(group))
         trained = train_mini_epoch(replicas, network, stream, pace, stop, done)
-        trained = replicas.collect(trained, len(group))
-        for (epoch, _), row in zip(group, trained, strict=True):
+        for (epoch, _), row in zip(group, replicas.collect(trained, len(group)), strict=True):
             rows.append({"mini_epoch": len(rows) + 1, "epoch": epoch + 1} | row)
+        require_few_problems(session, images, rows)
         is_milestone = len(rows) % valid_every < len(group) or len(rows) == len(plan)
         if is_milestone:
             rows[-1] |= validate(replicas, network, valid, model.scale_of(recipe.loss, num_classes))
@@ -178,6 +167,13 @@ def count_steps(session, recipe, images):
     """Estimates the training steps of a whole run, from the share of the shards that it reads."""
     share = len(images.shards) / session.source.count_shards("train")
     return round(len(images.labels) * share * recipe.training.epochs / recipe.training.batch_size)
+
+
+def require_few_problems(session, images, rows):
+    """Raises ExpectedError if all machines together left out more shards than may be."""
+    problems = [row["problem"] for row in rows if row["problem"]]
+    if len(problems) > session.num_skippable(len(images.shards)):
+        raise ExpectedError(problems[-1], setting="skip_bad_shards")
 
 
 def no_images(images):
@@ -346,242 +342,3 @@ def cross_entropy(logits, class_indices):
     shifted = logits - logits.max(axis=1, keepdims=True)
     right = shifted[np.arange(len(logits)), class_indices]
     return np.log(np.exp(shifted).sum(axis=1)) - right
-
-
-# ---------------------------------------------------------------------------------- checkpoint
-
-
-def save_checkpoint(session, network, recipe, images, rows, backbone=None):
-    """Writes weights, optimizer, recipe, what was trained on, and history as one atomic file.
-
-    The checkpoint before it stays as a second one, in case this one is damaged.
-
-    Args:
-        session, recipe, images: as for `train`.
-        network: compiled keras.Model.
-        rows: of the history.
-        backbone: digest of a frozen backbone that is not in the network.
-
-    Raises:
-        ExpectedError: the weights are not finite, or the disk is full.
-    """
-    page = {
-        "landmarks": images.class_table.fingerprint,
-        "labels": images.labels.fingerprint,
-        "precision": model.precision(),
-        "recipe": recipe.as_page(),
-        "backbone": backbone,
-        "history": rows,
-    }
-    variables = {f"v{i:05d}": model.to_numpy(v) for i, v in enumerate(_variables(network))}
-    # The loss of a batch is that before its step: the last step of a shard shows here alone.
-    if not all(np.isfinite(values).all() for values in variables.values()):
-        raise ExpectedError(
-            f"mini-epoch {len(rows)}: its weights are not finite; expected finite numbers; run "
-            "again from the last checkpoint, or start over with a lower learning rate"
-        )
-    path = session.path(CHECKPOINT)
-    if path.exists():
-        os.replace(path, session.path(PREVIOUS_CHECKPOINT))
-    save_arrays(path, page, **variables)
-
-
-def size_on_disk(network):
-    """Estimates the bytes of a checkpoint."""
-    return sum(4 * math.prod(variable.shape) for variable in _variables(network))
-
-
-def _variables(network):
-    """Lists all that training changes, in an order that depends on the architecture alone."""
-    return [*network.variables, *network.optimizer.variables]
-
-
-def forget(session):
-    """Removes the results of training, so that it starts over."""
-    for name in (CHECKPOINT, PREVIOUS_CHECKPOINT, MODEL):
-        session.path(name).unlink(missing_ok=True)
-
-
-def load_checkpoint(session):
-    """Reads the checkpoint, or the one before where it is damaged or missing.
-
-    Where the output has none, those of an earlier session are copied first.
-
-    Returns:
-        (path, dict of arrays, page dict), or None where there is no checkpoint.
-
-    Raises:
-        ExpectedError: there are checkpoints, and all are damaged.
-    """
-    paths = [session.path(CHECKPOINT), session.path(PREVIOUS_CHECKPOINT)]
-    if not any(path.exists() for path in paths):
-        session.take_up(CHECKPOINT)
-        session.take_up(PREVIOUS_CHECKPOINT)
-    failure = None
-    for path in [path for path in paths if path.exists()]:
-        try:
-            saved = load_arrays(path)
-            if not {"recipe", "precision", "landmarks", "history"} <= saved[1].keys():
-                raise ExpectedError(
-                    f"{path}: not a checkpoint of this version; expected one that recognition.py "
-                    "wrote; remove it"
-                )
-        except ExpectedError as error:
-            failure = error
-            say(f"{error}; trying the checkpoint before it")
-            continue
-        if path != paths[0]:
-            paths[0].unlink(missing_ok=True)  # else the next save would put it in this one's place
-        return path, *saved
-    if failure:
-        raise ExpectedError(str(failure), setting="fresh") from failure
-    return None
-
-
-def begin_or_continue(session, recipe, images, build=model.build_network, backbone=None):
-    """Builds the network, and restores the checkpoint if there is one.
-
-    Args:
-        session, recipe, images: as for `train`.
-        build: function, as `model.build_network`.
-        backbone: digest of a frozen backbone that is not in the network.
-
-    Returns:
-        (compiled keras.Model, list of history rows).
-
-    Raises:
-        ExpectedError: the checkpoint belongs to other settings, labels or versions of Keras.
-    """
-    saved = load_checkpoint(session)
-    if saved:
-        _check_continues(saved[0], saved[2], recipe, images)
-        _check_backbone(saved[0], saved[2], backbone)
-    num_steps = count_steps(session, recipe, images)
-    network = build(recipe, len(images.class_table), num_steps, weights="none" if saved else None)
-    model.compile_network(network, recipe, images.class_sizes)
-    network.optimizer.build(network.trainable_variables)
-    if not saved:
-        return network, []
-    path, arrays, page = saved
-    _restore(path, network, [arrays[name] for name in sorted(arrays)])
-    return network, page["history"]
-
-
-def _restore(path, network, arrays):
-    """Gives the variables of a network a checkpoint's values; raises ExpectedError if they differ.
-
-    Another version of Keras may have others for the same recipe.
-    """
-    variables = _variables(network)
-    shapes, wanted = ([tuple(each.shape) for each in group] for group in (arrays, variables))
-    if shapes != wanted or not all(array.dtype.kind in "fiub" for array in arrays):
-        raise ExpectedError(
-            f"{path}: its {len(arrays)} arrays are not the {len(variables)} weights and moments of "
-            "this network in their shapes; expected a checkpoint of this version of Keras; "
-            "continue with the version that wrote it",
-            setting="fresh",
-        )
-    for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(array)
-
-
-def _check_continues(path, page, recipe, images):
-    """Raises ExpectedError unless a checkpoint is of this recipe, precision and landmarks."""
-    try:
-        was = Recipe.of(page["recipe"]).settings()
-    except ValueError as error:
-        raise ExpectedError(
-            f"{path}: {error}; expected a checkpoint that recognition.py wrote", setting="fresh"
-        ) from error
-    for name, value in recipe.settings().items():
-        if was[name] != value:
-            raise ExpectedError(
-                f"{path}: it has {name} = {was[name]}, now it is {value}; expected the same "
-                "settings to continue; give them again",
-                setting="fresh",
-            )
-    if page["precision"] != model.precision():
-        raise ExpectedError(
-            f"{path}: trained in {page['precision']}, here it is {model.precision()}; expected the "
-            "same kind of processor; continue with or without a GPU as before",
-            setting="fresh",
-        )
-    if page["landmarks"] != images.class_table.fingerprint:
-        raise ExpectedError(
-            f"{path}: its landmarks are not the {len(images.class_table)} of this source; expected "
-            "the same class table; continue with the same source",
-            setting="fresh",
-        )
-    if page.get("labels", images.labels.fingerprint) != images.labels.fingerprint:
-        raise ExpectedError(
-            f"{path}: it was trained with other labels of the same landmarks; expected the same "
-            "train table; continue with the same source",
-            setting="fresh",
-        )
-
-
-def _check_backbone(path, page, backbone):
-    """Raises ExpectedError unless a checkpoint is of this frozen backbone."""
-    if page.get("backbone") != backbone:
-        raise ExpectedError(
-            f"{path}: the frozen backbone has other weights now; expected those that its vectors "
-            "came from; continue with the same weights",
-            setting="fresh",
-        )
-
-
-# ------------------------------------------------------------------------------------- history
-
-
-def write_history(session, rows, with_picture):
-    """Writes history.csv, a row per mini-epoch, and history.png if asked to."""
-    write_table(session.path(HISTORY), pd.DataFrame(rows, columns=HISTORY_COLUMNS))
-    if with_picture:
-        with atomic_write(session.path(HISTORY_PICTURE)) as temporary:
-            draw_history(rows).savefig(temporary, dpi=110)
-
-
-def draw_history(rows):
-    """Draws loss, accuracy and speed over the mini-epochs as a matplotlib Figure."""
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    loss, accuracy, speed = figure.subplots(1, 3)
-    rows = [row for row in rows if row["loss"] is not None]
-    steps = [row["mini_epoch"] for row in rows]
-    valid = [row for row in rows if "valid_loss" in row]
-    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
-        axes.plot(steps, [row[name] for row in rows], label="train", color="tab:blue")
-        axes.plot(
-            [row["mini_epoch"] for row in valid],
-            [row[f"valid_{name}"] for row in valid],
-            label="held out", color="tab:orange", marker=".",
-        )  # fmt: skip
-        axes.set_title(name)
-        axes.legend()
-    accuracy.set_ylim(0, 1)
-    speed.plot(steps, [row["images_per_s"] for row in rows], color="tab:green")
-    speed.set_ylim(0)
-    speed.set_title("images/s")
-    for axes in (loss, accuracy, speed):
-        axes.set_xlabel("mini-epoch")
-        axes.grid(alpha=0.3)
-    return figure
-
-
-def describe_progress(rows, num_mini_epochs):
-    """Writes the last mini-epoch as one line: loss, speed, share of waiting, time to go."""
-    row, recent = rows[-1], rows[-10:]
-    # The median: a session's first mini-epoch also compiles the network.
-    left_s = (num_mini_epochs - len(rows)) * np.median([row["seconds"] for row in recent])
-    valid = f", held out {row['valid_accuracy']:.3f}" if "valid_accuracy" in row else ""
-    bad = f", {row['bad_images']} bad" if row["bad_images"] else ""
-    skipped = f", {row['skipped_steps']} steps skipped" if row.get("skipped_steps") else ""
-    learned = ""
-    if row["loss"] is not None:
-        learned = f", loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f}"
-    place = "vectors" if row["shard"] == ALL_SHARDS else f"train shard {row['shard']:03d}"
-    return (
-        f"mini-epoch {row['mini_epoch']}/{num_mini_epochs} ({place}): "
-        f"{row['images']:,} images{bad}{learned}{valid}{skipped}, "
-        f"{row['images_per_s']:.0f} images/s, "
-        f"{row['waited_s'] / row['seconds']:.0%} waiting for data, {format_duration(left_s)} to go"
-    )

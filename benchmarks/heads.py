@@ -91,7 +91,7 @@ def noise(num_classes, takes_vectors):
 
 def write_checkpoint(connection, num_classes):
     """Gives (GB of the file, seconds to write it, seconds to read it) for the largest head."""
-    import training
+    import checkpoints
     from replicas import OneDevice
 
     network = build(LARGEST, num_classes, takes_vectors=False)
@@ -101,8 +101,8 @@ def write_checkpoint(connection, num_classes):
     with tempfile.TemporaryDirectory(dir=common.CACHE) as folder:
         session = SimpleNamespace(path=lambda name: Path(folder, name), take_up=lambda name: None)
         what = (session, network, recipe_of(LARGEST), images, [])
-        _, writing_s = common.timed(training.save_checkpoint, *what)
-        (path, _, _), reading_s = common.timed(training.load_checkpoint, session)
+        _, writing_s = common.timed(checkpoints.save_checkpoint, *what)
+        (path, _, _), reading_s = common.timed(checkpoints.load_checkpoint, session)
         connection.send((path.stat().st_size / 1e9, writing_s, reading_s))
 
 

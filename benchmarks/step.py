@@ -25,6 +25,7 @@ import keras
 
 import describe
 import model
+import model_files
 import training
 from generators import Batch, Reading, ShardEnd, stream_batches
 from images import Augmentation
@@ -234,7 +235,7 @@ def compare_prediction(size, rounds, num_batches=4):
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         path = Path(folder, "model.keras")
         page = {"landmark_ids": list(range(NUM_CLASSES))}
-        model.save_model(model.build_classifier(build(size), Loss()), path, page)
+        model_files.save_model(model.build_classifier(build(size), Loss()), path, page)
         describer = describe.Describer(describe.Settings(path, 64), None)
     predictor = describer.predictor
     bare = tf.function(lambda batch: predictor(batch, training=False))

@@ -14,18 +14,19 @@ from synthetic import make_source, write_shard
 from test_training import history_of, images_of, load, session_at
 
 import backbones
+import checkpoints
 import frozen
+import history
 import model
 import recognition
-import training
 from arrays import load_arrays, save_arrays
 from command_line import explain
 from descriptions import load_descriptions
 from generators import ShardEnd
+from history import HISTORY_COLUMNS
 from recipes import Recipe
 from replicas import OneDevice
 from sources import TRAIN_CSV, Shard
-from training import HISTORY_COLUMNS
 from utils import ExpectedError, Stop, StoppedError
 
 SETTINGS = Recipe().settings() | {
@@ -107,7 +108,7 @@ def features_of(output):
 
 def start_afresh(output):
     """Removes the head, as --fresh does; the vectors stay."""
-    training.forget(session_at(output, output))
+    checkpoints.forget(session_at(output, output))
 
 
 def assert_same_values(ours, others):
@@ -120,7 +121,7 @@ def assert_same_values(ours, others):
 @pytest.fixture(autouse=True)
 def quick(tiny_backbones, monkeypatch):
     """All networks of this file are tiny, and none draws its history."""
-    monkeypatch.setattr(training, "draw_history", lambda rows: Figure((1, 1)))
+    monkeypatch.setattr(history, "draw_history", lambda rows: Figure((1, 1)))
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def whole_run(data_set, tmp_path_factory):
 
     output = tmp_path_factory.mktemp("frozen") / "output"
     with in_place_of_backbones(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "draw_history", lambda rows: Figure((1, 1)))
+        patch.setattr(history, "draw_history", lambda rows: Figure((1, 1)))
         return run(data_set.folder, output), output
 
 
@@ -141,7 +142,7 @@ def head_of(folder, output):
     describer = frozen.Describer(RECIPE)
     images = images_of(session.source)
     build, digest = describer.build_head, describer.digest
-    return training.begin_or_continue(session, RECIPE, images, build, digest)[0], describer
+    return checkpoints.begin_or_continue(session, RECIPE, images, 10, build, digest)[0], describer
 
 
 # ------------------------------------------------------------------------------------ learning

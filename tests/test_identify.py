@@ -130,9 +130,9 @@ def test_a_model_of_landmarks_without_names_names_its_photos_all_the_same(
 def test_the_threshold_decides_what_is_called_a_landmark(
     output, photo, capsys, tmp_path, threshold, is_landmark
 ):
-    import model
+    import model_files
 
-    fingerprint = model.load_recogniser(output / "model.keras").fingerprint
+    fingerprint = model_files.load_recogniser(output / "model.keras").fingerprint
     calibration = Calibration(fingerprint, threshold, 1, 1, 1.0, 1.0)
     save_calibration(tmp_path / CALIBRATION, calibration)
     for name in ("model.keras", "landmarks.csv"):

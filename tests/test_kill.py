@@ -20,11 +20,11 @@ from tiny_network import in_place_of_backbones
 
 import recognition
 from arrays import load_arrays
+from checkpoints import load_checkpoint
 from demo.server import serve
-from model import load_recogniser
+from model_files import load_recogniser
 from on_kaggle import kernel
 from session import Session
-from training import load_checkpoint
 
 ROOT = Path(recognition.__file__).resolve().parent
 NUM_KILLS = 2

@@ -23,8 +23,8 @@ ORDER = order_of_the_readme()
 SCRIPTS = ("recognition", "retrieval", "nearest", "shrink", "kernels", "identify")
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 WITH_FRAMEWORK = {
-    *("frozen", "training", "parts", "describe", "model", "layers", "optimizers", "backbones"),
-    *("photo_naming", "device_search", "replicas"),
+    *("frozen", "training", "checkpoints", "parts", "describe", "model_files", "model", "layers"),
+    *("optimizers", "backbones", "photo_naming", "device_search", "replicas"),
 }
 PACKAGES = ("demo", "on_kaggle", "report")
 

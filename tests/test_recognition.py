@@ -184,14 +184,14 @@ def test_running_again_gives_no_model_whose_descriptors_would_have_to_be_made_ag
 ):
     import keras
 
-    import model
+    import model_files
 
     output, arguments = finished
     fingerprints = set()
     for _ in range(2):
         keras.utils.clear_session()  # as in a process of its own
         assert run("train", *arguments) == 0
-        fingerprints.add(model.load_recogniser(output / "model.keras").fingerprint)
+        fingerprints.add(model_files.load_recogniser(output / "model.keras").fingerprint)
     assert len(fingerprints) == 1
 
 

@@ -350,6 +350,7 @@ import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 import numpy as np
+import checkpoints
 import training
 import recognition
 from dataclasses import replace
@@ -373,10 +374,11 @@ images = training.TrainImages(table, labels, shards, [])
 session = Session(output, source, Stop())
 set_up_keras(0)
 with in_place_of_backbones():
-    network, _ = training.begin_or_continue(session, recipe, images)
+    num_steps = training.count_steps(session, recipe, images)
+    network, _ = checkpoints.begin_or_continue(session, recipe, images, num_steps)
 size = recipe.training.batch_size // num_machines
 reading = replace(training.reading_of(recipe, labels), batch_size=size)
-steps_of_shard = training.count_steps(session, recipe, images) / len(shards)
+steps_of_shard = num_steps / len(shards)
 losses, accuracies, last = [], [], {{}}
 nothing = np.zeros((size, 32, 32, 3), np.uint8), np.zeros(size, np.int32)
 for begin in range(0, len(shards), num_machines):

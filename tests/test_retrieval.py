@@ -124,7 +124,8 @@ def model(recognition_run):
 @pytest.fixture(scope="module")
 def other_model(tmp_path_factory):
     """A recogniser with random weights."""
-    from model import build_classifier, build_network, save_model
+    from model import build_classifier, build_network
+    from model_files import save_model
     from recipes import Loss, Recipe
 
     path = tmp_path_factory.mktemp("other") / "other.keras"
@@ -963,7 +964,8 @@ def cosine_model(tmp_path_factory):
     import keras
 
     from landmarks import ClassTable
-    from model import build_network, save_recogniser
+    from model import build_network
+    from model_files import save_recogniser
     from recipes import RECIPES
 
     path = tmp_path_factory.mktemp("cosine") / "cosine.keras"

@@ -13,25 +13,23 @@ from PIL import Image
 from synthetic import make_source, write_shard
 from tiny_network import in_place_of_backbones
 
+import checkpoints
+import history
 import training
 from arrays import load_arrays, save_arrays
+from checkpoints import begin_or_continue, load_checkpoint, save_checkpoint
 from command_line import explain
 from generators import Batch
+from history import HISTORY_COLUMNS, describe_progress
 from images import Augmentation
 from landmarks import ClassTable, TrainLabels, read_train_labels
-from model import build_predictor, load_recogniser, save_recogniser, to_numpy
+from model import build_predictor, to_numpy
+from model_files import load_recogniser, save_recogniser
 from recipes import Recipe
 from replicas import OneDevice
 from session import Session
 from sources import TRAIN_CSV, Shard, Source
-from training import (
-    HISTORY_COLUMNS,
-    TrainImages,
-    begin_or_continue,
-    describe_progress,
-    load_checkpoint,
-    save_checkpoint,
-)
+from training import TrainImages
 from utils import ExpectedError, Stop, StoppedError, format_duration
 
 SETTINGS = Recipe().settings() | {
@@ -63,7 +61,7 @@ class StopAfter(Stop):
     def __init__(self, monkeypatch, steps=math.inf, mini_epochs=math.inf):
         super().__init__()
         self.steps_left, self.mini_epochs_left = steps, mini_epochs
-        real_step, real_save = keras.Model.train_on_batch, training.save_checkpoint
+        real_step, real_save = keras.Model.train_on_batch, checkpoints.save_checkpoint
 
         def train_on_batch(*args, **kwargs):
             self.steps_left -= 1
@@ -140,7 +138,7 @@ def assert_same_state(network, other):
 @pytest.fixture(autouse=True)
 def quick(tiny_backbones, monkeypatch):
     """All networks of this file are tiny, and only `whole_run` draws its history."""
-    monkeypatch.setattr(training, "draw_history", lambda rows: Figure((1, 1)))
+    monkeypatch.setattr(history, "draw_history", lambda rows: Figure((1, 1)))
 
 
 @pytest.fixture(scope="module")
@@ -417,12 +415,12 @@ def test_a_checkpoint_holds_all_that_mixed_precision_goes_on_from(
     session = session_at(tmp_path, data_set.folder)
     images = images_of(session.source)
     batch = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8), np.arange(8) % 2
-    network, _ = begin_or_continue(session, RECIPE, images)
+    network, _ = begin_or_continue(session, RECIPE, images, 10)
     assert network.optimizer.name == "loss_scale_optimizer"
     network.optimizer.learning_rate = 0.01
     OneDevice().train_on_batch(network, *batch)
     save_checkpoint(session, network, RECIPE, images, [])
-    again, _ = begin_or_continue(session, RECIPE, images)
+    again, _ = begin_or_continue(session, RECIPE, images, 10)
     assert_same_state(again, network)
     losses = [OneDevice().train_on_batch(each, *batch) for each in (again, network)]
     assert losses[0] == losses[1]
@@ -502,7 +500,7 @@ def test_every_setting_of_a_recipe_is_among_those_tried():
 def test_a_changed_setting_is_named_and_refused(data_set, whole_run, name, value):
     session = session_at(whole_run[1], data_set.folder)
     with pytest.raises(ExpectedError) as caught:
-        begin_or_continue(session, recipe_with(**{name: value}), images_of(session.source))
+        begin_or_continue(session, recipe_with(**{name: value}), images_of(session.source), 10)
     assert explain(caught.value) == (
         f"{checkpoint_of(whole_run[1])}: it has {name} = {SETTINGS[name]}, now it is {value}; "
         "expected the same settings to continue; give them again, or start over with --fresh"
@@ -516,7 +514,7 @@ def test_another_class_table_is_refused(data_set, whole_run, landmark_ids):
     session = session_at(whole_run[1], data_set.folder)
     images = replace(images_of(session.source), class_table=ClassTable(np.array(landmark_ids)))
     with pytest.raises(ExpectedError) as caught:
-        begin_or_continue(session, RECIPE, images)
+        begin_or_continue(session, RECIPE, images, 10)
     assert explain(caught.value) == (
         f"{checkpoint_of(whole_run[1])}: its landmarks are not the {len(landmark_ids)} of this "
         "source; expected the same class table; continue with the same source, or start over with "
@@ -542,7 +540,7 @@ def test_swapped_labels_are_refused(data_set, whole_run):
     images = images_of(session.source)
     swapped = replace(images.labels, class_indices=3 - images.labels.class_indices)
     with pytest.raises(ExpectedError, match="trained with other labels of the same landmarks"):
-        begin_or_continue(session, RECIPE, replace(images, labels=swapped))
+        begin_or_continue(session, RECIPE, replace(images, labels=swapped), 10)
 
 
 DAMAGES = {
@@ -588,7 +586,7 @@ def test_a_checkpoint_of_an_odd_recipe_is_refused_in_one_line(
     save_arrays(checkpoint, page | {"recipe": recipe}, **arrays)
     session = session_at(tmp_path, data_set.folder)
     with pytest.raises(ExpectedError) as caught:
-        begin_or_continue(session, RECIPE, images_of(session.source))
+        begin_or_continue(session, RECIPE, images_of(session.source), 10)
     message = explain(caught.value)
     assert message.startswith(f"{checkpoint}: recipe: ")
     assert "; expected a checkpoint that recognition.py wrote, or start over" in message
@@ -610,7 +608,7 @@ def test_a_checkpoint_of_other_variables_is_refused_in_one_line(
     save_arrays(checkpoint, page, **change(arrays))
     session = session_at(tmp_path, data_set.folder)
     with pytest.raises(ExpectedError) as caught:
-        begin_or_continue(session, RECIPE, images_of(session.source))
+        begin_or_continue(session, RECIPE, images_of(session.source), 10)
     message = explain(caught.value)
     assert message.startswith(f"{checkpoint}: its ")
     assert message.endswith("the version that wrote it, or start over with --fresh")
@@ -644,7 +642,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_set, tmp_path, monkeypatch
 def test_steps_that_overflow_float16_are_skipped_counted_and_told(
     data_set, tmp_path, monkeypatch, tiny_backbones, float32_afterwards, capsys
 ):
-    real = training.begin_or_continue
+    real = checkpoints.begin_or_continue
 
     def begin(*args):
         network, rows = real(*args)
