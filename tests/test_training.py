@@ -777,6 +777,17 @@ def test_one_more_broken_shard_than_may_be_skipped_is_an_error(tmp_path):
     assert len(history_of(tmp_path / "output")) == 2
 
 
+def test_machines_together_leave_out_no_more_shards_than_one(tmp_path, data_set):
+    """Each machine's stream counts its own; so two may come at the same time."""
+    session = session_at(tmp_path, data_set.folder, skips_bad_shards=True)
+    images = images_of(session.source)
+    rows = [{"problem": ""}, {"problem": "a.tar: broken; expected a tar"}]
+    training.require_few_problems(session, images, rows)
+    with pytest.raises(ExpectedError, match="b.tar: broken") as caught:
+        training.require_few_problems(session, images, [*rows, {"problem": "b.tar: broken"}])
+    assert caught.value.setting == "skip_bad_shards"
+
+
 def test_a_skipped_shard_counts_in_the_sessions_after_it_too(tmp_path, monkeypatch):
     make_source(tmp_path / "source")
     write_shard(tmp_path / "source", Shard("train", 1), b"not a tar")
