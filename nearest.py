@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import io
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ from metrics import format_scores, score_recognition
 from on_kaggle.kernel import require_package
 from recipes import LABELS
 from report import recognised, write_report
-from scheduler import open_workers
+from scheduler import describe_and_search
 from session import (
     DESCRIPTORS,
     MODEL,
@@ -171,22 +170,14 @@ def search_on_workers(session, args):
     """
     import nearest  # by this name, the workers find the functions below
 
-    shards = session.source.select_shards("train")
-    numbers = range(args.parts) if args.part is None else [args.part]
-    alone = Namespace(**vars(args) | {"scheduler": None})
-    with open_workers(args.scheduler, session, args.scratch) as workers:
-        workers.run(nearest.prepare_job, [alone], "sets of queries there", on_gpu=True)
-        wanted = [np.array_split(shards, args.parts)[part].tolist() for part in numbers]
-        jobs = [(alone, shard) for of_part in wanted for shard in of_part]
-        workers.run(nearest.describe_job, jobs, "train shards described", on_gpu=True)
-        jobs = [Namespace(**vars(alone) | {"part": part}) for part in numbers]
-        workers.run(nearest.search_job, jobs, "parts searched", on_gpu=True)
+    jobs = nearest.queries_job, nearest.describe_job, nearest.search_job
+    numbers = describe_and_search(session, args, "train", jobs)
     files = [session.path(gallery_part_name(part, args.parts)) for part in numbers]
     print(*files, sep="\n")
     return files
 
 
-def prepare_job(session, args):
+def queries_job(session, args):
     """Finds or describes the queries, and looks for room, in a worker."""
     prepare(session, args)
 

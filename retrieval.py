@@ -12,7 +12,7 @@ is the same.
 import contextlib
 import dataclasses
 import io
-from argparse import BooleanOptionalAction, Namespace
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from neighbors import choose_rows, draw_neighbors
 from on_kaggle.kernel import require_package
 from report import retrieved, write_report
 from reranks import NAMED_BY, RERANKS, default_rerank
-from scheduler import open_workers
+from scheduler import describe_and_search
 from session import (
     MODEL,
     NEIGHBORS_PICTURE,
@@ -193,16 +193,8 @@ def search_on_workers(session, args):
     """
     import retrieval  # by this name, the workers find the functions below
 
-    shards = session.source.select_shards("index")
-    numbers = range(args.parts) if args.part is None else [args.part]
-    alone = Namespace(**vars(args) | {"scheduler": None})
-    with open_workers(args.scheduler, session, args.scratch) as workers:
-        workers.run(retrieval.queries_job, [alone], "sets of queries there", on_gpu=True)
-        wanted = [np.array_split(shards, args.parts)[part].tolist() for part in numbers]
-        jobs = [(alone, shard) for of_part in wanted for shard in of_part]
-        workers.run(retrieval.describe_job, jobs, "index shards described", on_gpu=True)
-        jobs = [Namespace(**vars(alone) | {"part": part}) for part in numbers]
-        workers.run(retrieval.search_job, jobs, "parts searched", on_gpu=True)
+    jobs = retrieval.queries_job, retrieval.describe_job, retrieval.search_job
+    numbers = describe_and_search(session, args, "index", jobs)
     files = [session.path(part_name(part, args.parts)) for part in numbers]
     print(*files, sep="\n")
     return files
