@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import common
@@ -42,6 +43,7 @@ class SleepingNetwork:
 
     def __init__(self, step_s):
         self.step_s = step_s
+        self.optimizer = SimpleNamespace(iterations=0)
 
     def reset_metrics(self):
         """It keeps none."""
@@ -49,6 +51,7 @@ class SleepingNetwork:
     def train_on_batch(self, images, class_indices):
         """Sleeps for a step; gives a loss and an accuracy."""
         time.sleep(self.step_s)
+        self.optimizer.iterations += 1
         return 1.0, 0.0
 
 
