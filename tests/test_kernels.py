@@ -1,5 +1,6 @@
 """Tests of the Kaggle side: the real `kaggle` client against a stand-in for Kaggle on loopback."""
 
+import argparse
 import contextlib
 import importlib.util
 import io
@@ -87,6 +88,8 @@ def kaggle(monkeypatch, mock):
                 code = 1
         return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
+    # Half of a call's time is argparse, which looks for translations of each of its 500 options.
+    monkeypatch.setattr(argparse, "_", str)
     monkeypatch.setattr(client.subprocess, "run", run)
     return mock
 

@@ -44,7 +44,7 @@ OTHER_RECIPES = {
             *("--backbone-rate", "0.5", "--frozen-share", "0.3"),
             *("--erase", "0.5", "--geometry", "0.7"),
         ),
-        ("^mini-epoch ", "train images of"),
+        ("^mini-epoch ",),
     ),
     "frozen": (
         ("--recipe", "frozen", *HEAD, "--epochs", "60", "--batch-size", "16"),
