@@ -298,6 +298,18 @@ def check_part(parser, args, last_step):
         )
 
 
+def require_queries(args):
+    """Raises ExpectedError unless the queries that a person named are there.
+
+    Not when the command line is parsed: kernels.py does that where no data set is mounted.
+    """
+    if args.queries and not args.queries.is_file():
+        raise ExpectedError(
+            f"{args.queries}: no such file; expected the queries of another run; check it",
+            setting="queries",
+        )
+
+
 def parse_session(parser, argv):
     """Parses the command line; --recipe and then --demo say which defaults the options have."""
     args = parse_with_files(parser, argv)

@@ -139,16 +139,13 @@ def build(args):
                 f"--dataset {dataset}; expected owner/slug, as in the address of its page; check it"
             )
     extra = {entry: parse_arguments(entry, getattr(args, f"{entry}_args")) for entry in ENTRIES}
-    kernels = train_on_tpu(plan(args, extra)) if args.tpu else plan(args, extra)
+    kernels = plan(args, extra)
+    if args.tpu:
+        kernels = train_on_tpu(kernels)
     for kernel in kernels.values():  # all that is set for it, and what is not
         read_settings(kernel.entry, [*kernel.arguments, *extra[kernel.entry]])
     options = Options(args.user, extra, args.max_hours, args.dataset, not args.no_internet)
-    try:
-        write_kernels(args.kernels, kernels, options)
-    except ExpectedError as error:
-        if error.setting == "output":  # where they cannot be written
-            error.setting = "kernels"
-        raise
+    write_kernels(args.kernels, kernels, options)
 
 
 def plan(args, extra):

@@ -24,6 +24,7 @@ from command_line import (
     add_session_options,
     check_part,
     parse_session,
+    require_queries,
     run_command_line,
     session_settings,
 )
@@ -137,11 +138,7 @@ def search_parts(session, args):
 
 def prepare(session, args):
     """Gives what every part takes: `Describer`, (`ClassTable`, `TrainLabels`), the queries."""
-    if args.queries and not args.queries.is_file():
-        raise ExpectedError(
-            f"{args.queries}: no such file; expected the queries of another run; check it",
-            setting="queries",
-        )
+    require_queries(args)
     require_package("faiss", "faiss-cpu")  # before hours are spent on descriptors
     import parts  # it loads Keras and faiss: deferred until the arguments are valid
 

@@ -29,7 +29,7 @@ from landmarks import read_image_ids
 from naming import Namer
 from reranks import Naming
 from session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
-from sources import TEST_CSV
+from sources import TEST_CSV, share_of
 from utils import ExpectedError, say
 
 
@@ -115,7 +115,7 @@ def search_part(session, describer, wanted, queries, part, image_ids):
     """
     path = session.path(part_name(part, wanted.num_parts))
     source = session.source
-    shards = np.array_split(source.select_shards(wanted.split), wanted.num_parts)[part].tolist()
+    shards = share_of(source.select_shards(wanted.split), part, wanted.num_parts)
     fingerprint = describer.fingerprint_for(source, shards, image_ids) | {
         "part": part,
         **wanted.facts(),
@@ -249,7 +249,7 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
     """
     path, source = session.path(gallery_part_name(part, num_parts)), session.source
     class_table, labels = images
-    shards = np.array_split(source.select_shards("train"), num_parts)[part].tolist()
+    shards = share_of(source.select_shards("train"), part, num_parts)
     described_as = describer.fingerprint | {"images": digest_of(labels.image_ids)}
     versions = {shard: digest_of_shards(source, [shard]) for shard in shards}
     fingerprint = {

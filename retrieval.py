@@ -25,6 +25,7 @@ from command_line import (
     check_part,
     number,
     parse_session,
+    require_queries,
     run_command_line,
     session_settings,
 )
@@ -148,11 +149,7 @@ def search_parts(session, args):
     Returns:
         list of the part files.
     """
-    if args.queries and not args.queries.is_file():
-        raise ExpectedError(
-            f"{args.queries}: no such file; expected the queries of another run; check it",
-            setting="queries",
-        )
+    require_queries(args)
     require_package("faiss", "faiss-cpu")  # before hours are spent on descriptors
     import parts  # it loads Keras and faiss: deferred until the arguments are valid
 

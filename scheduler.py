@@ -16,10 +16,8 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from session import Session
-from sources import Source
+from sources import Source, share_of
 from utils import ExpectedError, Stop, StoppedError, say, scratch_folder
 
 NUM_RETRIES = 3  # of a job whose worker died
@@ -189,7 +187,7 @@ def describe_and_search(session, args, split, jobs):
     alone = Namespace(**vars(args) | {"scheduler": None})
     with open_workers(args.scheduler, session, args.scratch) as workers:
         workers.run(find_queries, [alone], "sets of queries there", on_gpu=True)
-        wanted = [np.array_split(shards, args.parts)[part].tolist() for part in numbers]
+        wanted = [share_of(shards, part, args.parts) for part in numbers]
         of_shards = [(alone, shard) for of_part in wanted for shard in of_part]
         workers.run(describe, of_shards, f"{split} shards described", on_gpu=True)
         of_parts = [Namespace(**vars(alone) | {"part": part}) for part in numbers]

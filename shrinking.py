@@ -28,7 +28,7 @@ from images import BadImageError, decode_whole, shrink_image
 from landmarks import format_image_id, read_train_labels
 from manifests import find_done, write_page
 from session import SHRINK_HISTORY, SHRINK_PICTURE, manifest_name
-from sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV
+from sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV, share_of
 from tables import read_table, write_table
 from tars import add_image, open_new
 from utils import (
@@ -107,7 +107,7 @@ def choose_shards(source, splits, part, num_parts):
     shards = []
     # Of none at all the first one's absence is told.
     for split in [split for split in splits if source.count_shards(split)] or splits[:1]:
-        shards += np.array_split(source.select_shards(split), num_parts)[part].tolist()
+        shards += share_of(source.select_shards(split), part, num_parts)
     return shards
 
 

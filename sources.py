@@ -55,6 +55,13 @@ class Shard:
         return f"md5sum/{self.split}/md5.images_{self.number:03d}.txt"
 
 
+def share_of(shards, part, num_parts):
+    """Gives the shards of a part: consecutive, as many as any other part has or one more."""
+    size, num_larger = divmod(len(shards), num_parts)
+    begin = part * size + min(part, num_larger)
+    return shards[begin : begin + size + (part < num_larger)]
+
+
 class Source:
     """A data set in the CVDF layout, in one place or spread over several.
 

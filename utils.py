@@ -61,11 +61,12 @@ def say(text):
 
 
 @contextlib.contextmanager
-def atomic_write(path):
+def atomic_write(path, setting="output"):
     """Gives a temporary path beside `path` that takes its name only when the block succeeds.
 
     Args:
         path: the final file. Its folder is made.
+        setting: to change where it cannot be written.
 
     Yields:
         The temporary `pathlib.Path`, with the same suffix as `path`.
@@ -90,7 +91,7 @@ def atomic_write(path):
         reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
         raise ExpectedError(
             f"{path}: cannot be written ({reason}); expected a writable folder with free space",
-            setting="output",
+            setting,
         ) from error
     finally:
         with contextlib.suppress(OSError):  # not there, or its folder is none

@@ -247,7 +247,7 @@ def read_chain(folder):
 
 
 def _write(path, text):
-    with atomic_write(path) as temporary:
+    with atomic_write(path, "kernels") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

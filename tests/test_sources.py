@@ -3,12 +3,13 @@
 import hashlib
 import random
 
+import numpy as np
 import pytest
 from checks import one_line
 from fault_server import Fault, FaultServer
 
 from generators import list_members
-from sources import CVDF_URL, Shard, Source
+from sources import CVDF_URL, Shard, Source, share_of
 from utils import ExpectedError, MissingFileError
 
 TAR = random.Random(3).randbytes(50_000)
@@ -550,3 +551,11 @@ def test_a_whole_tar_goes_before_an_unpacked_one(folder, tmp_path):
     unpack(folder, "train/images_000")
     add_shard(folder, SHARD)
     assert Source(folder, tmp_path).fetch_shard(SHARD) == folder / SHARD.path
+
+
+@pytest.mark.parametrize("num_shards", [0, 1, 7, 100])
+@pytest.mark.parametrize("num_parts", [1, 2, 6, 9])
+def test_parts_share_the_shards_as_numpy_splits_a_list(num_shards, num_parts):
+    shards = [Shard("index", number) for number in range(num_shards)]
+    expected = [piece.tolist() for piece in np.array_split(np.array(shards, object), num_parts)]
+    assert [share_of(shards, part, num_parts) for part in range(num_parts)] == expected
