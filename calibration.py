@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-from landmarks import format_image_id
+from data.landmarks import format_image_id
 from metrics import LEADERBOARDS
 from utils import ExpectedError, atomic_write
 

@@ -9,7 +9,7 @@ import os
 import numpy as np
 
 import model
-from arrays import load_arrays, save_arrays
+from data.arrays import load_arrays, save_arrays
 from recipes import Recipe
 from session import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT
 from utils import (

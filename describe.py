@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 
 import model
+from data.images import BadImageError, decode_image
+from data.landmarks import format_image_id, read_2019_classes
+from data.sources import TRAIN_CSV, Shard
 from descriptions import (
     Descriptions,
     concatenate,
@@ -29,12 +32,9 @@ from generators import (
     stream_batches,
     tell_problems,
 )
-from images import BadImageError, decode_image
-from landmarks import format_image_id, read_2019_classes
 from model_files import load_recogniser
 from replicas import set_up_replicas
 from session import descriptions_name
-from sources import TRAIN_CSV, Shard
 from utils import StoppedError, say
 
 _describers = {}  # the last one that `open_describer` made, by what it was made of

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from arrays import Column, check_arrays, load_arrays, save_arrays
+from data.arrays import Column, check_arrays, load_arrays, save_arrays
 from utils import ExpectedError, say
 
 NORMALISED_ROWS = 4096  # at a time: float32 copies of more would not stay small

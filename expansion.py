@@ -12,7 +12,7 @@ CVPR 2012 (database-side augmentation).
 
 import numpy as np
 
-from arrays import BLOCK_ROWS
+from data.arrays import BLOCK_ROWS
 from gallery import Gallery, find_neighbors
 
 ALPHA = 3  # the exponent of the cosines

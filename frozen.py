@@ -14,17 +14,17 @@ import numpy as np
 
 import model
 import training
-from arrays import Column, check_arrays, load_arrays, save_arrays
 from checkpoints import begin_or_continue, save_checkpoint
+from data.arrays import Column, check_arrays, load_arrays, save_arrays
+from data.landmarks import format_image_id
+from data.sources import Shard
 from describe import digest_of_shards
 from descriptions import digest_of, load_if_of
 from generators import Batch, Reading, ShardEnd, stream_batches, tell_problems
 from history import ALL_SHARDS, describe_progress, write_history
-from landmarks import format_image_id
 from recipes import Recipe
 from replicas import set_up_replicas
 from session import CHECKPOINT, Session, features_name
-from sources import Shard
 from training import Pace, TrainImages, describe_done
 from utils import ExpectedError, StoppedError, format_duration, require_free_space, say
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from arrays import Column, check_arrays, load_arrays, save_arrays
+from data.arrays import Column, check_arrays, load_arrays, save_arrays
 from descriptions import load_descriptions, unit_length
 from utils import ExpectedError
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from arrays import Column, check_arrays, load_arrays, save_arrays
+from data.arrays import Column, check_arrays, load_arrays, save_arrays
 from descriptions import load_if_of, load_queries, unit_length
 from gallery import NUM_NEIGHBORS, Gallery, GalleryNeighbors, find_neighbors, nobody
 from session import DESCRIPTORS, QUERIES, penalised_part_name

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from data.tables import write_table
 from session import HISTORY, HISTORY_PICTURE
-from tables import write_table
 from utils import (
     atomic_write,
     format_duration,

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from background import in_background
 from command_line import CommandLine, number, parse_with_files, run_command_line
-from images import BadImageError, make_thumbnail
+from data.images import BadImageError, make_thumbnail
+from data.sources import Source
 from neighbors import read_thumbnail
 from on_kaggle import kernel
 from photo_gallery import load_gallery
@@ -30,7 +31,6 @@ from photos import (
     register_heic,
 )
 from session import DEMO_PHOTOS, IDENTIFIED_PICTURE, MODEL, Session, mute_warnings
-from sources import Source
 from utils import ExpectedError, atomic_write, say, scratch_folder
 
 DEMO_WORLD = "scratch/demo-world"  # where `make demo` drew it

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from arrays import Column, check_arrays, load_arrays
+from data.arrays import Column, check_arrays, load_arrays
 from reranks import RERANKS
 from utils import ExpectedError
 

@@ -5,7 +5,7 @@ python metrics.py retrieval retrieval_submission.csv retrieval_solution_v2.1.csv
 """
 
 from command_line import CommandLine, run_command_line
-from submissions import (
+from data.submissions import (
     MAX_RETRIEVED,
     read_recognition_solution,
     read_recognition_submission,

@@ -12,8 +12,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from arrays import require_true_sizes
-from landmarks import ClassTable
+from data.arrays import require_true_sizes
+from data.landmarks import ClassTable
 from model import build_classifier, digest_of_variables, find_descriptor
 from recipes import Recipe
 from utils import ExpectedError, atomic_write, loading_keras, muted_stderr

@@ -28,7 +28,9 @@ from command_line import (
     run_command_line,
     session_settings,
 )
-from landmarks import ClassTable, read_image_ids, read_labels
+from data.landmarks import ClassTable, read_image_ids, read_labels
+from data.sources import RECOGNITION_SOLUTION, TEST_CSV
+from data.submissions import check_recognition_submission, write_recognition_submission
 from metrics import format_scores, score_recognition
 from on_kaggle.kernel import require_package
 from recipes import LABELS
@@ -42,8 +44,6 @@ from session import (
     gallery_part_name,
     open_session,
 )
-from sources import RECOGNITION_SOLUTION, TEST_CSV
-from submissions import check_recognition_submission, write_recognition_submission
 from utils import ExpectedError, require_free_space, say
 from voting import VOTES, least_like_gallery, vote
 

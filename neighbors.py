@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from images import BadImageError, make_thumbnail
-from landmarks import format_image_id
+from data.images import BadImageError, make_thumbnail
+from data.landmarks import format_image_id
+from data.sources import Shard
 from metrics import average_precision
-from sources import Shard
 from utils import ExpectedError
 
 NUM_SHOWN = 10  # nearest images in a row

@@ -11,8 +11,10 @@ import numpy as np
 
 import device_search
 import search
-from arrays import save_arrays
 from candidates import best_by_confidence, best_by_soft_labels
+from data.arrays import save_arrays
+from data.landmarks import read_image_ids
+from data.sources import TEST_CSV, share_of
 from describe import describe_shards, describe_split, digest_of_shards, gather
 from descriptions import (
     digest_of,
@@ -25,11 +27,9 @@ from descriptions import (
 from expansion import expand, index_of
 from gallery import NUM_NEIGHBORS, Gallery, find_neighbors
 from gallery_parts import digest_of_rows, load_part_if_of, save_part
-from landmarks import read_image_ids
 from naming import Namer
 from reranks import Naming
 from session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
-from sources import TEST_CSV, share_of
 from utils import ExpectedError, say
 
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.landmarks import format_image_id
+from data.sources import Shard
 from descriptions import load_descriptions, unit_length
-from landmarks import format_image_id
 from neighbors import Picture
 from session import DESCRIPTORS
-from sources import Shard
 from utils import ExpectedError, say
 
 SPLITS = ("train", "index")  # the test pictures are what is asked about

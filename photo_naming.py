@@ -7,12 +7,12 @@ import numpy as np
 
 import model
 from calibration import load_calibration
-from images import decode_image
-from landmarks import name_of_category, read_2019_classes, read_categories
+from data.images import decode_image
+from data.landmarks import name_of_category, read_2019_classes, read_categories
+from data.sources import CATEGORY_CSV, TRAIN_CSV
 from model_files import load_recogniser
 from photos import Answer, Guess, Near
 from session import CALIBRATION, CATEGORIES
-from sources import CATEGORY_CSV, TRAIN_CSV
 from utils import ExpectedError, say
 
 NUM_GUESSES = 4  # the best one and the runners-up

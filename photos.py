@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from images import MAX_DECODED_PIXELS, BadImageError
+from data.images import MAX_DECODED_PIXELS, BadImageError
 from utils import ExpectedError
 
 MAX_DRAWN = 30  # photos in identify.png

@@ -23,7 +23,13 @@ from command_line import (
     setting_flag,
     shard_range,
 )
-from landmarks import read_categories, read_image_ids, read_labels, write_categories
+from data.landmarks import read_categories, read_image_ids, read_labels, write_categories
+from data.sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV
+from data.submissions import (
+    check_recognition_submission,
+    read_recognition_solution,
+    write_recognition_submission,
+)
 from metrics import format_scores, score_recognition
 from recipes import ACTS_BESIDE, HUB, RECIPES, Data, Loss, Network, Recipe, Training
 from report import recognised, write_report
@@ -34,12 +40,6 @@ from session import (
     QUERIES,
     RECOGNITION_SUBMISSION,
     open_session,
-)
-from sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV
-from submissions import (
-    check_recognition_submission,
-    read_recognition_solution,
-    write_recognition_submission,
 )
 from utils import ExpectedError, say
 

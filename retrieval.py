@@ -29,7 +29,14 @@ from command_line import (
     run_command_line,
     session_settings,
 )
-from landmarks import read_image_ids, read_landmark_names
+from data.landmarks import read_image_ids, read_landmark_names
+from data.sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV
+from data.submissions import (
+    MAX_RETRIEVED,
+    check_retrieval_submission,
+    read_retrieval_solution,
+    write_retrieval_submission,
+)
 from merging import NamedPart, load_parts, merge_parts
 from metrics import format_scores, score_retrieval
 from neighbors import choose_rows, draw_neighbors
@@ -44,13 +51,6 @@ from session import (
     RETRIEVAL_SUBMISSION,
     open_session,
     part_name,
-)
-from sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV
-from submissions import (
-    MAX_RETRIEVED,
-    check_retrieval_submission,
-    read_retrieval_solution,
-    write_retrieval_submission,
 )
 from utils import ExpectedError, atomic_write, say
 

@@ -16,8 +16,8 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.sources import Source, share_of
 from session import Session
-from sources import Source, share_of
 from utils import ExpectedError, Stop, StoppedError, say, scratch_folder
 
 NUM_RETRIES = 3  # of a job whose worker died

@@ -22,11 +22,11 @@ from command_line import (
     scheduler_address,
     session_settings,
 )
+from data.sources import SPLITS, TRAIN_CLEAN_CSV
 from manifests import write_summary
 from on_kaggle import kernel
 from scheduler import open_workers
 from session import SHRINK_PICTURE, open_session, shrunk_name
-from sources import SPLITS, TRAIN_CLEAN_CSV
 from utils import say
 
 

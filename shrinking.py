@@ -14,6 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from background import map_ahead
+from data.images import BadImageError, decode_whole, shrink_image
+from data.landmarks import format_image_id, read_train_labels
+from data.sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV, share_of
+from data.tables import read_table, write_table
+from data.tars import add_image, open_new
 from descriptions import digest_of
 from generators import (
     NUM_CORES,
@@ -24,13 +29,8 @@ from generators import (
     stream_shards,
     tell_problems,
 )
-from images import BadImageError, decode_whole, shrink_image
-from landmarks import format_image_id, read_train_labels
 from manifests import find_done, write_page
 from session import SHRINK_HISTORY, SHRINK_PICTURE, manifest_name
-from sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV, share_of
-from tables import read_table, write_table
-from tars import add_image, open_new
 from utils import (
     ExpectedError,
     MissingFileError,

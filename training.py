@@ -13,10 +13,10 @@ import numpy as np
 
 import model
 from checkpoints import begin_or_continue, save_checkpoint, size_on_disk
+from data.images import Augmentation
+from data.landmarks import ClassTable, TrainLabels
 from generators import Reading, ShardEnd, stream_batches, tell_problems
 from history import describe_progress, write_history
-from images import Augmentation
-from landmarks import ClassTable, TrainLabels
 from optimizers import set_rates, steps_taken
 from recipes import Recipe, learning_rate_at
 from replicas import set_up_replicas

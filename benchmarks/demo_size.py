@@ -18,10 +18,10 @@ from pathlib import Path
 from common import ROOT, print_machine, print_table, save_results
 
 import demo
+from data.sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION, TRAIN_CSV
 from demo.plan import WorldSize
 from demo.world import build_world
 from metrics import score_recognition, score_retrieval
-from sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION, TRAIN_CSV
 
 RECOGNIZED, RETRIEVED = "recognition_submission.csv", "retrieval_submission.csv"
 

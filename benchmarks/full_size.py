@@ -18,7 +18,7 @@ import numpy as np
 from common import print_table, run_python
 from search_speed import WIDTH, make_descriptors
 
-from arrays import load_arrays, save_arrays
+from data.arrays import load_arrays, save_arrays
 from on_kaggle.plan import NUM_PARTS
 
 NUM_LANDMARKS, TOP, DIVISOR = 55_000, 100, 1.5
@@ -71,8 +71,8 @@ def search(folder):
 
 def merge(folder):
     """Merges the six parts and writes the submission, as retrieval.py does."""
+    from data.submissions import write_retrieval_submission
     from merging import load_parts, merge_parts
-    from submissions import write_retrieval_submission
 
     begin = time.perf_counter()
     parts, _ = load_parts([folder / PART.format(part) for part in range(NUM_PARTS)])

@@ -14,8 +14,8 @@ from pathlib import Path
 from common import ROOT, print_table, save_results
 
 import demo
+from data.sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
 from metrics import score_recognition, score_retrieval
-from sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
 
 PRECISIONS = {"float32": [], "bfloat16": ["--bfloat16"]}
 

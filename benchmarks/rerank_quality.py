@@ -15,6 +15,8 @@ import votes
 
 import parts
 import search
+from data.sources import RETRIEVAL_SOLUTION
+from data.submissions import write_retrieval_submission
 from descriptions import concatenate, load_descriptions, load_queries
 from expansion import index_of
 from merging import NamedPart, Ranking, merge_parts
@@ -22,8 +24,6 @@ from metrics import score_retrieval
 from naming import find_namer
 from reranks import NAMED_BY, RERANKS
 from session import open_session
-from sources import RETRIEVAL_SOLUTION
-from submissions import write_retrieval_submission
 
 NUM_SUMMED = 10
 # name -> descriptors summed up in a query and in an index image

@@ -27,11 +27,11 @@ import describe
 import model
 import model_files
 import training
+from data.images import Augmentation
+from data.sources import Shard
 from generators import Batch, Reading, ShardEnd, stream_batches
-from images import Augmentation
 from recipes import Loss, Recipe
 from replicas import OneDevice
-from sources import Shard
 from utils import Stop
 
 BATCH = 32

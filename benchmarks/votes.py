@@ -21,11 +21,11 @@ import gallery
 import gallery_parts
 import search
 import voting
+from data.landmarks import format_image_id
+from data.sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
+from data.submissions import read_recognition_solution, read_retrieval_solution
 from descriptions import concatenate, load_descriptions, load_queries, unit_length
-from landmarks import format_image_id
 from metrics import global_average_precision
-from sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
-from submissions import read_recognition_solution, read_retrieval_solution
 
 MODELS = {"2019": "2019", "strong": "together, from 9 images"}  # of the ablation's variants
 NUM_LANDMARKS = 40  # images that show one, where nearly all show none

@@ -23,9 +23,9 @@ import scheduler
 import search
 import shrink
 import shrinking
-from landmarks import read_image_ids
+from data.landmarks import read_image_ids
+from data.sources import INDEX_CSV, Source
 from session import Session
-from sources import INDEX_CSV, Source
 from utils import Stop
 
 SPLIT = "index"

@@ -9,9 +9,9 @@ import pytest
 import model_files
 import recognition
 import retrieval
-from landmarks import ClassTable, read_2019_classes
-from sources import TRAIN_CSV
-from submissions import read_recognition_submission, read_retrieval_submission
+from data.landmarks import ClassTable, read_2019_classes
+from data.sources import TRAIN_CSV
+from data.submissions import read_recognition_submission, read_retrieval_submission
 from utils import ExpectedError
 
 NUM_CHANNELS = 6
@@ -142,7 +142,7 @@ def test_a_2019_file_of_other_landmarks_is_refused(tmp_path):
 
 
 def test_the_2019_file_predicts_and_retrieves(data_set, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("landmarks.MIN_IMAGES", 5)
+    monkeypatch.setattr("data.landmarks.MIN_IMAGES", 5)
     classes = read_2019_classes(data_set.folder / TRAIN_CSV)
     path = tmp_path / "resnet50.model"
     write_2019_model(path, len(classes))

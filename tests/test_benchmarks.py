@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sources import RECOGNITION_SOLUTION, Source
-from submissions import read_recognition_solution
+from data.sources import RECOGNITION_SOLUTION, Source
+from data.submissions import read_recognition_solution
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,16 +14,8 @@ import pytest
 from PIL import Image
 
 import demo
-from demo import art, overview
-from demo import world as worlds
-from demo.__main__ import main
-from demo.generated import KINDS, generate_landmarks
-from demo.photos import write_photos
-from demo.plan import WorldSize, plan_world
-from demo.server import serve
-from demo.world import build_world
-from landmarks import MIN_IMAGES
-from sources import (
+from data.landmarks import MIN_IMAGES
+from data.sources import (
     CATEGORY_CSV,
     INDEX_CSV,
     RECOGNITION_SOLUTION,
@@ -33,6 +25,14 @@ from sources import (
     TRAIN_CLEAN_CSV,
     TRAIN_CSV,
 )
+from demo import art, overview
+from demo import world as worlds
+from demo.__main__ import main
+from demo.generated import KINDS, generate_landmarks
+from demo.photos import write_photos
+from demo.plan import WorldSize, plan_world
+from demo.server import serve
+from demo.world import build_world
 from utils import ExpectedError
 
 TINY = WorldSize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from checks import one_line
 
-from arrays import save_arrays
+from data.arrays import save_arrays
 from descriptions import (
     Descriptions,
     load_descriptions,

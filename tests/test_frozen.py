@@ -19,14 +19,14 @@ import frozen
 import history
 import model
 import recognition
-from arrays import load_arrays, save_arrays
 from command_line import explain
+from data.arrays import load_arrays, save_arrays
+from data.sources import TRAIN_CSV, Shard
 from descriptions import load_descriptions
 from generators import ShardEnd
 from history import HISTORY_COLUMNS
 from recipes import Recipe
 from replicas import OneDevice
-from sources import TRAIN_CSV, Shard
 from utils import ExpectedError, Stop, StoppedError
 
 SETTINGS = Recipe().settings() | {

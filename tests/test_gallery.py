@@ -7,7 +7,7 @@ import pytest
 from checks import one_line
 
 import gallery as gallery_module
-from arrays import load_arrays, save_arrays
+from data.arrays import load_arrays, save_arrays
 from descriptions import Descriptions, save_descriptions, unit_length
 from gallery import (
     Gallery,

@@ -18,12 +18,12 @@ import recognition
 import retrieval
 from calibration import Calibration, save_calibration
 from command_line import explain
+from data.images import BadImageError
+from data.landmarks import ClassTable, format_image_id
+from data.sources import Shard, Source
 from descriptions import Descriptions, save_descriptions, unit_length
 from generators import list_members
-from images import BadImageError
-from landmarks import ClassTable, format_image_id
 from session import CALIBRATION, DESCRIPTORS, Session
-from sources import Shard, Source
 from utils import ExpectedError
 
 
@@ -85,7 +85,7 @@ def test_an_answer_has_all_that_a_program_wants(output, photo, capsys):
 
 
 def test_a_photo_is_named_as_the_test_set_is_predicted(output, data_set, tmp_path, capsys):
-    from submissions import read_recognition_submission
+    from data.submissions import read_recognition_submission
 
     members = list_members(data_set.folder / Shard("test", 0).path)[:4]
     tar = (data_set.folder / Shard("test", 0).path).read_bytes()

@@ -19,8 +19,8 @@ from synthetic import make_source
 from tiny_network import in_place_of_backbones
 
 import recognition
-from arrays import load_arrays
 from checkpoints import load_checkpoint
+from data.arrays import load_arrays
 from demo.server import serve
 from model_files import load_recogniser
 from on_kaggle import kernel

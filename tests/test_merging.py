@@ -7,7 +7,7 @@ import pytest
 from checks import one_line
 
 import merging
-from arrays import load_arrays, save_arrays
+from data.arrays import load_arrays, save_arrays
 from descriptions import Descriptions, save_descriptions
 from merging import Part, load_parts, merge_candidates, merge_parts
 from search import Candidates, find_candidates

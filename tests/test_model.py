@@ -529,7 +529,7 @@ def test_a_model_that_would_fill_the_memory_is_refused_unread(model_file, monkey
     with zipfile.ZipFile(model_file, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros", bytes(1 << 20))
     load_model(model_file)
-    monkeypatch.setattr("arrays.MAX_COMPRESSED_BYTES", 1 << 16)
+    monkeypatch.setattr("data.arrays.MAX_COMPRESSED_BYTES", 1 << 16)
     monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: pytest.fail("read"))
     with pytest.raises(
         ExpectedError, match=r"0\.\d MB that claim to hold 1\.\d MB; expected a whole"

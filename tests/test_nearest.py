@@ -16,15 +16,15 @@ import gallery_parts
 import nearest
 import report
 import retrieval
-from arrays import load_arrays, save_arrays
 from command_line import run_command_line
+from data.arrays import load_arrays, save_arrays
+from data.landmarks import parse_image_ids
+from data.sources import RECOGNITION_SOLUTION, Shard, Source
+from data.submissions import read_recognition_submission
 from descriptions import load_descriptions, load_queries, unit_length
 from gallery import find_neighbors, load_names, merge_neighbors
-from landmarks import parse_image_ids
 from metrics import format_scores, score_recognition
 from on_kaggle import kernel as kernel_side
-from sources import RECOGNITION_SOLUTION, Shard, Source
-from submissions import read_recognition_submission
 from utils import ExpectedError
 
 PAIR = ("--parts", 2)

@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 from synthetic import LANDMARKS, make_source
 
-import download
 import recognition
 import report
-from arrays import load_arrays
 from command_line import run_command_line
+from data import download
+from data.arrays import load_arrays
+from data.sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CSV, Shard
+from data.submissions import read_recognition_submission
 from demo.server import serve
 from descriptions import load_descriptions
 from metrics import format_scores, score_recognition
 from recipes import Recipe
-from sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CSV, Shard
-from submissions import read_recognition_submission
 
 ROOT = Path(recognition.__file__).parent
 

@@ -355,13 +355,13 @@ import training
 import recognition
 from dataclasses import replace
 from generators import Batch, stream_batches
-from landmarks import read_train_labels
+from data.landmarks import read_train_labels
 from model import set_up_keras, to_numpy
 from recipes import Recipe
 from session import Session
-from sources import TRAIN_CSV, Source
+from data.sources import TRAIN_CSV, Source
 from tiny_network import in_place_of_backbones
-from arrays import save_arrays
+from data.arrays import save_arrays
 from utils import Stop
 
 args = recognition.parse_arguments(sys.argv[3:])
@@ -430,7 +430,7 @@ def start_machines(number, arguments):
 def test_machines_train_as_one_process_with_the_same_batches(number, tmp_path):
     from synthetic import make_source
 
-    from arrays import load_arrays
+    from data.arrays import load_arrays
 
     made = make_source(tmp_path / "source", train_shards=5, per_train_shard=16)
     # Uneven: 16, 16, 16 and 16 + 3 images; three machines have a last group of one shard.
@@ -467,7 +467,7 @@ def test_machines_train_as_one_process_with_the_same_batches(number, tmp_path):
 def test_a_killed_machine_ends_the_run_and_fewer_continue_it(number, tmp_path):
     from synthetic import make_source
 
-    from arrays import load_arrays
+    from data.arrays import load_arrays
 
     made = make_source(tmp_path / "source", train_shards=1 + number, per_train_shard=16)
     output, num_epochs = tmp_path / "output", 48 // number

@@ -11,15 +11,15 @@ from PIL import Image
 from synthetic import encode, make_image_id
 
 import report
-from landmarks import format_image_id
+from data.landmarks import format_image_id
+from data.sources import Shard
+from data.submissions import RecognitionTruth, RetrievalTruth
 from metrics import global_average_precision
 from neighbors import NeighborRow, Picture
 from recipes import Recipe
 from report import charts, page, recognised, retrieved, run, sections
 from report.markup import Markup, table, tag
 from session import REPORT, REPORT_FACTS, Session
-from sources import Shard
-from submissions import RecognitionTruth, RetrievalTruth
 
 NASTY = "<script>alert(1)</script>\"'&"
 

@@ -29,17 +29,17 @@ import neighbors
 import report
 import retrieval
 import utils
-from arrays import load_arrays
 from command_line import run_command_line
+from data.arrays import load_arrays
+from data.landmarks import format_image_id
+from data.sources import INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV, Shard, Source
+from data.submissions import read_retrieval_solution, read_retrieval_submission
 from demo.server import serve
 from descriptions import concatenate, load_descriptions
 from generators import list_members
-from landmarks import format_image_id
 from merging import load_parts, merge_parts
 from metrics import format_scores, score_retrieval
 from on_kaggle import kernel as kernel_side
-from sources import INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV, Shard, Source
-from submissions import read_retrieval_solution, read_retrieval_submission
 from utils import ExpectedError
 
 NUM_SHARDS, PER_SHARD = 7, 20  # of the index: 140 images, more than are retrieved
@@ -963,7 +963,7 @@ def cosine_model(tmp_path_factory):
     """A recogniser with a cosine head and random weights, some of whose confidences are below 0."""
     import keras
 
-    from landmarks import ClassTable
+    from data.landmarks import ClassTable
     from model import build_network
     from model_files import save_recogniser
     from recipes import RECIPES

@@ -20,8 +20,8 @@ import nearest
 import retrieval
 import scheduler
 import shrink
+from data.sources import Source
 from session import Session
-from sources import Source
 from utils import ExpectedError, Stop
 
 needs_dask = pytest.mark.skipif(

@@ -22,11 +22,11 @@ from synthetic import encode, entry, make_image_id, make_source, member_name, pa
 
 import shrink
 import shrinking
+from data.images import decode_image
+from data.sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV, Shard, Source
 from generators import Reading, ShardEnd, list_members, stream_batches
-from images import decode_image
 from manifests import read_page
 from on_kaggle import kernel
-from sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV, Shard, Source
 from utils import ExpectedError, StoppedError, file_md5
 
 ROOT = Path(shrink.__file__).resolve().parent
@@ -41,7 +41,7 @@ PICTURES = {"shrunk.png", "shrink.csv"}  # what differs from run to run
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Without waits, and without the picture, which takes longer than all else."""
-    monkeypatch.setattr("download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("data.download.time.sleep", lambda seconds: None)
     monkeypatch.setattr(shrinking, "draw_pairs", lambda *args: None)
 
 
@@ -478,7 +478,7 @@ def watched(source, target):
     replace(source, target)
     kill(target, "after")
 os.replace = watched
-import tars
+from data import tars
 add = tars.add_image
 def add_watched(tar, *args):
     add(tar, *args)

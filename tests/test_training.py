@@ -16,19 +16,19 @@ from tiny_network import in_place_of_backbones
 import checkpoints
 import history
 import training
-from arrays import load_arrays, save_arrays
 from checkpoints import begin_or_continue, load_checkpoint, save_checkpoint
 from command_line import explain
+from data.arrays import load_arrays, save_arrays
+from data.images import Augmentation
+from data.landmarks import ClassTable, TrainLabels, read_train_labels
+from data.sources import TRAIN_CSV, Shard, Source
 from generators import Batch
 from history import HISTORY_COLUMNS, describe_progress
-from images import Augmentation
-from landmarks import ClassTable, TrainLabels, read_train_labels
 from model import build_predictor, to_numpy
 from model_files import load_recogniser, save_recogniser
 from recipes import Recipe
 from replicas import OneDevice
 from session import Session
-from sources import TRAIN_CSV, Shard, Source
 from training import TrainImages
 from utils import ExpectedError, Stop, StoppedError, format_duration
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from download import SHARD_PATIENCE, download, download_range, online_size, refuse_html
-from tars import pack_again, read_unpacked, unpacked_size
+from data.download import SHARD_PATIENCE, download, download_range, online_size, refuse_html
+from data.tars import pack_again, read_unpacked, unpacked_size
 from utils import ExpectedError, MissingFileError, file_md5, require_free_space, say
 
 CVDF_URL = "https://s3.amazonaws.com/google-landmark/"

@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from sources import TRAIN_CLEAN_CSV, TRAIN_CSV
-from tables import read_header, read_table, write_table
+from data.sources import TRAIN_CLEAN_CSV, TRAIN_CSV
+from data.tables import read_header, read_table, write_table
 from utils import ExpectedError
 
 LANDMARK_LEFT_OUT_IN_2019 = 138982  # its author does not say why

@@ -5,8 +5,8 @@ from collections import namedtuple
 
 import numpy as np
 
-from landmarks import check_unique, format_image_id, format_image_ids, parse_image_ids
-from tables import read_table, write_table
+from data.landmarks import check_unique, format_image_id, format_image_ids, parse_image_ids
+from data.tables import read_table, write_table
 from utils import ExpectedError, atomic_write
 
 USAGES = ("Public", "Private", "Ignored")  # the two leaderboards, and rows that are not scored
