@@ -11,7 +11,7 @@ import numpy as np
 import model
 from data.arrays import load_arrays, save_arrays
 from recipes import Recipe
-from session import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT
+from runs.session import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT
 from utils import (
     ExpectedError,
     say,

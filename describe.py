@@ -34,7 +34,7 @@ from generators import (
 )
 from model_files import load_recogniser
 from replicas import set_up_replicas
-from session import descriptions_name
+from runs.session import descriptions_name
 from utils import StoppedError, say
 
 _describers = {}  # the last one that `open_describer` made, by what it was made of

@@ -24,7 +24,7 @@ from generators import Batch, Reading, ShardEnd, stream_batches, tell_problems
 from history import ALL_SHARDS, describe_progress, write_history
 from recipes import Recipe
 from replicas import set_up_replicas
-from session import CHECKPOINT, Session, features_name
+from runs.session import CHECKPOINT, Session, features_name
 from training import Pace, TrainImages, describe_done
 from utils import ExpectedError, StoppedError, format_duration, require_free_space, say
 

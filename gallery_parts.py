@@ -13,7 +13,7 @@ import numpy as np
 from data.arrays import Column, check_arrays, load_arrays, save_arrays
 from descriptions import load_if_of, load_queries, unit_length
 from gallery import NUM_NEIGHBORS, Gallery, GalleryNeighbors, find_neighbors, nobody
-from session import DESCRIPTORS, QUERIES, penalised_part_name
+from runs.session import DESCRIPTORS, QUERIES, penalised_part_name
 from utils import ExpectedError, StoppedError, say
 
 

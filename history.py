@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from data.tables import write_table
-from session import HISTORY, HISTORY_PICTURE
+from runs.session import HISTORY, HISTORY_PICTURE
 from utils import (
     atomic_write,
     format_duration,

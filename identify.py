@@ -14,11 +14,9 @@ import json
 from pathlib import Path
 
 from background import in_background
-from command_line import CommandLine, number, parse_with_files, run_command_line
 from data.images import BadImageError, make_thumbnail
 from data.sources import Source
 from neighbors import read_thumbnail
-from on_kaggle import kernel
 from photo_gallery import load_gallery
 from photos import (
     MAX_DRAWN,
@@ -30,7 +28,9 @@ from photos import (
     read_photo,
     register_heic,
 )
-from session import DEMO_PHOTOS, IDENTIFIED_PICTURE, MODEL, Session, mute_warnings
+from runs import kernel
+from runs.command_line import CommandLine, number, parse_with_files, run_command_line
+from runs.session import DEMO_PHOTOS, IDENTIFIED_PICTURE, MODEL, Session, mute_warnings
 from utils import ExpectedError, atomic_write, say, scratch_folder
 
 DEMO_WORLD = "scratch/demo-world"  # where `make demo` drew it

@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from session import MANIFESTS, SHRINK_HISTORY, manifest_name
+from runs.session import MANIFESTS, SHRINK_HISTORY, manifest_name
 from utils import ExpectedError, atomic_write, copy_file, file_md5, say
 
 FIELDS = {

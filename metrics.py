@@ -4,7 +4,6 @@ python metrics.py recognition recognition_submission.csv recognition_solution_v2
 python metrics.py retrieval retrieval_submission.csv retrieval_solution_v2.1.csv
 """
 
-from command_line import CommandLine, run_command_line
 from data.submissions import (
     MAX_RETRIEVED,
     read_recognition_solution,
@@ -12,6 +11,7 @@ from data.submissions import (
     read_retrieval_solution,
     read_retrieval_submission,
 )
+from runs.command_line import CommandLine, run_command_line
 from utils import ExpectedError
 
 LEADERBOARDS = ("Public", "Private")  # rows of the third usage, Ignored, are not scored

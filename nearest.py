@@ -17,7 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from command_line import (
+from data.landmarks import ClassTable, read_image_ids, read_labels
+from data.sources import RECOGNITION_SOLUTION, TEST_CSV
+from data.submissions import check_recognition_submission, write_recognition_submission
+from metrics import format_scores, score_recognition
+from recipes import LABELS
+from report import recognised, write_report
+from runs.command_line import (
     CommandLine,
     add_describe_options,
     add_part_options,
@@ -28,15 +34,8 @@ from command_line import (
     run_command_line,
     session_settings,
 )
-from data.landmarks import ClassTable, read_image_ids, read_labels
-from data.sources import RECOGNITION_SOLUTION, TEST_CSV
-from data.submissions import check_recognition_submission, write_recognition_submission
-from metrics import format_scores, score_recognition
-from on_kaggle.kernel import require_package
-from recipes import LABELS
-from report import recognised, write_report
-from scheduler import describe_and_search
-from session import (
+from runs.kernel import require_package
+from runs.session import (
     DESCRIPTORS,
     MODEL,
     NAMES,
@@ -44,6 +43,7 @@ from session import (
     gallery_part_name,
     open_session,
 )
+from scheduler import describe_and_search
 from utils import ExpectedError, require_free_space, say
 from voting import VOTES, least_like_gallery, vote
 

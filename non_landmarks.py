@@ -9,7 +9,7 @@ import numpy as np
 
 from data.landmarks import format_image_id
 from descriptions import load_descriptions, unit_length
-from session import DESCRIPTORS
+from runs.session import DESCRIPTORS
 from utils import ExpectedError, say
 
 

@@ -29,7 +29,7 @@ from gallery import NUM_NEIGHBORS, Gallery, find_neighbors
 from gallery_parts import digest_of_rows, load_part_if_of, save_part
 from naming import Namer
 from reranks import Naming
-from session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
+from runs.session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
 from utils import ExpectedError, say
 
 

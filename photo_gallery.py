@@ -8,7 +8,7 @@ from data.landmarks import format_image_id
 from data.sources import Shard
 from descriptions import load_descriptions, unit_length
 from neighbors import Picture
-from session import DESCRIPTORS
+from runs.session import DESCRIPTORS
 from utils import ExpectedError, say
 
 SPLITS = ("train", "index")  # the test pictures are what is asked about

@@ -12,7 +12,7 @@ from data.landmarks import name_of_category, read_2019_classes, read_categories
 from data.sources import CATEGORY_CSV, TRAIN_CSV
 from model_files import load_recogniser
 from photos import Answer, Guess, Near
-from session import CALIBRATION, CATEGORIES
+from runs.session import CALIBRATION, CATEGORIES
 from utils import ExpectedError, say
 
 NUM_GUESSES = 4  # the best one and the runners-up

@@ -11,7 +11,17 @@ Run the same command again and it continues where it stopped.
 from pathlib import Path
 
 from calibration import calibrate, save_calibration
-from command_line import (
+from data.landmarks import read_categories, read_image_ids, read_labels, write_categories
+from data.sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV
+from data.submissions import (
+    check_recognition_submission,
+    read_recognition_solution,
+    write_recognition_submission,
+)
+from metrics import format_scores, score_recognition
+from recipes import ACTS_BESIDE, HUB, RECIPES, Data, Loss, Network, Recipe, Training
+from report import recognised, write_report
+from runs.command_line import (
     CommandLine,
     add_session_options,
     add_settings,
@@ -23,17 +33,7 @@ from command_line import (
     setting_flag,
     shard_range,
 )
-from data.landmarks import read_categories, read_image_ids, read_labels, write_categories
-from data.sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV
-from data.submissions import (
-    check_recognition_submission,
-    read_recognition_solution,
-    write_recognition_submission,
-)
-from metrics import format_scores, score_recognition
-from recipes import ACTS_BESIDE, HUB, RECIPES, Data, Loss, Network, Recipe, Training
-from report import recognised, write_report
-from session import (
+from runs.session import (
     CALIBRATION,
     CATEGORIES,
     MODEL,

@@ -17,18 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from command_line import (
-    CommandLine,
-    add_describe_options,
-    add_part_options,
-    add_session_options,
-    check_part,
-    number,
-    parse_session,
-    require_queries,
-    run_command_line,
-    session_settings,
-)
 from data.landmarks import read_image_ids, read_landmark_names
 from data.sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV
 from data.submissions import (
@@ -40,11 +28,22 @@ from data.submissions import (
 from merging import NamedPart, load_parts, merge_parts
 from metrics import format_scores, score_retrieval
 from neighbors import choose_rows, draw_neighbors
-from on_kaggle.kernel import require_package
 from report import retrieved, write_report
 from reranks import NAMED_BY, RERANKS, default_rerank
-from scheduler import describe_and_search
-from session import (
+from runs.command_line import (
+    CommandLine,
+    add_describe_options,
+    add_part_options,
+    add_session_options,
+    check_part,
+    number,
+    parse_session,
+    require_queries,
+    run_command_line,
+    session_settings,
+)
+from runs.kernel import require_package
+from runs.session import (
     MODEL,
     NEIGHBORS_PICTURE,
     REPORT_FACTS,
@@ -52,6 +51,7 @@ from session import (
     open_session,
     part_name,
 )
+from scheduler import describe_and_search
 from utils import ExpectedError, atomic_write, say
 
 MAX_SUMMED = 1000  # descriptors in the sum of an expansion

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.sources import Source, share_of
-from session import Session
+from runs.session import Session
 from utils import ExpectedError, Stop, StoppedError, say, scratch_folder
 
 NUM_RETRIES = 3  # of a job whose worker died

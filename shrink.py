@@ -13,7 +13,10 @@ the same command again and it continues where it stopped.
 import functools
 from pathlib import Path
 
-from command_line import (
+from data.sources import SPLITS, TRAIN_CLEAN_CSV
+from manifests import write_summary
+from runs import kernel
+from runs.command_line import (
     CommandLine,
     add_session_options,
     number,
@@ -22,11 +25,8 @@ from command_line import (
     scheduler_address,
     session_settings,
 )
-from data.sources import SPLITS, TRAIN_CLEAN_CSV
-from manifests import write_summary
-from on_kaggle import kernel
+from runs.session import SHRINK_PICTURE, open_session, shrunk_name
 from scheduler import open_workers
-from session import SHRINK_PICTURE, open_session, shrunk_name
 from utils import say
 
 

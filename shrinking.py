@@ -30,7 +30,7 @@ from generators import (
     tell_problems,
 )
 from manifests import find_done, write_page
-from session import SHRINK_HISTORY, SHRINK_PICTURE, manifest_name
+from runs.session import SHRINK_HISTORY, SHRINK_PICTURE, manifest_name
 from utils import (
     ExpectedError,
     MissingFileError,

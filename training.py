@@ -20,7 +20,7 @@ from history import describe_progress, write_history
 from optimizers import set_rates, steps_taken
 from recipes import Recipe, learning_rate_at
 from replicas import set_up_replicas
-from session import CHECKPOINT, PREVIOUS_CHECKPOINT
+from runs.session import CHECKPOINT, PREVIOUS_CHECKPOINT
 from utils import (
     ExpectedError,
     StoppedError,

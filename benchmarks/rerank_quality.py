@@ -23,7 +23,7 @@ from merging import NamedPart, Ranking, merge_parts
 from metrics import score_retrieval
 from naming import find_namer
 from reranks import NAMED_BY, RERANKS
-from session import open_session
+from runs.session import open_session
 
 NUM_SUMMED = 10
 # name -> descriptors summed up in a query and in an index image

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import retrieval
-from command_line import CommandLine, add_session_options, parse_session, run_command_line
+from runs.command_line import CommandLine, add_session_options, parse_session, run_command_line
 
 
 def write_untrained(model_path, path):

@@ -25,7 +25,7 @@ import shrink
 import shrinking
 from data.landmarks import read_image_ids
 from data.sources import INDEX_CSV, Source
-from session import Session
+from runs.session import Session
 from utils import Stop
 
 SPLIT = "index"

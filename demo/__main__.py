@@ -4,11 +4,11 @@ import contextlib
 import threading
 from pathlib import Path
 
-from command_line import CommandLine, run_command_line
 from demo.overview import draw_overview
 from demo.plan import WorldSize
 from demo.server import serve
 from demo.world import OVERVIEW, build_world
+from runs.command_line import CommandLine, run_command_line
 
 
 def parse_arguments(argv=None):

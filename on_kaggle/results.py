@@ -16,7 +16,7 @@ from data.submissions import (
 from on_kaggle.client import NetworkError, ask_client, call_client, last_line, patiently
 from on_kaggle.packing import REPORT
 from on_kaggle.states import look, read_report
-from session import (
+from runs.session import (
     CHECKPOINTS,
     DESCRIPTORS,
     QUERIES,

@@ -7,7 +7,7 @@ import json
 
 from report.page import render
 from report.run import describe_run
-from session import REPORT, REPORT_FACTS
+from runs.session import REPORT, REPORT_FACTS
 from utils import atomic_write, say
 
 ORDER = ("recognition", "nearest", "retrieval")  # of the page; others follow

@@ -10,7 +10,7 @@ from data.submissions import read_recognition_solution
 from metrics import LEADERBOARDS, score_recognition
 from neighbors import Picture
 from report.run import count_usages, encode_pictures, read_history
-from session import RECOGNITION_SUBMISSION
+from runs.session import RECOGNITION_SUBMISSION
 
 MAX_LANDMARKS = 500  # in the table, those with the most test images
 MAX_PAIRS = 8  # confused landmarks, three pictures each

@@ -14,7 +14,7 @@ from pathlib import Path
 from data.submissions import USAGES
 from data.tables import read_header
 from neighbors import read_thumbnail
-from session import HISTORY
+from runs.session import HISTORY
 from utils import ExpectedError, say
 
 PACKAGES = ("tensorflow", "jax", "torch", "keras", "keras-hub", "numpy", "pandas", "pillow",

@@ -19,7 +19,6 @@ import frozen
 import history
 import model
 import recognition
-from command_line import explain
 from data.arrays import load_arrays, save_arrays
 from data.sources import TRAIN_CSV, Shard
 from descriptions import load_descriptions
@@ -27,6 +26,7 @@ from generators import ShardEnd
 from history import HISTORY_COLUMNS
 from recipes import Recipe
 from replicas import OneDevice
+from runs.command_line import explain
 from utils import ExpectedError, Stop, StoppedError
 
 SETTINGS = Recipe().settings() | {

@@ -17,13 +17,13 @@ import photos
 import recognition
 import retrieval
 from calibration import Calibration, save_calibration
-from command_line import explain
 from data.images import BadImageError
 from data.landmarks import ClassTable, format_image_id
 from data.sources import Shard, Source
 from descriptions import Descriptions, save_descriptions, unit_length
 from generators import list_members
-from session import CALIBRATION, DESCRIPTORS, Session
+from runs.command_line import explain
+from runs.session import CALIBRATION, DESCRIPTORS, Session
 from utils import ExpectedError
 
 

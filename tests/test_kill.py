@@ -23,8 +23,8 @@ from checkpoints import load_checkpoint
 from data.arrays import load_arrays
 from demo.server import serve
 from model_files import load_recogniser
-from on_kaggle import kernel
-from session import Session
+from runs import kernel
+from runs.session import Session
 
 ROOT = Path(recognition.__file__).resolve().parent
 NUM_KILLS = 2

@@ -16,7 +16,6 @@ import gallery_parts
 import nearest
 import report
 import retrieval
-from command_line import run_command_line
 from data.arrays import load_arrays, save_arrays
 from data.landmarks import parse_image_ids
 from data.sources import RECOGNITION_SOLUTION, Shard, Source
@@ -24,7 +23,8 @@ from data.submissions import read_recognition_submission
 from descriptions import load_descriptions, load_queries, unit_length
 from gallery import find_neighbors, load_names, merge_neighbors
 from metrics import format_scores, score_recognition
-from on_kaggle import kernel as kernel_side
+from runs import kernel as kernel_side
+from runs.command_line import run_command_line
 from utils import ExpectedError
 
 PAIR = ("--parts", 2)

@@ -19,8 +19,8 @@ from built_kernels import (
 from checks import one_line
 
 import kernels
-from command_line import explain
 from on_kaggle import packing, plan
+from runs.command_line import explain
 from utils import ExpectedError
 
 ROOT = Path(kernels.__file__).parent
@@ -108,7 +108,7 @@ NEEDED = {  # script -> what it alone or with others needs, in turn
 @pytest.mark.parametrize("entry", NEEDED)
 def test_all_modules_that_a_script_needs_are_packed_and_no_other_script(entry):
     modules = packing.find_modules(entry).keys()
-    assert NEEDED[entry] | {"command_line.py", "utils.py", "on_kaggle/kernel.py"} <= modules
+    assert NEEDED[entry] | {"runs/command_line.py", "utils.py", "runs/kernel.py"} <= modules
     scripts = {f"{name}.py" for name in (*packing.ENTRIES, "kernels")}
     assert modules & scripts == {f"{entry}.py"}
     assert not {"on_kaggle/packing.py", "demo/world.py"} & modules

@@ -16,7 +16,6 @@ from synthetic import LANDMARKS, make_source
 
 import recognition
 import report
-from command_line import run_command_line
 from data import download
 from data.arrays import load_arrays
 from data.sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CSV, Shard
@@ -25,6 +24,7 @@ from demo.server import serve
 from descriptions import load_descriptions
 from metrics import format_scores, score_recognition
 from recipes import Recipe
+from runs.command_line import run_command_line
 
 ROOT = Path(recognition.__file__).parent
 

@@ -358,7 +358,7 @@ from generators import Batch, stream_batches
 from data.landmarks import read_train_labels
 from model import set_up_keras, to_numpy
 from recipes import Recipe
-from session import Session
+from runs.session import Session
 from data.sources import TRAIN_CSV, Source
 from tiny_network import in_place_of_backbones
 from data.arrays import save_arrays

@@ -19,7 +19,7 @@ from neighbors import NeighborRow, Picture
 from recipes import Recipe
 from report import charts, page, recognised, retrieved, run, sections
 from report.markup import Markup, table, tag
-from session import REPORT, REPORT_FACTS, Session
+from runs.session import REPORT, REPORT_FACTS, Session
 
 NASTY = "<script>alert(1)</script>\"'&"
 
@@ -342,7 +342,7 @@ def test_damaged_facts_of_an_earlier_run_are_left_out(tmp_path, capsys, no_chart
 
 
 def test_facts_of_another_kernel_are_taken_and_ones_own_count_more(tmp_path, monkeypatch):
-    import session
+    from runs import session
 
     facts = make_facts()
     other = tmp_path / "input" / REPORT_FACTS

@@ -29,7 +29,6 @@ import neighbors
 import report
 import retrieval
 import utils
-from command_line import run_command_line
 from data.arrays import load_arrays
 from data.landmarks import format_image_id
 from data.sources import INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV, Shard, Source
@@ -39,7 +38,8 @@ from descriptions import concatenate, load_descriptions
 from generators import list_members
 from merging import load_parts, merge_parts
 from metrics import format_scores, score_retrieval
-from on_kaggle import kernel as kernel_side
+from runs import kernel as kernel_side
+from runs.command_line import run_command_line
 from utils import ExpectedError
 
 NUM_SHARDS, PER_SHARD = 7, 20  # of the index: 140 images, more than are retrieved

@@ -21,7 +21,7 @@ import retrieval
 import scheduler
 import shrink
 from data.sources import Source
-from session import Session
+from runs.session import Session
 from utils import ExpectedError, Stop
 
 needs_dask = pytest.mark.skipif(

@@ -26,7 +26,7 @@ from data.images import decode_image
 from data.sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV, Shard, Source
 from generators import Reading, ShardEnd, list_members, stream_batches
 from manifests import read_page
-from on_kaggle import kernel
+from runs import kernel
 from utils import ExpectedError, StoppedError, file_md5
 
 ROOT = Path(shrink.__file__).resolve().parent

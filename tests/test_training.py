@@ -17,7 +17,6 @@ import checkpoints
 import history
 import training
 from checkpoints import begin_or_continue, load_checkpoint, save_checkpoint
-from command_line import explain
 from data.arrays import load_arrays, save_arrays
 from data.images import Augmentation
 from data.landmarks import ClassTable, TrainLabels, read_train_labels
@@ -28,7 +27,8 @@ from model import build_predictor, to_numpy
 from model_files import load_recogniser, save_recogniser
 from recipes import Recipe
 from replicas import OneDevice
-from session import Session
+from runs.command_line import explain
+from runs.session import Session
 from training import TrainImages
 from utils import ExpectedError, Stop, StoppedError, format_duration
 

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from data.sources import CVDF_URL
-from on_kaggle import kernel
 from recipes import MAX_BATCH_SIZE, RECIPES
-from session import MAX_SKIPPED_SHARE
+from runs import kernel
+from runs.session import MAX_SKIPPED_SHARE
 from utils import ExpectedError, StoppedError, say
 
 # What to do about a setting, where there is more to say than to change it.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.sources import Source
-from on_kaggle import kernel
+from runs import kernel
 from utils import ExpectedError, Stop, copy_file, hold_folder, say, scratch_folder
 
 # The output folder, as written by recognition.py ...
