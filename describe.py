@@ -33,7 +33,7 @@ from generators import (
     tell_problems,
 )
 from model_files import load_recogniser
-from replicas import set_up_replicas
+from network.devices import set_up_replicas
 from runs.session import descriptions_name
 from utils import StoppedError, say
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from replicas import list_gpus
+from network.devices import list_gpus
 from utils import loading_keras, say
 
 with loading_keras():

@@ -22,8 +22,8 @@ from describe import digest_of_shards
 from descriptions import digest_of, load_if_of
 from generators import Batch, Reading, ShardEnd, stream_batches, tell_problems
 from history import ALL_SHARDS, describe_progress, write_history
+from network.devices import set_up_replicas
 from recipes import Recipe
-from replicas import set_up_replicas
 from runs.session import CHECKPOINT, Session, features_name
 from training import Pace, TrainImages, describe_done
 from utils import ExpectedError, StoppedError, format_duration, require_free_space, say

@@ -10,15 +10,15 @@ from functools import partial
 
 import numpy as np
 
-import backbones
+from network import backbones
 from utils import loading_keras
 
 with loading_keras():
     import keras
 
-    import layers
-    from optimizers import build_optimizer
-    from replicas import list_gpus, precision_here
+    from network import layers
+    from network.devices import list_gpus, precision_here
+    from network.optimizers import build_optimizer
 
 to_numpy = keras.ops.convert_to_numpy  # of a variable, on every backend
 DESCRIPTOR, LOGITS = "descriptor", "logits"  # the layers that give them
@@ -27,7 +27,7 @@ POOLING = (keras.layers.GlobalMaxPooling2D, keras.layers.GlobalAveragePooling2D)
 
 
 def set_up_keras(seed, bfloat16=False):
-    """Seeds Keras and chooses the precision, see `replicas.precision_here`.
+    """Seeds Keras and chooses the precision, see `devices.precision_here`.
 
     Args:
         seed: int.

@@ -165,12 +165,14 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         fresh: forget the checkpoint first.
         place: (addresses of the machines that train together or None, number of this one).
     """
-    import backbones  # these load Keras, which is deferred until the arguments are valid
     import checkpoints
     import frozen
     import model_files
-    import replicas
     import training
+    from network import (
+        backbones,  # these load Keras, which is deferred until the arguments are valid
+        devices,
+    )
 
     source, data = session.source, recipe.data
     # Before 450 MB of train.csv are fetched for them.
@@ -190,7 +192,7 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         checkpoints.forget(session)
     images = training.TrainImages(class_table, labels, shards, held_out)
     trainer = frozen if recipe.network.frozen_backbone else training
-    with replicas.join_machines(*place):
+    with devices.join_machines(*place):
         network = trainer.train(session, recipe, images, valid_every)
     if place[1]:  # the first machine writes
         return

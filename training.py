@@ -17,9 +17,9 @@ from data.images import Augmentation
 from data.landmarks import ClassTable, TrainLabels
 from generators import Reading, ShardEnd, stream_batches, tell_problems
 from history import describe_progress, write_history
-from optimizers import set_rates, steps_taken
+from network.devices import set_up_replicas
+from network.optimizers import set_rates, steps_taken
 from recipes import Recipe, learning_rate_at
-from replicas import set_up_replicas
 from runs.session import CHECKPOINT, PREVIOUS_CHECKPOINT
 from utils import (
     ExpectedError,

@@ -28,8 +28,8 @@ from data.sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION, TRAIN_CSV, Sh
 from data.submissions import read_recognition_solution, read_retrieval_solution
 from generators import Reading, ShardEnd, stream_batches
 from metrics import global_average_precision, mean_average_precision
+from network.devices import OneDevice
 from recipes import RECIPES
-from replicas import OneDevice
 from utils import Stop
 
 HEADS = {

@@ -27,7 +27,7 @@ import training
 from data.sources import Shard, Source
 from demo.server import serve
 from generators import Reading, ShardEnd, stream_batches
-from replicas import OneDevice
+from network.devices import OneDevice
 from utils import Stop
 
 PROPORTIONS = ((1, 1, 1), (1, 0.5, 0.5), (0.5, 1, 0.5), (0.5, 0.5, 1), (1, 0.9, 0.3), (0.3, 1, 0.9))

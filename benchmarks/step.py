@@ -30,8 +30,8 @@ import training
 from data.images import Augmentation
 from data.sources import Shard
 from generators import Batch, Reading, ShardEnd, stream_batches
+from network.devices import OneDevice
 from recipes import Loss, Recipe
-from replicas import OneDevice
 from utils import Stop
 
 BATCH = 32

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from synthetic import make_source, write_shard
 from test_training import history_of, images_of, load, session_at
 
-import backbones
 import checkpoints
 import frozen
 import history
@@ -24,8 +23,9 @@ from data.sources import TRAIN_CSV, Shard
 from descriptions import load_descriptions
 from generators import ShardEnd
 from history import HISTORY_COLUMNS
+from network import backbones
+from network.devices import OneDevice
 from recipes import Recipe
-from replicas import OneDevice
 from runs.command_line import explain
 from utils import ExpectedError, Stop, StoppedError
 

@@ -23,8 +23,9 @@ ORDER = order_of_the_readme()
 SCRIPTS = ("recognition", "retrieval", "nearest", "shrink", "kernels", "identify")
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 WITH_FRAMEWORK = {
-    *("frozen", "training", "checkpoints", "parts", "describe", "model_files", "model", "layers"),
-    *("optimizers", "backbones", "photo_naming", "device_search", "replicas"),
+    *("frozen", "training", "checkpoints", "parts", "describe", "model_files", "model"),
+    *("network.layers", "network.optimizers", "network.backbones", "network.devices"),
+    *("photo_naming", "device_search"),
 }
 PACKAGES = sorted(
     path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name not in ("tests",)

@@ -17,8 +17,8 @@ import model
 import model_files
 from model import build_classifier, build_network, build_predictor, compile_network, set_up_keras
 from model_files import Recogniser, load_model, load_recogniser, save_model
+from network.devices import OneDevice
 from recipes import Loss, Recipe, Training, learning_rate_at
-from replicas import OneDevice
 from utils import ExpectedError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)

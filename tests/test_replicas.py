@@ -22,7 +22,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 import keras
 import model
 from recipes import Loss, Recipe, Training
-from replicas import OneDevice, TensorFlowReplicas
+from network.devices import OneDevice, TensorFlowReplicas
 
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (6, 8, 16, 16, 3), np.uint8)
@@ -69,8 +69,8 @@ def test_a_step_is_traced_once(monkeypatch):
     import keras
 
     import model
+    from network.devices import OneDevice
     from recipes import Recipe, Training
-    from replicas import OneDevice
 
     inputs = keras.Input((4,))
     network = keras.Model(inputs, keras.layers.Dense(3)(inputs))
@@ -110,10 +110,10 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 import keras
-import backbones
+from network import backbones
 import model
 from recipes import Recipe
-from replicas import OneDevice, TensorFlowReplicas
+from network.devices import OneDevice, TensorFlowReplicas
 from training import Pace
 
 STRONG = {{
@@ -181,7 +181,7 @@ tf.config.set_logical_device_configuration(
 )
 import model
 from recipes import Loss, Recipe, Training
-from replicas import TensorFlowReplicas
+from network.devices import TensorFlowReplicas
 
 replicas = TensorFlowReplicas(["CPU:0", "CPU:1"])
 keras.config.set_dtype_policy("mixed_float16")
@@ -216,12 +216,12 @@ def test_an_overflow_on_either_device_skips_the_step_on_both():
 
 
 def test_a_batch_that_two_gpus_cannot_share_is_refused(monkeypatch):
-    import replicas
+    from network import devices
     from utils import ExpectedError
 
-    monkeypatch.setattr(replicas, "list_gpus", lambda: ["gpu:0", "gpu:1"])
+    monkeypatch.setattr(devices, "list_gpus", lambda: ["gpu:0", "gpu:1"])
     with pytest.raises(ExpectedError, match="batches of 33 images: 2 GPUs here"):
-        replicas.set_up_replicas(33)
+        devices.set_up_replicas(33)
 
 
 # ------------------------------------------------------------------------------------------ JAX
@@ -240,9 +240,9 @@ import keras
 import numpy as np
 
 import model
-import replicas
+from network import devices
 from recipes import Recipe
-from replicas import JaxDevices, OneDevice, set_up_replicas
+from network.devices import JaxDevices, OneDevice, set_up_replicas
 from tiny_network import in_place_of_backbones
 from training import Pace
 
@@ -310,7 +310,7 @@ with in_place_of_backbones():
 head = compare(STRONG, vectors, three, eight)
 
 # No collective of the compiled step is as large as the head: features cross, not its gradients.
-state = [[eight._place(v) for v in group] for group in replicas._state_of(head)]
+state = [[eight._place(v) for v in group] for group in devices._state_of(head)]
 batch = [eight._split(vectors[0]), eight._split(classes[0]), None]
 text = eight._steps[id(head), "train"][1].lower(state, batch).compile().as_text()
 lines = [line for line in text.splitlines() if "all-gather(" in line or "all-reduce(" in line]
@@ -502,10 +502,10 @@ def test_a_killed_machine_ends_the_run_and_fewer_continue_it(number, tmp_path):
 def test_machines_that_differ_are_refused(name):
     from types import SimpleNamespace
 
-    import replicas
+    from network import devices
     from utils import ExpectedError
 
-    one = object.__new__(replicas.JaxMachines)
+    one = object.__new__(devices.JaxMachines)
     one.machines = SimpleNamespace(
         exchange=lambda facts: [facts, facts | {name: "another"}], name=lambda k: f"machine {k}"
     )

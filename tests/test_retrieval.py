@@ -1179,7 +1179,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_cost_the_merge(
 def test_a_descriptor_that_is_not_finite_leaves_its_image_empty(
     world, model, tmp_path, monkeypatch, capsys
 ):
-    from replicas import OneDevice
+    from network.devices import OneDevice
 
     real = OneDevice.predict_on_batch
 

@@ -25,8 +25,8 @@ from generators import Batch
 from history import HISTORY_COLUMNS, describe_progress
 from model import build_predictor, to_numpy
 from model_files import load_recogniser, save_recogniser
+from network.devices import OneDevice
 from recipes import Recipe
-from replicas import OneDevice
 from runs.command_line import explain
 from runs.session import Session
 from training import TrainImages

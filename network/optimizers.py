@@ -5,7 +5,7 @@ from utils import loading_keras
 with loading_keras():
     import keras
 
-    from replicas import agree_on_overflow, count_devices, mean_over_devices
+    from network.devices import agree_on_overflow, count_devices, mean_over_devices
 
 MOMENTUM = 0.9  # of sgd
 KINDS = {
