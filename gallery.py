@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.arrays import Column, check_arrays, load_arrays, save_arrays
-from descriptions import load_descriptions, unit_length
+from descriptors.descriptions import load_descriptions, unit_length
 from utils import ExpectedError
 
 NUM_NEIGHBORS = 10  # kept for each query: every vote and rerank here looks at fewer

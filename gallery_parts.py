@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data.arrays import Column, check_arrays, load_arrays, save_arrays
-from descriptions import load_if_of, load_queries, unit_length
+from descriptors.descriptions import load_if_of, load_queries, unit_length
 from gallery import NUM_NEIGHBORS, Gallery, GalleryNeighbors, find_neighbors, nobody
 from runs.session import DESCRIPTORS, QUERIES, penalised_part_name
 from utils import ExpectedError, StoppedError, say

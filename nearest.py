@@ -181,7 +181,7 @@ def queries_job(session, args):
 
 def describe_job(session, job):
     """Describes one train shard, in a worker; the job is (arguments, `Shard`)."""
-    import describe
+    from descriptors import describe
 
     args, shard = job
     describer = make_describer(session, args)
@@ -207,7 +207,7 @@ def require_room(session, describer, num_images, num_parts):
 
 def make_describer(session, args):
     """Loads the network; the queries are stored as recognition.py stores them."""
-    import describe
+    from descriptors import describe
 
     settings = describe.Settings(
         args.model or session.find(MODEL), args.batch_size, args.flipped_too

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.landmarks import format_image_id
-from descriptions import load_descriptions, unit_length
+from descriptors.descriptions import load_descriptions, unit_length
 from runs.session import DESCRIPTORS
 from utils import ExpectedError, say
 

@@ -15,8 +15,8 @@ from candidates import best_by_confidence, best_by_soft_labels
 from data.arrays import save_arrays
 from data.landmarks import read_image_ids
 from data.sources import TEST_CSV, share_of
-from describe import describe_shards, describe_split, digest_of_shards, gather
-from descriptions import (
+from descriptors.describe import describe_shards, describe_split, digest_of_shards, gather
+from descriptors.descriptions import (
     digest_of,
     load_if_of,
     load_image_ids,

@@ -165,14 +165,12 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         fresh: forget the checkpoint first.
         place: (addresses of the machines that train together or None, number of this one).
     """
-    import checkpoints
-    import frozen
     import model_files
-    import training
     from network import (
         backbones,  # these load Keras, which is deferred until the arguments are valid
         devices,
     )
+    from training import checkpoints, frozen, loop
 
     source, data = session.source, recipe.data
     # Before 450 MB of train.csv are fetched for them.
@@ -190,8 +188,8 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
 
     if fresh:  # nothing was wrong so far
         checkpoints.forget(session)
-    images = training.TrainImages(class_table, labels, shards, held_out)
-    trainer = frozen if recipe.network.frozen_backbone else training
+    images = loop.TrainImages(class_table, labels, shards, held_out)
+    trainer = frozen if recipe.network.frozen_backbone else loop
     with devices.join_machines(*place):
         network = trainer.train(session, recipe, images, valid_every)
     if place[1]:  # the first machine writes
@@ -212,7 +210,7 @@ def predict(session, model_path, batch_size, flipped_too):
         batch_size: images in a step.
         flipped_too: average with the mirrored image.
     """
-    import describe
+    from descriptors import describe
 
     source = session.source
     settings = describe.Settings(model_path or session.find(MODEL), batch_size, flipped_too)

@@ -174,7 +174,7 @@ def search_parts(session, args):
 
 def _make_describer(session, args):
     """Loads the network."""
-    import describe
+    from descriptors import describe
 
     settings = describe.Settings(
         args.model or session.find(MODEL), args.batch_size, args.flipped_too, args.descriptor_dtype
@@ -206,7 +206,7 @@ def queries_job(session, args):
 
 def describe_job(session, job):
     """Describes one shard of the index, in a worker; the job is (arguments, `Shard`)."""
-    import describe
+    from descriptors import describe
 
     args, shard = job
     index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
@@ -240,8 +240,8 @@ def _plan_search(session, describer, args, queries):
 
 def _plan_expansion(session, describer, args, index_ids):
     """Finds the descriptors of the whole index, made first where this run has all parts."""
-    import describe
     import parts
+    from descriptors import describe
 
     shards = session.source.select_shards("index")
     if args.part is None:

@@ -18,7 +18,7 @@ import common
 import numpy as np
 
 import gallery
-from descriptions import Descriptions, save_descriptions, unit_length
+from descriptors.descriptions import Descriptions, save_descriptions, unit_length
 
 NUM_QUERIES = 117_577
 GALLERIES = {"clean": 1_580_470, "all": 4_132_914}

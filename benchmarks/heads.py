@@ -91,8 +91,8 @@ def noise(num_classes, takes_vectors):
 
 def write_checkpoint(connection, num_classes):
     """Gives (GB of the file, seconds to write it, seconds to read it) for the largest head."""
-    import checkpoints
     from network.devices import OneDevice
+    from training import checkpoints
 
     network = build(LARGEST, num_classes, takes_vectors=False)
     OneDevice().train_on_batch(network, *noise(num_classes, takes_vectors=False))

@@ -21,7 +21,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 
-import frozen
 import model
 from data.landmarks import format_image_id, read_train_labels
 from data.sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION, TRAIN_CSV, Shard
@@ -30,6 +29,7 @@ from generators import Reading, ShardEnd, stream_batches
 from metrics import global_average_precision, mean_average_precision
 from network.devices import OneDevice
 from recipes import RECIPES
+from training import frozen
 from utils import Stop
 
 HEADS = {

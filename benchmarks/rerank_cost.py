@@ -14,7 +14,7 @@ import common
 import numpy as np
 
 from candidates import best_by_confidence, best_by_soft_labels
-from descriptions import Descriptions, save_descriptions, unit_length
+from descriptors.descriptions import Descriptions, save_descriptions, unit_length
 from expansion import expand, index_of
 from reranks import name_by_neighbors
 from search import find_candidates

@@ -17,7 +17,7 @@ import parts
 import search
 from data.sources import RETRIEVAL_SOLUTION
 from data.submissions import write_retrieval_submission
-from descriptions import concatenate, load_descriptions, load_queries
+from descriptors.descriptions import concatenate, load_descriptions, load_queries
 from expansion import index_of
 from merging import NamedPart, Ranking, merge_parts
 from metrics import score_retrieval

@@ -23,15 +23,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 
-import describe
 import model
 import model_files
-import training
 from data.images import Augmentation
 from data.sources import Shard
+from descriptors import describe
 from generators import Batch, Reading, ShardEnd, stream_batches
 from network.devices import OneDevice
 from recipes import Loss, Recipe
+from training import loop
 from utils import Stop
 
 BATCH = 32
@@ -109,10 +109,10 @@ def compare_feeding(size, rounds):
         # Some shards before, and some more to decode after: the steady state of a long run.
         with open_stream(tar, reading) as stream:
             what = (OneDevice(), network, stream, common.Steady(), Stop(), "")
-            training.train_mini_epoch(*what)
+            loop.train_mini_epoch(*what)
             begin = time.perf_counter()
             for _ in range(NUM_SHARDS):
-                training.train_mini_epoch(*what)
+                loop.train_mini_epoch(*what)
             return (time.perf_counter() - begin) / num_steps
 
     def fit_per_shard():

@@ -24,7 +24,7 @@ import voting
 from data.landmarks import format_image_id
 from data.sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
 from data.submissions import read_recognition_solution, read_retrieval_solution
-from descriptions import concatenate, load_descriptions, load_queries, unit_length
+from descriptors.descriptions import concatenate, load_descriptions, load_queries, unit_length
 from metrics import global_average_precision
 
 MODELS = {"2019": "2019", "strong": "together, from 9 images"}  # of the ablation's variants

@@ -17,7 +17,6 @@ from pathlib import Path
 import common
 import numpy as np
 
-import describe
 import retrieval
 import scheduler
 import search
@@ -25,6 +24,7 @@ import shrink
 import shrinking
 from data.landmarks import read_image_ids
 from data.sources import INDEX_CSV, Source
+from descriptors import describe
 from runs.session import Session
 from utils import Stop
 

@@ -127,7 +127,7 @@ def test_votes_reads_scores_of_a_scene_where_the_right_answer_is_known(tmp_path)
     import numpy as np
     import votes
 
-    from descriptions import Descriptions, save_descriptions
+    from descriptors.descriptions import Descriptions, save_descriptions
     from gallery import Gallery
 
     def describe(ids, directions):
@@ -162,7 +162,7 @@ def test_superglobal_ranks_what_is_near_the_query_and_its_neighbors(monkeypatch,
     import numpy as np
     import rerank_quality
 
-    from descriptions import Descriptions
+    from descriptors.descriptions import Descriptions
 
     angles = np.arange(12) / 10
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)

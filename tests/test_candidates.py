@@ -5,7 +5,7 @@ import pytest
 
 import candidates
 from candidates import best_by_confidence, best_by_soft_labels
-from descriptions import unit_length
+from descriptors.descriptions import unit_length
 from merging import NamedPart, merge_parts
 from reranks import RERANKS, Naming, confidence_dimensions
 from search import find_candidates

@@ -7,7 +7,7 @@ import pytest
 from checks import one_line
 
 from data.arrays import save_arrays
-from descriptions import (
+from descriptors.descriptions import (
     Descriptions,
     load_descriptions,
     load_if_of,

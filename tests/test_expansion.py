@@ -6,7 +6,7 @@ from test_gallery import describe
 
 import expansion
 import gallery
-from descriptions import unit_length
+from descriptors.descriptions import unit_length
 from expansion import expand, index_of
 
 NUM_INDEX, WIDTH = 40, 6

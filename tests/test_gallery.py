@@ -8,7 +8,7 @@ from checks import one_line
 
 import gallery as gallery_module
 from data.arrays import load_arrays, save_arrays
-from descriptions import Descriptions, save_descriptions, unit_length
+from descriptors.descriptions import Descriptions, save_descriptions, unit_length
 from gallery import (
     Gallery,
     GalleryNeighbors,

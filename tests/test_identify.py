@@ -20,7 +20,7 @@ from calibration import Calibration, save_calibration
 from data.images import BadImageError
 from data.landmarks import ClassTable, format_image_id
 from data.sources import Shard, Source
-from descriptions import Descriptions, save_descriptions, unit_length
+from descriptors.descriptions import Descriptions, save_descriptions, unit_length
 from generators import list_members
 from runs.command_line import explain
 from runs.session import CALIBRATION, DESCRIPTORS, Session

@@ -23,7 +23,8 @@ ORDER = order_of_the_readme()
 SCRIPTS = ("recognition", "retrieval", "nearest", "shrink", "kernels", "identify")
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 WITH_FRAMEWORK = {
-    *("frozen", "training", "checkpoints", "parts", "describe", "model_files", "model"),
+    *("training.frozen", "training.loop", "training.checkpoints", "descriptors.describe"),
+    *("parts", "model_files", "model"),
     *("network.layers", "network.optimizers", "network.backbones", "network.devices"),
     *("photo_naming", "device_search"),
 }
@@ -111,7 +112,8 @@ def test_a_script_answers_before_it_loads_a_framework(name):
 
 def test_the_kaggle_side_runs_without_the_modules_that_it_packs():
     modules = closure("kernels", imports_at_start) & set(ORDER)
-    assert not modules & {"training", "describe", "model", "search", "generators", "demo"}
+    heavy = {"training.loop", "descriptors.describe", "model", "search", "generators", "demo"}
+    assert not modules & heavy
 
 
 def test_only_the_search_knows_faiss():

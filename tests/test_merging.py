@@ -8,7 +8,7 @@ from checks import one_line
 
 import merging
 from data.arrays import load_arrays, save_arrays
-from descriptions import Descriptions, save_descriptions
+from descriptors.descriptions import Descriptions, save_descriptions
 from merging import Part, load_parts, merge_candidates, merge_parts
 from search import Candidates, find_candidates
 from utils import ExpectedError

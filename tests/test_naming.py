@@ -9,7 +9,7 @@ import pytest
 from checks import one_line
 from test_gallery import describe
 
-from descriptions import load_descriptions, save_descriptions, unit_length
+from descriptors.descriptions import load_descriptions, save_descriptions, unit_length
 from gallery import Gallery, find_neighbors
 from gallery_parts import digest_of_rows, save_part
 from naming import find_namer

@@ -20,7 +20,7 @@ from data.arrays import load_arrays, save_arrays
 from data.landmarks import parse_image_ids
 from data.sources import RECOGNITION_SOLUTION, Shard, Source
 from data.submissions import read_recognition_submission
-from descriptions import load_descriptions, load_queries, unit_length
+from descriptors.descriptions import load_descriptions, load_queries, unit_length
 from gallery import find_neighbors, load_names, merge_neighbors
 from metrics import format_scores, score_recognition
 from runs import kernel as kernel_side

@@ -98,21 +98,24 @@ def test_a_build_has_another_name_when_arguments_or_sources_change(built, tmp_pa
 
 
 NEEDED = {  # script -> what it alone or with others needs, in turn
-    "recognition": {"recognition.py", "training.py", "frozen.py", "describe.py"},
-    "nearest": {"nearest.py", "voting.py", "gallery_parts.py", "parts.py", "describe.py"},
-    "retrieval": {"retrieval.py", "merging.py", "naming.py", "parts.py", "describe.py"},
-    "shrink": {"shrink.py", "shrinking.py"},
+    "recognition": {"training/loop.py", "training/frozen.py", "descriptors/describe.py"},
+    "nearest": {"voting.py", "gallery_parts.py", "parts.py", "descriptors/describe.py"},
+    "retrieval": {"merging.py", "naming.py", "parts.py", "descriptors/describe.py"},
+    "shrink": {"shrinking.py"},
 }
 
 
 @pytest.mark.parametrize("entry", NEEDED)
 def test_all_modules_that_a_script_needs_are_packed_and_no_other_script(entry):
     modules = packing.find_modules(entry).keys()
-    assert NEEDED[entry] | {"runs/command_line.py", "utils.py", "runs/kernel.py"} <= modules
+    assert (
+        NEEDED[entry] | {f"{entry}.py", "runs/command_line.py", "utils.py", "runs/kernel.py"}
+        <= modules
+    )
     scripts = {f"{name}.py" for name in (*packing.ENTRIES, "kernels")}
     assert modules & scripts == {f"{entry}.py"}
     assert not {"on_kaggle/packing.py", "demo/world.py"} & modules
-    for other in {"training.py", "shrinking.py", "voting.py", "merging.py"} - NEEDED[entry]:
+    for other in {"training/loop.py", "shrinking.py", "voting.py", "merging.py"} - NEEDED[entry]:
         assert other not in modules
     assert {"demo/__init__.py", "demo/art.py"} <= packing.find_modules(entry, True).keys()
 

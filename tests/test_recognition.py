@@ -21,7 +21,7 @@ from data.arrays import load_arrays
 from data.sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CSV, Shard
 from data.submissions import read_recognition_submission
 from demo.server import serve
-from descriptions import load_descriptions
+from descriptors.descriptions import load_descriptions
 from metrics import format_scores, score_recognition
 from recipes import Recipe
 from runs.command_line import run_command_line
@@ -161,9 +161,9 @@ def test_the_model_knows_the_recipe_that_it_was_trained_with(recognition_run):
 def test_running_again_trains_nothing_and_predicts_the_same(
     finished, tiny_backbones, monkeypatch, capsys
 ):
-    import training
+    from training import loop
 
-    monkeypatch.setattr(training, "stream_batches", lambda *_: pytest.fail("trains again"))
+    monkeypatch.setattr(loop, "stream_batches", lambda *_: pytest.fail("trains again"))
     output, arguments = finished
     before = files_of(output)
     assert run(*arguments) == 0

@@ -114,7 +114,7 @@ from network import backbones
 import model
 from recipes import Recipe
 from network.devices import OneDevice, TensorFlowReplicas
-from training import Pace
+from training.loop import Pace
 
 STRONG = {{
     **{{"image_size": 32, "weights": "none", "pooling": "gem", "gem_learnt": True}},
@@ -244,7 +244,7 @@ from network import devices
 from recipes import Recipe
 from network.devices import JaxDevices, OneDevice, set_up_replicas
 from tiny_network import in_place_of_backbones
-from training import Pace
+from training.loop import Pace
 
 NUM_CLASSES = 13  # neither 8 nor 3 divides it
 rng = np.random.default_rng(0)
@@ -350,8 +350,8 @@ import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 import numpy as np
-import checkpoints
-import training
+from training import checkpoints
+from training import loop
 import recognition
 from dataclasses import replace
 from generators import Batch, stream_batches
@@ -370,14 +370,14 @@ recipe, output = Recipe.of(vars(args)), Path(sys.argv[1])
 source = Source(args.source, output)
 table, labels = read_train_labels(source.fetch(TRAIN_CSV), recipe.data.min_images)
 shards = source.select_shards("train", *recipe.data.train_shards)
-images = training.TrainImages(table, labels, shards, [])
+images = loop.TrainImages(table, labels, shards, [])
 session = Session(output, source, Stop())
 set_up_keras(0)
 with in_place_of_backbones():
-    num_steps = training.count_steps(session, recipe, images)
+    num_steps = loop.count_steps(session, recipe, images)
     network, _ = checkpoints.begin_or_continue(session, recipe, images, num_steps)
 size = recipe.training.batch_size // num_machines
-reading = replace(training.reading_of(recipe, labels), batch_size=size)
+reading = replace(loop.reading_of(recipe, labels), batch_size=size)
 steps_of_shard = num_steps / len(shards)
 losses, accuracies, last = [], [], {{}}
 nothing = np.zeros((size, 32, 32, 3), np.uint8), np.zeros(size, np.int32)
@@ -385,7 +385,7 @@ for begin in range(0, len(shards), num_machines):
     group = shards[begin : begin + num_machines]
     streams = [list(stream_batches(source, [(0, shard)], reading)) for shard in group]
     batches = [[item for item in stream if isinstance(item, Batch)] for stream in streams]
-    pace = training.Pace(recipe, network, begin, len(shards), steps_of_shard, len(group))
+    pace = loop.Pace(recipe, network, begin, len(shards), steps_of_shard, len(group))
     of_group = []
     for step in range(max(map(len, batches))):
         active = [k for k in range(len(group)) if step < len(batches[k])]

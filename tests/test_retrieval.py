@@ -34,7 +34,7 @@ from data.landmarks import format_image_id
 from data.sources import INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV, Shard, Source
 from data.submissions import read_retrieval_solution, read_retrieval_submission
 from demo.server import serve
-from descriptions import concatenate, load_descriptions
+from descriptors.descriptions import concatenate, load_descriptions
 from generators import list_members
 from merging import load_parts, merge_parts
 from metrics import format_scores, score_retrieval

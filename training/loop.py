@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 import model
-from checkpoints import begin_or_continue, save_checkpoint, size_on_disk
 from data.images import Augmentation
 from data.landmarks import ClassTable, TrainLabels
 from generators import Reading, ShardEnd, stream_batches, tell_problems
-from history import describe_progress, write_history
 from network.devices import set_up_replicas
 from network.optimizers import set_rates, steps_taken
 from recipes import Recipe, learning_rate_at
 from runs.session import CHECKPOINT, PREVIOUS_CHECKPOINT
+from training.checkpoints import begin_or_continue, save_checkpoint, size_on_disk
+from training.history import describe_progress, write_history
 from utils import (
     ExpectedError,
     StoppedError,

@@ -13,19 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 
 import model
-import training
-from checkpoints import begin_or_continue, save_checkpoint
 from data.arrays import Column, check_arrays, load_arrays, save_arrays
 from data.landmarks import format_image_id
 from data.sources import Shard
-from describe import digest_of_shards
-from descriptions import digest_of, load_if_of
+from descriptors.describe import digest_of_shards
+from descriptors.descriptions import digest_of, load_if_of
 from generators import Batch, Reading, ShardEnd, stream_batches, tell_problems
-from history import ALL_SHARDS, describe_progress, write_history
 from network.devices import set_up_replicas
 from recipes import Recipe
 from runs.session import CHECKPOINT, Session, features_name
-from training import Pace, TrainImages, describe_done
+from training import loop
+from training.checkpoints import begin_or_continue, save_checkpoint
+from training.history import ALL_SHARDS, describe_progress, write_history
+from training.loop import Pace, TrainImages, describe_done
 from utils import ExpectedError, StoppedError, format_duration, require_free_space, say
 
 # Of a shard's file, beside its vectors.
@@ -102,7 +102,7 @@ class Describer:
 def train(session, recipe, images, valid_every):
     """Describes the train images, and trains neck and head on that, from the checkpoint if any.
 
-    Args, Returns, Raises: as in `training.train`; a mini-epoch is a pass over all vectors.
+    Args, Returns, Raises: as in `loop.train`; a mini-epoch is a pass over all vectors.
     """
     _check(recipe)
     policy = model.set_up_keras(recipe.training.seed, recipe.training.bfloat16)
@@ -114,7 +114,7 @@ def train(session, recipe, images, valid_every):
             session,
             recipe,
             images,
-            training.count_steps(session, recipe, images),
+            loop.count_steps(session, recipe, images),
             describer.build_head,
             describer.digest,
         )
@@ -126,10 +126,10 @@ def train(session, recipe, images, valid_every):
             f"{recipe.network.backbone}, frozen, {policy}, {recipe.data.image_size} pixels, "
             f"{len(images.class_table):,} landmarks"
         )
-        training.require_space(session, head)
+        loop.require_space(session, head)
         train, held_out = describe(session, describer, replicas, images)
-        run = HeadRun(session, recipe, images, replicas, head, train, held_out)
-        run.train(rows, valid_every, describer.digest)
+        head_run = HeadRun(session, recipe, images, replicas, head, train, held_out)
+        head_run.train(rows, valid_every, describer.digest)
     with replicas.scope():
         return model.join_head(describer.pooled, head, recipe)
 
@@ -183,7 +183,7 @@ def describe(session, describer, replicas, images):
         )
     )
     if not len(train.image_ids):
-        raise training.no_images(images)
+        raise loop.no_images(images)
     return train, held_out
 
 
@@ -369,7 +369,7 @@ class HeadRun:
         pace = Pace(self.recipe, self.head, epoch, settings.epochs, num_steps)
         stream = shuffle(self.vectors, settings.batch_size, [settings.seed, epoch])
         row = {"mini_epoch": epoch + 1, "epoch": epoch + 1}
-        row |= training.train_mini_epoch(self.replicas, self.head, stream, pace, stop, done)
+        row |= loop.train_mini_epoch(self.replicas, self.head, stream, pace, stop, done)
         row |= {
             "bad_images": self.vectors.num_bad,
             "problem": ", ".join(f"{shard.path} left out" for shard in self.vectors.left_out),
@@ -377,7 +377,7 @@ class HeadRun:
         if is_validated:
             scale = model.scale_of(self.recipe.loss, len(self.images.class_table))
             valid = in_order(self.held_out, settings.batch_size)
-            row |= training.validate(self.replicas, self.head, valid, scale)
+            row |= loop.validate(self.replicas, self.head, valid, scale)
         return row
 
 

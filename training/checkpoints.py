@@ -24,7 +24,7 @@ def save_checkpoint(session, network, recipe, images, rows, backbone=None):
     The checkpoint before it stays as a second one, in case this one is damaged.
 
     Args:
-        session, recipe, images: as for `training.train`.
+        session, recipe, images: as for `loop.train`.
         network: compiled keras.Model.
         rows: of the history.
         backbone: digest of a frozen backbone that is not in the network.
@@ -109,7 +109,7 @@ def begin_or_continue(session, recipe, images, num_steps, build=model.build_netw
     """Builds the network, and restores the checkpoint if there is one.
 
     Args:
-        session, recipe, images: as for `training.train`.
+        session, recipe, images: as for `loop.train`.
         num_steps: of the whole run.
         build: function, as `model.build_network`.
         backbone: digest of a frozen backbone that is not in the network.

@@ -15,7 +15,7 @@ import model
 from data.images import BadImageError, decode_image
 from data.landmarks import format_image_id, read_2019_classes
 from data.sources import TRAIN_CSV, Shard
-from descriptions import (
+from descriptors.descriptions import (
     Descriptions,
     concatenate,
     digest_of,
