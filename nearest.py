@@ -44,8 +44,8 @@ from runs.session import (
     open_session,
 )
 from scheduler import describe_and_search
+from search.voting import VOTES, least_like_gallery, vote
 from utils import ExpectedError, require_free_space, say
-from voting import VOTES, least_like_gallery, vote
 
 NOBODY = "none"  # for --non-landmarks
 NAMES_OF_SCORES = {"GAP of the head": "GAP of the head", "GAP": "GAP of the votes"}
@@ -126,7 +126,7 @@ def search_parts(session, args):
         list of the part files.
     """
     describer, images, queries = prepare(session, args)
-    import parts  # it loads Keras and faiss: deferred until the arguments are valid
+    from search import parts  # it loads Keras and faiss: deferred until the arguments are valid
 
     files = []
     for part in range(args.parts) if args.part is None else [args.part]:
@@ -140,7 +140,7 @@ def prepare(session, args):
     """Gives what every part takes: `Describer`, (`ClassTable`, `TrainLabels`), the queries."""
     require_queries(args)
     require_package("faiss", "faiss-cpu")  # before hours are spent on descriptors
-    import parts  # it loads Keras and faiss: deferred until the arguments are valid
+    from search import parts  # it loads Keras and faiss: deferred until the arguments are valid
 
     session.source.select_shards("train")  # told before the test images are described, if missing
     describer = make_describer(session, args)
@@ -230,8 +230,7 @@ def name_queries(session, files, args):
         ExpectedError: parts are missing, repeated, damaged or do not belong together.
     """
     require_package("faiss", "faiss-cpu")
-    import gallery
-    import gallery_parts
+    from search import gallery, gallery_parts
 
     parts, shared = gallery_parts.load_parts(files)
     test_ids = read_image_ids(session.source.fetch(TEST_CSV))
@@ -246,10 +245,10 @@ def name_queries(session, files, args):
     others = find_non_landmarks(session, args, queries, plain, shared)
     penalised = plain
     if len(others.descriptors):
-        import device_search  # it loads Keras
+        from search import on_gpu  # it loads Keras
 
         found = gallery_parts.search_with_penalties(
-            session, parts, queries, others.descriptors, device_search.find_proposer()
+            session, parts, queries, others.descriptors, on_gpu.find_proposer()
         )
         penalised = gallery.merge_neighbors(found)
     likeness = gallery.likeness(
@@ -272,7 +271,7 @@ def name_queries(session, files, args):
 
 def find_non_landmarks(session, args, queries, plain, shared):
     """Finds what --non-landmarks asks for: `non_landmarks.NonLandmarks`."""
-    import non_landmarks
+    from search import non_landmarks
 
     if args.vote == "powers" or args.non_landmarks == NOBODY:
         return non_landmarks.none(queries)

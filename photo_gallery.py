@@ -83,9 +83,9 @@ class Gallery:
 
 
 def _search(query, descriptors, num_nearest):
-    import search  # loads faiss, which a photo without a gallery does not need
+    from search import exact  # loads faiss, which a photo without a gallery does not need
 
-    return search.nearest(query, descriptors, num_nearest)
+    return exact.nearest(query, descriptors, num_nearest)
 
 
 def load_gallery(session, num_nearest):

@@ -25,11 +25,9 @@ from data.submissions import (
     read_retrieval_solution,
     write_retrieval_submission,
 )
-from merging import NamedPart, load_parts, merge_parts
 from metrics import format_scores, score_retrieval
 from neighbors import choose_rows, draw_neighbors
 from report import retrieved, write_report
-from reranks import NAMED_BY, RERANKS, default_rerank
 from runs.command_line import (
     CommandLine,
     add_describe_options,
@@ -52,6 +50,8 @@ from runs.session import (
     part_name,
 )
 from scheduler import describe_and_search
+from search.merging import NamedPart, load_parts, merge_parts
+from search.reranks import NAMED_BY, RERANKS, default_rerank
 from utils import ExpectedError, atomic_write, say
 
 MAX_SUMMED = 1000  # descriptors in the sum of an expansion
@@ -151,7 +151,7 @@ def search_parts(session, args):
     """
     require_queries(args)
     require_package("faiss", "faiss-cpu")  # before hours are spent on descriptors
-    import parts  # it loads Keras and faiss: deferred until the arguments are valid
+    from search import parts  # it loads Keras and faiss: deferred until the arguments are valid
 
     describer = _make_describer(session, args)
     session.take_up(REPORT_FACTS)  # the merge mounts the parts alone
@@ -199,7 +199,7 @@ def search_on_workers(session, args):
 
 def queries_job(session, args):
     """Finds or describes the queries, in a worker."""
-    import parts
+    from search import parts
 
     parts.find_queries(session, _make_describer(session, args), args.queries)
 
@@ -221,16 +221,14 @@ def search_job(session, args):
 
 def _plan_search(session, describer, args, queries):
     """Decides which candidates are kept and who names landmarks: `parts.Search`."""
-    import device_search
-    import naming
-    import parts
+    from search import naming, on_gpu, parts
 
     default = default_rerank(describer.recipe) if args.normalise else "divide"
     has_all_reranks = not {default, args.rerank}.isdisjoint(("confidence", "soft"))
     namer = naming.Namer()
     if has_all_reranks or args.names:
         namer = naming.find_namer(
-            session, describer.fingerprint, queries, args.names, device_search.find_proposer()
+            session, describer.fingerprint, queries, args.names, on_gpu.find_proposer()
         )
     return parts.Search(
         "index", args.parts, args.top, args.normalise, default, has_all_reranks, namer,
@@ -240,8 +238,8 @@ def _plan_search(session, describer, args, queries):
 
 def _plan_expansion(session, describer, args, index_ids):
     """Finds the descriptors of the whole index, made first where this run has all parts."""
-    import parts
     from descriptors import describe
+    from search import parts
 
     shards = session.source.select_shards("index")
     if args.part is None:

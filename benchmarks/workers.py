@@ -19,13 +19,13 @@ import numpy as np
 
 import retrieval
 import scheduler
-import search
 import shrink
 import shrinking
 from data.landmarks import read_image_ids
 from data.sources import INDEX_CSV, Source
 from descriptors import describe
 from runs.session import Session
+from search import exact
 from utils import Stop
 
 SPLIT = "index"
@@ -40,7 +40,7 @@ def search_drawn(session, job):
     rng = np.random.default_rng(number)
     queries = rng.standard_normal((NUM_QUERIES, WIDTH), np.float32)
     index = rng.standard_normal((num_images, WIDTH), np.float32)
-    search.nearest(queries, index, 100)
+    exact.nearest(queries, index, 100)
 
 
 class Way:

@@ -128,7 +128,7 @@ def test_votes_reads_scores_of_a_scene_where_the_right_answer_is_known(tmp_path)
     import votes
 
     from descriptors.descriptions import Descriptions, save_descriptions
-    from gallery import Gallery
+    from search.gallery import Gallery
 
     def describe(ids, directions):
         num = len(ids)

@@ -24,9 +24,9 @@ SCRIPTS = ("recognition", "retrieval", "nearest", "shrink", "kernels", "identify
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 WITH_FRAMEWORK = {
     *("training.frozen", "training.loop", "training.checkpoints", "descriptors.describe"),
-    *("parts", "model_files", "model"),
+    *("search.parts", "search.on_gpu", "model_files", "model"),
     *("network.layers", "network.optimizers", "network.backbones", "network.devices"),
-    *("photo_naming", "device_search"),
+    *("photo_naming",),
 }
 PACKAGES = sorted(
     path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name not in ("tests",)
@@ -112,9 +112,9 @@ def test_a_script_answers_before_it_loads_a_framework(name):
 
 def test_the_kaggle_side_runs_without_the_modules_that_it_packs():
     modules = closure("kernels", imports_at_start) & set(ORDER)
-    heavy = {"training.loop", "descriptors.describe", "model", "search", "generators", "demo"}
+    heavy = {"training.loop", "descriptors.describe", "model", "search.exact", "generators", "demo"}
     assert not modules & heavy
 
 
 def test_only_the_search_knows_faiss():
-    assert [name for name in ORDER if "faiss" in imports_of(name)] in ([], ["search"])
+    assert [name for name in ORDER if "faiss" in imports_of(name)] in ([], ["search.exact"])

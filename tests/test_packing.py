@@ -97,10 +97,11 @@ def test_a_build_has_another_name_when_arguments_or_sources_change(built, tmp_pa
     assert after["source"] != before["source"] and after["build"] != before["build"]
 
 
+DESCRIBE = {"descriptors/describe.py"}
 NEEDED = {  # script -> what it alone or with others needs, in turn
-    "recognition": {"training/loop.py", "training/frozen.py", "descriptors/describe.py"},
-    "nearest": {"voting.py", "gallery_parts.py", "parts.py", "descriptors/describe.py"},
-    "retrieval": {"merging.py", "naming.py", "parts.py", "descriptors/describe.py"},
+    "recognition": {"training/loop.py", "training/frozen.py"} | DESCRIBE,
+    "nearest": {"search/voting.py", "search/gallery_parts.py", "search/parts.py"} | DESCRIBE,
+    "retrieval": {"search/merging.py", "search/naming.py", "search/parts.py"} | DESCRIBE,
     "shrink": {"shrinking.py"},
 }
 
@@ -115,7 +116,8 @@ def test_all_modules_that_a_script_needs_are_packed_and_no_other_script(entry):
     scripts = {f"{name}.py" for name in (*packing.ENTRIES, "kernels")}
     assert modules & scripts == {f"{entry}.py"}
     assert not {"on_kaggle/packing.py", "demo/world.py"} & modules
-    for other in {"training/loop.py", "shrinking.py", "voting.py", "merging.py"} - NEEDED[entry]:
+    others = {"training/loop.py", "shrinking.py", "search/voting.py", "search/merging.py"}
+    for other in others - NEEDED[entry]:
         assert other not in modules
     assert {"demo/__init__.py", "demo/art.py"} <= packing.find_modules(entry, True).keys()
 

@@ -36,10 +36,10 @@ from data.submissions import read_retrieval_solution, read_retrieval_submission
 from demo.server import serve
 from descriptors.descriptions import concatenate, load_descriptions
 from generators import list_members
-from merging import load_parts, merge_parts
 from metrics import format_scores, score_retrieval
 from runs import kernel as kernel_side
 from runs.command_line import run_command_line
+from search.merging import load_parts, merge_parts
 from utils import ExpectedError
 
 NUM_SHARDS, PER_SHARD = 7, 20  # of the index: 140 images, more than are retrieved
@@ -1109,7 +1109,7 @@ def test_expanded_queries_are_kept(world, model, resumed, monkeypatch):
     assert run(*arguments) == 0
     expected = submission_of(resumed)
     (resumed / "part-1-of-6.npz").unlink()
-    monkeypatch.setattr("parts.expand", lambda *_: pytest.fail("expanded again"))
+    monkeypatch.setattr("search.parts.expand", lambda *_: pytest.fail("expanded again"))
     assert run(*arguments) == 0
     assert submission_of(resumed) == expected
 

@@ -1,7 +1,7 @@
 """Proposals for the exact search from a GPU: products of float16, with a bound on their error.
 
-`search` proves and refines them on the CPU as it does those of faiss, with the same results. Here
-the descriptors are rounded to float16 and multiplied into float32 on the device of the Keras
+`search.exact` proves and refines them on the CPU as it does those of faiss, with the same results.
+Here the descriptors are rounded to float16 and multiplied into float32 on the device of the Keras
 backend; the columns of a block of scores are cut into strips, and only the strips with the greatest
 maxima are sorted.
 """
@@ -48,7 +48,7 @@ class Halves:
 
 @functools.cache
 def find_proposer():
-    """Gives what `search.nearest` takes as `propose`; None without a GPU that can do it."""
+    """Gives what `exact.nearest` takes as `propose`; None without a GPU that can do it."""
     if not list_gpus():
         return None
     vectors = np.random.default_rng(0).standard_normal((256, 512)).astype(np.float32)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.arrays import Column, check_arrays, load_arrays
-from reranks import RERANKS
+from search.reranks import RERANKS
 from utils import ExpectedError
 
 QUERY_BLOCK = 4096  # queries at a time: with 6 parts of 200 candidates, 0.3 GB
@@ -21,7 +21,7 @@ class Part:
         query_landmarks: (num_queries,) int64, as the recogniser names them.
         query_places: (num_queries, 3) int64, shard number, offset and size of each picture.
         index_ids, index_landmarks, index_places: the same of the part's index images.
-        row_ends, positions, distances: as in `search.Candidates`.
+        row_ends, positions, distances: as in `exact.Candidates`.
     """
 
     query_ids: np.ndarray

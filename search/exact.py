@@ -104,7 +104,7 @@ def nearest(queries, index, num_nearest, propose=None):
         index: (n, d) float32 or float16.
         num_nearest: rows wanted per query.
         propose: makes the first proposals of all queries, or gives None to leave them to faiss, as
-            `device_search.propose` does.
+            `on_gpu.propose` does.
 
     Returns:
         (positions (num_queries, num_nearest) int32, squared L2 distances alike, float32), nearest

@@ -9,9 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-import device_search
-import search
-from candidates import best_by_confidence, best_by_soft_labels
 from data.arrays import save_arrays
 from data.landmarks import read_image_ids
 from data.sources import TEST_CSV, share_of
@@ -24,12 +21,14 @@ from descriptors.descriptions import (
     save_descriptions,
     unit_length,
 )
-from expansion import expand, index_of
-from gallery import NUM_NEIGHBORS, Gallery, find_neighbors
-from gallery_parts import digest_of_rows, load_part_if_of, save_part
-from naming import Namer
-from reranks import Naming
 from runs.session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
+from search import exact, on_gpu
+from search.candidates import best_by_confidence, best_by_soft_labels
+from search.expansion import expand, index_of
+from search.gallery import NUM_NEIGHBORS, Gallery, find_neighbors
+from search.gallery_parts import digest_of_rows, load_part_if_of, save_part
+from search.naming import Namer
+from search.reranks import Naming
 from utils import ExpectedError, say
 
 
@@ -138,14 +137,14 @@ def search_part(session, describer, wanted, queries, part, image_ids):
 
 def find_all_candidates(wanted, queries, index):
     """Names and searches a part's images: dict of the columns that `merging.load_part` reads."""
-    propose = device_search.find_proposer()
+    propose = on_gpu.find_proposer()
     query_naming = wanted.query_naming or Namer().name_queries(queries)
     naming = wanted.namer.name(index)
     vectors = index.descriptors
     if wanted.expansion and wanted.expansion.num_of_index:
         whole, num_summed = wanted.expansion.index, wanted.expansion.num_of_index
         vectors = expand(index.image_ids, vectors, whole, num_summed)
-    found = search.find_candidates(
+    found = exact.find_candidates(
         queries.descriptors, query_naming.landmark_ids, vectors, naming.landmark_ids,
         wanted.num_nearest, propose,
     )  # fmt: skip
@@ -206,7 +205,7 @@ def find_whole_index(session, describer, shards, image_ids):
             f"({len(missing)} of {len(shards)} such files are missing); expected the descriptors "
             "of the whole index, which an expansion sums up; search all parts without it first"
         )
-    return index_of(files, image_ids, device_search.find_proposer())
+    return index_of(files, image_ids, on_gpu.find_proposer())
 
 
 def expand_queries(session, queries, expansion):
@@ -268,7 +267,7 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
     described, left_out = describe_shards(session, describer, shards, labels.image_ids)
     image_ids = np.unique(np.concatenate([np.empty(0, np.uint64), *described.values()]))
     classes = labels.class_indices[np.searchsorted(labels.image_ids, image_ids)]
-    landmark_ids, propose = class_table.landmark_ids[classes], device_search.find_proposer()
+    landmark_ids, propose = class_table.landmark_ids[classes], on_gpu.find_proposer()
     gallery = Gallery(dict.fromkeys(described), image_ids, landmark_ids, propose)
     neighbors = find_neighbors(gallery, queries.descriptors)
     without = [descriptions_name(shard) for shard in shards if shard.number in left_out]

@@ -114,7 +114,7 @@ class Gallery:
         image_ids: (n,) uint64, increasing; images of the files that are not among them are left
             out.
         landmark_ids: (n,) int64, their true landmarks.
-        propose: makes the first proposals of a search, as of `search.nearest`; None is faiss.
+        propose: makes the first proposals of a search, as of `exact.nearest`; None is faiss.
     """
 
     files: dict
@@ -182,7 +182,7 @@ def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS, non_landma
     Returns:
         `GalleryNeighbors`.
     """
-    import search  # it loads faiss, which whoever reads names alone does without
+    from search import exact  # it loads faiss, which whoever reads names alone does without
 
     has_penalties = non_landmarks is not None and len(non_landmarks) > 0
     queries = _widen(descriptors, 0) if has_penalties else descriptors
@@ -193,7 +193,7 @@ def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS, non_landma
             # A distance cannot be lessened: a picture unlike all of them is as good as one of 0.
             penalties = np.maximum(likeness(index, non_landmarks, NUM_LIKE_GALLERY), 0)
             index = _widen(index, np.sqrt(2 * penalties))
-        rows, distances = search.nearest(queries, index, num_neighbors, gallery.propose)
+        rows, distances = exact.nearest(queries, index, num_neighbors, gallery.propose)
         is_there = rows >= 0
         places = positions[rows]
         of_chunk = GalleryNeighbors(
@@ -228,13 +228,13 @@ def likeness(descriptors, others, num_nearest, own_places=None):
 
     Source: psinger/kaggle-landmark-recognition-2020-1st-place
     """
-    import search
+    from search import exact
 
     own_places = np.full(len(descriptors), -1) if own_places is None else own_places
     num_asked = min(num_nearest + 1, len(others))
     if not num_asked or not len(descriptors):
         return np.zeros(len(descriptors), np.float32)
-    places, distances = search.nearest(descriptors, others, num_asked)
+    places, distances = exact.nearest(descriptors, others, num_asked)
     counts = places != own_places[:, None]
     counts &= np.cumsum(counts, axis=1) <= num_nearest
     cosines = np.where(counts, 1 - distances.astype(np.float64) / 2, 0)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reranks import AGREEING_OFFSET, confidence_dimensions
-from search import nearest, nearest_of_same_landmark
+from search.exact import nearest, nearest_of_same_landmark
+from search.reranks import AGREEING_OFFSET, confidence_dimensions
 
 MAX_PAIRS = 1 << 22  # of a query and an index image with a common label, at a time: 0.3 GB
 PAIR_BLOCK = 4096  # pairs whose distances are computed at a time
@@ -44,7 +44,7 @@ def best_by_confidence(queries, query_names, index, index_names, num_nearest, pr
         queries, index: (num_queries, d) and (n, d) descriptors of length 1.
         query_names, index_names: their `reranks.Naming`.
         num_nearest: images wanted per query.
-        propose: as for `search.nearest`.
+        propose: as for `exact.nearest`.
 
     Returns:
         `Scored`, the lower the better: d + 0.2 c or d - 2 c.

@@ -13,7 +13,7 @@ CVPR 2012 (database-side augmentation).
 import numpy as np
 
 from data.arrays import BLOCK_ROWS
-from gallery import Gallery, find_neighbors
+from search.gallery import Gallery, find_neighbors
 
 ALPHA = 3  # the exponent of the cosines
 GRAIN = 2.0**40  # of a sum: up to 8192 terms of 1 and less are exact in float64

@@ -12,8 +12,8 @@ import numpy as np
 
 from data.arrays import Column, check_arrays, load_arrays, save_arrays
 from descriptors.descriptions import load_if_of, load_queries, unit_length
-from gallery import NUM_NEIGHBORS, Gallery, GalleryNeighbors, find_neighbors, nobody
 from runs.session import DESCRIPTORS, QUERIES, penalised_part_name
+from search.gallery import NUM_NEIGHBORS, Gallery, GalleryNeighbors, find_neighbors, nobody
 from utils import ExpectedError, StoppedError, say
 
 
