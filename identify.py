@@ -13,12 +13,11 @@ import contextlib
 import json
 from pathlib import Path
 
-from background import in_background
 from data.images import BadImageError, make_thumbnail
 from data.sources import Source
-from neighbors import read_thumbnail
-from photo_gallery import load_gallery
-from photos import (
+from report.neighbors import read_thumbnail
+from report.photo_nearest import load_gallery
+from report.photos import (
     MAX_DRAWN,
     THUMBNAIL,
     draw_answers,
@@ -31,7 +30,7 @@ from photos import (
 from runs import kernel
 from runs.command_line import CommandLine, number, parse_with_files, run_command_line
 from runs.session import DEMO_PHOTOS, IDENTIFIED_PICTURE, MODEL, Session, mute_warnings
-from utils import ExpectedError, atomic_write, say, scratch_folder
+from utils import ExpectedError, atomic_write, in_background, say, scratch_folder
 
 DEMO_WORLD = "scratch/demo-world"  # where `make demo` drew it
 
@@ -125,9 +124,9 @@ def identify(session, model_path, photos, args):
     """
     register_heic()
     gallery = in_background(load_gallery, session, args.nearest)  # while Keras loads
-    import photo_naming  # loads Keras: deferred until the arguments are valid
+    from report import photo_answer  # loads Keras: deferred until the arguments are valid
 
-    namer = photo_naming.Namer(session, model_path, gallery.result())
+    namer = photo_answer.Namer(session, model_path, gallery.result())
     rows, num_failed = [], 0
     for path in photos:
         try:

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster.dask_workers import describe_and_search
 from data.landmarks import ClassTable, read_image_ids, read_labels
 from data.sources import RECOGNITION_SOLUTION, TEST_CSV
 from data.submissions import check_recognition_submission, write_recognition_submission
 from metrics import format_scores, score_recognition
 from recipes import LABELS
-from report import recognised, write_report
+from report import recognised
+from report.write import write_report
 from runs.command_line import (
     CommandLine,
     add_describe_options,
@@ -43,7 +45,6 @@ from runs.session import (
     gallery_part_name,
     open_session,
 )
-from scheduler import describe_and_search
 from search.voting import VOTES, least_like_gallery, vote
 from utils import ExpectedError, require_free_space, say
 

@@ -10,7 +10,6 @@ Run the same command again and it continues where it stopped.
 
 from pathlib import Path
 
-from calibration import calibrate, save_calibration
 from data.landmarks import read_categories, read_image_ids, read_labels, write_categories
 from data.sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV
 from data.submissions import (
@@ -20,7 +19,9 @@ from data.submissions import (
 )
 from metrics import format_scores, score_recognition
 from recipes import ACTS_BESIDE, HUB, RECIPES, Data, Loss, Network, Recipe, Training
-from report import recognised, write_report
+from report import recognised
+from report.threshold import calibrate, save_calibration
+from report.write import write_report
 from runs.command_line import (
     CommandLine,
     add_session_options,
@@ -165,7 +166,7 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         fresh: forget the checkpoint first.
         place: (addresses of the machines that train together or None, number of this one).
     """
-    import model_files
+    import model
     from network import (
         backbones,  # these load Keras, which is deferred until the arguments are valid
         devices,
@@ -195,7 +196,7 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
     if place[1]:  # the first machine writes
         return
     path = session.path(MODEL)
-    model_files.save_recogniser(network, path, class_table, recipe)
+    model.save_recogniser(network, path, class_table, recipe)
     print(path)
 
 

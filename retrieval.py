@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster.dask_workers import describe_and_search
 from data.landmarks import read_image_ids, read_landmark_names
 from data.sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV
 from data.submissions import (
@@ -26,8 +27,9 @@ from data.submissions import (
     write_retrieval_submission,
 )
 from metrics import format_scores, score_retrieval
-from neighbors import choose_rows, draw_neighbors
-from report import retrieved, write_report
+from report import retrieved
+from report.neighbors import choose_rows, draw_neighbors
+from report.write import write_report
 from runs.command_line import (
     CommandLine,
     add_describe_options,
@@ -49,7 +51,6 @@ from runs.session import (
     open_session,
     part_name,
 )
-from scheduler import describe_and_search
 from search.merging import NamedPart, load_parts, merge_parts
 from search.reranks import NAMED_BY, RERANKS, default_rerank
 from utils import ExpectedError, atomic_write, say

@@ -22,13 +22,13 @@ def write_untrained(model_path, path):
     """Writes a copy of a model with new random weights."""
     import keras
 
-    import model_files
+    import model
 
-    recogniser = model_files.load_recogniser(model_path)
+    recogniser = model.load_recogniser(model_path)
     keras.utils.set_random_seed(1)
     untrained = keras.models.clone_model(recogniser.classifier)
     page = {"landmark_ids": recogniser.class_table.landmark_ids.tolist()}
-    model_files.save_model(untrained, path, page)
+    model.save_model(untrained, path, page)
 
 
 def measure(arguments):

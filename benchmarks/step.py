@@ -24,7 +24,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 
 import model
-import model_files
 from data.images import Augmentation
 from data.sources import Shard
 from descriptors import describe
@@ -235,7 +234,7 @@ def compare_prediction(size, rounds, num_batches=4):
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         path = Path(folder, "model.keras")
         page = {"landmark_ids": list(range(NUM_CLASSES))}
-        model_files.save_model(model.build_classifier(build(size), Loss()), path, page)
+        model.save_model(model.build_classifier(build(size), Loss()), path, page)
         describer = describe.Describer(describe.Settings(path, 64), None)
     predictor = describer.predictor
     bare = tf.function(lambda batch: predictor(batch, training=False))

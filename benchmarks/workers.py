@@ -18,14 +18,14 @@ import common
 import numpy as np
 
 import retrieval
-import scheduler
 import shrink
-import shrinking
+from cluster import dask_workers
 from data.landmarks import read_image_ids
 from data.sources import INDEX_CSV, Source
 from descriptors import describe
 from runs.session import Session
 from search import exact
+from shrinking import small_shards
 from utils import Stop
 
 SPLIT = "index"
@@ -78,8 +78,8 @@ class Way:
             jobs = [(how, shard) for shard in self.shards]
             self.workers.run(shrink.shrink_job, jobs, "shards shrunk")
             return
-        share = shrinking.Share(self.shards, 1, None, False)
-        shrinking.shrink(self.session, shrinking.Settings(*how[:2]), share)
+        share = small_shards.Share(self.shards, 1, None, False)
+        small_shards.shrink(self.session, small_shards.Settings(*how[:2]), share)
 
 
 def compare(ways, rounds):
@@ -111,7 +111,7 @@ def main():
             session = Session(output, Source(str(args.source), output / "scratch"), Stop())
             options = retrieval.parse_arguments([*words, "--output", str(output)])
             workers = where and stack.enter_context(
-                scheduler.open_workers(where, session, output / "scratch")
+                dask_workers.open_workers(where, session, output / "scratch")
             )
             ways[name] = Way(session, workers, options, args.images)
         source = ways["local:1"].session.source

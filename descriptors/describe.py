@@ -32,7 +32,7 @@ from generators import (
     stream_batches,
     tell_problems,
 )
-from model_files import load_recogniser
+from model import load_recogniser
 from network.devices import set_up_replicas
 from runs.session import descriptions_name
 from utils import StoppedError, say

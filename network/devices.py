@@ -14,8 +14,8 @@ from itertools import chain
 
 import numpy as np
 
+from cluster.machines import Machines, open_door, require_name
 from generators import Batch, ShardEnd
-from machines import Machines, open_door, require_name
 from utils import ExpectedError, StoppedError, loading_keras, muted_stderr, say, stdout_to_stderr
 
 with loading_keras():

@@ -8,7 +8,7 @@ from data.landmarks import format_image_id, read_categories, read_image_ids
 from data.sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV, Shard
 from data.submissions import read_recognition_solution
 from metrics import LEADERBOARDS, score_recognition
-from neighbors import Picture
+from report.neighbors import Picture
 from report.run import count_usages, encode_pictures, read_history
 from runs.session import RECOGNITION_SUBMISSION
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data.submissions import USAGES
 from data.tables import read_header
-from neighbors import read_thumbnail
+from report.neighbors import read_thumbnail
 from runs.session import HISTORY
 from utils import ExpectedError, say
 

@@ -315,9 +315,9 @@ def parse_session(parser, argv):
     args = parse_with_files(parser, argv)
     defaults = dict(RECIPES[args.recipe].settings()) if "recipe" in args else {}
     if args.demo:
-        import demo
+        from demo import start
 
-        defaults |= {key: demo.DEFAULTS[key] for key in demo.DEFAULTS.keys() & vars(args).keys()}
+        defaults |= {key: start.DEFAULTS[key] for key in start.DEFAULTS.keys() & vars(args).keys()}
     if defaults:
         parser.set_defaults(**defaults)
         args = parse_with_files(parser, argv)

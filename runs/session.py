@@ -212,7 +212,7 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
         folder = stack.enter_context(scratch_folder(scratch))
         is_demo = source is None
         if is_demo:
-            from demo import open_world  # a folder of its own: nobody else loads it
+            from demo.start import open_world  # a folder of its own: nobody else loads it
 
             world = open_world(scratch / "demo-world", output / DEMO_PICTURE)
             source = [stack.enter_context(world)]

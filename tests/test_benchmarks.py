@@ -66,10 +66,10 @@ def test_search_speed_runs(monkeypatch, capsys):
 def test_demo_size_writes_settings_as_the_command_line_takes_them():
     import demo_size
 
-    import demo
     import recognition
+    from demo import start
 
-    settings = demo.DEFAULTS | {"augment": False}
+    settings = start.DEFAULTS | {"augment": False}
     flags = [str(word) for word in demo_size.flags_of(settings)]
     parsed = vars(recognition.parse_arguments(flags))
     assert {name: parsed[name] for name in settings} == settings

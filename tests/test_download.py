@@ -10,9 +10,8 @@ import pytest
 from checks import names_in, one_line
 from fault_server import Fault, FaultServer
 
-from background import in_background
 from data.download import Patience, download, download_range, online_size
-from utils import ExpectedError, MissingFileError
+from utils import ExpectedError, MissingFileError, in_background
 
 DATA = random.Random(1).randbytes(300_000)
 OTHER = random.Random(2).randbytes(250_000)

@@ -21,7 +21,7 @@ from tiny_network import in_place_of_backbones
 import recognition
 from data.arrays import load_arrays
 from demo.server import serve
-from model_files import load_recogniser
+from model import load_recogniser
 from runs import kernel
 from runs.session import Session
 from training.checkpoints import load_checkpoint

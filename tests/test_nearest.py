@@ -12,7 +12,6 @@ from checks import one_line
 from synthetic import RARE_LANDMARK
 
 import nearest
-import report
 import retrieval
 from data.arrays import load_arrays, save_arrays
 from data.landmarks import parse_image_ids
@@ -20,6 +19,7 @@ from data.sources import RECOGNITION_SOLUTION, Shard, Source
 from data.submissions import read_recognition_submission
 from descriptors.descriptions import load_descriptions, load_queries, unit_length
 from metrics import format_scores, score_recognition
+from report import write
 from runs import kernel as kernel_side
 from runs.command_line import run_command_line
 from search import gallery_parts, on_gpu
@@ -74,7 +74,7 @@ def named(common, recognised, tmp_path_factory):
     """The output folder of a run in 2 parts."""
     output = shutil.copytree(recognised, tmp_path_factory.mktemp("nearest") / "output")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "render", lambda all_facts: "")
+        patch.setattr(write, "render", lambda all_facts: "")
         assert run(*common, "--output", output, *PAIR) == 0
     return output
 
@@ -82,7 +82,7 @@ def named(common, recognised, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
     """Draws no report, since tests/test_report.py does."""
-    monkeypatch.setattr(report, "render", lambda all_facts: "")
+    monkeypatch.setattr(write, "render", lambda all_facts: "")
 
 
 def test_the_report_has_what_the_votes_say(named):

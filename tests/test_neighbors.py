@@ -6,7 +6,7 @@ from PIL import Image
 from synthetic import encode
 
 from data.sources import Shard
-from neighbors import NeighborRow, Picture, draw_neighbors
+from report.neighbors import NeighborRow, Picture, draw_neighbors
 from utils import ExpectedError
 
 

@@ -25,8 +25,6 @@ from synthetic import (
 )
 from tiny_network import in_place_of_backbones
 
-import neighbors
-import report
 import retrieval
 import utils
 from data.arrays import load_arrays
@@ -37,6 +35,7 @@ from demo.server import serve
 from descriptors.descriptions import concatenate, load_descriptions
 from generators import list_members
 from metrics import format_scores, score_retrieval
+from report import neighbors, write
 from runs import kernel as kernel_side
 from runs.command_line import run_command_line
 from search.merging import load_parts, merge_parts
@@ -124,8 +123,7 @@ def model(recognition_run):
 @pytest.fixture(scope="module")
 def other_model(tmp_path_factory):
     """A recogniser with random weights."""
-    from model import build_classifier, build_network
-    from model_files import save_model
+    from model import build_classifier, build_network, save_model
     from recipes import Loss, Recipe
 
     path = tmp_path_factory.mktemp("other") / "other.keras"
@@ -141,7 +139,7 @@ def searched(world, model, tmp_path_factory):
     output = tmp_path_factory.mktemp("retrieval") / "output"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
-        patch.setattr(report, "render", lambda all_facts: "")
+        patch.setattr(write, "render", lambda all_facts: "")
         assert run(*common(world, model), "--output", output) == 0
     return output
 
@@ -150,7 +148,7 @@ def searched(world, model, tmp_path_factory):
 def no_pictures(monkeypatch):
     """Draws nothing, since that takes longer than all the rest."""
     monkeypatch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
-    monkeypatch.setattr(report, "render", lambda all_facts: "")
+    monkeypatch.setattr(write, "render", lambda all_facts: "")
 
 
 @pytest.fixture
@@ -964,8 +962,7 @@ def cosine_model(tmp_path_factory):
     import keras
 
     from data.landmarks import ClassTable
-    from model import build_network
-    from model_files import save_recogniser
+    from model import build_network, save_recogniser
     from recipes import RECIPES
 
     path = tmp_path_factory.mktemp("cosine") / "cosine.keras"

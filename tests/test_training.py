@@ -18,8 +18,7 @@ from data.images import Augmentation
 from data.landmarks import ClassTable, TrainLabels, read_train_labels
 from data.sources import TRAIN_CSV, Shard, Source
 from generators import Batch
-from model import build_predictor, to_numpy
-from model_files import load_recogniser, save_recogniser
+from model import build_predictor, load_recogniser, save_recogniser, to_numpy
 from network.devices import OneDevice
 from recipes import Recipe
 from runs.command_line import explain

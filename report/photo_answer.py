@@ -6,12 +6,12 @@ Imports Keras, via `model`.
 import numpy as np
 
 import model
-from calibration import load_calibration
 from data.images import decode_image
 from data.landmarks import name_of_category, read_2019_classes, read_categories
 from data.sources import CATEGORY_CSV, TRAIN_CSV
-from model_files import load_recogniser
-from photos import Answer, Guess, Near
+from model import load_recogniser
+from report.photos import Answer, Guess, Near
+from report.threshold import load_calibration
 from runs.session import CALIBRATION, CATEGORIES
 from utils import ExpectedError, say
 

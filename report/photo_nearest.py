@@ -7,7 +7,7 @@ import numpy as np
 from data.landmarks import format_image_id
 from data.sources import Shard
 from descriptors.descriptions import load_descriptions, unit_length
-from neighbors import Picture
+from report.neighbors import Picture
 from runs.session import DESCRIPTORS
 from utils import ExpectedError, say
 

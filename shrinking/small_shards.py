@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from background import map_ahead
 from data.images import BadImageError, decode_whole, shrink_image
 from data.landmarks import format_image_id, read_train_labels
 from data.sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV, share_of
@@ -29,8 +28,8 @@ from generators import (
     stream_shards,
     tell_problems,
 )
-from manifests import find_done, write_page
 from runs.session import SHRINK_HISTORY, SHRINK_PICTURE, manifest_name
+from shrinking.manifests import find_done, write_page
 from utils import (
     ExpectedError,
     MissingFileError,
@@ -39,6 +38,7 @@ from utils import (
     copy_file,
     file_md5,
     format_duration,
+    map_ahead,
     require_free_space,
     say,
 )
