@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import common
 from common import median, print_table
 
+from data.images import Augmentation
+from data.sources import Shard
 from generators import Reading, read_shard
-from images import Augmentation
-from sources import Shard
 
 SIZE, BATCH = 192, 64
 NOTHING = "nothing"

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 
 import model
-import replicas
+from network import devices as replicas
 from recipes import Recipe
 
 BATCH, CHANNELS = 64, 512

@@ -18,7 +18,7 @@ import numpy as np
 from common import print_table, run_python
 from search_speed import WIDTH, make_descriptors
 
-from arrays import load_arrays, save_arrays
+from data.arrays import load_arrays, save_arrays
 from on_kaggle.plan import NUM_PARTS
 
 NUM_LANDMARKS, TOP, DIVISOR = 55_000, 100, 1.5
@@ -40,7 +40,7 @@ def describe(folder, num_queries, num_index):
 
 def search(folder):
     """Searches the part, as retrieval.py does, and writes it under the ids of all six."""
-    from search import find_candidates
+    from search.exact import find_candidates
 
     queries, index = (load_arrays(folder / f"{name}.npz")[0] for name in ("queries", "index"))
     begin = time.perf_counter()
@@ -71,8 +71,8 @@ def search(folder):
 
 def merge(folder):
     """Merges the six parts and writes the submission, as retrieval.py does."""
-    from merging import load_parts, merge_parts
-    from submissions import write_retrieval_submission
+    from data.submissions import write_retrieval_submission
+    from search.merging import load_parts, merge_parts
 
     begin = time.perf_counter()
     parts, _ = load_parts([folder / PART.format(part) for part in range(NUM_PARTS)])

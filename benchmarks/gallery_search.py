@@ -17,8 +17,8 @@ from pathlib import Path
 import common
 import numpy as np
 
-import gallery
-from descriptions import Descriptions, save_descriptions, unit_length
+from descriptors.descriptions import Descriptions, save_descriptions, unit_length
+from search import gallery
 
 NUM_QUERIES = 117_577
 GALLERIES = {"clean": 1_580_470, "all": 4_132_914}

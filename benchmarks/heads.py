@@ -47,7 +47,7 @@ def work(connection, head, num_classes, takes_vectors):
         num_classes: landmarks.
         takes_vectors: leave the backbone out.
     """
-    from replicas import OneDevice
+    from network.devices import OneDevice
 
     network = build(head, num_classes, takes_vectors)
     inputs, classes = noise(num_classes, takes_vectors)
@@ -91,8 +91,8 @@ def noise(num_classes, takes_vectors):
 
 def write_checkpoint(connection, num_classes):
     """Gives (GB of the file, seconds to write it, seconds to read it) for the largest head."""
-    import checkpoints
-    from replicas import OneDevice
+    from network.devices import OneDevice
+    from training import checkpoints
 
     network = build(LARGEST, num_classes, takes_vectors=False)
     OneDevice().train_on_batch(network, *noise(num_classes, takes_vectors=False))

@@ -21,15 +21,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 
-import frozen
 import model
+from data.landmarks import format_image_id, read_train_labels
+from data.sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION, TRAIN_CSV, Shard
+from data.submissions import read_recognition_solution, read_retrieval_solution
 from generators import Reading, ShardEnd, stream_batches
-from landmarks import format_image_id, read_train_labels
 from metrics import global_average_precision, mean_average_precision
+from network.devices import OneDevice
 from recipes import RECIPES
-from replicas import OneDevice
-from sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION, TRAIN_CSV, Shard
-from submissions import read_recognition_solution, read_retrieval_solution
+from training import frozen
 from utils import Stop
 
 HEADS = {

@@ -13,7 +13,7 @@ import common
 import numpy as np
 from common import CACHE, median, print_table, print_verdict, ratio
 
-import landmarks
+from data import landmarks
 from utils import atomic_write, file_md5, say
 
 NUM_LANDMARKS = 203_094
@@ -43,7 +43,7 @@ def read(path):
 """
 
 OUR_WAY = """
-import landmarks
+from data import landmarks
 def read(path):
     class_table, labels = landmarks.read_train_labels(path)
     return len(class_table), len(labels), labels

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from common import ROOT, print_table, save_results
 
-import demo
+from data.sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
+from demo import start
 from metrics import score_recognition, score_retrieval
-from sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
 
 PRECISIONS = {"float32": [], "bfloat16": ["--bfloat16"]}
 
@@ -36,7 +36,7 @@ def main():
     """Prints the table, as the module's docstring says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the trainings")
-    parser.add_argument("--epochs", type=int, default=demo.DEFAULTS["epochs"])
+    parser.add_argument("--epochs", type=int, default=start.DEFAULTS["epochs"])
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -13,11 +13,11 @@ from pathlib import Path
 import common
 import numpy as np
 
-from candidates import best_by_confidence, best_by_soft_labels
-from descriptions import Descriptions, save_descriptions, unit_length
-from expansion import expand, index_of
-from reranks import name_by_neighbors
-from search import find_candidates
+from descriptors.descriptions import Descriptions, save_descriptions, unit_length
+from search.candidates import best_by_confidence, best_by_soft_labels
+from search.exact import find_candidates
+from search.expansion import expand, index_of
+from search.reranks import name_by_neighbors
 
 NUM_LANDMARKS = 81_313
 FLATTENED = 70  # the most frequent of them has 0.2% of the images, as in the train set

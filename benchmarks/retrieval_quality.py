@@ -15,20 +15,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import retrieval
-from command_line import CommandLine, add_session_options, parse_session, run_command_line
+from runs.command_line import CommandLine, add_session_options, parse_session, run_command_line
 
 
 def write_untrained(model_path, path):
     """Writes a copy of a model with new random weights."""
     import keras
 
-    import model_files
+    import model
 
-    recogniser = model_files.load_recogniser(model_path)
+    recogniser = model.load_recogniser(model_path)
     keras.utils.set_random_seed(1)
     untrained = keras.models.clone_model(recogniser.classifier)
     page = {"landmark_ids": recogniser.class_table.landmark_ids.tolist()}
-    model_files.save_model(untrained, path, page)
+    model.save_model(untrained, path, page)
 
 
 def measure(arguments):

@@ -1,4 +1,4 @@
-"""Exact top 100 of 2048-d and 512-d descriptors: search.nearest against faiss and the bare product.
+"""Exact top 100 of 2048-d and 512-d descriptors: exact.nearest against faiss and the bare product.
 
     python benchmarks/search_speed.py [--rounds 3] [--index 20000 60000 127000] [--width 2048 512]
     python benchmarks/search_speed.py gallery      # the train images, extrapolated
@@ -19,7 +19,7 @@ import common
 import numpy as np
 from common import median, print_table, print_verdict, ratio
 
-import search
+from search import exact
 
 WIDTH, TOP = 2048, 100
 GALLERY, GALLERY_WIDTH, NUM_QUERIES = (
@@ -29,7 +29,7 @@ GALLERY, GALLERY_WIDTH, NUM_QUERIES = (
 )  # train_clean.csv, a neck, test images
 PLAIN = "plain matrix product (numpy)"
 KEPT = "the same into a kept array"
-OURS = "ours (search.nearest)"
+OURS = "ours (exact.nearest)"
 HALF = "ours, float16 stored"
 ONE_CALL = "faiss.knn, one call"
 ONE_BY_ONE = "2019: IndexFlatL2, one query at a time"
@@ -49,10 +49,10 @@ def make_descriptors(num_rows, seed, dtype=np.float32, width=WIDTH):
 
 def multiply(queries, index, kept=None):
     """Multiplies block by block, so that the product itself needs little memory."""
-    for begin in range(0, len(queries), search.QUERY_BLOCK):
-        for first in range(0, len(index), search.INDEX_BLOCK):
-            block = index[first : first + search.INDEX_BLOCK]
-            part = queries[begin : begin + search.QUERY_BLOCK]
+    for begin in range(0, len(queries), exact.QUERY_BLOCK):
+        for first in range(0, len(index), exact.INDEX_BLOCK):
+            block = index[first : first + exact.INDEX_BLOCK]
+            part = queries[begin : begin + exact.QUERY_BLOCK]
             np.matmul(part, block.T, out=None if kept is None else kept[: len(part), : len(block)])
 
 
@@ -74,24 +74,22 @@ def compare(num_rows, num_queries, rounds, width):
     """Measures all ways: two dicts, name -> list of queries/s, of queries per processor second."""
     import faiss
 
-    import device_search
+    from search import on_gpu
 
     queries = make_descriptors(num_queries, 2, width=width)
     index = make_descriptors(num_rows, 3, width=width)
     half, half_queries = index.astype(np.float16), queries.astype(np.float16)
-    kept = np.empty(
-        (min(len(queries), search.QUERY_BLOCK), min(len(index), search.INDEX_BLOCK)), "f"
-    )
+    kept = np.empty((min(len(queries), exact.QUERY_BLOCK), min(len(index), exact.INDEX_BLOCK)), "f")
     ways = {
         PLAIN: lambda: multiply(queries, index),
         KEPT: lambda: multiply(queries, index, kept),
-        OURS: lambda: search.nearest(queries, index, TOP),
-        HALF: lambda: search.nearest(half_queries, half, TOP),
+        OURS: lambda: exact.nearest(queries, index, TOP),
+        HALF: lambda: exact.nearest(half_queries, half, TOP),
         ONE_CALL: lambda: faiss.knn(queries, index, TOP),
         ONE_BY_ONE: search_one_by_one(queries[:NUM_SINGLE], index),
     }
-    if propose := device_search.find_proposer():
-        ways[DEVICE] = lambda: search.nearest(queries, index, TOP, propose)
+    if propose := on_gpu.find_proposer():
+        ways[DEVICE] = lambda: exact.nearest(queries, index, TOP, propose)
     processor = {name: [] for name in ways}
 
     def make_way(name):
@@ -123,7 +121,7 @@ def measure_slopes(sizes, num_queries, rounds):
     counts = [num_queries // 2, num_queries, 2 * num_queries]
     ways = {("n", n): (queries[:num_queries], index[:n]) for n in rows}
     ways |= {("q", q): (queries[:q], index[: rows[1]]) for q in counts}
-    ways = {k: lambda v=v: void(search.nearest(*v, TOP)) for k, v in ways.items()}
+    ways = {k: lambda v=v: void(exact.nearest(*v, TOP)) for k, v in ways.items()}
     seconds = common.measure(ways, rounds, warm_up=False)
     return {
         name: np.polyfit(
@@ -141,8 +139,8 @@ def compare_half(num_rows, num_queries):
         float16 resolves, bytes of the index in float32, in float16).
     """
     queries, index = make_descriptors(num_queries, 2), make_descriptors(num_rows, 3)
-    full = search.nearest(queries, index, TOP)
-    half = search.nearest(queries.astype(np.float16), index.astype(np.float16), TOP)
+    full = exact.nearest(queries, index, TOP)
+    half = exact.nearest(queries.astype(np.float16), index.astype(np.float16), TOP)
     same = full[0] == half[0]
     close = np.abs(full[1] - half[1]) < 2.0**-11 * (1 + full[1])
     stored = index.nbytes, index.astype(np.float16).nbytes
@@ -154,7 +152,7 @@ def peak_memory(num_rows, num_queries):
     queries = make_descriptors(num_queries, 2, np.float16)
     index = make_descriptors(num_rows, 3, np.float16)
     tracemalloc.start()
-    search.nearest(queries, index, TOP)
+    exact.nearest(queries, index, TOP)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak
@@ -189,13 +187,13 @@ def print_gallery(num_queries, rounds):
     Time is taken as queries * (a + b * rows): a for the distances of the candidates, b for the
     product and the proposals.
     """
-    sizes = [2 * search.INDEX_BLOCK, 4 * search.INDEX_BLOCK]
+    sizes = [2 * exact.INDEX_BLOCK, 4 * exact.INDEX_BLOCK]
     queries = make_descriptors(num_queries, 2, np.float16, GALLERY_WIDTH)
     index = make_descriptors(sizes[-1], 3, np.float16, GALLERY_WIDTH)
     times = {n: [] for n in sizes}
     for n in sizes * (rounds + 1):
         begin = time.perf_counter(), time.process_time()
-        search.nearest(queries, index[:n], TOP)
+        exact.nearest(queries, index[:n], TOP)
         times[n].append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
     seconds = {n: np.median(found[1:], axis=0) for n, found in times.items()}
     rows = [(f"{n:,} rows, {num_queries:,} queries, measured", *seconds[n].tolist()) for n in sizes]

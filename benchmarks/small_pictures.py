@@ -22,9 +22,9 @@ from common import median, print_table, print_verdict, ratio
 from PIL import Image
 
 import shrink
+from data.images import Augmentation, decode_image, shrink_image, shrunk_size
+from data.sources import Shard
 from generators import Reading, ShardEnd, list_members, read_shard
-from images import Augmentation, decode_image, shrink_image, shrunk_size
-from sources import Shard
 
 SHARD = Shard("train", 0)
 NETWORK_SIZES = (192, 96)

@@ -21,10 +21,10 @@ from unittest import mock
 import common
 from common import ROOT, median, print_table, print_verdict
 
+from data.images import Augmentation
+from data.sources import Shard, Source
 from demo.server import WorldHandler, serve
 from generators import Reading, list_members, stream_batches
-from images import Augmentation
-from sources import Shard, Source
 from utils import say
 
 NUM_DRAWN = 512  # different photographs; a large shard repeats them

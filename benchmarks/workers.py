@@ -17,15 +17,15 @@ from pathlib import Path
 import common
 import numpy as np
 
-import describe
 import retrieval
-import scheduler
-import search
 import shrink
-import shrinking
-from landmarks import read_image_ids
-from session import Session
-from sources import INDEX_CSV, Source
+from cluster import dask_workers
+from data.landmarks import read_image_ids
+from data.sources import INDEX_CSV, Source
+from descriptors import describe
+from runs.session import Session
+from search import exact
+from shrinking import small_shards
 from utils import Stop
 
 SPLIT = "index"
@@ -40,7 +40,7 @@ def search_drawn(session, job):
     rng = np.random.default_rng(number)
     queries = rng.standard_normal((NUM_QUERIES, WIDTH), np.float32)
     index = rng.standard_normal((num_images, WIDTH), np.float32)
-    search.nearest(queries, index, 100)
+    exact.nearest(queries, index, 100)
 
 
 class Way:
@@ -78,8 +78,8 @@ class Way:
             jobs = [(how, shard) for shard in self.shards]
             self.workers.run(shrink.shrink_job, jobs, "shards shrunk")
             return
-        share = shrinking.Share(self.shards, 1, None, False)
-        shrinking.shrink(self.session, shrinking.Settings(*how[:2]), share)
+        share = small_shards.Share(self.shards, 1, None, False)
+        small_shards.shrink(self.session, small_shards.Settings(*how[:2]), share)
 
 
 def compare(ways, rounds):
@@ -111,7 +111,7 @@ def main():
             session = Session(output, Source(str(args.source), output / "scratch"), Stop())
             options = retrieval.parse_arguments([*words, "--output", str(output)])
             workers = where and stack.enter_context(
-                scheduler.open_workers(where, session, output / "scratch")
+                dask_workers.open_workers(where, session, output / "scratch")
             )
             ways[name] = Way(session, workers, options, args.images)
         source = ways["local:1"].session.source
