@@ -3,9 +3,9 @@
 import faiss
 import numpy as np
 import pytest
-from search.exact import find_candidates, nearest
 
 from search import exact
+from search.exact import find_candidates, nearest
 
 
 def brute_force(queries, index, num_nearest):
