@@ -45,8 +45,10 @@ def main(argv=None):
         f"{counts['non_landmarks']:,} without a landmark"
     )
     if counts["left_out"]:
-        say(f"{counts['left_out']:,} files left out, each with its reason in "
-            f"{args.output / LEFT_OUT_CSV}")
+        say(
+            f"{counts['left_out']:,} files left out, each with its reason in "
+            f"{args.output / LEFT_OUT_CSV}"
+        )
     print(args.output)
     say(f"next: python recognition.py --source {args.output} --recipe frozen")
 

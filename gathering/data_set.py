@@ -224,9 +224,7 @@ def write_tables(folder, pictures):
     train_of = {}
     for picture in of["train"]:
         train_of.setdefault(picture.landmark, []).append(format_image_id(picture.image_id))
-    train = [
-        (format_image_id(p.image_id), "", number_of[p.landmark]) for p in of["train"]
-    ]
+    train = [(format_image_id(p.image_id), "", number_of[p.landmark]) for p in of["train"]]
     recognition, retrieval = [], []
     for picture in of["test"]:
         image_id, number = format_image_id(picture.image_id), number_of.get(picture.landmark, "")
@@ -262,13 +260,13 @@ def count(pictures, left_out):
         digest.update(f"{picture.image_id} {picture.landmark} {picture.place}\n".encode())
     names = {picture.landmark for picture in pictures} - {""}
     trained = {p.landmark for p in pictures if p.place.split == "train"}
-    shards = {split: {p.place.shard for p in pictures if p.place.split == split} for split in SPLITS}
+    shards = {
+        split: {p.place.shard for p in pictures if p.place.split == split} for split in SPLITS
+    }
     return {
         "landmarks": len(names),
         "not_trained": sorted(names - trained),
-        "photos": {
-            split: sum(p.place.split == split for p in pictures) for split in SPLITS
-        },
+        "photos": {split: sum(p.place.split == split for p in pictures) for split in SPLITS},
         "non_landmarks": sum(not p.landmark for p in pictures),
         "shards": {split: len(numbers) for split, numbers in shards.items()},
         "left_out": len(left_out),

@@ -1,7 +1,7 @@
 """Photos found below folders that bear the names of landmarks, and read: small, upright, described.
 
-    my_photos/<landmark>/<any file>            or, divided already,
-    my_photos/train/<landmark>/<any file>      my_photos/test/<landmark>/<any file>
+my_photos/<landmark>/<any file>            or, divided already,
+my_photos/train/<landmark>/<any file>      my_photos/test/<landmark>/<any file>
 """
 
 import hashlib
@@ -19,10 +19,9 @@ from PIL import ExifTags, Image
 
 from data.images import BadImageError, shrink_image
 from report.photos import read_photo
-
-PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "HEIF")
 from utils import ExpectedError
 
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "HEIF")
 SPLIT_OF = {  # folders above the landmarks' own
     "train": "train", "val": "train", "valid": "train", "validation": "train",
     "index": "index", "test": "test",
