@@ -26,7 +26,7 @@ ARCFACE = {"loss": "arcface", "scale": 30, "margin": 0.3}
 COSINE = {"schedule": "cosine", "warm-up": 0.05}
 TOGETHER = GEM | NECK | ARCFACE | COSINE | {"learning-rate": 6e-4, "confidence": "cosine"}
 STRONG = TOGETHER | {"min-images": 9}
-SOFTMAX = {"loss": "softmax", "confidence": "softmax"}
+SOFTMAX = {"loss": "softmax"}
 FROZEN = {"recipe": "frozen", "labels": "full", "min-images": 20, "batch-size": 128, "epochs": 10}
 VARIANTS = {
     "2019": {},
