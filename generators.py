@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from background import in_background, map_ahead, run_ahead
-from images import PLAIN, Augmentation, BadImageError, decode_image, draw_view
-from landmarks import format_image_id
-from sources import Shard
-from tars import MEMBER_NAME
-from utils import ExpectedError, say
+from data.images import PLAIN, Augmentation, BadImageError, decode_image, draw_view
+from data.landmarks import format_image_id
+from data.sources import Shard
+from data.tars import MEMBER_NAME
+from utils import ExpectedError, in_background, map_ahead, run_ahead, say
 
 MAX_MEMBER_BYTES = 64 << 20  # the largest JPEGs of the data set are a few MB
 MAX_BAD_SHARE = 0.05  # of a shard's images; more means that something else is wrong

@@ -13,13 +13,11 @@ import contextlib
 import json
 from pathlib import Path
 
-from background import in_background
-from command_line import CommandLine, number, parse_with_files, run_command_line
-from images import BadImageError, make_thumbnail
-from neighbors import read_thumbnail
-from on_kaggle import kernel
-from photo_gallery import load_gallery
-from photos import (
+from data.images import BadImageError, make_thumbnail
+from data.sources import Source
+from report.neighbors import read_thumbnail
+from report.photo_nearest import load_gallery
+from report.photos import (
     MAX_DRAWN,
     THUMBNAIL,
     draw_answers,
@@ -29,9 +27,10 @@ from photos import (
     read_photo,
     register_heic,
 )
-from session import DEMO_PHOTOS, IDENTIFIED_PICTURE, MODEL, Session, mute_warnings
-from sources import Source
-from utils import ExpectedError, atomic_write, say, scratch_folder
+from runs import kernel
+from runs.command_line import CommandLine, number, parse_with_files, run_command_line
+from runs.session import DEMO_PHOTOS, IDENTIFIED_PICTURE, MODEL, Session, mute_warnings
+from utils import ExpectedError, atomic_write, in_background, say, scratch_folder
 
 DEMO_WORLD = "scratch/demo-world"  # where `make demo` drew it
 
@@ -125,9 +124,9 @@ def identify(session, model_path, photos, args):
     """
     register_heic()
     gallery = in_background(load_gallery, session, args.nearest)  # while Keras loads
-    import photo_naming  # loads Keras: deferred until the arguments are valid
+    from report import photo_answer  # loads Keras: deferred until the arguments are valid
 
-    namer = photo_naming.Namer(session, model_path, gallery.result())
+    namer = photo_answer.Namer(session, model_path, gallery.result())
     rows, num_failed = [], 0
     for path in photos:
         try:

@@ -20,7 +20,6 @@ import re
 import sys
 from pathlib import Path
 
-from command_line import CommandLine, number, run_command_line
 from on_kaggle.chain import Chain
 from on_kaggle.packing import ENTRIES, Options, parse_arguments, read_settings, write_kernels
 from on_kaggle.plan import (
@@ -34,6 +33,7 @@ from on_kaggle.plan import (
 from on_kaggle.results import CHALLENGES, collect, find_submitters, submit
 from on_kaggle.states import print_status, read_built
 from recipes import RECIPES
+from runs.command_line import CommandLine, number, run_command_line
 from utils import ExpectedError
 
 BUILD_OPTIONS = (

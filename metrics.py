@@ -4,14 +4,14 @@ python metrics.py recognition recognition_submission.csv recognition_solution_v2
 python metrics.py retrieval retrieval_submission.csv retrieval_solution_v2.1.csv
 """
 
-from command_line import CommandLine, run_command_line
-from submissions import (
+from data.submissions import (
     MAX_RETRIEVED,
     read_recognition_solution,
     read_recognition_submission,
     read_retrieval_solution,
     read_retrieval_submission,
 )
+from runs.command_line import CommandLine, run_command_line
 from utils import ExpectedError
 
 LEADERBOARDS = ("Public", "Private")  # rows of the third usage, Ignored, are not scored

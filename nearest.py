@@ -17,7 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from command_line import (
+from cluster.dask_workers import describe_and_search
+from data.landmarks import ClassTable, read_image_ids, read_labels
+from data.sources import RECOGNITION_SOLUTION, TEST_CSV
+from data.submissions import check_recognition_submission, write_recognition_submission
+from metrics import format_scores, score_recognition
+from recipes import LABELS
+from report import recognised
+from report.write import write_report
+from runs.command_line import (
     CommandLine,
     add_describe_options,
     add_part_options,
@@ -28,13 +36,8 @@ from command_line import (
     run_command_line,
     session_settings,
 )
-from landmarks import ClassTable, read_image_ids, read_labels
-from metrics import format_scores, score_recognition
-from on_kaggle.kernel import require_package
-from recipes import LABELS
-from report import recognised, write_report
-from scheduler import describe_and_search
-from session import (
+from runs.kernel import require_package
+from runs.session import (
     DESCRIPTORS,
     MODEL,
     NAMES,
@@ -42,10 +45,8 @@ from session import (
     gallery_part_name,
     open_session,
 )
-from sources import RECOGNITION_SOLUTION, TEST_CSV
-from submissions import check_recognition_submission, write_recognition_submission
+from search.voting import VOTES, least_like_gallery, vote
 from utils import ExpectedError, require_free_space, say
-from voting import VOTES, least_like_gallery, vote
 
 NOBODY = "none"  # for --non-landmarks
 NAMES_OF_SCORES = {"GAP of the head": "GAP of the head", "GAP": "GAP of the votes"}
@@ -126,7 +127,7 @@ def search_parts(session, args):
         list of the part files.
     """
     describer, images, queries = prepare(session, args)
-    import parts  # it loads Keras and faiss: deferred until the arguments are valid
+    from search import parts  # it loads Keras and faiss: deferred until the arguments are valid
 
     files = []
     for part in range(args.parts) if args.part is None else [args.part]:
@@ -140,7 +141,7 @@ def prepare(session, args):
     """Gives what every part takes: `Describer`, (`ClassTable`, `TrainLabels`), the queries."""
     require_queries(args)
     require_package("faiss", "faiss-cpu")  # before hours are spent on descriptors
-    import parts  # it loads Keras and faiss: deferred until the arguments are valid
+    from search import parts  # it loads Keras and faiss: deferred until the arguments are valid
 
     session.source.select_shards("train")  # told before the test images are described, if missing
     describer = make_describer(session, args)
@@ -181,7 +182,7 @@ def queries_job(session, args):
 
 def describe_job(session, job):
     """Describes one train shard, in a worker; the job is (arguments, `Shard`)."""
-    import describe
+    from descriptors import describe
 
     args, shard = job
     describer = make_describer(session, args)
@@ -207,7 +208,7 @@ def require_room(session, describer, num_images, num_parts):
 
 def make_describer(session, args):
     """Loads the network; the queries are stored as recognition.py stores them."""
-    import describe
+    from descriptors import describe
 
     settings = describe.Settings(
         args.model or session.find(MODEL), args.batch_size, args.flipped_too
@@ -230,8 +231,7 @@ def name_queries(session, files, args):
         ExpectedError: parts are missing, repeated, damaged or do not belong together.
     """
     require_package("faiss", "faiss-cpu")
-    import gallery
-    import gallery_parts
+    from search import gallery, gallery_parts
 
     parts, shared = gallery_parts.load_parts(files)
     test_ids = read_image_ids(session.source.fetch(TEST_CSV))
@@ -246,10 +246,10 @@ def name_queries(session, files, args):
     others = find_non_landmarks(session, args, queries, plain, shared)
     penalised = plain
     if len(others.descriptors):
-        import device_search  # it loads Keras
+        from search import on_gpu  # it loads Keras
 
         found = gallery_parts.search_with_penalties(
-            session, parts, queries, others.descriptors, device_search.find_proposer()
+            session, parts, queries, others.descriptors, on_gpu.find_proposer()
         )
         penalised = gallery.merge_neighbors(found)
     likeness = gallery.likeness(
@@ -272,7 +272,7 @@ def name_queries(session, files, args):
 
 def find_non_landmarks(session, args, queries, plain, shared):
     """Finds what --non-landmarks asks for: `non_landmarks.NonLandmarks`."""
-    import non_landmarks
+    from search import non_landmarks
 
     if args.vote == "powers" or args.non_landmarks == NOBODY:
         return non_landmarks.none(queries)

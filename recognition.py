@@ -10,8 +10,19 @@ Run the same command again and it continues where it stopped.
 
 from pathlib import Path
 
-from calibration import calibrate, save_calibration
-from command_line import (
+from data.landmarks import read_categories, read_image_ids, read_labels, write_categories
+from data.sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV
+from data.submissions import (
+    check_recognition_submission,
+    read_recognition_solution,
+    write_recognition_submission,
+)
+from metrics import format_scores, score_recognition
+from recipes import ACTS_BESIDE, HUB, RECIPES, Data, Loss, Network, Recipe, Training
+from report import recognised
+from report.threshold import calibrate, save_calibration
+from report.write import write_report
+from runs.command_line import (
     CommandLine,
     add_session_options,
     add_settings,
@@ -23,23 +34,13 @@ from command_line import (
     setting_flag,
     shard_range,
 )
-from landmarks import read_categories, read_image_ids, read_labels, write_categories
-from metrics import format_scores, score_recognition
-from recipes import ACTS_BESIDE, HUB, RECIPES, Data, Loss, Network, Recipe, Training
-from report import recognised, write_report
-from session import (
+from runs.session import (
     CALIBRATION,
     CATEGORIES,
     MODEL,
     QUERIES,
     RECOGNITION_SUBMISSION,
     open_session,
-)
-from sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV
-from submissions import (
-    check_recognition_submission,
-    read_recognition_solution,
-    write_recognition_submission,
 )
 from utils import ExpectedError, say
 
@@ -165,12 +166,12 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         fresh: forget the checkpoint first.
         place: (addresses of the machines that train together or None, number of this one).
     """
-    import backbones  # these load Keras, which is deferred until the arguments are valid
-    import checkpoints
-    import frozen
-    import model_files
-    import replicas
-    import training
+    import model
+    from network import (
+        backbones,  # these load Keras, which is deferred until the arguments are valid
+        devices,
+    )
+    from training import checkpoints, frozen, loop
 
     source, data = session.source, recipe.data
     # Before 450 MB of train.csv are fetched for them.
@@ -188,14 +189,14 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
 
     if fresh:  # nothing was wrong so far
         checkpoints.forget(session)
-    images = training.TrainImages(class_table, labels, shards, held_out)
-    trainer = frozen if recipe.network.frozen_backbone else training
-    with replicas.join_machines(*place):
+    images = loop.TrainImages(class_table, labels, shards, held_out)
+    trainer = frozen if recipe.network.frozen_backbone else loop
+    with devices.join_machines(*place):
         network = trainer.train(session, recipe, images, valid_every)
     if place[1]:  # the first machine writes
         return
     path = session.path(MODEL)
-    model_files.save_recogniser(network, path, class_table, recipe)
+    model.save_recogniser(network, path, class_table, recipe)
     print(path)
 
 
@@ -210,7 +211,7 @@ def predict(session, model_path, batch_size, flipped_too):
         batch_size: images in a step.
         flipped_too: average with the mirrored image.
     """
-    import describe
+    from descriptors import describe
 
     source = session.source
     settings = describe.Settings(model_path or session.find(MODEL), batch_size, flipped_too)

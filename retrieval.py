@@ -17,7 +17,20 @@ from pathlib import Path
 
 import numpy as np
 
-from command_line import (
+from cluster.dask_workers import describe_and_search
+from data.landmarks import read_image_ids, read_landmark_names
+from data.sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV
+from data.submissions import (
+    MAX_RETRIEVED,
+    check_retrieval_submission,
+    read_retrieval_solution,
+    write_retrieval_submission,
+)
+from metrics import format_scores, score_retrieval
+from report import retrieved
+from report.neighbors import choose_rows, draw_neighbors
+from report.write import write_report
+from runs.command_line import (
     CommandLine,
     add_describe_options,
     add_part_options,
@@ -29,15 +42,8 @@ from command_line import (
     run_command_line,
     session_settings,
 )
-from landmarks import read_image_ids, read_landmark_names
-from merging import NamedPart, load_parts, merge_parts
-from metrics import format_scores, score_retrieval
-from neighbors import choose_rows, draw_neighbors
-from on_kaggle.kernel import require_package
-from report import retrieved, write_report
-from reranks import NAMED_BY, RERANKS, default_rerank
-from scheduler import describe_and_search
-from session import (
+from runs.kernel import require_package
+from runs.session import (
     MODEL,
     NEIGHBORS_PICTURE,
     REPORT_FACTS,
@@ -45,13 +51,8 @@ from session import (
     open_session,
     part_name,
 )
-from sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV
-from submissions import (
-    MAX_RETRIEVED,
-    check_retrieval_submission,
-    read_retrieval_solution,
-    write_retrieval_submission,
-)
+from search.merging import NamedPart, load_parts, merge_parts
+from search.reranks import NAMED_BY, RERANKS, default_rerank
 from utils import ExpectedError, atomic_write, say
 
 MAX_SUMMED = 1000  # descriptors in the sum of an expansion
@@ -151,7 +152,7 @@ def search_parts(session, args):
     """
     require_queries(args)
     require_package("faiss", "faiss-cpu")  # before hours are spent on descriptors
-    import parts  # it loads Keras and faiss: deferred until the arguments are valid
+    from search import parts  # it loads Keras and faiss: deferred until the arguments are valid
 
     describer = _make_describer(session, args)
     session.take_up(REPORT_FACTS)  # the merge mounts the parts alone
@@ -174,7 +175,7 @@ def search_parts(session, args):
 
 def _make_describer(session, args):
     """Loads the network."""
-    import describe
+    from descriptors import describe
 
     settings = describe.Settings(
         args.model or session.find(MODEL), args.batch_size, args.flipped_too, args.descriptor_dtype
@@ -199,14 +200,14 @@ def search_on_workers(session, args):
 
 def queries_job(session, args):
     """Finds or describes the queries, in a worker."""
-    import parts
+    from search import parts
 
     parts.find_queries(session, _make_describer(session, args), args.queries)
 
 
 def describe_job(session, job):
     """Describes one shard of the index, in a worker; the job is (arguments, `Shard`)."""
-    import describe
+    from descriptors import describe
 
     args, shard = job
     index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
@@ -221,16 +222,14 @@ def search_job(session, args):
 
 def _plan_search(session, describer, args, queries):
     """Decides which candidates are kept and who names landmarks: `parts.Search`."""
-    import device_search
-    import naming
-    import parts
+    from search import naming, on_gpu, parts
 
     default = default_rerank(describer.recipe) if args.normalise else "divide"
     has_all_reranks = not {default, args.rerank}.isdisjoint(("confidence", "soft"))
     namer = naming.Namer()
     if has_all_reranks or args.names:
         namer = naming.find_namer(
-            session, describer.fingerprint, queries, args.names, device_search.find_proposer()
+            session, describer.fingerprint, queries, args.names, on_gpu.find_proposer()
         )
     return parts.Search(
         "index", args.parts, args.top, args.normalise, default, has_all_reranks, namer,
@@ -240,8 +239,8 @@ def _plan_search(session, describer, args, queries):
 
 def _plan_expansion(session, describer, args, index_ids):
     """Finds the descriptors of the whole index, made first where this run has all parts."""
-    import describe
-    import parts
+    from descriptors import describe
+    from search import parts
 
     shards = session.source.select_shards("index")
     if args.part is None:

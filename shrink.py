@@ -13,7 +13,10 @@ the same command again and it continues where it stopped.
 import functools
 from pathlib import Path
 
-from command_line import (
+from cluster.dask_workers import open_workers
+from data.sources import SPLITS, TRAIN_CLEAN_CSV
+from runs import kernel
+from runs.command_line import (
     CommandLine,
     add_session_options,
     number,
@@ -22,11 +25,8 @@ from command_line import (
     scheduler_address,
     session_settings,
 )
-from manifests import write_summary
-from on_kaggle import kernel
-from scheduler import open_workers
-from session import SHRINK_PICTURE, open_session, shrunk_name
-from sources import SPLITS, TRAIN_CLEAN_CSV
+from runs.session import SHRINK_PICTURE, open_session, shrunk_name
+from shrinking.manifests import write_summary
 from utils import say
 
 
@@ -93,14 +93,16 @@ def main(argv=None):
 
 def shrink(session, args):
     """Makes the shards of one part small and copies the tables; writes a page that says so."""
-    import shrinking  # loads pandas and others: deferred until the arguments are valid
+    from shrinking import (
+        small_shards,  # loads pandas and others: deferred until the arguments are valid
+    )
 
     source, is_clean = session.source, args.labels == "clean"
     splits = SPLITS if args.split == "all" else (args.split,)
     how = (args.pixels, args.quality, is_clean and "train" in splits)
     settings = settings_of(source, *how)
-    share = shrinking.Share(
-        shrinking.choose_shards(source, splits, args.part, args.parts),
+    share = small_shards.Share(
+        small_shards.choose_shards(source, splits, args.part, args.parts),
         args.parts,
         None if args.max_gb is None else 1e9 * args.max_gb,
         args.copy_earlier,
@@ -109,11 +111,11 @@ def shrink(session, args):
         f"{source}: {len(share.shards)} shards, {args.pixels} pixels, quality {args.quality}, "
         f"{args.labels} labels"
     )
-    shrinking.copy_tables(session, splits, is_clean)
+    small_shards.copy_tables(session, splits, is_clean)
     if args.scheduler:
         pages = shrink_on_workers(session, settings, share, how, args)
     else:
-        pages = shrinking.shrink(session, settings, share)
+        pages = small_shards.shrink(session, settings, share)
     path = session.path(shrunk_name(args.part, args.parts))
     say(write_summary(path, share.shards, pages))
     print(path)
@@ -123,23 +125,23 @@ def shrink(session, args):
 
 @functools.lru_cache(maxsize=1)
 def settings_of(source, pixels, quality, is_clean):
-    """Gives `shrinking.Settings`, once for all jobs of a worker; clean ids are read for them."""
-    import shrinking
+    """Gives `small_shards.Settings`, once for all jobs of a worker; clean ids are read for them."""
+    from shrinking import small_shards
 
-    clean_ids = shrinking.read_clean_ids(source.fetch(TRAIN_CLEAN_CSV)) if is_clean else None
-    return shrinking.Settings(pixels, quality, clean_ids)
+    clean_ids = small_shards.read_clean_ids(source.fetch(TRAIN_CLEAN_CSV)) if is_clean else None
+    return small_shards.Settings(pixels, quality, clean_ids)
 
 
 def shrink_on_workers(session, settings, share, how, args):
-    """Shrinks as `shrinking.shrink` does, shard by shard on a scheduler's workers; gives the pages.
+    """Shrinks as `small_shards.shrink` does, shard by shard on workers; gives the pages.
 
     Args:
-        session, settings, share: as for `shrinking.shrink`.
+        session, settings, share: as for `small_shards.shrink`.
         how: what `settings_of` takes besides the source; small, for it goes to every worker.
         args: the command line.
     """
     import shrink  # by this name, the workers find the function below
-    import shrinking
+    from shrinking import small_shards
 
     def run(shards, when_done):
         jobs = [(how, shard) for shard in shards]
@@ -149,15 +151,15 @@ def shrink_on_workers(session, settings, share, how, args):
         )  # fmt: skip
 
     with open_workers(args.scheduler, session, args.scratch) as workers:
-        return shrinking.shrink_apart(session, settings, share, run)
+        return small_shards.shrink_apart(session, settings, share, run)
 
 
 def shrink_job(session, job):
     """Shrinks one shard, in a worker; the job is (what `settings_of` takes, `Shard`)."""
-    import shrinking
+    from shrinking import small_shards
 
     how, shard = job
-    return shrinking.shrink_one(session, settings_of(session.source, *how), shard)
+    return small_shards.shrink_one(session, settings_of(session.source, *how), shard)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def load_results(name):
 
 
 class Steady:
-    """Stands for `training.Pace`: nothing changes from step to step."""
+    """Stands for `loop.Pace`: nothing changes from step to step."""
 
     def set_for(self, step):
         return 0.0

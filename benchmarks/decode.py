@@ -20,9 +20,9 @@ import numpy as np
 from common import CACHE, median, print_table, print_verdict, ratio
 
 import generators
+from data.images import Augmentation
+from data.sources import Shard
 from generators import Reading, ShardEnd, read_shard
-from images import Augmentation
-from sources import Shard
 from utils import muted_stderr
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

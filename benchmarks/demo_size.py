@@ -17,11 +17,11 @@ from pathlib import Path
 
 from common import ROOT, print_machine, print_table, save_results
 
-import demo
+from data.sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION, TRAIN_CSV
+from demo import start
 from demo.plan import WorldSize
 from demo.world import build_world
 from metrics import score_recognition, score_retrieval
-from sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION, TRAIN_CSV
 
 RECOGNIZED, RETRIEVED = "recognition_submission.csv", "retrieval_submission.csv"
 
@@ -60,7 +60,7 @@ def main():
 
 def run(name, size, settings, seed, folder):
     """Runs both commands on a world of a size; gives a row of the table."""
-    world, settings = folder / "world", demo.DEFAULTS | settings
+    world, settings = folder / "world", start.DEFAULTS | settings
     begin, used = time.perf_counter(), [processor_seconds()]
     build_world(world, size=WorldSize(**size))
     used.append(processor_seconds())

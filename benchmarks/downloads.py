@@ -20,8 +20,8 @@ import numpy as np
 import requests
 from common import median, print_table, print_verdict, ratio
 
+from data.download import download
 from demo.server import serve
-from download import download
 from utils import CHUNK_BYTES, atomic_write, file_md5
 
 TIMEOUT_S = 30.0

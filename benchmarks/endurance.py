@@ -32,11 +32,11 @@ sys.path.insert(0, str(common.ROOT / "tests"))
 from fault_server import Fault, FaultServer
 from synthetic import encode, entry, make_image_id, member_name, pack
 
-import sources
-from download import Patience, download
+from data import sources
+from data.download import Patience, download
+from data.images import decode_image
+from data.sources import Shard, Source
 from generators import Reading, ShardEnd, stream_batches
-from images import decode_image
-from sources import Shard, Source
 
 NUM_IMAGES = 64  # in a shard, 1.5 MB
 IMAGE_SIZE, BATCH_SIZE = 192, 32  # a shard's images take 7 MB when decoded

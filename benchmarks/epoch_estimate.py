@@ -16,11 +16,11 @@ from common import load_results, median, print_table
 from search_speed import OURS
 
 import shrink
+from data.sources import NUM_CVDF_SHARDS
 from on_kaggle import plan
-from on_kaggle.kernel import MAX_HOURS
 from on_kaggle.plan import NUM_GALLERY_PARTS, NUM_PARTS, PICTURE_KB
 from recipes import RECIPES
-from sources import NUM_CVDF_SHARDS
+from runs.kernel import MAX_HOURS
 
 NUM_IMAGES = plan.NUM_IMAGES | {"train": plan.NUM_IMAGES["full"]}
 INDEX_SHARD_MB, TEST_SHARD_MB = 850, 500  # as CVDF says

@@ -18,10 +18,10 @@ from pathlib import Path
 import common
 from common import ROOT, print_table
 
+from data.landmarks import format_image_id
+from data.sources import RECOGNITION_SOLUTION, Source
+from data.submissions import read_recognition_solution
 from generators import list_members
-from landmarks import format_image_id
-from sources import RECOGNITION_SOLUTION, Source
-from submissions import read_recognition_solution
 
 
 def parse_arguments():

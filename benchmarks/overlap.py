@@ -3,7 +3,7 @@
     python benchmarks/overlap.py [--unit 1.0] [--mini-epochs 6]
 
 Simulated: sleeps of L, D and T seconds a shard in place of download, decode and step, through the
-real `generators.stream_batches` and `training.train_mini_epoch`. Real: shards of drawn photographs
+real `generators.stream_batches` and `loop.train_mini_epoch`. Real: shards of drawn photographs
 served over HTTP on this machine, downloaded, verified and decoded; the step alone is a sleep. The
 first mini-epoch waits for the first download and is left out.
 """
@@ -22,11 +22,11 @@ import numpy as np
 from common import print_table, print_verdict
 
 import generators
-import training
+from data.sources import Shard, Source
 from demo.server import serve
 from generators import Reading, ShardEnd, stream_batches
-from replicas import OneDevice
-from sources import Shard, Source
+from network.devices import OneDevice
+from training import loop
 from utils import Stop
 
 PROPORTIONS = ((1, 1, 1), (1, 0.5, 0.5), (0.5, 1, 0.5), (0.5, 0.5, 1), (1, 0.9, 0.3), (0.3, 1, 0.9))
@@ -77,9 +77,9 @@ def run(source, reading, step_s, mini_epochs):
     plan = [(0, Shard("train", number)) for number in range(mini_epochs)]
     stream = stream_batches(source, plan, reading)
     what = (OneDevice(), SleepingNetwork(step_s), stream, common.Steady(), Stop(), "")
-    training.train_mini_epoch(*what)
+    loop.train_mini_epoch(*what)
     begin = time.perf_counter()
-    rows = [training.train_mini_epoch(*what) for _ in plan[1:]]
+    rows = [loop.train_mini_epoch(*what) for _ in plan[1:]]
     seconds = (time.perf_counter() - begin) / len(rows)
     return seconds, float(np.mean([row["waited_s"] for row in rows]))
 

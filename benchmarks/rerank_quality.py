@@ -13,17 +13,16 @@ import common
 import numpy as np
 import votes
 
-import parts
-import search
-from descriptions import concatenate, load_descriptions, load_queries
-from expansion import index_of
-from merging import NamedPart, Ranking, merge_parts
+from data.sources import RETRIEVAL_SOLUTION
+from data.submissions import write_retrieval_submission
+from descriptors.descriptions import concatenate, load_descriptions, load_queries
 from metrics import score_retrieval
-from naming import find_namer
-from reranks import NAMED_BY, RERANKS
-from session import open_session
-from sources import RETRIEVAL_SOLUTION
-from submissions import write_retrieval_submission
+from runs.session import open_session
+from search import exact, parts
+from search.expansion import index_of
+from search.merging import NamedPart, Ranking, merge_parts
+from search.naming import find_namer
+from search.reranks import NAMED_BY, RERANKS
 
 NUM_SUMMED = 10
 # name -> descriptors summed up in a query and in an index image
@@ -86,11 +85,11 @@ def rank_by_superglobal(queries, index):
     Source: Shao et al., ICCV 2023.
     """
     sides = queries.descriptors.astype(np.float64), index.descriptors.astype(np.float64)
-    places, distances = search.nearest(index.descriptors, index.descriptors, 10)
+    places, distances = exact.nearest(index.descriptors, index.descriptors, 10)
     weights = 0.15 * (1 - distances[:, 1:, None] / 2)
     refined = sides[1] + (weights * sides[1][places[:, 1:]]).sum(axis=1)
     refined /= 1 + weights.sum(axis=1)
-    first, _ = search.nearest(queries.descriptors, index.descriptors, min(400, len(index)))
+    first, _ = exact.nearest(queries.descriptors, index.descriptors, min(400, len(index)))
     image_ids = []
     for query, candidates in zip(sides[0], first, strict=True):
         scores = refined[candidates] @ query

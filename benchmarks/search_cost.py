@@ -18,12 +18,12 @@ import common
 import numpy as np
 from common import median, print_table, ratio
 
-import gallery
-from candidates import best_by_confidence, best_by_soft_labels
-from descriptions import Descriptions, save_descriptions, unit_length
-from expansion import expand, index_of
-from reranks import name_by_neighbors
-from search import find_candidates
+from descriptors.descriptions import Descriptions, save_descriptions, unit_length
+from search import gallery
+from search.candidates import best_by_confidence, best_by_soft_labels
+from search.exact import find_candidates
+from search.expansion import expand, index_of
+from search.reranks import name_by_neighbors
 
 NUM_QUERIES = 117_577
 GALLERIES = {"clean": 1_580_470, "all": 4_132_914}

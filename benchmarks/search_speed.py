@@ -1,4 +1,4 @@
-"""Exact top 100 of 2048-d and 512-d descriptors: search.nearest against faiss and the bare product.
+"""Exact top 100 of 2048-d and 512-d descriptors: exact.nearest against faiss and the bare product.
 
     python benchmarks/search_speed.py [--rounds 3] [--index 20000 60000 127000] [--width 2048 512]
 
@@ -14,12 +14,12 @@ import common
 import numpy as np
 from common import median, print_table, print_verdict, ratio
 
-import search
+from search import exact
 
 WIDTH, TOP = 2048, 100
 PLAIN = "plain matrix product (numpy)"
 KEPT = "the same into a kept array"
-OURS = "ours (search.nearest)"
+OURS = "ours (exact.nearest)"
 HALF = "ours, float16 stored"
 ONE_CALL = "faiss.knn, one call"
 ONE_BY_ONE = "2019: IndexFlatL2, one query at a time"
@@ -39,10 +39,10 @@ def make_descriptors(num_rows, seed, dtype=np.float32, width=WIDTH):
 
 def multiply(queries, index, kept=None):
     """Multiplies block by block, so that the product itself needs little memory."""
-    for begin in range(0, len(queries), search.QUERY_BLOCK):
-        for first in range(0, len(index), search.INDEX_BLOCK):
-            block = index[first : first + search.INDEX_BLOCK]
-            part = queries[begin : begin + search.QUERY_BLOCK]
+    for begin in range(0, len(queries), exact.QUERY_BLOCK):
+        for first in range(0, len(index), exact.INDEX_BLOCK):
+            block = index[first : first + exact.INDEX_BLOCK]
+            part = queries[begin : begin + exact.QUERY_BLOCK]
             np.matmul(part, block.T, out=None if kept is None else kept[: len(part), : len(block)])
 
 
@@ -64,24 +64,22 @@ def compare(num_rows, num_queries, rounds, width):
     """Measures all ways: two dicts, name -> list of queries/s, of queries per processor second."""
     import faiss
 
-    import device_search
+    from search import on_gpu
 
     queries = make_descriptors(num_queries, 2, width=width)
     index = make_descriptors(num_rows, 3, width=width)
     half, half_queries = index.astype(np.float16), queries.astype(np.float16)
-    kept = np.empty(
-        (min(len(queries), search.QUERY_BLOCK), min(len(index), search.INDEX_BLOCK)), "f"
-    )
+    kept = np.empty((min(len(queries), exact.QUERY_BLOCK), min(len(index), exact.INDEX_BLOCK)), "f")
     ways = {
         PLAIN: lambda: multiply(queries, index),
         KEPT: lambda: multiply(queries, index, kept),
-        OURS: lambda: search.nearest(queries, index, TOP),
-        HALF: lambda: search.nearest(half_queries, half, TOP),
+        OURS: lambda: exact.nearest(queries, index, TOP),
+        HALF: lambda: exact.nearest(half_queries, half, TOP),
         ONE_CALL: lambda: faiss.knn(queries, index, TOP),
         ONE_BY_ONE: search_one_by_one(queries[:NUM_SINGLE], index),
     }
-    if propose := device_search.find_proposer():
-        ways[DEVICE] = lambda: search.nearest(queries, index, TOP, propose)
+    if propose := on_gpu.find_proposer():
+        ways[DEVICE] = lambda: exact.nearest(queries, index, TOP, propose)
     measured = common.measure_both(ways, rounds)
     counts = {ONE_BY_ONE: NUM_SINGLE}
     return tuple(
@@ -93,8 +91,8 @@ def compare(num_rows, num_queries, rounds, width):
 def compare_half(num_rows, num_queries):
     """Gives shares of positions that float16 storage leaves equal; equal or tied in float16."""
     queries, index = make_descriptors(num_queries, 2), make_descriptors(num_rows, 3)
-    full = search.nearest(queries, index, TOP)
-    half = search.nearest(queries.astype(np.float16), index.astype(np.float16), TOP)
+    full = exact.nearest(queries, index, TOP)
+    half = exact.nearest(queries.astype(np.float16), index.astype(np.float16), TOP)
     same = full[0] == half[0]
     close = np.abs(full[1] - half[1]) < 2.0**-11 * (1 + full[1])
     return same.mean(), (same | close).mean()
@@ -105,7 +103,7 @@ def peak_memory(num_rows, num_queries):
     queries = make_descriptors(num_queries, 2, np.float16)
     index = make_descriptors(num_rows, 3, np.float16)
     tracemalloc.start()
-    search.nearest(queries, index, TOP)
+    exact.nearest(queries, index, TOP)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak

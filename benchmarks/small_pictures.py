@@ -16,9 +16,9 @@ import common
 from common import median, print_table, print_verdict, ratio
 
 import shrink
+from data.images import Augmentation, shrink_image
+from data.sources import Shard
 from generators import Reading, list_members, read_shard
-from images import Augmentation, shrink_image
-from sources import Shard
 
 SHARD = Shard("train", 0)
 NETWORK_SIZES = (192, 96)

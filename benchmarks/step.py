@@ -22,15 +22,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 
-import describe
 import model
-import model_files
-import training
+from data.images import Augmentation
+from data.sources import Shard
+from descriptors import describe
 from generators import Batch, Reading, ShardEnd, stream_batches
-from images import Augmentation
+from network.devices import OneDevice
 from recipes import Loss, Recipe
-from replicas import OneDevice
-from sources import Shard
+from training import loop
 from utils import Stop
 
 BATCH = 32
@@ -112,7 +111,7 @@ def compare_feeding(size, rounds):
 
     def ours(stream):
         what = (OneDevice(), network, stream, common.Steady(), Stop(), "")
-        training.train_mini_epoch(*what)
+        loop.train_mini_epoch(*what)
 
     steps = [batch] * (STEPS_PER_SHARD * NUM_SHARDS)
     ways = {
@@ -178,7 +177,7 @@ def compare_prediction(size, rounds, num_batches=4):
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         path = Path(folder, "model.keras")
         page = {"landmark_ids": list(range(NUM_CLASSES))}
-        model_files.save_model(model.build_classifier(build(size), Loss()), path, page)
+        model.save_model(model.build_classifier(build(size), Loss()), path, page)
         describer = describe.Describer(describe.Settings(path, 64), None)
     predictor = describer.predictor
     bare = tf.function(lambda batch: predictor(batch, training=False))

@@ -17,15 +17,12 @@ import ablation
 import common
 import numpy as np
 
-import gallery
-import gallery_parts
-import search
-import voting
-from descriptions import concatenate, load_descriptions, load_queries, unit_length
-from landmarks import format_image_id
+from data.landmarks import format_image_id
+from data.sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
+from data.submissions import read_recognition_solution, read_retrieval_solution
+from descriptors.descriptions import concatenate, load_descriptions, load_queries, unit_length
 from metrics import global_average_precision
-from sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
-from submissions import read_recognition_solution, read_retrieval_solution
+from search import exact, gallery, gallery_parts, voting
 
 MODELS = {"2019": "2019", "strong": "together, from 9 images"}  # of the ablation's variants
 NUM_LANDMARKS = 40  # images that show one, where nearly all show none
@@ -198,7 +195,7 @@ def ways_of(queries, plain, penalised, likeness, others):
     zero = np.zeros(len(queries), np.float32)
     head = queries.landmark_ids, queries.confidences
     # bestfitting 2019: 4 (t - 0.3) less, t the third largest cosine to N (of another image).
-    distances = search.nearest(queries.descriptors, others, 4)[1].astype(np.float64)
+    distances = exact.nearest(queries.descriptors, others, 4)[1].astype(np.float64)
     is_itself = distances[:, 0] < 1e-6
     third = 1 - np.where(is_itself, distances[:, 3], distances[:, 2]) / 2
     bestfitting = (4 * np.maximum(third - 0.3, 0)).astype(np.float32)

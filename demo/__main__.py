@@ -1,18 +1,20 @@
 """Builds the miniature landmark world and a picture of it: python -m demo --output output/world."""
 
+import argparse
 import contextlib
+import sys
 import threading
 from pathlib import Path
 
-from command_line import CommandLine, run_command_line
 from demo.overview import draw_overview
 from demo.plan import WorldSize
 from demo.server import serve
 from demo.world import OVERVIEW, build_world
+from utils import ExpectedError
 
 
 def parse_arguments(argv=None):
-    parser = CommandLine(
+    parser = argparse.ArgumentParser(
         prog="python -m demo",
         description="Builds the miniature landmark world and a picture of it.",
     )
@@ -45,4 +47,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_command_line(main)
+    try:
+        main()
+    except ExpectedError as error:
+        sys.exit(f"error: {error}")

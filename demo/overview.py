@@ -7,10 +7,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from data.landmarks import MIN_IMAGES
+from data.sources import SPLITS
 from demo.plan import NUM_DRAWN, WorldSize, plan_world
 from demo.world import MARKER, WORLD_VERSION, group_by_label, read_marker, view_of
-from landmarks import MIN_IMAGES
-from sources import SPLITS
 from utils import ExpectedError, atomic_write
 
 SHEET_WIDTH, MARGIN, TITLE_HEIGHT = 1600, 24, 100  # pixels, as all sizes here

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.sources import SPLITS, Shard
 from demo import art
 from demo.generated import MOST, generate_landmarks
-from sources import SPLITS, Shard
 from utils import ExpectedError
 
 NUM_LANDMARK_IDS = 203_094  # the full data set's; ids of the world lie below it

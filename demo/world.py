@@ -18,9 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demo import art
-from demo.plan import WorldSize, plan_world
-from sources import (
+from data.sources import (
     CATEGORY_CSV,
     INDEX_CSV,
     RECOGNITION_SOLUTION,
@@ -30,6 +28,8 @@ from sources import (
     TRAIN_CLEAN_CSV,
     TRAIN_CSV,
 )
+from demo import art
+from demo.plan import WorldSize, plan_world
 from utils import ExpectedError, file_md5, say
 
 WORLD_VERSION = 2  # raise it when the same seed draws other pictures

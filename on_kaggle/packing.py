@@ -76,7 +76,7 @@ def run():
     with tempfile.TemporaryDirectory(prefix="landmarks-") as folder:
         zipfile.ZipFile(io.BytesIO(base64.b64decode(ARCHIVE))).extractall(folder)
         sys.path.insert(0, folder)
-        names = (facts["entry"], "command_line", "utils")
+        names = (facts["entry"], "runs.command_line", "utils")
         entry, command_line, utils = map(importlib.import_module, names)
         errors = []
 

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass, replace
 
-from on_kaggle.kernel import MAX_OUTPUT_GB
-from session import (
+from runs.kernel import MAX_OUTPUT_GB
+from runs.session import (
     RECOGNITION_SUBMISSION,
     RETRIEVAL_SUBMISSION,
     gallery_part_name,

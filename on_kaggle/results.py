@@ -7,21 +7,21 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from landmarks import parse_image_ids
+from data.landmarks import parse_image_ids
+from data.submissions import (
+    check_retrieval_submission,
+    read_recognition_submission,
+    read_retrieval_submission,
+)
 from on_kaggle.client import NetworkError, ask_client, call_client, last_line, patiently
 from on_kaggle.packing import REPORT
 from on_kaggle.states import look, read_report
-from session import (
+from runs.session import (
     CHECKPOINTS,
     DESCRIPTORS,
     QUERIES,
     RECOGNITION_SUBMISSION,
     RETRIEVAL_SUBMISSION,
-)
-from submissions import (
-    check_retrieval_submission,
-    read_recognition_submission,
-    read_retrieval_submission,
 )
 from utils import ExpectedError, file_md5, say
 

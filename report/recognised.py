@@ -4,13 +4,13 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from landmarks import format_image_id, read_categories, read_image_ids
+from data.landmarks import format_image_id, read_categories, read_image_ids
+from data.sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV, Shard
+from data.submissions import read_recognition_solution
 from metrics import LEADERBOARDS, score_recognition
-from neighbors import Picture
+from report.neighbors import Picture
 from report.run import count_usages, encode_pictures, read_history
-from session import RECOGNITION_SUBMISSION
-from sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV, Shard
-from submissions import read_recognition_solution
+from runs.session import RECOGNITION_SUBMISSION
 
 MAX_LANDMARKS = 500  # in the table, those with the most test images
 MAX_PAIRS = 8  # confused landmarks, three pictures each

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from neighbors import score_queries
+from report.neighbors import score_queries
 from report.run import count_usages, encode_pictures
 
 NUM_BINS = 20

@@ -11,10 +11,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from neighbors import read_thumbnail
-from session import HISTORY
-from submissions import USAGES
-from tables import read_header
+from data.submissions import USAGES
+from data.tables import read_header
+from report.neighbors import read_thumbnail
+from runs.session import HISTORY
 from utils import ExpectedError, say
 
 PACKAGES = ("tensorflow", "jax", "torch", "keras", "keras-hub", "numpy", "pandas", "pillow",

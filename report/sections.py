@@ -1,6 +1,6 @@
 """What is in each section of the report: facts -> HTML; None where there is nothing to say."""
 
-from landmarks import name_of_category
+from data.landmarks import name_of_category
 from recipes import Recipe
 from report.charts import histogram, line_chart
 from report.markup import join, table, tag

@@ -1,6 +1,6 @@
 """Checks that several modules' tests share."""
 
-from command_line import explain
+from runs.command_line import explain
 
 
 def names_in(folder):

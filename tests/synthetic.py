@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sources import (
+from data.sources import (
     CATEGORY_CSV,
     INDEX_CSV,
     RECOGNITION_SOLUTION,

@@ -6,12 +6,12 @@ import h5py
 import numpy as np
 import pytest
 
-import model_files
+import model
 import recognition
 import retrieval
-from landmarks import ClassTable, read_2019_classes
-from sources import TRAIN_CSV
-from submissions import read_recognition_submission, read_retrieval_submission
+from data.landmarks import ClassTable, read_2019_classes
+from data.sources import TRAIN_CSV
+from data.submissions import read_recognition_submission, read_retrieval_submission
 from utils import ExpectedError
 
 NUM_CHANNELS = 6
@@ -121,7 +121,7 @@ def test_the_2019_file_is_used_with_its_own_graph_and_raw_pixels(tmp_path):
 
     weights = write_2019_model(tmp_path / "resnet50.model", num_classes=4)
     classes = ClassTable(np.array([40, 10, 30, 20]))
-    recogniser = model_files.load_recogniser(tmp_path / "resnet50.model", lambda: classes)
+    recogniser = model.load_recogniser(tmp_path / "resnet50.model", lambda: classes)
     assert recogniser.image_size == 16
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     predictor = model.build_predictor(recogniser.classifier)
@@ -138,11 +138,11 @@ def test_a_2019_file_of_other_landmarks_is_refused(tmp_path):
     with pytest.raises(
         ExpectedError, match="4 outputs; expected 3, one for each of the classes of 2019"
     ):
-        model_files.load_recogniser(tmp_path / "resnet50.model", lambda: ClassTable(np.arange(3)))
+        model.load_recogniser(tmp_path / "resnet50.model", lambda: ClassTable(np.arange(3)))
 
 
 def test_the_2019_file_predicts_and_retrieves(data_set, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("landmarks.MIN_IMAGES", 5)
+    monkeypatch.setattr("data.landmarks.MIN_IMAGES", 5)
     classes = read_2019_classes(data_set.folder / TRAIN_CSV)
     path = tmp_path / "resnet50.model"
     write_2019_model(path, len(classes))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from checks import one_line
 
-import arrays as arrays_module
-from arrays import Column, check_arrays, load_arrays, save_arrays
+from data import arrays as arrays_module
+from data.arrays import Column, check_arrays, load_arrays, save_arrays
 from utils import ExpectedError
 
 PAGE = {"model": "0123abcd", "rate": 0.1, "shards": [1, 2], "left_out": None}

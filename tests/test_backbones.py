@@ -10,10 +10,9 @@ import pytest
 from checks import one_line
 from tiny_network import build_tiny, in_place_of_backbones
 
-import backbones
-from backbones import build, check, count_prefix_tokens
-from model import build_classifier, build_network
-from model_files import load_recogniser, save_model
+from model import build_classifier, build_network, load_recogniser, save_model
+from network import backbones
+from network.backbones import build, check, count_prefix_tokens
 from recipes import BACKBONES, Loss, Recipe
 from utils import ExpectedError, file_md5
 

@@ -5,8 +5,7 @@ import time
 
 import pytest
 
-from background import in_background, run_ahead
-from utils import ExpectedError
+from utils import ExpectedError, in_background, run_ahead
 
 
 def test_background_work_gives_its_result():

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sources import RECOGNITION_SOLUTION, Source
-from submissions import read_recognition_solution
+from data.sources import RECOGNITION_SOLUTION, Source
+from data.submissions import read_recognition_solution
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,10 +65,10 @@ def test_search_speed_runs(monkeypatch, capsys):
 def test_demo_size_writes_settings_as_the_command_line_takes_them():
     import demo_size
 
-    import demo
     import recognition
+    from demo import start
 
-    settings = demo.DEFAULTS | {"augment": False}
+    settings = start.DEFAULTS | {"augment": False}
     flags = [str(word) for word in demo_size.flags_of(settings)]
     parsed = vars(recognition.parse_arguments(flags))
     assert {name: parsed[name] for name in settings} == settings
@@ -119,8 +119,8 @@ def test_votes_reads_scores_of_a_scene_where_the_right_answer_is_known(tmp_path)
     import numpy as np
     import votes
 
-    from descriptions import Descriptions, save_descriptions
-    from gallery import Gallery
+    from descriptors.descriptions import Descriptions, save_descriptions
+    from search.gallery import Gallery
 
     def describe(ids, directions):
         num = len(ids)
@@ -145,7 +145,7 @@ def test_superglobal_ranks_what_is_near_the_query_and_its_neighbors(monkeypatch,
     import numpy as np
     import rerank_quality
 
-    from descriptions import Descriptions
+    from descriptors.descriptions import Descriptions
 
     angles = np.arange(12) / 10
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)

@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 from checks import one_line
 
-from calibration import Calibration, calibrate, choose_threshold, load_calibration, save_calibration
-from landmarks import format_image_id
-from submissions import RecognitionTruth
+from data.landmarks import format_image_id
+from data.submissions import RecognitionTruth
+from report.threshold import (
+    Calibration,
+    calibrate,
+    choose_threshold,
+    load_calibration,
+    save_calibration,
+)
 from utils import ExpectedError
 
 CALIBRATION = Calibration("a" * 32, 0.35, 20, 40, 0.9, 0.8)

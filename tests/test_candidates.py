@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-import candidates
-from candidates import best_by_confidence, best_by_soft_labels
-from descriptions import unit_length
-from merging import NamedPart, merge_parts
-from reranks import RERANKS, Naming, confidence_dimensions
-from search import find_candidates
+from descriptors.descriptions import unit_length
+from search import candidates
+from search.candidates import best_by_confidence, best_by_soft_labels
+from search.exact import find_candidates
+from search.merging import NamedPart, merge_parts
+from search.reranks import RERANKS, Naming, confidence_dimensions
 
 TOP = 6
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import CommandLine, run_command_line
+from runs.command_line import CommandLine, run_command_line
 from utils import ExpectedError, MissingFileError, Stop, StoppedError
 
 ROOT = Path(__file__).parent.parent

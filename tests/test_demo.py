@@ -13,17 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import demo
-from demo import art, overview
-from demo import world as worlds
-from demo.__main__ import main
-from demo.generated import KINDS, generate_landmarks
-from demo.photos import write_photos
-from demo.plan import WorldSize, plan_world
-from demo.server import serve
-from demo.world import build_world
-from landmarks import MIN_IMAGES
-from sources import (
+from data.landmarks import MIN_IMAGES
+from data.sources import (
     CATEGORY_CSV,
     INDEX_CSV,
     RECOGNITION_SOLUTION,
@@ -33,6 +24,14 @@ from sources import (
     TRAIN_CLEAN_CSV,
     TRAIN_CSV,
 )
+from demo import art, overview, start
+from demo import world as worlds
+from demo.__main__ import main
+from demo.generated import KINDS, generate_landmarks
+from demo.photos import write_photos
+from demo.plan import WorldSize, plan_world
+from demo.server import serve
+from demo.world import build_world
 from utils import ExpectedError
 
 TINY = WorldSize(
@@ -309,12 +308,12 @@ def test_every_part_of_the_index_has_two_shards():
 
 
 def test_the_settings_of_the_demo_use_every_train_shard_and_hold_the_last_one_out():
-    train, valid = demo.DEFAULTS["train_shards"], demo.DEFAULTS["valid_shards"]
+    train, valid = start.DEFAULTS["train_shards"], start.DEFAULTS["valid_shards"]
     assert train == (0, valid[0]) and valid == (
         WorldSize().train_shards - 1,
         WorldSize().train_shards,
     )
-    assert demo.DEFAULTS["valid_every"] == train[1]  # after every epoch
+    assert start.DEFAULTS["valid_every"] == train[1]  # after every epoch
 
 
 # ----------------------------------------------------------------------- landmarks by the seed

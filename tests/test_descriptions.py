@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from checks import one_line
 
-from arrays import save_arrays
-from descriptions import (
+from data.arrays import save_arrays
+from descriptors.descriptions import (
     Descriptions,
     load_descriptions,
     load_if_of,

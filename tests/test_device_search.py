@@ -4,18 +4,17 @@ import numpy as np
 import pytest
 from test_search import brute_force, far_from_the_origin, normal
 
-import device_search
-import search
+from search import exact, on_gpu
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Several blocks and strips with little data, and no lower limit of work."""
-    monkeypatch.setattr(device_search, "MIN_SCORES", 0)
-    monkeypatch.setattr(device_search, "QUERY_ROWS", 16)
-    monkeypatch.setattr(device_search, "INDEX_ROWS", 96)
-    monkeypatch.setattr(device_search, "STRIP", 4)
-    monkeypatch.setattr(search, "QUERY_BLOCK", 24)
+    monkeypatch.setattr(on_gpu, "MIN_SCORES", 0)
+    monkeypatch.setattr(on_gpu, "QUERY_ROWS", 16)
+    monkeypatch.setattr(on_gpu, "INDEX_ROWS", 96)
+    monkeypatch.setattr(on_gpu, "STRIP", 4)
+    monkeypatch.setattr(exact, "QUERY_BLOCK", 24)
 
 
 def unit(seed, *shape):
@@ -60,8 +59,8 @@ MAKERS = {
 @pytest.mark.parametrize("kind", MAKERS)
 def test_the_search_from_the_devices_proposals_is_that_of_faiss_bit_for_bit(small, kind):
     queries, index = MAKERS[kind]
-    found = search.nearest(queries, index, 10, device_search.propose)
-    for expected in (search.nearest(queries, index, 10), brute_force(queries, index, 10)):
+    found = exact.nearest(queries, index, 10, on_gpu.propose)
+    for expected in (exact.nearest(queries, index, 10), brute_force(queries, index, 10)):
         np.testing.assert_array_equal(found[0], expected[0])
         np.testing.assert_array_equal(found[1], expected[1])
 
@@ -70,7 +69,7 @@ def test_the_search_from_the_devices_proposals_is_that_of_faiss_bit_for_bit(smal
 def test_no_proposal_is_farther_off_than_the_bound_and_none_is_missed(small, kind):
     queries, index = MAKERS[kind]
     wanted = min(38, len(index))
-    positions, rough, noise = device_search.propose(queries, index, wanted)
+    positions, rough, noise = on_gpu.propose(queries, index, wanted)
     assert (np.diff(rough) >= 0).all()
     for row, query in enumerate(queries.astype(np.float64)):
         exact = ((index.astype(np.float64) - query) ** 2).sum(axis=1)
@@ -85,15 +84,15 @@ def test_strips_blocks_and_ties_lose_no_great_score():
     scores = rng.integers(0, 9, (6, 256)).astype(np.float32)  # ties everywhere
     best = None
     for first in (0, 128):
-        best = device_search.keep_best(best, scores[:, first : first + 128], first, 20)
-    values, positions = (device_search.ops.convert_to_numpy(part) for part in best)
+        best = on_gpu.keep_best(best, scores[:, first : first + 128], first, 20)
+    values, positions = (on_gpu.ops.convert_to_numpy(part) for part in best)
     np.testing.assert_array_equal(values, -np.sort(-scores, axis=1)[:, :20])
     np.testing.assert_array_equal(np.take_along_axis(scores, positions, axis=1), values)
 
 
 def test_halves_by_hand():
     vectors = np.array([[3, 4], [0, 1 + 2**-12]], np.float32)
-    halves = device_search.to_halves(vectors)
+    halves = on_gpu.to_halves(vectors)
     assert halves.scale == 2**12  # 4 becomes 2^14
     assert halves.rows.tolist() == [[3 * 2**12, 2**14], [0, 2**12]]
     assert halves.norms.tolist() == [5, 1]
@@ -102,11 +101,11 @@ def test_halves_by_hand():
 
 def test_the_bound_by_hand():
     """Halves of norm 1 and 2, each 0.1 off; the last proposal at distance 3: 0.2 (2 * 3 + 0.2)."""
-    asked = device_search.Halves(None, 1.0, np.array([1.0]), np.array([0.1]))
-    noise = device_search.bound_noise(asked, 2.0, 0.1, np.array([9.0]), width=64)
+    asked = on_gpu.Halves(None, 1.0, np.array([1.0]), np.array([0.1]))
+    noise = on_gpu.bound_noise(asked, 2.0, 0.1, np.array([9.0]), width=64)
     assert noise == pytest.approx(0.2 * 6.2, rel=1e-4)
-    exact = device_search.Halves(None, 1.0, np.array([1.0]), np.array([0.0]))
-    noise = device_search.bound_noise(exact, 2.0, 0.0, np.array([9.0]), width=64)
+    exact = on_gpu.Halves(None, 1.0, np.array([1.0]), np.array([0.0]))
+    noise = on_gpu.bound_noise(exact, 2.0, 0.0, np.array([9.0]), width=64)
     assert noise == pytest.approx(64 * 2**-21 + 5 * 2**-20, rel=1e-4)
 
 
@@ -115,34 +114,34 @@ def test_the_bound_by_hand():
 def test_numbers_that_the_bound_does_not_cover_are_left_to_faiss(small, number, which):
     pair = [normal(41, 20, 8), normal(42, 120, 8)]
     pair[which][3, 3] = number
-    assert device_search.propose(*pair, 10) is None
+    assert on_gpu.propose(*pair, 10) is None
 
 
 def test_little_work_is_left_to_faiss():
-    assert device_search.propose(normal(43, 20, 8), normal(44, 120, 8), 10) is None
+    assert on_gpu.propose(normal(43, 20, 8), normal(44, 120, 8), 10) is None
 
 
 @pytest.fixture
 def one_gpu(monkeypatch):
-    monkeypatch.setattr(device_search, "list_gpus", lambda: ["gpu:0"])
-    device_search.find_proposer.cache_clear()
+    monkeypatch.setattr(on_gpu, "list_gpus", lambda: ["gpu:0"])
+    on_gpu.find_proposer.cache_clear()
     yield
-    device_search.find_proposer.cache_clear()
+    on_gpu.find_proposer.cache_clear()
 
 
 def test_a_gpu_that_multiplies_as_expected_proposes(one_gpu):
-    assert device_search.find_proposer() is device_search.propose
+    assert on_gpu.find_proposer() is on_gpu.propose
 
 
 def test_without_a_gpu_faiss_proposes(one_gpu, monkeypatch):
-    monkeypatch.setattr(device_search, "list_gpus", list)
-    assert device_search.find_proposer() is None
+    monkeypatch.setattr(on_gpu, "list_gpus", list)
+    assert on_gpu.find_proposer() is None
 
 
 def test_a_gpu_that_multiplies_less_exactly_is_not_used(one_gpu, monkeypatch, capsys):
-    real = device_search.multiply
-    monkeypatch.setattr(device_search, "multiply", lambda *pair: real(*pair) * 1.01)
-    assert device_search.find_proposer() is None
+    real = on_gpu.multiply
+    monkeypatch.setattr(on_gpu, "multiply", lambda *pair: real(*pair) * 1.01)
+    assert on_gpu.find_proposer() is None
     assert "the GPU does not multiply as expected" in capsys.readouterr().err
 
 
@@ -150,23 +149,23 @@ def test_a_gpu_without_enough_memory_leaves_the_search_to_faiss(small, monkeypat
     def fail(*_):
         raise MemoryError("out of\nmemory")
 
-    monkeypatch.setattr(device_search, "multiply", fail)
+    monkeypatch.setattr(on_gpu, "multiply", fail)
     queries, index = MAKERS["unit"]
-    found = search.nearest(queries, index, 10, device_search.propose)
+    found = exact.nearest(queries, index, 10, on_gpu.propose)
     np.testing.assert_array_equal(found[0], brute_force(queries, index, 10)[0])
     assert "the search goes on without the GPU: out of memory" in capsys.readouterr().err
 
 
 def test_data_that_halves_tell_apart_needs_no_faiss(small, monkeypatch):
-    monkeypatch.setattr(search, "_propose", None)
-    search.nearest(*MAKERS["unit"], 10, device_search.propose)
+    monkeypatch.setattr(exact, "_propose", None)
+    exact.nearest(*MAKERS["unit"], 10, on_gpu.propose)
 
 
 def test_both_lists_are_those_of_faiss(small):
     rng = np.random.default_rng(45)
     queries, index = MAKERS["one more dimension"]
     given = (queries, rng.integers(3, size=40), index, rng.integers(3, size=300), 10)
-    found = search.find_candidates(*given, propose=device_search.propose)
-    expected = search.find_candidates(*given)
+    found = exact.find_candidates(*given, propose=on_gpu.propose)
+    expected = exact.find_candidates(*given)
     for name in ("row_ends", "positions", "distances"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))

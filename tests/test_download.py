@@ -10,9 +10,8 @@ import pytest
 from checks import names_in, one_line
 from fault_server import Fault, FaultServer
 
-from background import in_background
-from download import Patience, download, download_range, online_size
-from utils import ExpectedError, MissingFileError
+from data.download import Patience, download, download_range, online_size
+from utils import ExpectedError, MissingFileError, in_background
 
 DATA = random.Random(1).randbytes(300_000)
 OTHER = random.Random(2).randbytes(250_000)
@@ -31,7 +30,7 @@ def server():
 def waits(monkeypatch):
     """Records what the download would have slept, in seconds."""
     waits = []
-    monkeypatch.setattr("download.time.sleep", waits.append)
+    monkeypatch.setattr("data.download.time.sleep", waits.append)
     return waits
 
 
@@ -224,7 +223,7 @@ SURPLUS = [
 def test_a_body_longer_than_its_content_length_is_no_whole_file(
     tmp_path, monkeypatch, fault, keep_alive, size_bytes
 ):
-    monkeypatch.setattr("download.SURPLUS_S", 1.0)  # however busy the machine is
+    monkeypatch.setattr("data.download.SURPLUS_S", 1.0)  # however busy the machine is
     content = random.Random(3).randbytes(size_bytes)
     with FaultServer({PATH: content, "/next": DATA}, keep_alive=keep_alive) as server:
         message = fail(server, tmp_path, *[fault] * 5, md5=None)
@@ -232,7 +231,7 @@ def test_a_body_longer_than_its_content_length_is_no_whole_file(
         assert f": more than the announced {announced} bytes after 5 attempts; " in message
         assert ranges(server) == [None] * 5
         assert len({request.client_port for request in server.requests}) == 5
-        monkeypatch.setattr("download.SURPLUS_S", 0.0)
+        monkeypatch.setattr("data.download.SURPLUS_S", 0.0)
         assert fetch(server, tmp_path, md5=None) == content
         download(server.address + "next", tmp_path / "next", patience=PATIENT)
         assert (tmp_path / "next").read_bytes() == DATA

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from test_gallery import describe
 
-import expansion
-import gallery
-from descriptions import unit_length
-from expansion import expand, index_of
+from descriptors.descriptions import unit_length
+from search import expansion, gallery
+from search.expansion import expand, index_of
 
 NUM_INDEX, WIDTH = 40, 6
 

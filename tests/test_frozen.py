@@ -13,20 +13,18 @@ from matplotlib.figure import Figure
 from synthetic import make_source, write_shard
 from test_training import history_of, images_of, load, session_at
 
-import backbones
-import checkpoints
-import frozen
-import history
 import model
 import recognition
-from arrays import load_arrays, save_arrays
-from command_line import explain
-from descriptions import load_descriptions
+from data.arrays import load_arrays, save_arrays
+from data.sources import TRAIN_CSV, Shard
+from descriptors.descriptions import load_descriptions
 from generators import ShardEnd
-from history import HISTORY_COLUMNS
+from network import backbones
+from network.devices import OneDevice
 from recipes import Recipe
-from replicas import OneDevice
-from sources import TRAIN_CSV, Shard
+from runs.command_line import explain
+from training import checkpoints, frozen, history
+from training.history import HISTORY_COLUMNS
 from utils import ExpectedError, Stop, StoppedError
 
 SETTINGS = Recipe().settings() | {

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from checks import one_line
 
-import gallery as gallery_module
-from arrays import load_arrays, save_arrays
-from descriptions import Descriptions, save_descriptions, unit_length
-from gallery import (
+from data.arrays import load_arrays, save_arrays
+from descriptors.descriptions import Descriptions, save_descriptions, unit_length
+from search import gallery as gallery_module
+from search.gallery import (
     Gallery,
     GalleryNeighbors,
     Names,

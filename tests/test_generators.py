@@ -23,6 +23,8 @@ from synthetic import (
 )
 
 import generators
+from data.images import FILL, Augmentation, decode_image, draw_view
+from data.sources import Shard, Source
 from demo.server import serve
 from generators import (
     MAX_MEMBER_BYTES,
@@ -32,8 +34,6 @@ from generators import (
     list_members,
     stream_batches,
 )
-from images import FILL, Augmentation, decode_image, draw_view
-from sources import Shard, Source
 from utils import ExpectedError
 
 JPEG = encode(draw(17, np.random.default_rng(0)), quality=95)

@@ -12,18 +12,17 @@ from PIL import Image
 from synthetic import LANDMARKS, draw, encode
 
 import identify
-import photo_gallery
-import photos
 import recognition
 import retrieval
-from calibration import Calibration, save_calibration
-from command_line import explain
-from descriptions import Descriptions, save_descriptions, unit_length
+from data.images import BadImageError
+from data.landmarks import ClassTable, format_image_id
+from data.sources import Shard, Source
+from descriptors.descriptions import Descriptions, save_descriptions, unit_length
 from generators import list_members
-from images import BadImageError
-from landmarks import ClassTable, format_image_id
-from session import CALIBRATION, DESCRIPTORS, Session
-from sources import Shard, Source
+from report import photo_nearest, photos
+from report.threshold import Calibration, save_calibration
+from runs.command_line import explain
+from runs.session import CALIBRATION, DESCRIPTORS, Session
 from utils import ExpectedError
 
 
@@ -85,7 +84,7 @@ def test_an_answer_has_all_that_a_program_wants(output, photo, capsys):
 
 
 def test_a_photo_is_named_as_the_test_set_is_predicted(output, data_set, tmp_path, capsys):
-    from submissions import read_recognition_submission
+    from data.submissions import read_recognition_submission
 
     members = list_members(data_set.folder / Shard("test", 0).path)[:4]
     tar = (data_set.folder / Shard("test", 0).path).read_bytes()
@@ -130,9 +129,9 @@ def test_a_model_of_landmarks_without_names_names_its_photos_all_the_same(
 def test_the_threshold_decides_what_is_called_a_landmark(
     output, photo, capsys, tmp_path, threshold, is_landmark
 ):
-    import model_files
+    import model
 
-    fingerprint = model_files.load_recogniser(output / "model.keras").fingerprint
+    fingerprint = model.load_recogniser(output / "model.keras").fingerprint
     calibration = Calibration(fingerprint, threshold, 1, 1, 1.0, 1.0)
     save_calibration(tmp_path / CALIBRATION, calibration)
     for name in ("model.keras", "landmarks.csv"):
@@ -243,7 +242,7 @@ def make_gallery(tmp_path, num_shards, rng):
 def test_the_nearest_are_those_of_brute_force_however_many_the_shards(tmp_path, num_shards):
     rng = np.random.default_rng(0)
     session, ids, rows = make_gallery(tmp_path, num_shards, rng)
-    loaded = photo_gallery.load_gallery(session, 7).of_model("ours")
+    loaded = photo_nearest.load_gallery(session, 7).of_model("ours")
     query = 3 * rows[0] + rng.normal(size=8).astype(np.float32) / 10
     scaled = unit_length(rows).astype(np.float64)
     wanted = query.astype(np.float64) / np.linalg.norm(query)
@@ -257,7 +256,7 @@ def test_the_nearest_are_those_of_brute_force_however_many_the_shards(tmp_path, 
 def test_descriptors_of_other_models_and_damaged_files_are_told_and_left_out(tmp_path, capsys):
     session, *_ = make_gallery(tmp_path, 3, np.random.default_rng(0))
     (tmp_path / DESCRIPTORS / "index_009.npz").write_bytes(b"damaged")
-    loaded = photo_gallery.load_gallery(session, 7)
+    loaded = photo_nearest.load_gallery(session, 7)
     assert len(loaded.shards) == 3
     assert loaded.of_model("theirs").find_nearest(np.ones(8)) == []
     told = capsys.readouterr().err

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from synthetic import draw, encode
 
-import images
-from images import (
+from data import images
+from data.images import (
     FILL,
     PLAIN,
     Augmentation,

@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from on_kaggle import kernel
+from runs import kernel
 from utils import ExpectedError
 
 

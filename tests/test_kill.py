@@ -19,12 +19,12 @@ from synthetic import make_source
 from tiny_network import in_place_of_backbones
 
 import recognition
-from arrays import load_arrays
-from checkpoints import load_checkpoint
+from data.arrays import load_arrays
 from demo.server import serve
-from model_files import load_recogniser
-from on_kaggle import kernel
-from session import Session
+from model import load_recogniser
+from runs import kernel
+from runs.session import Session
+from training.checkpoints import load_checkpoint
 
 ROOT = Path(recognition.__file__).resolve().parent
 NUM_KILLS = 2

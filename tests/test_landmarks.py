@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 from checks import one_line
 
-import landmarks
-from landmarks import (
+from data import landmarks
+from data.landmarks import (
     ClassTable,
     TrainLabels,
     format_image_id,

@@ -1,4 +1,7 @@
-"""Tests of what imports what: modules know only those below them, and few know a framework."""
+"""Tests of what imports what: units know only those below them, and few know a framework.
+
+A unit is a file or a folder of the top level; the folders' first lines list their modules.
+"""
 
 import ast
 import functools
@@ -8,35 +11,35 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def order_of_the_readme():
-    """Reads the list of files: module names, in its order."""
-    section = README.partition("\n## Files\n")[2].partition("\n## ")[0]
-    paths = re.findall(r"^    ([\w/]+)\.py ", section, re.MULTILINE)
-    return tuple(path.removesuffix("/__init__").replace("/", ".") for path in paths)
-
-
-# A module may import those after it; the scripts never import each other.
-ORDER = order_of_the_readme()
-SCRIPTS = ("recognition", "retrieval", "nearest", "shrink", "kernels", "identify")
+SCRIPTS = ("recognition", "retrieval", "nearest", "shrink", "identify", "kernels")
+# From below: a unit may import those on the lines before its own.
+FLOORS = (
+    ("utils", "recipes"),
+    ("data",),
+    ("demo", "generators"),
+    ("runs",),
+    ("cluster", "metrics"),
+    ("network",),
+    ("model",),
+    ("descriptors",),
+    ("search", "training", "shrinking", "on_kaggle"),
+    ("report",),
+    SCRIPTS,
+)
+FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
-WITH_FRAMEWORK = {
-    *("frozen", "training", "checkpoints", "parts", "describe", "model_files", "model", "layers"),
-    *("optimizers", "backbones", "photo_naming", "device_search", "replicas"),
+WITH_FRAMEWORK = {"network", "model", "descriptors", "training"}  # in all of their modules, or most
+ALONE_WITH_FRAMEWORK = {"search.parts", "search.on_gpu", "report.photo_answer"}
+MODULES = {
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
+    for unit in FLOOR_OF
+    for path in (ROOT / unit).parent.glob(f"{unit}.py")
+} | {
+    f"{path.parent.name}.{path.stem}": path
+    for unit in FLOOR_OF
+    for path in (ROOT / unit).glob("*.py")
+    if path.stem != "__init__"
 }
-PACKAGES = ("demo", "on_kaggle", "report")
-
-
-def path_of(name):
-    path = ROOT / name.replace(".", "/")
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-@functools.cache
-def parse(name):
-    return ast.parse(path_of(name).read_text(), path_of(name).name)
 
 
 def imports_below(node):
@@ -47,19 +50,20 @@ def imports_below(node):
             names |= {alias.name for alias in part.names}
         elif isinstance(part, ast.ImportFrom):
             names |= {part.module, *(f"{part.module}.{alias.name}" for alias in part.names)}
-    return {name for name in names if name in ORDER} | {name.partition(".")[0] for name in names}
+    return {name for name in names if name in MODULES} | {name.partition(".")[0] for name in names}
 
 
 @functools.cache
 def imports_of(name):
-    return imports_below(parse(name))
+    return imports_below(ast.parse(MODULES[name].read_text()))
 
 
 @functools.cache
 def imports_at_start(name):
     """Names what is imported when the module is, and not only when a function is called."""
     functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    statements = [part for part in parse(name).body if not isinstance(part, functions)]
+    body = ast.parse(MODULES[name].read_text()).body
+    statements = [part for part in body if not isinstance(part, functions)]
     return set().union(*map(imports_below, statements))
 
 
@@ -69,26 +73,42 @@ def closure(name, imports):
     while left:
         new = imports(left.pop()) - found
         found |= new
-        left += new & set(ORDER)
+        left += new & MODULES.keys()
     return found
 
 
-def test_the_readme_lists_every_module_once_scripts_first():
-    paths = [*ROOT.glob("*.py"), *(path for name in PACKAGES for path in ROOT.glob(f"{name}/*.py"))]
-    unlisted = {ROOT / "demo/__main__.py", ROOT / "on_kaggle/__init__.py"}
-    assert set(paths) - unlisted == set(map(path_of, ORDER))
-    assert len(set(ORDER)) == len(ORDER)
-    assert ORDER[: len(SCRIPTS)] == SCRIPTS
+def test_every_unit_of_the_top_level_has_its_floor():
+    files = {path.stem for path in ROOT.glob("*.py")}
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert files | folders == FLOOR_OF.keys()
+    assert len(files) <= 12 and not files & folders
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_a_module_imports_only_those_below_it(name):
-    allowed = set(ORDER[ORDER.index(name) + 1 :]) - set(SCRIPTS)
-    assert imports_of(name) & set(ORDER) <= allowed | {name.partition(".")[0]}
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_what_is_below_it(name):
+    unit = name.partition(".")[0]
+    # A scheduler's workers find a script's functions by its own name.
+    others = (imports_of(name) & FLOOR_OF.keys()) - {unit}
+    assert not [other for other in others if FLOOR_OF[other] >= FLOOR_OF[unit]]
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in ROOT.glob("*/__init__.py")))
+def test_the_first_lines_of_a_folder_list_its_modules(folder):
+    (lines,) = ast.parse((folder / "__init__.py").read_text()).body
+    text = ast.literal_eval(lines.value)
+    listed = re.findall(r"^ *(\w+)  +", text, re.MULTILINE)
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
+    assert sorted(listed) == sorted(modules)
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in ORDER if name not in WITH_FRAMEWORK | set(SCRIPTS)]
+    "name",
+    [
+        name
+        for name in MODULES
+        if name.partition(".")[0] not in WITH_FRAMEWORK | {*SCRIPTS}
+        and name not in ALONE_WITH_FRAMEWORK
+    ],
 )
 def test_the_data_and_the_scores_know_no_deep_learning_framework(name):
     assert not closure(name, imports_of) & FRAMEWORKS
@@ -102,9 +122,9 @@ def test_a_script_answers_before_it_loads_a_framework(name):
 
 
 def test_the_kaggle_side_runs_without_the_modules_that_it_packs():
-    modules = closure("kernels", imports_at_start) & set(ORDER)
-    assert not modules & {"training", "describe", "model", "search", "generators", "demo"}
+    units = {name.partition(".")[0] for name in closure("kernels", imports_at_start)}
+    assert not units & {"training", "descriptors", "model", "search", "generators", "demo"}
 
 
-def test_only_the_search_knows_faiss():
-    assert [name for name in ORDER if "faiss" in imports_of(name)] in ([], ["search"])
+def test_only_the_exact_search_knows_faiss():
+    assert [name for name in MODULES if "faiss" in imports_of(name)] == ["search.exact"]

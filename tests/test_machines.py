@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-import machines
 import recognition
 import retrieval
-from machines import Machines
+from cluster import machines
+from cluster.machines import Machines
 from utils import ExpectedError
 
 ROOT = Path(__file__).resolve().parent.parent

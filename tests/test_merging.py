@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from checks import one_line
 
-import merging
-from arrays import load_arrays, save_arrays
-from descriptions import Descriptions, save_descriptions
-from merging import Part, load_parts, merge_candidates, merge_parts
-from search import Candidates, find_candidates
+from data.arrays import load_arrays, save_arrays
+from descriptors.descriptions import Descriptions, save_descriptions
+from search import merging
+from search.exact import Candidates, find_candidates
+from search.merging import Part, load_parts, merge_candidates, merge_parts
 from utils import ExpectedError
 
 FINGERPRINT = {

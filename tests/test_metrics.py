@@ -8,7 +8,6 @@ import sys
 import pytest
 
 import metrics
-from command_line import run_command_line
 from metrics import (
     average_precision,
     format_scores,
@@ -17,6 +16,7 @@ from metrics import (
     score_recognition,
     score_retrieval,
 )
+from runs.command_line import run_command_line
 
 # ---------------------------------------------------------------------------------------- GAP
 

@@ -14,11 +14,19 @@ from checks import one_line
 from tiny_network import in_place_of_backbones
 
 import model
-import model_files
-from model import build_classifier, build_network, build_predictor, compile_network, set_up_keras
-from model_files import Recogniser, load_model, load_recogniser, save_model
+from model import (
+    Recogniser,
+    build_classifier,
+    build_network,
+    build_predictor,
+    compile_network,
+    load_model,
+    load_recogniser,
+    save_model,
+    set_up_keras,
+)
+from network.devices import OneDevice
 from recipes import Loss, Recipe, Training, learning_rate_at
-from replicas import OneDevice
 from utils import ExpectedError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
@@ -311,8 +319,8 @@ def with_page(data, path, page):
     path.write_bytes(data)
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    del members[model_files.LANDMARKS_MEMBER]
-    return zip_of(members if page is None else members | {model_files.LANDMARKS_MEMBER: page}, path)
+    del members[model.LANDMARKS_MEMBER]
+    return zip_of(members if page is None else members | {model.LANDMARKS_MEMBER: page}, path)
 
 
 def with_other_config(data, path, old, new):
@@ -358,7 +366,7 @@ WRONG_FILES = {
         NO_TABLE,
     ),
     "a class table and no network": (
-        lambda data, path: zip_of({model_files.LANDMARKS_MEMBER: json.dumps(PAGE)}, path),
+        lambda data, path: zip_of({model.LANDMARKS_MEMBER: json.dumps(PAGE)}, path),
         NOT_WHOLE,
     ),
 }
@@ -529,7 +537,7 @@ def test_a_model_that_would_fill_the_memory_is_refused_unread(model_file, monkey
     with zipfile.ZipFile(model_file, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros", bytes(1 << 20))
     load_model(model_file)
-    monkeypatch.setattr("arrays.MAX_COMPRESSED_BYTES", 1 << 16)
+    monkeypatch.setattr("data.arrays.MAX_COMPRESSED_BYTES", 1 << 16)
     monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: pytest.fail("read"))
     with pytest.raises(
         ExpectedError, match=r"0\.\d MB that claim to hold 1\.\d MB; expected a whole"

@@ -9,10 +9,10 @@ import pytest
 from checks import one_line
 from test_gallery import describe
 
-from descriptions import load_descriptions, save_descriptions, unit_length
-from gallery import Gallery, find_neighbors
-from gallery_parts import digest_of_rows, save_part
-from naming import find_namer
+from descriptors.descriptions import load_descriptions, save_descriptions, unit_length
+from search.gallery import Gallery, find_neighbors
+from search.gallery_parts import digest_of_rows, save_part
+from search.naming import find_namer
 from utils import ExpectedError
 
 NETWORK = {"model": "abc", "flipped_too": False, "keeps_aspect": False}

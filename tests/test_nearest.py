@@ -11,20 +11,19 @@ import pytest
 from checks import one_line
 from synthetic import RARE_LANDMARK
 
-import device_search
-import gallery_parts
 import nearest
-import report
 import retrieval
-from arrays import load_arrays, save_arrays
-from command_line import run_command_line
-from descriptions import load_descriptions, load_queries, unit_length
-from gallery import find_neighbors, load_names, merge_neighbors
-from landmarks import parse_image_ids
+from data.arrays import load_arrays, save_arrays
+from data.landmarks import parse_image_ids
+from data.sources import RECOGNITION_SOLUTION, Shard, Source
+from data.submissions import read_recognition_submission
+from descriptors.descriptions import load_descriptions, load_queries, unit_length
 from metrics import format_scores, score_recognition
-from on_kaggle import kernel as kernel_side
-from sources import RECOGNITION_SOLUTION, Shard, Source
-from submissions import read_recognition_submission
+from report import write
+from runs import kernel as kernel_side
+from runs.command_line import run_command_line
+from search import gallery_parts, on_gpu
+from search.gallery import find_neighbors, load_names, merge_neighbors
 from utils import ExpectedError
 
 PAIR = ("--parts", 2)
@@ -75,7 +74,7 @@ def named(common, recognised, tmp_path_factory):
     """The output folder of a run in 2 parts."""
     output = shutil.copytree(recognised, tmp_path_factory.mktemp("nearest") / "output")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "render", lambda all_facts: "")
+        patch.setattr(write, "render", lambda all_facts: "")
         assert run(*common, "--output", output, *PAIR) == 0
     return output
 
@@ -83,7 +82,7 @@ def named(common, recognised, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
     """Draws no report, since tests/test_report.py does."""
-    monkeypatch.setattr(report, "render", lambda all_facts: "")
+    monkeypatch.setattr(write, "render", lambda all_facts: "")
 
 
 def test_the_report_has_what_the_votes_say(named):
@@ -210,15 +209,15 @@ def test_a_gpu_proposes_in_every_search_of_the_gallery_with_the_same_bytes(
             path.unlink()
     alone = shutil.copytree(named, tmp_path / "alone")
     asked, shared = set(), [*common, *PAIR, "--names", "both", "--expand-queries", 2]
-    monkeypatch.setattr(device_search, "MIN_SCORES", 0)
+    monkeypatch.setattr(on_gpu, "MIN_SCORES", 0)
 
     def propose(queries, index, num_proposed):
         frames = {frame.function for frame in inspect.stack(context=0)}
         asked.update(frames & {"search_gallery_part", "search_with_penalties", "name", "expand"})
-        return device_search.propose(queries, index, num_proposed)
+        return on_gpu.propose(queries, index, num_proposed)
 
     for output, proposer in ((alone, None), (resumed, propose)):
-        monkeypatch.setattr(device_search, "find_proposer", lambda proposer=proposer: proposer)
+        monkeypatch.setattr(on_gpu, "find_proposer", lambda proposer=proposer: proposer)
         assert run(*common, "--output", output, *PAIR) == 0
         options = [*shared, "--augment-index", 2, "--output", output]
         run_command_line(lambda options=options: retrieval.main(list(map(str, options))))

@@ -5,8 +5,8 @@ from checks import one_line
 from PIL import Image
 from synthetic import encode
 
-from neighbors import NeighborRow, Picture, draw_neighbors
-from sources import Shard
+from data.sources import Shard
+from report.neighbors import NeighborRow, Picture, draw_neighbors
 from utils import ExpectedError
 
 
@@ -38,7 +38,7 @@ def test_a_neighbor_that_cannot_be_decoded_is_named_with_its_shard(content, reas
 
 
 def test_a_neighbor_of_an_impossible_size_is_named_with_its_shard(data_set, tmp_path):
-    from sources import Source
+    from data.sources import Source
 
     picture = Picture("00000000000000ff", Shard("index", 0), (0, 2**62), "")
     with pytest.raises(ExpectedError, match="index/images_000.tar"):

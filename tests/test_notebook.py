@@ -44,7 +44,7 @@ def test_what_the_notebook_imports_of_the_project_exists():
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] != "IPython"
         for alias in node.names
     ]
-    assert ("on_kaggle.kernel", "is_kernel") in imports
+    assert ("runs.kernel", "is_kernel") in imports
     for module, name in imports:
         assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
 

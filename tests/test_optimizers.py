@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from optimizers import build_optimizer, set_rates
+from network.optimizers import build_optimizer, set_rates
 from recipes import Training
 
 to_numpy = keras.ops.convert_to_numpy

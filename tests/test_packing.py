@@ -19,8 +19,8 @@ from built_kernels import (
 from checks import one_line
 
 import kernels
-from command_line import explain
 from on_kaggle import packing, plan
+from runs.command_line import explain
 from utils import ExpectedError
 
 ROOT = Path(kernels.__file__).parent
@@ -97,23 +97,27 @@ def test_a_build_has_another_name_when_arguments_or_sources_change(built, tmp_pa
     assert after["source"] != before["source"] and after["build"] != before["build"]
 
 
+DESCRIBE = {"descriptors/describe.py"}
 NEEDED = {  # script -> what it alone or with others needs, in turn
-    "recognition": {"recognition.py", "training.py", "frozen.py", "describe.py"},
-    "nearest": {"nearest.py", "voting.py", "gallery_parts.py", "parts.py", "describe.py"},
-    "retrieval": {"retrieval.py", "merging.py", "naming.py", "parts.py", "describe.py"},
-    "shrink": {"shrink.py", "shrinking.py"},
+    "recognition": {"training/loop.py", "training/frozen.py"} | DESCRIBE,
+    "nearest": {"search/voting.py", "search/gallery_parts.py", "search/parts.py"} | DESCRIBE,
+    "retrieval": {"search/merging.py", "search/naming.py", "search/parts.py"} | DESCRIBE,
+    "shrink": {"shrinking/small_shards.py"},
 }
 
 
 @pytest.mark.parametrize("entry", NEEDED)
 def test_all_modules_that_a_script_needs_are_packed_and_no_other_script(entry):
     modules = packing.find_modules(entry).keys()
-    assert NEEDED[entry] | {"command_line.py", "utils.py", "on_kaggle/kernel.py"} <= modules
+    assert (
+        NEEDED[entry] | {f"{entry}.py", "runs/command_line.py", "utils.py", "runs/kernel.py"}
+        <= modules
+    )
     scripts = {f"{name}.py" for name in (*packing.ENTRIES, "kernels")}
     assert modules & scripts == {f"{entry}.py"}
     assert not {"on_kaggle/packing.py", "demo/world.py"} & modules
-    for other in {"training.py", "shrinking.py", "voting.py", "merging.py"} - NEEDED[entry]:
-        assert other not in modules
+    others = {"training/loop.py", "shrinking/small_shards.py", "search/voting.py"}
+    assert not (others | {"search/merging.py"}) - NEEDED[entry] & modules
     assert {"demo/__init__.py", "demo/art.py"} <= packing.find_modules(entry, True).keys()
 
 

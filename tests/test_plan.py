@@ -34,7 +34,7 @@ def test_the_kernels_in_front_make_a_part_each_small_without_a_gpu(built_small):
     assert page["enable_internet"] is True  # it downloads, whatever the others may
     assert page["kernel_sources"] == [page["id"]] == [f"someone/{SHRINKS[1]}"]
     modules = packing.find_modules("shrink")
-    assert {"shrink.py", "shrinking.py", "tars.py"} <= modules.keys()
+    assert {"shrink.py", "shrinking/small_shards.py", "data/tars.py"} <= modules.keys()
 
 
 @pytest.mark.parametrize("name", plan.KERNELS)

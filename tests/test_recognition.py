@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 from synthetic import LANDMARKS, make_source
 
-import download
 import recognition
-import report
-from arrays import load_arrays
-from command_line import run_command_line
+from data import download
+from data.arrays import load_arrays
+from data.sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CSV, Shard
+from data.submissions import read_recognition_submission
 from demo.server import serve
-from descriptions import load_descriptions
+from descriptors.descriptions import load_descriptions
 from metrics import format_scores, score_recognition
 from recipes import Recipe
-from sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CSV, Shard
-from submissions import read_recognition_submission
+from report import write
+from runs.command_line import run_command_line
 
 ROOT = Path(recognition.__file__).parent
 
@@ -65,7 +65,7 @@ def files_of(folder):
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
     """Draws no report, since tests/test_report.py does."""
-    monkeypatch.setattr(report, "render", lambda all_facts: "")
+    monkeypatch.setattr(write, "render", lambda all_facts: "")
 
 
 # -------------------------------------------------------------------------------- the whole job
@@ -161,9 +161,9 @@ def test_the_model_knows_the_recipe_that_it_was_trained_with(recognition_run):
 def test_running_again_trains_nothing_and_predicts_the_same(
     finished, tiny_backbones, monkeypatch, capsys
 ):
-    import training
+    from training import loop
 
-    monkeypatch.setattr(training, "stream_batches", lambda *_: pytest.fail("trains again"))
+    monkeypatch.setattr(loop, "stream_batches", lambda *_: pytest.fail("trains again"))
     output, arguments = finished
     before = files_of(output)
     assert run(*arguments) == 0
@@ -184,14 +184,14 @@ def test_running_again_gives_no_model_whose_descriptors_would_have_to_be_made_ag
 ):
     import keras
 
-    import model_files
+    import model
 
     output, arguments = finished
     fingerprints = set()
     for _ in range(2):
         keras.utils.clear_session()  # as in a process of its own
         assert run("train", *arguments) == 0
-        fingerprints.add(model_files.load_recogniser(output / "model.keras").fingerprint)
+        fingerprints.add(model.load_recogniser(output / "model.keras").fingerprint)
     assert len(fingerprints) == 1
 
 

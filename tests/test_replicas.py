@@ -22,7 +22,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 import keras
 import model
 from recipes import Loss, Recipe, Training
-from replicas import OneDevice, TensorFlowReplicas
+from network.devices import OneDevice, TensorFlowReplicas
 
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (6, 8, 16, 16, 3), np.uint8)
@@ -69,8 +69,8 @@ def test_a_step_is_traced_once(monkeypatch):
     import keras
 
     import model
+    from network.devices import OneDevice
     from recipes import Recipe, Training
-    from replicas import OneDevice
 
     inputs = keras.Input((4,))
     network = keras.Model(inputs, keras.layers.Dense(3)(inputs))
@@ -110,11 +110,11 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 import keras
-import backbones
+from network import backbones
 import model
 from recipes import Recipe
-from replicas import OneDevice, TensorFlowReplicas
-from training import Pace
+from network.devices import OneDevice, TensorFlowReplicas
+from training.loop import Pace
 
 STRONG = {{
     **{{"image_size": 32, "weights": "none", "pooling": "gem", "gem_learnt": True}},
@@ -181,7 +181,7 @@ tf.config.set_logical_device_configuration(
 )
 import model
 from recipes import Loss, Recipe, Training
-from replicas import TensorFlowReplicas
+from network.devices import TensorFlowReplicas
 
 replicas = TensorFlowReplicas(["CPU:0", "CPU:1"])
 keras.config.set_dtype_policy("mixed_float16")
@@ -216,12 +216,12 @@ def test_an_overflow_on_either_device_skips_the_step_on_both():
 
 
 def test_a_batch_that_two_gpus_cannot_share_is_refused(monkeypatch):
-    import replicas
+    from network import devices
     from utils import ExpectedError
 
-    monkeypatch.setattr(replicas, "list_gpus", lambda: ["gpu:0", "gpu:1"])
+    monkeypatch.setattr(devices, "list_gpus", lambda: ["gpu:0", "gpu:1"])
     with pytest.raises(ExpectedError, match="batches of 33 images: 2 GPUs here"):
-        replicas.set_up_replicas(33)
+        devices.set_up_replicas(33)
 
 
 # ------------------------------------------------------------------------------------------ JAX
@@ -240,11 +240,11 @@ import keras
 import numpy as np
 
 import model
-import replicas
+from network import devices
 from recipes import Recipe
-from replicas import JaxDevices, OneDevice, set_up_replicas
+from network.devices import JaxDevices, OneDevice, set_up_replicas
 from tiny_network import in_place_of_backbones
-from training import Pace
+from training.loop import Pace
 
 NUM_CLASSES = 13  # neither 8 nor 3 divides it
 rng = np.random.default_rng(0)
@@ -310,7 +310,7 @@ with in_place_of_backbones():
 head = compare(STRONG, vectors, three, eight)
 
 # No collective of the compiled step is as large as the head: features cross, not its gradients.
-state = [[eight._place(v) for v in group] for group in replicas._state_of(head)]
+state = [[eight._place(v) for v in group] for group in devices._state_of(head)]
 batch = [eight._split(vectors[0]), eight._split(classes[0]), None]
 text = eight._steps[id(head), "train"][1].lower(state, batch).compile().as_text()
 lines = [line for line in text.splitlines() if "all-gather(" in line or "all-reduce(" in line]
@@ -350,18 +350,18 @@ import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 import numpy as np
-import checkpoints
-import training
+from training import checkpoints
+from training import loop
 import recognition
 from dataclasses import replace
 from generators import Batch, stream_batches
-from landmarks import read_train_labels
+from data.landmarks import read_train_labels
 from model import set_up_keras, to_numpy
 from recipes import Recipe
-from session import Session
-from sources import TRAIN_CSV, Source
+from runs.session import Session
+from data.sources import TRAIN_CSV, Source
 from tiny_network import in_place_of_backbones
-from arrays import save_arrays
+from data.arrays import save_arrays
 from utils import Stop
 
 args = recognition.parse_arguments(sys.argv[3:])
@@ -370,14 +370,14 @@ recipe, output = Recipe.of(vars(args)), Path(sys.argv[1])
 source = Source(args.source, output)
 table, labels = read_train_labels(source.fetch(TRAIN_CSV), recipe.data.min_images)
 shards = source.select_shards("train", *recipe.data.train_shards)
-images = training.TrainImages(table, labels, shards, [])
+images = loop.TrainImages(table, labels, shards, [])
 session = Session(output, source, Stop())
 set_up_keras(0)
 with in_place_of_backbones():
-    num_steps = training.count_steps(session, recipe, images)
+    num_steps = loop.count_steps(session, recipe, images)
     network, _ = checkpoints.begin_or_continue(session, recipe, images, num_steps)
 size = recipe.training.batch_size // num_machines
-reading = replace(training.reading_of(recipe, labels), batch_size=size)
+reading = replace(loop.reading_of(recipe, labels), batch_size=size)
 steps_of_shard = num_steps / len(shards)
 losses, accuracies, last = [], [], {{}}
 nothing = np.zeros((size, 32, 32, 3), np.uint8), np.zeros(size, np.int32)
@@ -385,7 +385,7 @@ for begin in range(0, len(shards), num_machines):
     group = shards[begin : begin + num_machines]
     streams = [list(stream_batches(source, [(0, shard)], reading)) for shard in group]
     batches = [[item for item in stream if isinstance(item, Batch)] for stream in streams]
-    pace = training.Pace(recipe, network, begin, len(shards), steps_of_shard, len(group))
+    pace = loop.Pace(recipe, network, begin, len(shards), steps_of_shard, len(group))
     of_group = []
     for step in range(max(map(len, batches))):
         active = [k for k in range(len(group)) if step < len(batches[k])]
@@ -430,7 +430,7 @@ def start_machines(number, arguments):
 def test_machines_train_as_one_process_with_the_same_batches(number, tmp_path):
     from synthetic import make_source
 
-    from arrays import load_arrays
+    from data.arrays import load_arrays
 
     made = make_source(tmp_path / "source", train_shards=5, per_train_shard=16)
     # Uneven: 16, 16, 16 and 16 + 3 images; three machines have a last group of one shard.
@@ -467,7 +467,7 @@ def test_machines_train_as_one_process_with_the_same_batches(number, tmp_path):
 def test_a_killed_machine_ends_the_run_and_fewer_continue_it(number, tmp_path):
     from synthetic import make_source
 
-    from arrays import load_arrays
+    from data.arrays import load_arrays
 
     made = make_source(tmp_path / "source", train_shards=1 + number, per_train_shard=16)
     output, num_epochs = tmp_path / "output", 48 // number
@@ -502,10 +502,10 @@ def test_a_killed_machine_ends_the_run_and_fewer_continue_it(number, tmp_path):
 def test_machines_that_differ_are_refused(name):
     from types import SimpleNamespace
 
-    import replicas
+    from network import devices
     from utils import ExpectedError
 
-    one = object.__new__(replicas.JaxMachines)
+    one = object.__new__(devices.JaxMachines)
     one.machines = SimpleNamespace(
         exchange=lambda facts: [facts, facts | {name: "another"}], name=lambda k: f"machine {k}"
     )

@@ -10,16 +10,15 @@ import pytest
 from PIL import Image
 from synthetic import encode, make_image_id
 
-import report
-from landmarks import format_image_id
+from data.landmarks import format_image_id
+from data.sources import Shard
+from data.submissions import RecognitionTruth, RetrievalTruth
 from metrics import global_average_precision
-from neighbors import NeighborRow, Picture
 from recipes import Recipe
-from report import charts, page, recognised, retrieved, run, sections
+from report import charts, page, recognised, retrieved, run, sections, write
 from report.markup import Markup, table, tag
-from session import REPORT, REPORT_FACTS, Session
-from sources import Shard
-from submissions import RecognitionTruth, RetrievalTruth
+from report.neighbors import NeighborRow, Picture
+from runs.session import REPORT, REPORT_FACTS, Session
 
 NASTY = "<script>alert(1)</script>\"'&"
 
@@ -308,10 +307,10 @@ def make_session(folder):
 
 def test_the_report_grows_with_each_script_and_replaces_what_ran_again(tmp_path, capsys, no_charts):
     session, facts = make_session(tmp_path), make_facts()
-    report.write_report(session, "retrieval", lambda: facts["retrieval"])
+    write.write_report(session, "retrieval", lambda: facts["retrieval"])
     assert "Landmark retrieval" in (tmp_path / REPORT).read_text()
-    report.write_report(session, "recognition", lambda: facts["recognition"])
-    report.write_report(session, "recognition", lambda: facts["recognition"])
+    write.write_report(session, "recognition", lambda: facts["recognition"])
+    write.write_report(session, "recognition", lambda: facts["recognition"])
     assert "Landmark recognition and retrieval" in (tmp_path / REPORT).read_text()
     assert list(json.loads((tmp_path / REPORT_FACTS).read_text())) == ["recognition", "retrieval"]
     assert capsys.readouterr().out.splitlines() == 3 * [str(tmp_path / REPORT)]
@@ -321,7 +320,7 @@ def test_a_report_that_cannot_be_drawn_is_told_in_a_line_and_costs_nothing(tmp_p
     def fail():
         raise ZeroDivisionError("of\nnothing")
 
-    report.write_report(make_session(tmp_path), "recognition", fail)
+    write.write_report(make_session(tmp_path), "recognition", fail)
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err == f"{tmp_path / REPORT}: not drawn: ZeroDivisionError: of nothing\n"
@@ -335,14 +334,14 @@ def test_a_report_that_cannot_be_drawn_is_told_in_a_line_and_costs_nothing(tmp_p
 )  # fmt: skip
 def test_damaged_facts_of_an_earlier_run_are_left_out(tmp_path, capsys, no_charts, content):
     (tmp_path / REPORT_FACTS).write_text(content)
-    report.write_report(make_session(tmp_path), "retrieval", lambda: make_facts()["retrieval"])
+    write.write_report(make_session(tmp_path), "retrieval", lambda: make_facts()["retrieval"])
     assert (tmp_path / REPORT).exists()
     assert f"{tmp_path / REPORT_FACTS}: " in capsys.readouterr().err
     assert list(json.loads((tmp_path / REPORT_FACTS).read_text())) == ["retrieval"]
 
 
 def test_facts_of_another_kernel_are_taken_and_ones_own_count_more(tmp_path, monkeypatch):
-    import session
+    from runs import session
 
     facts = make_facts()
     other = tmp_path / "input" / REPORT_FACTS
@@ -351,7 +350,7 @@ def test_facts_of_another_kernel_are_taken_and_ones_own_count_more(tmp_path, mon
     own = {"retrieval": facts["retrieval"] | {"title": "Own"}}
     (tmp_path / REPORT_FACTS).write_text(json.dumps(own))
     monkeypatch.setattr(session.kernel, "find_inputs", lambda name: [other])
-    found = report.read_facts(make_session(tmp_path))
+    found = write.read_facts(make_session(tmp_path))
     assert {name: one["title"] for name, one in found.items()} == {
         "recognition": "Recognition", "retrieval": "Own",
     }  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recipes import RECIPES
-from reranks import (
+from search.reranks import (
     NO_LABEL,
     Naming,
     confidence_dimensions,

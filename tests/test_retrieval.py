@@ -25,21 +25,20 @@ from synthetic import (
 )
 from tiny_network import in_place_of_backbones
 
-import neighbors
-import report
 import retrieval
 import utils
-from arrays import load_arrays
-from command_line import run_command_line
+from data.arrays import load_arrays
+from data.landmarks import format_image_id
+from data.sources import INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV, Shard, Source
+from data.submissions import read_retrieval_solution, read_retrieval_submission
 from demo.server import serve
-from descriptions import concatenate, load_descriptions
+from descriptors.descriptions import concatenate, load_descriptions
 from generators import list_members
-from landmarks import format_image_id
-from merging import load_parts, merge_parts
 from metrics import format_scores, score_retrieval
-from on_kaggle import kernel as kernel_side
-from sources import INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV, Shard, Source
-from submissions import read_retrieval_solution, read_retrieval_submission
+from report import neighbors, write
+from runs import kernel as kernel_side
+from runs.command_line import run_command_line
+from search.merging import load_parts, merge_parts
 from utils import ExpectedError
 
 NUM_SHARDS, PER_SHARD = 7, 20  # of the index: 140 images, more than are retrieved
@@ -124,8 +123,7 @@ def model(recognition_run):
 @pytest.fixture(scope="module")
 def other_model(tmp_path_factory):
     """A recogniser with random weights."""
-    from model import build_classifier, build_network
-    from model_files import save_model
+    from model import build_classifier, build_network, save_model
     from recipes import Loss, Recipe
 
     path = tmp_path_factory.mktemp("other") / "other.keras"
@@ -141,7 +139,7 @@ def searched(world, model, tmp_path_factory):
     output = tmp_path_factory.mktemp("retrieval") / "output"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
-        patch.setattr(report, "render", lambda all_facts: "")
+        patch.setattr(write, "render", lambda all_facts: "")
         assert run(*common(world, model), "--output", output) == 0
     return output
 
@@ -150,7 +148,7 @@ def searched(world, model, tmp_path_factory):
 def no_pictures(monkeypatch):
     """Draws nothing, since that takes longer than all the rest."""
     monkeypatch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
-    monkeypatch.setattr(report, "render", lambda all_facts: "")
+    monkeypatch.setattr(write, "render", lambda all_facts: "")
 
 
 @pytest.fixture
@@ -963,9 +961,8 @@ def cosine_model(tmp_path_factory):
     """A recogniser with a cosine head and random weights, some of whose confidences are below 0."""
     import keras
 
-    from landmarks import ClassTable
-    from model import build_network
-    from model_files import save_recogniser
+    from data.landmarks import ClassTable
+    from model import build_network, save_recogniser
     from recipes import RECIPES
 
     path = tmp_path_factory.mktemp("cosine") / "cosine.keras"
@@ -1109,7 +1106,7 @@ def test_expanded_queries_are_kept(world, model, resumed, monkeypatch):
     assert run(*arguments) == 0
     expected = submission_of(resumed)
     (resumed / "part-1-of-6.npz").unlink()
-    monkeypatch.setattr("parts.expand", lambda *_: pytest.fail("expanded again"))
+    monkeypatch.setattr("search.parts.expand", lambda *_: pytest.fail("expanded again"))
     assert run(*arguments) == 0
     assert submission_of(resumed) == expected
 
@@ -1179,7 +1176,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_cost_the_merge(
 def test_a_descriptor_that_is_not_finite_leaves_its_image_empty(
     world, model, tmp_path, monkeypatch, capsys
 ):
-    from replicas import OneDevice
+    from network.devices import OneDevice
 
     real = OneDevice.predict_on_batch
 

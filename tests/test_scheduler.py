@@ -18,10 +18,10 @@ import pytest
 
 import nearest
 import retrieval
-import scheduler
 import shrink
-from session import Session
-from sources import Source
+from cluster import dask_workers
+from data.sources import Source
+from runs.session import Session
 from utils import ExpectedError, Stop
 
 needs_dask = pytest.mark.skipif(
@@ -46,7 +46,7 @@ def add_or_fail(session, job):
 def cluster():
     """Two workers on this machine."""
     pytest.importorskip("distributed", reason="Dask is optional: requirements-cluster.txt")
-    with scheduler._start_here(2) as cluster:
+    with dask_workers._start_here(2) as cluster:
         yield cluster
 
 
@@ -57,7 +57,7 @@ def open_session(folder, source):
 def test_a_job_whose_worker_was_killed_is_done_by_another(cluster, data_set, tmp_path, capsys):
     session = open_session(tmp_path, data_set.folder)
     address = cluster.scheduler_address
-    with scheduler.open_workers(address, session, tmp_path / "scratch") as workers:
+    with dask_workers.open_workers(address, session, tmp_path / "scratch") as workers:
         assert workers.run(add_or_fail, list(range(6)), "numbers") == [1, 2, 3, 4, 5, 6]
         assert capsys.readouterr().err.splitlines()[-1] == "6 of 6 numbers"
         with pytest.raises(ExpectedError, match="job 99 is bad; expected a good one") as caught:
@@ -68,7 +68,7 @@ def test_a_job_whose_worker_was_killed_is_done_by_another(cluster, data_set, tmp
 def test_without_dask_a_scheduler_is_refused_in_one_line(data_set, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "dask", None)
     session = open_session(tmp_path, data_set.folder)
-    opening = scheduler.open_workers("local:2", session, tmp_path)
+    opening = dask_workers.open_workers("local:2", session, tmp_path)
     with pytest.raises(ExpectedError, match="optional packages of requirements-cluster"), opening:
         pass
 
@@ -76,7 +76,7 @@ def test_without_dask_a_scheduler_is_refused_in_one_line(data_set, tmp_path, mon
 def test_the_gpus_of_workers_are_those_that_this_process_may_use(monkeypatch):
     for chosen, gpus in (("1,3", ["1", "3"]), ("", []), ("-1", [])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
-        assert scheduler._visible_gpus() == gpus
+        assert dask_workers._visible_gpus() == gpus
 
 
 @needs_dask
@@ -91,7 +91,8 @@ def test_a_scheduler_outside_of_the_projects_folder_is_refused(data_set, tmp_pat
         while not file.exists():
             time.sleep(0.05)
         address = json.loads(file.read_text())["address"]
-        opening = scheduler.open_workers(address, open_session(tmp_path, data_set.folder), tmp_path)
+        session = open_session(tmp_path, data_set.folder)
+        opening = dask_workers.open_workers(address, session, tmp_path)
         with pytest.raises(ExpectedError, match="the scheduler: this project cannot be"), opening:
             pass
     finally:
@@ -102,8 +103,8 @@ def test_a_scheduler_outside_of_the_projects_folder_is_refused(data_set, tmp_pat
 @needs_dask
 def test_nobody_at_the_address_is_one_line(data_set, tmp_path, monkeypatch):
     session = open_session(tmp_path, data_set.folder)
-    monkeypatch.setattr(scheduler, "PATIENCE_S", 1)
-    opening = scheduler.open_workers("tcp://127.0.0.1:9", session, tmp_path)
+    monkeypatch.setattr(dask_workers, "PATIENCE_S", 1)
+    opening = dask_workers.open_workers("tcp://127.0.0.1:9", session, tmp_path)
     with pytest.raises(ExpectedError, match="no Dask scheduler answers there"), opening:
         pass
 
@@ -112,7 +113,7 @@ def test_nobody_at_the_address_is_one_line(data_set, tmp_path, monkeypatch):
 def test_more_workers_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(ExpectedError, match="local:2: 1 GPUs here"):
-        scheduler._start_here(2)
+        dask_workers._start_here(2)
 
 
 @needs_dask
@@ -120,7 +121,7 @@ def test_a_worker_searches_with_its_share_of_the_cores(data_set, tmp_path, monke
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     session = open_session(tmp_path, data_set.folder)
-    with scheduler.open_workers("local:2", session, tmp_path / "scratch") as workers:
+    with dask_workers.open_workers("local:2", session, tmp_path / "scratch") as workers:
         found = workers.client.run(os.getenv, "OMP_NUM_THREADS")
     assert list(found.values()) == ["3", "3"]
     assert "OMP_NUM_THREADS" not in os.environ

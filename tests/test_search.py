@@ -3,9 +3,9 @@
 import faiss
 import numpy as np
 import pytest
+from exact.exact import find_candidates, nearest
 
-import search
-from search import find_candidates, nearest
+from search import exact
 
 
 def brute_force(queries, index, num_nearest):
@@ -40,21 +40,21 @@ def normal(seed, *shape):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Several blocks of queries and of the index, and hardly a margin, with little data."""
-    monkeypatch.setattr(search, "QUERY_BLOCK", 7)
-    monkeypatch.setattr(search, "INDEX_BLOCK", 10)
-    monkeypatch.setattr(search, "MARGIN", 1)
+    monkeypatch.setattr(exact, "QUERY_BLOCK", 7)
+    monkeypatch.setattr(exact, "INDEX_BLOCK", 10)
+    monkeypatch.setattr(exact, "MARGIN", 1)
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """List of (queries, proposals asked for), a row for each time that faiss was asked."""
-    rows, real = [], search._propose
+    rows, real = [], exact._propose
 
     def propose(queries, index, num_proposed):
         rows.append((len(queries), num_proposed))
         return real(queries, index, num_proposed)
 
-    monkeypatch.setattr(search, "_propose", propose)
+    monkeypatch.setattr(exact, "_propose", propose)
     return rows
 
 
@@ -119,8 +119,8 @@ def test_blocks_of_queries_and_of_the_index_change_nothing(small_blocks, num_que
 def test_any_size_of_blocks_gives_the_same_bits(monkeypatch, index_block):
     queries, index = normal(7, 25, 48), normal(8, 300, 48)
     whole = nearest(queries, index, 15)
-    monkeypatch.setattr(search, "INDEX_BLOCK", index_block)
-    monkeypatch.setattr(search, "QUERY_BLOCK", 1 + index_block // 3)
+    monkeypatch.setattr(exact, "INDEX_BLOCK", index_block)
+    monkeypatch.setattr(exact, "QUERY_BLOCK", 1 + index_block // 3)
     in_blocks = nearest(queries, index, 15)
     np.testing.assert_array_equal(in_blocks[0], whole[0])
     np.testing.assert_array_equal(in_blocks[1], whole[1])
@@ -218,8 +218,8 @@ def test_a_nearer_image_that_the_noise_hid_is_found(monkeypatch, asked):
         order = np.argsort(rough, kind="stable")[:num_proposed]
         return order[None], np.array(rough)[None, order], np.ones(1, np.float32)
 
-    monkeypatch.setattr(search, "_propose", propose)
-    monkeypatch.setattr(search, "MARGIN", 1)
+    monkeypatch.setattr(exact, "_propose", propose)
+    monkeypatch.setattr(exact, "MARGIN", 1)
     positions, distances = nearest(np.zeros((1, 1), np.float32), index, 1)
     # Whatever was not proposed is at 4.4 - 1 or farther, which does not exclude less than 3.7.
     assert asked == [(1, 2), (1, 5)]
@@ -252,7 +252,7 @@ def test_the_noise_of_long_queries_among_short_index_rows_is_known(monkeypatch, 
 def test_the_noise_of_long_rows_in_an_early_block_is_known(monkeypatch, asked):
     """Long, tight rows in the first blocks, a few short ones in the last; 10 long are wanted."""
     monkeypatch.setattr(faiss, "knn", expanded_knn)
-    monkeypatch.setattr(search, "INDEX_BLOCK", 100)
+    monkeypatch.setattr(exact, "INDEX_BLOCK", 100)
     _, long_rows = far_from_the_origin(0, 400, 32, 1e3, 3e-5)
     index = np.concatenate([long_rows, 1e-3 * normal(41, 20, 32)])
     assert_exact(normal(42, 40, 32) / 5, index, 30)
@@ -285,7 +285,7 @@ def test_the_bound_on_the_noise_holds_twice_over(width, kind):
         "like a pooled layer": lambda n: np.maximum(rng.normal(1, 2, (n, width)), 0) ** 2,
     }[kind]
     queries, index = make(100).astype(np.float32), make(2000).astype(np.float32)
-    proposed, rough, noise = search._propose(queries, index, len(index))
+    proposed, rough, noise = exact._propose(queries, index, len(index))
     for row in range(0, 100, 5):
         difference = index[proposed[row]].astype(np.float64) - queries[row].astype(np.float64)
         error = np.abs(rough[row] - (difference**2).sum(axis=1)).max()
@@ -297,7 +297,7 @@ def test_the_bound_on_the_noise_holds_twice_over(width, kind):
 
 @pytest.mark.parametrize("cached", [1, 500, 10**6])
 def test_any_number_of_candidates_at_a_time_gives_the_same_bits(monkeypatch, cached):
-    monkeypatch.setattr(search, "CACHED", cached)
+    monkeypatch.setattr(exact, "CACHED", cached)
     queries, index = normal(50, 40, 24), normal(51, 300, 24)
     index[200:] = index[:100]  # ties, and rows of many candidates beside rows of few
     assert_exact(queries, index, 20)
@@ -305,7 +305,7 @@ def test_any_number_of_candidates_at_a_time_gives_the_same_bits(monkeypatch, cac
 
 
 def test_few_proposals_at_a_time_give_the_same_bits(monkeypatch, asked):
-    monkeypatch.setattr(search, "MOST_PROPOSALS", 400)
+    monkeypatch.setattr(exact, "MOST_PROPOSALS", 400)
     queries, index = far_from_the_origin(25, 200, 32, 1e4, 1e-2)
     assert_exact(queries, index, 10)
     assert asked == [(10, 38), (10, 38), (5, 38), *[(2, 152)] * 12, (1, 152), *[(2, 200)] * 12,
@@ -316,8 +316,8 @@ def test_a_distance_beside_a_border_of_rounding_is_summed_again():
     """By hand: 1 + 2^-24 + 2^-50 rounds up to 1 + 2^-23; the expansion says a little less."""
     queries, index = np.zeros((1, 3), np.float32), np.array([[1, 2**-12, 2**-25]], np.float32)
     squared, error = np.array([[1 + 2.0**-24 - 2.0**-52]]), np.array([[2.0**-48]])
-    exact = search._round_once(queries, index, np.array([[0]]), squared, error)
-    assert exact.tolist() == [[1 + 2.0**-23]]
+    rounded = exact._round_once(queries, index, np.array([[0]]), squared, error)
+    assert rounded.tolist() == [[1 + 2.0**-23]]
 
 
 @pytest.mark.parametrize("shift", [0, 1e3])
@@ -326,10 +326,10 @@ def test_the_bound_on_the_expansion_holds(width, shift):
     queries = (normal(52, 10, width) + shift).astype(np.float32)
     index = (normal(53, 50, width) + shift).astype(np.float32)
     proposed = np.tile(np.arange(50), (10, 1))
-    squared, both = search._expand(queries, index, proposed, np.full(10, 50))
+    squared, both = exact._expand(queries, index, proposed, np.full(10, 50))
     for row, query in enumerate(queries.astype(np.float64)):
         summed = ((index.astype(np.float64) - query) ** 2).sum(axis=1)
-        error = (4 * width + 32) * search.EPSILON * both[row]
+        error = (4 * width + 32) * exact.EPSILON * both[row]
         assert (np.abs(squared[row] - summed) <= error).all()
 
 

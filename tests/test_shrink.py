@@ -21,12 +21,12 @@ from PIL import Image
 from synthetic import encode, entry, make_image_id, make_source, member_name, pack, write_shard
 
 import shrink
-import shrinking
+from data.images import decode_image
+from data.sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV, Shard, Source
 from generators import Reading, ShardEnd, list_members, stream_batches
-from images import decode_image
-from manifests import read_page
-from on_kaggle import kernel
-from sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV, Shard, Source
+from runs import kernel
+from shrinking import small_shards
+from shrinking.manifests import read_page
 from utils import ExpectedError, StoppedError, file_md5
 
 ROOT = Path(shrink.__file__).resolve().parent
@@ -34,15 +34,15 @@ PIXELS = 32  # the synthetic pictures are 48x36
 SPLITS = ("train", "index", "test")
 NUM_SHARDS = {"train": 4, "index": 1, "test": 2}
 SHARDS = [Shard(split, number) for split in SPLITS for number in range(NUM_SHARDS[split])]
-draw_pairs = shrinking.draw_pairs
+draw_pairs = small_shards.draw_pairs
 PICTURES = {"shrunk.png", "shrink.csv"}  # what differs from run to run
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Without waits, and without the picture, which takes longer than all else."""
-    monkeypatch.setattr("download.time.sleep", lambda seconds: None)
-    monkeypatch.setattr(shrinking, "draw_pairs", lambda *args: None)
+    monkeypatch.setattr("data.download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(small_shards, "draw_pairs", lambda *args: None)
 
 
 def run(source, output, *arguments):
@@ -57,7 +57,7 @@ def run(source, output, *arguments):
 def whole(data_set, tmp_path_factory):
     """The synthetic data set, shrunk in one run, with its picture."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shrinking, "draw_pairs", draw_pairs)
+        patch.setattr(small_shards, "draw_pairs", draw_pairs)
         return run(data_set.folder, tmp_path_factory.mktemp("whole") / "output")
 
 
@@ -224,13 +224,13 @@ def test_clean_keeps_only_the_images_of_the_clean_table_and_leaves_the_others_ta
 
 
 def test_any_number_of_threads_gives_the_same_bytes(data_set, whole, tmp_path, monkeypatch):
-    stream = shrinking.stream_shards
+    stream = small_shards.stream_shards
     for num_threads in (1, 4):
 
         def with_threads(*args, num_threads=num_threads, **kwargs):
             return stream(*args, num_threads=num_threads, **kwargs)
 
-        monkeypatch.setattr(shrinking, "stream_shards", with_threads)
+        monkeypatch.setattr(small_shards, "stream_shards", with_threads)
         output = run(data_set.folder, tmp_path / str(num_threads))
         assert contents(output) == contents(whole)
 
@@ -269,7 +269,7 @@ def test_a_shrunk_data_set_shrinks_to_itself(whole, tmp_path):
 
 def test_a_finished_run_does_nothing_again(data_set, whole, tmp_path, capsys, monkeypatch):
     output = shutil.copytree(whole, tmp_path / "output")
-    monkeypatch.setattr(shrinking, "shrink_image", None)  # would be called
+    monkeypatch.setattr(small_shards, "shrink_image", None)  # would be called
     capsys.readouterr()
     run(data_set.folder, output)
     assert contents(output) == contents(whole)
@@ -478,7 +478,7 @@ def watched(source, target):
     replace(source, target)
     kill(target, "after")
 os.replace = watched
-import tars
+from data import tars
 add = tars.add_image
 def add_watched(tar, *args):
     add(tar, *args)
@@ -551,7 +551,7 @@ def test_a_signal_ends_it_cleanly_and_says_what_remains(data_set, whole, tmp_pat
 
 def test_a_shard_that_would_not_fit_into_the_time_is_not_begun(data_set, tmp_path, monkeypatch):
     seconds = iter(range(0, 10**6, 1800))  # each shard takes half an hour or more
-    monkeypatch.setattr(shrinking.time, "perf_counter", lambda: next(seconds))
+    monkeypatch.setattr(small_shards.time, "perf_counter", lambda: next(seconds))
     with pytest.raises(StoppedError, match="the time limit: 1 of 7 shards shrunk"):
         run(data_set.folder, tmp_path / "output", "--max-hours", "0.4")
 
@@ -598,17 +598,17 @@ def test_the_limit_counts_while_it_runs_when_the_estimate_was_too_low(tmp_path):
 def test_a_shard_whose_size_nobody_says_counts_as_the_others():
     sizes = {SHARDS[0]: 300, SHARDS[1]: 0, SHARDS[2]: 500}
     source = type("Source", (), {"size_of": staticmethod(sizes.get)})
-    assert shrinking._ask_sizes(source, SHARDS[:3]) == sizes | {SHARDS[1]: 400}
-    assert shrinking._ask_sizes(source, []) == {}
+    assert small_shards._ask_sizes(source, SHARDS[:3]) == sizes | {SHARDS[1]: 400}
+    assert small_shards._ask_sizes(source, []) == {}
 
 
 def test_what_comes_is_estimated_from_the_pictures_that_were_kept():
     page = {"kept_bytes": 100, "source_bytes": 200, "bytes": 50}  # half were kept, and halved
     train, other, index = Shard("train", 0), Shard("train", 1), Shard("index", 0)
     sizes = {train: 200, other: 1000, index: 600}
-    assert shrinking.estimate_bytes({train: page}, sizes, [other]) == 250
-    assert shrinking.estimate_bytes({train: page}, sizes, [other, index]) == 250 + 300
-    assert shrinking.estimate_bytes({}, sizes, [other]) == 0
+    assert small_shards.estimate_bytes({train: page}, sizes, [other]) == 250
+    assert small_shards.estimate_bytes({train: page}, sizes, [other, index]) == 250 + 300
+    assert small_shards.estimate_bytes({}, sizes, [other]) == 0
 
 
 def test_a_full_disk_is_told_before_it_is_full(data_set, tmp_path, monkeypatch):

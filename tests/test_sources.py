@@ -8,8 +8,8 @@ import pytest
 from checks import one_line
 from fault_server import Fault, FaultServer
 
+from data.sources import CVDF_URL, Shard, Source, share_of
 from generators import list_members
-from sources import CVDF_URL, Shard, Source, share_of
 from utils import ExpectedError, MissingFileError
 
 TAR = random.Random(3).randbytes(50_000)
@@ -18,7 +18,7 @@ SHARD = Shard("train", 0)
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch):
-    monkeypatch.setattr("download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("data.download.time.sleep", lambda seconds: None)
 
 
 @pytest.fixture
@@ -498,7 +498,7 @@ def test_shards_of_a_folder_and_an_address_are_counted_together(
 
 def test_a_folder_in_front_of_the_real_data_set_asks_it_nothing(folder, tmp_path, monkeypatch):
     add_shard(folder, SHARD)
-    monkeypatch.setattr("sources.online_size", None)  # would be called
+    monkeypatch.setattr("data.sources.online_size", None)  # would be called
     source = Source([folder, CVDF_URL], tmp_path)
     assert source.count_shards("train") == 500
     assert source.fetch_shard(SHARD) == folder / SHARD.path

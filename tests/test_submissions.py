@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from checks import one_line
 
-from landmarks import ClassTable, format_image_id
-from submissions import (
+from data.landmarks import ClassTable, format_image_id
+from data.submissions import (
     check_recognition_submission,
     check_retrieval_submission,
     read_recognition_solution,

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from checks import names_in, one_line
 
-from tables import read_table, write_table
+from data.tables import read_table, write_table
 from utils import ExpectedError
 
 

@@ -7,7 +7,7 @@ import pytest
 from checks import one_line
 from synthetic import entry, make_image_id, member_name, pack
 
-import tars
+from data import tars
 from generators import list_members
 from utils import ExpectedError
 

@@ -13,23 +13,20 @@ from PIL import Image
 from synthetic import make_source, write_shard
 from tiny_network import in_place_of_backbones
 
-import checkpoints
-import history
-import training
-from arrays import load_arrays, save_arrays
-from checkpoints import begin_or_continue, load_checkpoint, save_checkpoint
-from command_line import explain
+from data.arrays import load_arrays, save_arrays
+from data.images import Augmentation
+from data.landmarks import ClassTable, TrainLabels, read_train_labels
+from data.sources import TRAIN_CSV, Shard, Source
 from generators import Batch
-from history import HISTORY_COLUMNS, describe_progress
-from images import Augmentation
-from landmarks import ClassTable, TrainLabels, read_train_labels
-from model import build_predictor, to_numpy
-from model_files import load_recogniser, save_recogniser
+from model import build_predictor, load_recogniser, save_recogniser, to_numpy
+from network.devices import OneDevice
 from recipes import Recipe
-from replicas import OneDevice
-from session import Session
-from sources import TRAIN_CSV, Shard, Source
-from training import TrainImages
+from runs.command_line import explain
+from runs.session import Session
+from training import checkpoints, history, loop
+from training.checkpoints import begin_or_continue, load_checkpoint, save_checkpoint
+from training.history import HISTORY_COLUMNS, describe_progress
+from training.loop import TrainImages
 from utils import ExpectedError, Stop, StoppedError, format_duration
 
 SETTINGS = Recipe().settings() | {
@@ -72,7 +69,7 @@ class StopAfter(Stop):
             self.mini_epochs_left -= 1
 
         monkeypatch.setattr(keras.Model, "train_on_batch", train_on_batch)
-        monkeypatch.setattr(training, "save_checkpoint", save_checkpoint)
+        monkeypatch.setattr(loop, "save_checkpoint", save_checkpoint)
 
     def requested(self, needed_s=0.0):
         return self.steps_left <= 0 or self.mini_epochs_left <= 0
@@ -100,7 +97,7 @@ def session_at(output, folder, stop=None, skips_bad_shards=False):
 def run(folder, output, stop=None, recipe=RECIPE, valid_every=2, skips_bad_shards=False):
     """Trains on a folder as recognition.py does; gives the network."""
     session = session_at(output, folder, stop, skips_bad_shards)
-    return training.train(session, recipe, images_of(session.source, recipe), valid_every)
+    return loop.train(session, recipe, images_of(session.source, recipe), valid_every)
 
 
 def run_until(monkeypatch, folder, output, recipe=RECIPE, **limit):
@@ -253,10 +250,10 @@ def test_a_recipe_with_everything_on_that_is_stopped_ends_as_one_that_never_was(
 def test_the_backbone_stays_as_it_is_for_its_share_of_the_run(data_set, tmp_path):
     frozen = {"epochs": 1, "frozen_share": 1.0, "backbone_rate": 1.0}
     network = run(data_set.folder, tmp_path, recipe=Recipe.of(STRONG.settings() | frozen))
-    training.model.set_up_keras(STRONG.training.seed)
-    untrained = training.model.build_network(STRONG, 4, 15)
+    loop.model.set_up_keras(STRONG.training.seed)
+    untrained = loop.model.build_network(STRONG, 4, 15)
     for layer, before in zip(network.layers, untrained.layers, strict=True):
-        is_of_head = layer.name in training.model.HEAD_LAYERS
+        is_of_head = layer.name in loop.model.HEAD_LAYERS
         for now, was in zip(layer.trainable_weights, before.trainable_weights, strict=True):
             is_equal = np.array_equal(to_numpy(now), to_numpy(was))
             assert is_equal != is_of_head or layer.name == "neck_norm"
@@ -314,9 +311,9 @@ def paces(monkeypatch, settings, steps_of_shard, positions):
     The run has 10 mini-epochs.
     """
     network, recipe = Unknown(), recipe_with(learning_rate=1.0, loss="arcface", **settings)
-    monkeypatch.setattr(training, "set_rates", lambda _, *rates: network.rates.append(rates))
+    monkeypatch.setattr(loop, "set_rates", lambda _, *rates: network.rates.append(rates))
     for mini_epoch, step in positions:
-        rate = training.Pace(recipe, network, mini_epoch, 10, steps_of_shard).set_for(step)
+        rate = loop.Pace(recipe, network, mini_epoch, 10, steps_of_shard).set_for(step)
         assert rate == network.rates[-1][0]
     return np.array(network.rates), network.shares
 
@@ -428,7 +425,7 @@ def test_a_checkpoint_holds_all_that_mixed_precision_goes_on_from(
 
 
 def test_a_run_that_is_complete_reads_no_shard_again(data_set, whole_run, monkeypatch, capsys):
-    monkeypatch.setattr(training, "stream_batches", lambda *_: pytest.fail("reads a shard"))
+    monkeypatch.setattr(loop, "stream_batches", lambda *_: pytest.fail("reads a shard"))
     network = run(data_set.folder, whole_run[1])
     assert_same_state(network, whole_run[0])
     assert capsys.readouterr().err == "training is complete: 6 mini-epochs\n"
@@ -649,8 +646,8 @@ def test_steps_that_overflow_float16_are_skipped_counted_and_told(
         network.optimizer.dynamic_scale.assign(2.0**20)  # a step halves it
         return network, rows
 
-    monkeypatch.setattr(training, "begin_or_continue", begin)
-    monkeypatch.setattr(training.model, "precision_here", lambda: "mixed_float16")
+    monkeypatch.setattr(loop, "begin_or_continue", begin)
+    monkeypatch.setattr(loop.model, "precision_here", lambda: "mixed_float16")
     network = run(data_set.folder, tmp_path, recipe=STRONG)
     rows = history_of(tmp_path)
     skipped = [row["skipped_steps"] for row in rows]
@@ -703,7 +700,7 @@ def test_a_checkpoint_of_another_precision_is_refused(
     data_set, tmp_path, monkeypatch, float32_afterwards
 ):
     run_until(monkeypatch, data_set.folder, tmp_path, mini_epochs=1)
-    monkeypatch.setattr(training.model, "precision", lambda: "mixed_float16")
+    monkeypatch.setattr(loop.model, "precision", lambda: "mixed_float16")
     with pytest.raises(ExpectedError, match="trained in float32, here it is mixed_float16; "):
         run(data_set.folder, tmp_path)
 
@@ -731,7 +728,7 @@ def test_a_shard_without_a_known_landmark_is_a_mini_epoch_without_a_loss(data_se
     fewer = TrainLabels(images.labels.image_ids[kept], images.labels.class_indices[kept])
     shards = [Shard("train", 1), Shard("train", 2)]
     images = replace(images, labels=fewer, shards=shards, held_out=shards[1:])
-    training.train(session, recipe_with(epochs=1), images, 1)
+    loop.train(session, recipe_with(epochs=1), images, 1)
     first, second = history_of(tmp_path)
     assert math.isfinite(first["loss"])
     assert (second["loss"], second["accuracy"]) == (None, None)
@@ -782,9 +779,9 @@ def test_machines_together_leave_out_no_more_shards_than_one(tmp_path, data_set)
     session = session_at(tmp_path, data_set.folder, skips_bad_shards=True)
     images = images_of(session.source)
     rows = [{"problem": ""}, {"problem": "a.tar: broken; expected a tar"}]
-    training.require_few_problems(session, images, rows)
+    loop.require_few_problems(session, images, rows)
     with pytest.raises(ExpectedError, match="b.tar: broken") as caught:
-        training.require_few_problems(session, images, [*rows, {"problem": "b.tar: broken"}])
+        loop.require_few_problems(session, images, [*rows, {"problem": "b.tar: broken"}])
     assert caught.value.setting == "skip_bad_shards"
 
 
@@ -801,13 +798,13 @@ def test_a_skipped_shard_counts_in_the_sessions_after_it_too(tmp_path, monkeypat
 
 
 def test_the_stream_is_read_as_the_recipe_says(data_set, tmp_path, monkeypatch):
-    readings, real = [], training.stream_batches
+    readings, real = [], loop.stream_batches
 
     def noting(source, plan, reading, *args):
         readings.append(reading)
         return real(source, plan, reading, *args)
 
-    monkeypatch.setattr(training, "stream_batches", noting)
+    monkeypatch.setattr(loop, "stream_batches", noting)
     settings = {"augment": False, "erase": 0.5, "geometry": 0.7, "keep_aspect": True}
     run(data_set.folder, tmp_path, recipe=recipe_with(epochs=1, seed=7, **settings))
     held_out, train = readings
@@ -826,7 +823,7 @@ def test_machines_must_agree_on_settings_and_on_the_images_to_train_on(
         def follow_first(self, network, rows, facts):
             raise StopIteration(facts)
 
-    monkeypatch.setattr(training, "set_up_replicas", lambda batch_size: Noting())
+    monkeypatch.setattr(loop, "set_up_replicas", lambda batch_size: Noting())
     with pytest.raises(StopIteration) as caught:
         run(data_set.folder, tmp_path)
     facts = caught.value.value
@@ -835,7 +832,7 @@ def test_machines_must_agree_on_settings_and_on_the_images_to_train_on(
 
 
 def test_mirror_and_crop_are_the_only_augmentation_of_2019():
-    found = training.reading_of(Recipe(), TrainLabels(np.empty(0), np.empty(0)))
+    found = loop.reading_of(Recipe(), TrainLabels(np.empty(0), np.empty(0)))
     assert found.augmentation == Augmentation(crops=True)
     assert not found.keeps_aspect
 
@@ -845,7 +842,7 @@ def test_the_steps_to_come_are_those_of_the_shards_that_are_read(data_set, tmp_p
     recipe = recipe_with(train_shards=(1, 3), epochs=3, batch_size=4)
     images = images_of(session.source, recipe)
     assert len(images.labels) == 80  # in 4 shards; two of them, three times, 4 images a step
-    assert training.count_steps(session, recipe, images) == 30
+    assert loop.count_steps(session, recipe, images) == 30
 
 
 def test_an_image_that_only_fills_a_batch_does_not_count_in_the_validation():
@@ -857,7 +854,7 @@ def test_an_image_that_only_fills_a_batch_does_not_count_in_the_validation():
 
     whole = Batch(None, np.arange(3), np.array([0, 1, 1]), None)
     partial = Batch(None, np.arange(1), np.array([2]), None)
-    found = training.validate(Known(), None, [whole, partial])
+    found = loop.validate(Known(), None, [whole, partial])
     expected = -np.log([0.5, 0.6, 0.1, 0.25]).mean()
     assert found == pytest.approx({"valid_loss": expected, "valid_accuracy": 0.5})
 
@@ -867,18 +864,18 @@ def test_the_held_out_images_are_plain_and_not_more_than_fit_into_memory(
 ):
     session = session_at(tmp_path, data_set.folder)
     images = images_of(session.source)
-    batches = training.load_valid_images(session, RECIPE, images, "")
+    batches = loop.load_valid_images(session, RECIPE, images, "")
     ids = np.concatenate([batch.image_ids for batch in batches])
     assert [len(batch.image_ids) for batch in batches] == [8, 8, 4]
     in_tar = [int(image_id, 16) for image_id in data_set.image_ids[Shard("train", 0)]]
     assert ids.tolist() == in_tar
-    plain = training.Reading(32, 8, images.labels.find)
-    *expected, _ = training.stream_batches(session.source, [(0, Shard("train", 0))], plain)
+    plain = loop.Reading(32, 8, images.labels.find)
+    *expected, _ = loop.stream_batches(session.source, [(0, Shard("train", 0))], plain)
     for batch, other in zip(batches, expected, strict=True):
         np.testing.assert_array_equal(batch.images, other.images)
-    monkeypatch.setattr(training, "MAX_VALID_IMAGES", 9)
+    monkeypatch.setattr(loop, "MAX_VALID_IMAGES", 9)
     both = replace(images, held_out=[Shard("train", 0), Shard("train", 1)])
-    assert len(training.load_valid_images(session, RECIPE, both, "")) == 2
+    assert len(loop.load_valid_images(session, RECIPE, both, "")) == 2
 
 
 # ---------------------------------------------------------------------------------- what is said

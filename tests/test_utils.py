@@ -16,16 +16,17 @@ import pytest
 from checks import names_in, one_line
 
 import utils
-from background import in_background, run_ahead
 from utils import (
     ExpectedError,
     Stop,
     atomic_write,
     file_md5,
     hold_folder,
+    in_background,
     loading_keras,
     muted_stderr,
     require_free_space,
+    run_ahead,
     say,
     scratch_folder,
 )

@@ -3,8 +3,15 @@
 import numpy as np
 import pytest
 
-from gallery import GalleryNeighbors
-from voting import VOTES, least_like_gallery, vote, vote_by_powers, vote_by_sum, vote_with_head
+from search.gallery import GalleryNeighbors
+from search.voting import (
+    VOTES,
+    least_like_gallery,
+    vote,
+    vote_by_powers,
+    vote_by_sum,
+    vote_with_head,
+)
 
 
 def neighbors(landmark_ids, cosines, penalties=None):

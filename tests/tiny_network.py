@@ -6,7 +6,7 @@ from unittest import mock
 import keras
 from keras import layers
 
-import backbones
+from network import backbones
 
 
 def build_tiny(include_top, weights, input_tensor):

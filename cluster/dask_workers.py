@@ -1,0 +1,279 @@
+"""Jobs on the workers of a Dask cluster: in any order, retried when a worker dies.
+
+A script makes a list of jobs that can be pickled, and names a function that does one of them in a
+worker, in a `Session` there: `with open_workers(...) as workers: workers.run(function, jobs)`.
+Output and source must have the same paths on all workers. Only here Dask is imported.
+"""
+
+import atexit
+import contextlib
+import functools
+import importlib.util
+import os
+import re
+import threading
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.sources import Source, share_of
+from runs.session import Session
+from utils import ExpectedError, Stop, StoppedError, say, scratch_folder
+
+NUM_RETRIES = 3  # of a job whose worker died
+PATIENCE_S = 30  # for a scheduler to answer
+GPU = "GPU"  # the resource of workers that have one: `dask worker ADDRESS --resources GPU=1`
+_one_at_a_time = threading.Lock()  # a worker may have several threads, Keras has one network
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a worker needs to open a `Session` of its own; can be pickled.
+
+    Attributes:
+        output, scratch: folders, as of `session.open_session`.
+        source: tuple of folders and addresses.
+        skips_bad_shards: as in `Session`.
+    """
+
+    output: Path
+    scratch: Path
+    source: tuple
+    skips_bad_shards: bool
+
+
+class Workers:
+    """The workers of a cluster.
+
+    Args:
+        client: distributed.Client.
+        session: `Session` of the script, which holds the output.
+        scratch: folder for the workers' downloads.
+    """
+
+    def __init__(self, client, session, scratch):
+        self.client, self.session = client, session
+        locations = [place.location for place in session.source.places]
+        source = tuple(x if isinstance(x, str) else str(x.resolve()) for x in locations)
+        output, scratch = session.output.resolve(), Path(scratch).resolve()
+        self.place = Place(output, scratch, source, session.skips_bad_shards)
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        self.has_gpus = any(GPU in worker.get("resources", {}) for worker in workers)
+
+    def run(self, function, jobs, what, on_gpu=False, when_done=None):
+        """Does all jobs; says how it goes.
+
+        Args:
+            function: (`Session`, job) -> a small result; of a module that workers can import.
+            jobs: list of anything that can be pickled.
+            what: the jobs, for a person, e.g. `parts searched`.
+            on_gpu: on the workers that have a GPU, where any has.
+            when_done: function of (job, result), called here as each job ends, in any order; what
+                it raises ends the run.
+
+        Returns:
+            list of results, in the order of the jobs.
+
+        Raises:
+            StoppedError: the session was asked to stop.
+            ExpectedError: a job failed, or its workers died again and again.
+        """
+        from distributed import wait
+
+        resources = {GPU: 1} if on_gpu and self.has_gpus else None
+        futures = self.client.map(
+            functools.partial(_do, self.place, function), jobs, pure=False, resources=resources
+        )
+        job_of, stop = dict(zip(futures, jobs, strict=True)), self.session.stop
+        missing = set(futures)
+        told = f"0 of {len(futures)} {what}"
+        try:
+            while missing:
+                with contextlib.suppress(TimeoutError):
+                    wait(list(missing), timeout=0.5, return_when="FIRST_COMPLETED")
+                for future in [future for future in missing if future.done()]:
+                    self._check(future, what)
+                    missing.remove(future)
+                    if when_done:
+                        when_done(job_of[future], future.result())
+                done = f"{len(futures) - len(missing)} of {len(futures)} {what}"
+                if done != told:
+                    say(done)
+                told = done
+                if missing and stop.requested():
+                    raise StoppedError(stop, done)
+            return self.client.gather(futures)
+        finally:
+            self.client.cancel(futures)
+
+    def _check(self, future, what):
+        """Raises what a job raised, in one line."""
+        from distributed import KilledWorker
+
+        if future.status == "finished":
+            return
+        error = future.exception()
+        if isinstance(error, KilledWorker):
+            raise ExpectedError(
+                f"{what}: workers died {NUM_RETRIES + 1} times at one job; expected workers with "
+                "enough memory; see their logs"
+            ) from error
+        raise error or ExpectedError(f"{what}: a job was cancelled; run the same command again")
+
+
+@contextlib.contextmanager
+def open_workers(where, session, scratch):
+    """Connects to a scheduler, or starts workers on this machine.
+
+    Args:
+        where: address of a Dask scheduler, or `local:N` for N worker processes here. On a machine
+            with GPUs each of them gets one.
+        session: `Session` of the script.
+        scratch: folder for the workers' downloads.
+
+    Yields:
+        `Workers`.
+
+    Raises:
+        ExpectedError: Dask is not installed, nobody answers, or those there lack the project.
+    """
+    try:
+        import dask
+        import distributed
+    except ImportError as error:
+        raise ExpectedError(
+            f"{where}: {error}; expected the optional packages of requirements-cluster.txt; "
+            "install them"
+        ) from error
+    number = re.fullmatch(r"local:(\d+)", where)
+    with contextlib.ExitStack() as stack:
+        settings = {
+            "distributed.scheduler.allowed-failures": NUM_RETRIES,
+            "logging.distributed": "error",
+        }
+        stack.enter_context(dask.config.set(settings))
+        if number:
+            stack.enter_context(_sharing_cores(int(number[1])))
+            where = stack.enter_context(_start_here(int(number[1])))
+        try:
+            client = distributed.Client(where, timeout=PATIENCE_S)
+        except (OSError, ValueError) as error:
+            raise ExpectedError(
+                f"{where}: no Dask scheduler answers there ({error}); expected one that runs",
+                setting="scheduler",
+            ) from error
+        stack.enter_context(client)
+        _require_project(client)
+        yield Workers(client, session, scratch)
+
+
+def describe_and_search(session, args, split, jobs):
+    """Describes shards and searches parts on a scheduler's workers, for the scripts that do so.
+
+    Args:
+        session: `Session`.
+        args: command line of the script, with scheduler, scratch, part and parts.
+        split: "train" or "index".
+        jobs: functions of (`Session`, job) that workers can import: of the arguments, to find the
+            queries; of (arguments, `Shard`), to describe it; of the arguments with a part, to
+            search that.
+
+    Returns:
+        Numbers of the parts that are searched.
+    """
+    find_queries, describe, search = jobs
+    shards = session.source.select_shards(split)
+    numbers = range(args.parts) if args.part is None else [args.part]
+    alone = Namespace(**vars(args) | {"scheduler": None})
+    with open_workers(args.scheduler, session, args.scratch) as workers:
+        workers.run(find_queries, [alone], "sets of queries there", on_gpu=True)
+        wanted = [share_of(shards, part, args.parts) for part in numbers]
+        of_shards = [(alone, shard) for of_part in wanted for shard in of_part]
+        workers.run(describe, of_shards, f"{split} shards described", on_gpu=True)
+        of_parts = [Namespace(**vars(alone) | {"part": part}) for part in numbers]
+        workers.run(search, of_parts, "parts searched", on_gpu=True)
+    return numbers
+
+
+def _require_project(client):
+    """Raises ExpectedError unless scheduler and workers can import the project.
+
+    A worker that cannot load a job ends, and the script would wait for others without end.
+    """
+    found = client.run(importlib.util.find_spec, __name__)
+    found["the scheduler"] = client.run_on_scheduler(importlib.util.find_spec, __name__)
+    for place, spec in found.items():
+        if spec is None:
+            raise ExpectedError(
+                f"{place}: this project cannot be imported there; expected scheduler and workers "
+                "to run in its folder; start them there by `python -m dask`"
+            )
+
+
+def _start_here(num_workers):
+    """Starts a scheduler and worker processes on this machine."""
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    gpus = _visible_gpus()
+    if gpus and num_workers > len(gpus):
+        raise ExpectedError(
+            f"local:{num_workers}: {len(gpus)} GPUs here; expected a worker for each at most",
+            setting="scheduler",
+        )
+    workers = {}
+    for number in range(num_workers):
+        options = {"nthreads": 1, "host": "127.0.0.1", "memory_limit": 0}
+        if gpus:
+            options |= {"env": {"CUDA_VISIBLE_DEVICES": gpus[number]}, "resources": {GPU: 1}}
+        workers[number] = {"cls": Nanny, "options": options}
+    options = {"host": "127.0.0.1", "port": 0, "dashboard": False}
+    options["dashboard_address"] = "127.0.0.1:0"  # its port 8787 may be another scheduler's
+    return SpecCluster(workers, {"cls": Scheduler, "options": options}, silence_logs="ERROR")
+
+
+@contextlib.contextmanager
+def _sharing_cores(num_workers):
+    """Lets each worker search with its share of the cores, unless OMP_NUM_THREADS says otherwise.
+
+    Dask has one thread for each, and sets that in the environment of this process, too, which has
+    its own again at the end.
+    """
+    import dask
+
+    place = "distributed.nanny.pre-spawn-environ"
+    kept = {name: os.environ.get(name) for name in dask.config.get(place)}
+    share = max(1, (os.cpu_count() or 1) // num_workers)
+    with dask.config.set({f"{place}.OMP_NUM_THREADS": share}):
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                os.environ.pop(name, None)
+                os.environ |= {} if value is None else {name: value}
+
+
+def _visible_gpus():
+    """Lists NVIDIA's GPUs that this process may use, e.g. ["0", "1"]."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name for name in chosen.split(",") if name not in ("", "-1")]
+    numbers = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia*"))
+    return sorted((number for number in numbers if number.isdecimal()), key=int)
+
+
+# ------------------------------------------------------------------------------ in a worker
+
+
+def _do(place, function, job):
+    """Does a job in the worker's own session."""
+    with _one_at_a_time:
+        return function(_open_session(place), job)
+
+
+@functools.lru_cache(maxsize=1)
+def _open_session(place):
+    """Opens this worker's session, which is kept for the jobs to come."""
+    closing = contextlib.ExitStack()
+    path = closing.enter_context(scratch_folder(place.scratch))
+    atexit.register(closing.close)
+    return Session(place.output, Source(place.source, path), Stop(), place.skips_bad_shards)

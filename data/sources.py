@@ -1,0 +1,420 @@
+"""Where a data set in the CVDF layout comes from: its shards and files, in folders or at addresses.
+
+Source of the layout: https://github.com/cvdfoundation/google-landmark
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from data.download import SHARD_PATIENCE, download, download_range, online_size, refuse_html
+from data.tars import pack_again, read_unpacked, unpacked_size
+from utils import ExpectedError, MissingFileError, file_md5, require_free_space, say
+
+CVDF_URL = "https://s3.amazonaws.com/google-landmark/"
+NUM_CVDF_SHARDS = {"train": 500, "index": 100, "test": 20}
+MAX_SHARDS = 1000  # in a split: their names have three digits
+# As md5sum writes it, or as BSD's md5 and OpenSSL do: `MD5 (images_000.tar) = <md5>`.
+MD5_LINE = re.compile(r"(?:MD5 ?\(.*\) ?= ?)?([0-9a-fA-F]{32})\b")
+
+TRAIN_CSV = "metadata/train.csv"
+TRAIN_CLEAN_CSV = "metadata/train_clean.csv"
+INDEX_CSV = "metadata/index.csv"
+TEST_CSV = "metadata/test.csv"
+CATEGORY_CSV = "metadata/train_label_to_category.csv"
+RECOGNITION_SOLUTION = "ground_truth/recognition_solution_v2.1.csv"
+RETRIEVAL_SOLUTION = "ground_truth/retrieval_solution_v2.1.csv"
+TABLES = (
+    TRAIN_CSV, TRAIN_CLEAN_CSV, INDEX_CSV, TEST_CSV, CATEGORY_CSV,
+    RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION,
+)  # fmt: skip
+SPLITS = ("train", "index", "test")
+
+
+@dataclass(frozen=True, order=True)
+class Shard:
+    """One tar of a split.
+
+    Attributes:
+        split: "train", "index" or "test".
+        number: from 0.
+    """
+
+    split: str
+    number: int
+
+    @property
+    def path(self):
+        """The tar's place in the layout, e.g. `train/images_037.tar`."""
+        return f"{self.split}/images_{self.number:03d}.tar"
+
+    @property
+    def md5_path(self):
+        """The md5 file's place in the layout, e.g. `md5sum/train/md5.images_037.txt`."""
+        return f"md5sum/{self.split}/md5.images_{self.number:03d}.txt"
+
+
+def share_of(shards, part, num_parts):
+    """Gives the shards of a part: consecutive, as many as any other part has or one more."""
+    size, num_larger = divmod(len(shards), num_parts)
+    begin = part * size + min(part, num_larger)
+    return shards[begin : begin + size + (part < num_larger)]
+
+
+class Source:
+    """A data set in the CVDF layout, in one place or spread over several.
+
+    A file comes from the first place that has it, a shard with its own md5 file.
+
+    Args:
+        locations: path of a folder, or http(s) address, or a list of these.
+        scratch: folder for what must be downloaded.
+
+    Raises:
+        ExpectedError: a location is neither an address nor a folder.
+    """
+
+    def __init__(self, locations, scratch):
+        self.scratch = Path(scratch)
+        if isinstance(locations, (str, Path)):
+            locations = [locations]
+        self.places = [
+            (_Address if re.match("(?i)https?://", str(location)) else _Folder)(
+                location, self.scratch
+            )
+            for location in locations
+        ]
+        self._place_of = {}  # shard -> place, as far as it was asked for
+        self._in_scratch = set()  # shards
+
+    def __str__(self):
+        return ", ".join(map(str, self.places))
+
+    def exists(self, path):
+        """Tells whether the source has the file `path` (relative, as in the layout)."""
+        return any(place.exists(path) for place in self.places)
+
+    def fetch(self, path):
+        """Gives a local copy of a small file of the layout; fetched once by each Source.
+
+        Args:
+            path: relative, as in the layout, e.g. `metadata/test.csv`.
+
+        Returns:
+            The local `pathlib.Path`.
+
+        Raises:
+            MissingFileError: the source does not have it.
+        """
+        for place in self.places:
+            try:
+                return place.fetch(path)
+            except MissingFileError:
+                if len(self.places) == 1:
+                    raise
+        raise self._is_missing(path)
+
+    def _is_missing(self, path):
+        return MissingFileError(
+            f"{path}: in none of {self}; expected the CVDF layout, spread over these", "source"
+        )
+
+    def place_of(self, shard):
+        """Gives the first place that has a shard.
+
+        Raises:
+            MissingFileError: none has it.
+        """
+        if len(self.places) == 1:
+            return self.places[0]  # which says so itself if it lacks it
+        if shard not in self._place_of:
+            having = (place for place in self.places if place.has_shard(shard))
+            place = next(having, None)
+            if place is None:
+                raise self._is_missing(shard.path)
+            self._place_of[shard] = place
+        return self._place_of[shard]
+
+    def fetch_shard(self, shard):
+        """Gives a verified local copy of a shard; `discard_shard` removes it again.
+
+        Raises:
+            ExpectedError: the shard is not there or differs from its md5.
+        """
+        place = self.place_of(shard)
+        if place.takes_scratch(shard):
+            self._in_scratch.add(shard)
+        return place.fetch_shard(shard)
+
+    def version_of(self, shard):
+        """Gives words that differ for another file of this shard: its md5, or else its size."""
+        return self.place_of(shard).version_of(shard)
+
+    def size_of(self, shard):
+        """Gives the size of a shard in bytes; 0 where a server does not say."""
+        return self.place_of(shard).size_of(shard)
+
+    def require_space(self, shard):
+        """Raises ExpectedError unless scratch has room for two shards, the most that are there."""
+        place = self.place_of(shard)
+        if place.takes_scratch(shard):
+            size_bytes = 2.1 * place.size_of(shard)  # shards differ a little
+            require_free_space(self.scratch, size_bytes, "two shards")
+
+    def discard_shard(self, shard):
+        """Removes the copy of a shard that was made in scratch; a folder's own file stays."""
+        if shard in self._in_scratch:
+            (self.scratch / shard.path).unlink(missing_ok=True)
+
+    def read_range(self, shard, offset, size_bytes):
+        """Reads some bytes of a shard without fetching the rest of it."""
+        return self.place_of(shard).read_range(shard, offset, size_bytes)
+
+    def count_shards(self, split):
+        """Counts the shards of a split: images_000.tar, images_001.tar, ... to the last one.
+
+        Raises:
+            ExpectedError: an address has more shards than a data set has, which is to say that it
+                answers to every name, as a login page does.
+        """
+        known = max(place.known_count(split) for place in self.places)
+        to_ask = [place for place in self.places if place.must_be_asked]
+        if not to_ask:
+            return known
+
+        def has(number):
+            shard = Shard(split, number)
+            return number < known or any(place.has_shard(shard) for place in to_ask)
+
+        lower, upper = 0, 1  # the shards below `lower` are there, `upper - 1` is to be asked for
+        while has(upper - 1):
+            if upper > MAX_SHARDS:
+                raise ExpectedError(
+                    f"{self}: there are {Shard(split, 0).path} to {Shard(split, MAX_SHARDS).path} "
+                    f"and more; expected at most {MAX_SHARDS} shards, and not an address that "
+                    "answers to every name",
+                    "source",
+                )
+            lower, upper = upper, min(2 * upper, MAX_SHARDS + 1)
+        while lower < upper - 1:
+            middle = (lower + upper) // 2
+            lower, upper = (middle, upper) if has(middle - 1) else (lower, middle)
+        return lower
+
+    def select_shards(self, split, first=0, stop=None, setting=None):
+        """Lists the shards `first` to `stop - 1` of a split.
+
+        Args:
+            split: "train", "index" or "test".
+            first, stop: numbers of shards; None stops after the last one.
+            setting: the setting that chose them; `<split>_shards` where not given.
+
+        Raises:
+            ExpectedError: the source has no such shards.
+        """
+        num_shards = self.count_shards(split)
+        stop = num_shards if stop is None else stop
+        if not num_shards:
+            raise ExpectedError(
+                f"{self}: no {Shard(split, 0).path}; expected shards in the CVDF layout", "source"
+            )
+        if not 0 <= first < stop <= num_shards:
+            raise ExpectedError(
+                f"{self}: {split} shards {first}:{stop} asked for; expected a range within "
+                f"0:{num_shards}, which is what the source has",
+                setting or f"{split}_shards",
+            )
+        return [Shard(split, number) for number in range(first, stop)]
+
+
+class _Place:
+    """A folder or an address; the two kinds are below.
+
+    Args:
+        location: of the place.
+        scratch: folder for what must be downloaded or packed.
+    """
+
+    must_be_asked = False  # for each shard, whether it is there
+
+    def __init__(self, location, scratch):
+        self.location, self.scratch = location, scratch
+        self._splits_told = set()
+
+    def __str__(self):
+        return str(self.location)
+
+    def version_of(self, shard):
+        """Gives words that differ for another file of this shard."""
+        return self.expected_md5(shard) or f"{self.size_of(shard)} bytes"
+
+    def expected_md5(self, shard):
+        """Reads the shard's md5 file: 32 hex characters, or None where there is none."""
+        try:
+            path = self.fetch(shard.md5_path)
+        except MissingFileError:
+            self.say_once(
+                shard, f"no md5 file for {shard.path}; such shards are checked by length alone"
+            )
+            return None
+        match = MD5_LINE.match(path.read_text("utf-8-sig", errors="replace"))
+        if match is None:
+            raise ExpectedError(
+                f"{path}: no md5 in it; expected 32 hex characters and a file name", "source"
+            )
+        return match[1].lower()
+
+    def say_once(self, shard, text):
+        """Says what is odd about a shard, unless it was said of its split before."""
+        if shard.split not in self._splits_told:
+            self._splits_told.add(shard.split)
+            say(f"{self}: {text}")
+
+
+class _Folder(_Place):
+    """A data set in a folder, read in place; see `Source` for what the functions do."""
+
+    def __init__(self, location, scratch):
+        super().__init__(Path(location), scratch)
+        if not self.location.is_dir():
+            raise ExpectedError(
+                f"{location}: no such folder; expected a folder or http(s) address in the CVDF "
+                "layout",
+                "source",
+            )
+
+    def exists(self, path):
+        return (self.location / path).is_file()
+
+    def fetch(self, path):
+        local = self.location / path
+        if not local.is_file():
+            raise MissingFileError(
+                f"{local}: no such file; expected the CVDF layout below {self.location}",
+                "source",
+            )
+        refuse_html(local, local)
+        return local
+
+    def known_count(self, split):
+        """Counts the shards up to the last one that is there."""
+        names = (path.name for path in (self.location / split).glob("images_*"))
+        numbers = (re.fullmatch(r"images_(\d{3})(\.tar)?", name) for name in names)
+        return max((int(number[1]) + 1 for number in numbers if number), default=0)
+
+    def has_shard(self, shard):
+        return self.exists(shard.path) or self.unpacked(shard) is not None
+
+    def unpacked(self, shard):
+        """Gives the folder into which a shard was unpacked, or None."""
+        path = self.location / shard.path
+        if path.is_file():
+            return None
+        return next((one for one in (path, path.with_suffix("")) if one.is_dir()), None)
+
+    def takes_scratch(self, shard):
+        return self.unpacked(shard) is not None
+
+    def size_of(self, shard):
+        folder = self.unpacked(shard)
+        return unpacked_size(folder) if folder else self.fetch(shard.path).stat().st_size
+
+    def version_of(self, shard):
+        # Its images lie elsewhere in it than in the tar that was unpacked.
+        return super().version_of(shard) + (" unpacked" if self.unpacked(shard) else "")
+
+    def fetch_shard(self, shard):
+        if folder := self.unpacked(shard):
+            self.say_once(shard, f"{shard.path} is unpacked; the md5 of such shards is not checked")
+            local = self.scratch / shard.path
+            pack_again(folder, local)
+            return local
+        md5 = self.expected_md5(shard)
+        local = self.fetch(shard.path)
+        if md5 is not None and file_md5(local) != md5:
+            raise ExpectedError(
+                f"{local}: md5 differs (expected {md5}); expected the file that {shard.md5_path} "
+                "names",
+                "skip_bad_shards",
+            )
+        return local
+
+    def read_range(self, shard, offset, size_bytes):
+        folder = self.unpacked(shard)
+        local = folder or self.fetch(shard.path)
+        if folder:
+            data = read_unpacked(folder, offset, size_bytes)
+        else:
+            with open(local, "rb") as file:
+                file.seek(offset)
+                data = file.read(size_bytes)
+        if len(data) != size_bytes:
+            raise ExpectedError(
+                f"{local}: {len(data)} of {size_bytes} bytes from {offset} on; expected the whole "
+                "shard; copy it again"
+            )
+        return data
+
+
+class _Address(_Place):
+    """A data set on a web server; see `Source` for what the functions do."""
+
+    def __init__(self, location, scratch):
+        _check_address(str(location))
+        super().__init__(str(location).rstrip("/") + "/", scratch)
+        self.is_cvdf = self.location == CVDF_URL
+        self.must_be_asked = not self.is_cvdf
+        self._fetched = {}
+
+    def exists(self, path):
+        try:
+            online_size(self.location + path)
+        except MissingFileError:
+            return False
+        return True
+
+    def fetch(self, path):
+        if path not in self._fetched:
+            local = self.scratch / path
+            download(self.location + path, local)
+            self._fetched[path] = local
+        return self._fetched[path]
+
+    def known_count(self, split):
+        """Gives the number of shards that are there without a question."""
+        return NUM_CVDF_SHARDS[split] if self.is_cvdf else 0
+
+    def has_shard(self, shard):
+        return shard.number < self.known_count(shard.split) or self.exists(shard.path)
+
+    def takes_scratch(self, shard):
+        return True
+
+    def size_of(self, shard):
+        return online_size(self.location + shard.path)
+
+    def fetch_shard(self, shard):
+        md5 = self.expected_md5(shard)
+        local = self.scratch / shard.path
+        download(self.location + shard.path, local, md5, SHARD_PATIENCE)
+        return local
+
+    def read_range(self, shard, offset, size_bytes):
+        return download_range(self.location + shard.path, offset, size_bytes)
+
+
+def _check_address(address):
+    """Raises ExpectedError unless an http(s) address has a host, and a port that is a number."""
+    try:
+        parts = urlsplit(address)
+        host, _ = parts.hostname, parts.port  # each may raise ValueError
+        problem = None if host else "no host in it"
+    except ValueError as error:
+        problem = error
+    if problem:
+        raise ExpectedError(
+            f"{address}: not a valid address ({problem}); expected a folder or http(s) address in "
+            "the CVDF layout",
+            "source",
+        )

@@ -1,0 +1,275 @@
+"""One forward pass over a split: the landmark, its confidence and the descriptor of every image.
+
+Recognition takes the landmarks, retrieval all of it. Imports Keras, via `model`.
+"""
+
+import copy
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import model
+from data.images import BadImageError, decode_image
+from data.landmarks import format_image_id, read_2019_classes
+from data.sources import TRAIN_CSV, Shard
+from descriptors.descriptions import (
+    Descriptions,
+    concatenate,
+    digest_of,
+    load_descriptions,
+    load_image_ids,
+    save_descriptions,
+    unit_length,
+)
+from generators import (
+    Member,
+    Reading,
+    ShardEnd,
+    batch_images,
+    stream_batches,
+    tell_problems,
+)
+from model import load_recogniser
+from network.devices import set_up_replicas
+from runs.session import descriptions_name
+from utils import StoppedError, say
+
+_describers = {}  # the last one that `open_describer` made, by what it was made of
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What shapes the rows of descriptions; can be pickled.
+
+    Attributes:
+        model_path: the recogniser's file.
+        batch_size: images in a step.
+        flipped_too: average with the mirrored image.
+        dtype: of the stored descriptors, "float32" or "float16".
+    """
+
+    model_path: Path
+    batch_size: int
+    flipped_too: bool = False
+    dtype: str = "float32"
+
+
+class Describer:
+    """The network in the form that describes.
+
+    Args:
+        settings: `Settings`.
+        source: `Source`; its train.csv has the landmarks of the model published in 2019.
+    """
+
+    def __init__(self, settings, source):
+        self.settings = settings
+        self.replicas = set_up_replicas(settings.batch_size)
+        with self.replicas.scope():
+            recogniser = load_recogniser(
+                settings.model_path, lambda: read_2019_classes(source.fetch(TRAIN_CSV))
+            )
+            self.predictor = model.build_predictor(recogniser.classifier, settings.flipped_too)
+        self.class_table = recogniser.class_table
+        self.image_size = recogniser.image_size
+        self.recipe = recogniser.recipe
+        self.keeps_aspect = self.recipe.data.keep_aspect
+        # Two files of descriptions go together only if all of this is equal.
+        self.fingerprint = {
+            "model": recogniser.fingerprint,
+            "batch_size": settings.batch_size,
+            "flipped_too": settings.flipped_too,
+            "descriptor_dtype": settings.dtype,
+            "keeps_aspect": self.keeps_aspect,
+        }
+
+    def storing(self, dtype):
+        """Gives the same network, which stores descriptors as another dtype."""
+        other = copy.copy(self)
+        other.settings = dataclasses.replace(self.settings, dtype=dtype)
+        other.fingerprint = self.fingerprint | {"descriptor_dtype": dtype}
+        return other
+
+    def fingerprint_for(self, source, shards, image_ids):
+        """Gives the fingerprint of a file that describes those of these images that it finds."""
+        return self.fingerprint | {
+            "images": digest_of(image_ids),
+            "shards": digest_of_shards(source, shards),
+        }
+
+    def describe(self, batch, shard):
+        """Describes one `Batch` of a shard."""
+        n, dtype = len(batch.image_ids), self.settings.dtype
+        class_indices, confidences, descriptors = self.replicas.predict_on_batch(
+            self.predictor, batch.images
+        )
+        descriptors, confidences = descriptors[:n].astype(dtype), confidences[:n]
+        is_finite = np.isfinite(descriptors).all(axis=1) & np.isfinite(confidences)
+        for image_id in batch.image_ids[~is_finite].tolist():
+            image = f"{shard.path}: image {format_image_id(image_id)}"
+            say(f"{image} left empty: not finite in {dtype}")
+        return Descriptions(
+            batch.image_ids[is_finite],
+            self.class_table.landmark_ids[class_indices[:n][is_finite]],
+            confidences[is_finite].astype(np.float32),
+            descriptors[is_finite],
+            np.full(is_finite.sum(), shard.number, np.int16),
+            batch.locations[is_finite],
+        )
+
+    def describe_pictures(self, paths):
+        """Describes picture files, in this order: (n, d) of those that are readable."""
+        reading = Reading(self.image_size, self.settings.batch_size)
+
+        def decoded():
+            for number, path in enumerate(paths):
+                try:
+                    pixels = decode_image(path.read_bytes(), self.image_size, self.keeps_aspect)
+                except (BadImageError, OSError) as error:
+                    say(f"{path}: {error}; left out")
+                else:
+                    yield Member(number, 0, 0), pixels
+
+        pieces = [self.describe(b, Shard("pictures", 0)) for b in batch_images(decoded(), reading)]
+        return concatenate([self.allocate(0), *pieces]).descriptors
+
+    def allocate(self, num_images):
+        """Allocates `Descriptions` of so many images, not yet filled in."""
+        width = self.predictor.output[2].shape[-1]
+        return Descriptions(
+            np.empty(num_images, np.uint64),
+            np.empty(num_images, np.int64),
+            np.empty(num_images, np.float32),
+            np.empty((num_images, width), self.settings.dtype),
+            np.empty(num_images, np.int16),
+            np.empty((num_images, 2), np.int64),
+        )
+
+
+def open_describer(settings, source):
+    """Makes a `Describer`, once for all jobs of a worker while the model's file is the same."""
+    if not Path(settings.model_path).is_file():
+        return Describer(settings, source)  # it says what is wrong
+    facts = os.stat(settings.model_path)
+    key = settings, source, facts.st_mtime_ns, facts.st_size
+    if key not in _describers:
+        _describers.clear()  # a network takes memory
+        _describers[key] = Describer(settings, source)
+    return _describers[key]
+
+
+def digest_of_shards(source, shards):
+    """Gives 32 hex characters that differ where a shard's file is another one than before."""
+    versions = [f"{shard.path} {source.version_of(shard)}" for shard in shards]
+    return digest_of(np.array(versions, "U"))
+
+
+def describe_shards(session, describer, shards, image_ids):
+    """Describes the images of some shards, each shard saved as it ends, so that nothing is redone.
+
+    Args:
+        session: `Session`.
+        describer: `Describer`.
+        shards: list of `Shard` of one split.
+        image_ids: (n,) uint64, the images to describe; an unreadable one gets no row.
+
+    Returns:
+        (dict of file -> image ids, of all shards that could be described; list of the numbers of
+        the shards that were left out).
+
+    Raises:
+        StoppedError: the session was asked to stop; the shards described so far are saved.
+        ExpectedError: data, network or disk fail.
+    """
+    source = session.source
+    fingerprints = {s: describer.fingerprint_for(source, [s], image_ids) for s in shards}
+    paths = {shard: session.path(descriptions_name(shard)) for shard in shards}
+    described = {}
+    for shard, path in paths.items():
+        session.take_up(descriptions_name(shard))
+        described[shard] = load_image_ids(path, fingerprints[shard])
+    missing = [shard for shard in shards if described[shard] is None]
+    stream = _stream_images(session, describer, missing, image_ids, len(shards))
+    for left, shard in enumerate(missing):
+        pieces = [describer.allocate(0)]
+        while not isinstance(item := next(stream), ShardEnd):
+            if session.stop.requested():
+                num_done = len(shards) - len(missing) + left
+                done = f"{num_done} of {len(shards)} {shard.split} shards described"
+                raise StoppedError(session.stop, done)
+            pieces.append(describer.describe(item, shard))
+        tell_problems(item, "left empty")
+        if item.problem:  # not saved, so that a later run tries it again
+            continue
+        descriptions = concatenate(pieces)
+        save_descriptions(paths[shard], descriptions, fingerprints[shard])
+        described[shard] = descriptions.image_ids
+        say(f"{shard.path}: {item.num_images:,} images described ({left + 1}/{len(missing)})")
+    found = {paths[shard]: ids for shard, ids in described.items() if ids is not None}
+    return found, [shard.number for shard, ids in described.items() if ids is None]
+
+
+def _stream_images(session, describer, shards, image_ids, num_shards):
+    """Streams the batches of shards in their tars' order; `num_shards` of the split in all."""
+    reading = Reading(
+        describer.image_size, describer.settings.batch_size,
+        image_ids=frozenset(image_ids.tolist()), keeps_aspect=describer.keeps_aspect,
+    )  # fmt: skip
+    plan = [(0, shard) for shard in shards]
+    num_skippable = session.num_skippable(num_shards)
+    return stream_batches(session.source, plan, reading, session.stop.requested, num_skippable)
+
+
+def describe_split(session, describer, split, image_ids, name):
+    """Describes all shards of a split and gathers them in one file.
+
+    Args:
+        session, describer, image_ids: as for `describe_shards`.
+        split: "train", "index" or "test".
+        name: of the output's file, whose fingerprint says which shards were left out. The shards'
+            own files are removed if none was.
+
+    Returns:
+        `Descriptions` by ascending image id.
+    """
+    shards = session.source.select_shards(split)
+    found, left_out = describe_shards(session, describer, shards, image_ids)
+    descriptions = gather(found, describer)
+    fingerprint = describer.fingerprint_for(session.source, shards, image_ids)
+    save_descriptions(session.path(name), descriptions, fingerprint | {"left_out": left_out})
+    if not left_out:
+        for shard in shards:
+            session.path(descriptions_name(shard)).unlink(missing_ok=True)
+    return descriptions
+
+
+def gather(found, describer, normalise=False):
+    """Joins the files of shards into `Descriptions` by ascending image id.
+
+    File after file goes to its place, so that the descriptors are in memory once, not twice. Where
+    an id appears twice, its first image counts.
+
+    Args:
+        found: dict of file -> image ids, as `describe_shards` gives it.
+        describer: `Describer`.
+        normalise: scale the descriptors to length 1.
+    """
+    ids = np.concatenate([np.empty(0, np.uint64), *found.values()])
+    _, first_rows = np.unique(ids, return_index=True)
+    places = np.full(len(ids), -1)
+    places[first_rows] = np.arange(len(first_rows))
+    descriptions = describer.allocate(len(first_rows))
+    begin = 0
+    for path, image_ids in found.items():
+        piece = load_descriptions(path)[0]
+        if normalise:
+            piece = dataclasses.replace(piece, descriptors=unit_length(piece.descriptors))
+        of_piece = places[begin : begin + len(image_ids)]
+        begin += len(image_ids)
+        for field in dataclasses.fields(piece):
+            column = getattr(piece, field.name)[of_piece >= 0]
+            getattr(descriptions, field.name)[of_piece[of_piece >= 0]] = column
+    return descriptions

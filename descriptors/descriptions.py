@@ -1,0 +1,134 @@
+"""Per-image outputs of the network, and their files."""
+
+import hashlib
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from data.arrays import Column, check_arrays, load_arrays, save_arrays
+from utils import ExpectedError, say
+
+NORMALISED_ROWS = 4096  # at a time: float32 copies of more would not stay small
+
+
+@dataclass(frozen=True)
+class Descriptions:
+    """What the network says of some images, one row each.
+
+    Attributes:
+        image_ids: (n,) uint64.
+        landmark_ids: (n,) int64, the best landmark.
+        confidences: (n,) float32, its probability or cosine.
+        descriptors: (n, d) float32 or float16, e.g. the 2048 values of ResNet50's pooling.
+        shard_numbers: (n,) int16, the shard that holds the image.
+        locations: (n, 2) int64, offset and size in bytes of the image in that shard.
+    """
+
+    image_ids: np.ndarray
+    landmark_ids: np.ndarray
+    confidences: np.ndarray
+    descriptors: np.ndarray
+    shard_numbers: np.ndarray
+    locations: np.ndarray
+
+    def __len__(self):
+        return len(self.image_ids)
+
+    @property
+    def places(self):
+        """(n, 3) int64: shard number, offset and size, to find the pictures again."""
+        return np.column_stack([self.shard_numbers, self.locations])
+
+
+COLUMNS = {
+    "image_ids": Column("uint64", ("images",)),
+    "landmark_ids": Column("int64", ("images",)),
+    "confidences": Column("float32", ("images",), at_least=-1),  # a cosine, perhaps
+    "descriptors": Column("float32 float16", ("images", "channels")),
+    "shard_numbers": Column("int16", ("images",), at_least=0),
+    "locations": Column("int64", ("images", 2), at_least=0),
+}
+
+
+def concatenate(pieces):
+    """Joins a non-empty list of `Descriptions`."""
+    return Descriptions(
+        *(
+            np.concatenate([getattr(piece, field.name) for piece in pieces])
+            for field in fields(pieces[0])
+        )
+    )
+
+
+def unit_length(descriptors):
+    """Scales descriptors to length 1; a descriptor of zeros stays as it is.
+
+    Args:
+        descriptors: (n, d) float32 or float16.
+
+    Returns:
+        A new array of the same shape and dtype.
+    """
+    scaled = np.empty_like(descriptors)
+    for begin in range(0, len(descriptors), NORMALISED_ROWS):
+        rows = descriptors[begin : begin + NORMALISED_ROWS]
+        lengths = np.linalg.norm(rows.astype(np.float32), axis=1, keepdims=True)
+        scaled[begin : begin + NORMALISED_ROWS] = rows / np.maximum(lengths, 1e-12)
+    return scaled
+
+
+def digest_of(values):
+    """Gives 32 hex characters that differ for another set of image ids or words, an array."""
+    return hashlib.md5(np.sort(values).tobytes(), usedforsecurity=False).hexdigest()
+
+
+def save_descriptions(path, descriptions, fingerprint):
+    """Writes descriptions and their fingerprint (a dict) as one atomic .npz file."""
+    columns = {field.name: getattr(descriptions, field.name) for field in fields(descriptions)}
+    save_arrays(path, fingerprint, **columns)
+
+
+def load_descriptions(path):
+    """Reads and checks what `save_descriptions` wrote: (`Descriptions`, fingerprint)."""
+    return _load(path, COLUMNS)
+
+
+def load_queries(path):
+    """Reads and checks descriptions whose image ids ascend: (`Descriptions`, fingerprint)."""
+    in_order = replace(COLUMNS["image_ids"], order="increasing")
+    return _load(path, COLUMNS | {"image_ids": in_order})
+
+
+def _load(path, columns):
+    arrays, fingerprint = load_arrays(path)
+    if arrays.keys() != columns.keys():
+        raise ExpectedError(
+            f"{path}: it holds {', '.join(sorted(arrays))[:80]}; expected descriptions; "
+            "give a queries.npz or a file of descriptors/"
+        )
+    check_arrays(path, arrays, columns)
+    return Descriptions(**arrays), fingerprint
+
+
+def load_if_of(path, fingerprint, load=load_arrays):
+    """Gives what a whole file of this fingerprint holds, or None; logs why if it is damaged.
+
+    Args:
+        path: the file; it need not be there.
+        fingerprint: dict.
+        load: function of the path that gives (contents, fingerprint), or raises ExpectedError.
+    """
+    if not path.exists():
+        return None
+    try:
+        contents, found = load(path)
+    except ExpectedError as error:
+        say(f"{error}: making it again")
+        return None
+    return contents if found == fingerprint else None
+
+
+def load_image_ids(path, fingerprint):
+    """Reads the image ids of a whole file of descriptions of this fingerprint, or gives None."""
+    descriptions = load_if_of(path, fingerprint, load_descriptions)
+    return None if descriptions is None else descriptions.image_ids

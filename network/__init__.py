@@ -1,0 +1,7 @@
+"""The parts that networks are built of, and where they run.
+
+backbones    networks of Keras and keras-hub by name; preprocessing inside, weights
+layers       pooling, neck, cosine heads and their losses
+optimizers   Adam, AdamW, SGD; backbone and head at rates of their own
+devices      several devices and machines: each takes its share of a batch
+"""

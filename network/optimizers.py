@@ -1,0 +1,94 @@
+"""The optimizers of the recipes, where backbone and head may have learning rates of their own."""
+
+from utils import loading_keras
+
+with loading_keras():
+    import keras
+
+    from network.devices import agree_on_overflow, count_devices, mean_over_devices
+
+MOMENTUM = 0.9  # of sgd
+KINDS = {
+    "adam": (keras.optimizers.Adam, {}),
+    "adamw": (keras.optimizers.Adam, {}),  # its decay is below
+    "sgd": (keras.optimizers.SGD, {"momentum": MOMENTUM, "nesterov": True}),
+}
+
+
+def build_optimizer(training, head):
+    """Builds the optimizer of a recipe.
+
+    Args:
+        training: `recipes.Training`.
+        head: list of keras.Variable, those of the head; all others are the backbone's.
+
+    Returns:
+        keras.optimizers.Optimizer; on several TensorFlow devices in float16 one that skips a step
+        that overflows on any of them.
+    """
+    kind, options = KINDS[training.optimizer]
+    options = options | {"learning_rate": training.learning_rate}
+    weight_decay = 0.0 if training.optimizer == "adam" else training.weight_decay
+    has_two_rates = training.backbone_rate < 1 or training.frozen_share > 0
+    if weight_decay or has_two_rates or training.clip_norm:
+        if training.clip_norm:
+            options |= {"global_clipnorm": training.clip_norm / count_devices()}
+        two_rates = _with_two_rates(kind)(head, training.backbone_rate, weight_decay, **options)
+        return agree_on_overflow(two_rates)
+    return agree_on_overflow(kind(**options))
+
+
+def _with_two_rates(kind):
+    """Gives the class of an optimizer whose backbone has a share of the learning rate."""
+
+    class TwoRates(kind):
+        def __init__(self, head, backbone_rate, weight_decay, **options):
+            super().__init__(name=kind.__name__.lower(), **options)
+            self.head = {id(variable) for variable in head}
+            self.first_rate, self.decay = backbone_rate, weight_decay
+
+        def build(self, variables):
+            super().build(variables)
+            self.is_of_head = [id(variable) in self.head for variable in variables]
+            # Neither biases, which have two axes in attention layers, nor normalisations.
+            self.is_decayed = [len(v.shape) > 1 and v.name != "bias" for v in variables]
+            # A variable of the optimizer: JAX would freeze any other into the traced step.
+            rate = keras.initializers.Constant(self.first_rate)
+            self.backbone_rate = self.add_variable((), rate, "float32", name="backbone_rate")
+
+        def update_step(self, gradient, variable, learning_rate):
+            rate = keras.ops.cast(learning_rate, variable.dtype)
+            place = self._get_variable_index(variable)  # TensorFlow passes its own variables here
+            if not self.is_of_head[place]:
+                rate = rate * keras.ops.cast(self.backbone_rate, variable.dtype)
+            if self.decay and self.is_decayed[place]:
+                self.assign_sub(variable, variable * (rate * self.decay))
+            super().update_step(gradient, variable, rate)
+
+        def _clip_gradients(self, grads):
+            # Of the whole batch: Keras would clip the share of each device.
+            if self.global_clipnorm:
+                grads = mean_over_devices(grads)
+            return super()._clip_gradients(grads)
+
+    return TwoRates
+
+
+def set_rates(optimizer, learning_rate, backbone_rate):
+    """Sets the rates of the steps to come.
+
+    Args:
+        optimizer: of `build_optimizer`, which knows its variables: `build` was called.
+        learning_rate: of the head.
+        backbone_rate: of the backbone, as a share of that.
+    """
+    optimizer.learning_rate = learning_rate
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if hasattr(inner, "backbone_rate"):
+        inner.backbone_rate.assign(backbone_rate)
+
+
+def steps_taken(optimizer):
+    """Counts the steps that an optimizer has taken; those that overflowed float16 were skipped."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return int(keras.ops.convert_to_numpy(inner.iterations))

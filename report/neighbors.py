@@ -1,0 +1,175 @@
+"""neighbors.png: some queries with their nearest index images, right ones framed green."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.images import BadImageError, make_thumbnail
+from data.landmarks import format_image_id
+from data.sources import Shard
+from metrics import average_precision
+from utils import ExpectedError
+
+NUM_SHOWN = 10  # nearest images in a row
+NUM_ROWS_EACH = 2  # best, median and worst queries
+RIGHT, WRONG, UNKNOWN = "#1a9641", "#d7191c", "#9a9a9a"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the source and what is written about it.
+
+    Attributes:
+        image_id: 16 hex characters.
+        shard: `Shard` that holds it.
+        location: its (offset, size) in bytes there.
+        caption: lines to write under it.
+        is_right: it shows what the query shows; None where nobody knows.
+    """
+
+    image_id: str
+    shard: Shard
+    location: tuple
+    caption: str
+    is_right: bool | None = None
+
+
+@dataclass(frozen=True)
+class NeighborRow:
+    """A query `Picture`, a title such as `best: AP 1.00`, and its nearest images' `Picture`s."""
+
+    query: Picture
+    title: str
+    nearest: tuple
+
+
+def choose_rows(parts, ranking, solution, names):
+    """Chooses the best, median and worst queries by average precision.
+
+    Args:
+        parts: list of `merging.Part`.
+        ranking: `merging.Ranking`.
+        solution: dict, image id (str) -> RetrievalTruth; empty where nobody knows, which makes the
+            choice one of evenly spaced queries.
+        names: dict, landmark id -> name; may be empty.
+
+    Returns:
+        list of `NeighborRow`.
+    """
+    begins = np.concatenate([[0], ranking.row_ends])
+
+    def make_row(query, title, relevant):
+        nearest = []
+        for place in range(begins[query], min(begins[query] + NUM_SHOWN, begins[query + 1])):
+            part, position = parts[ranking.parts[place]], ranking.positions[place]
+            image_id = format_image_id(ranking.image_ids[place])
+            caption = f"{ranking.distances[place]:.4g}\n{name(part.index_landmarks[position])}"
+            is_right = None if relevant is None else image_id in relevant
+            shard, location = _locate("index", part.index_places[position])
+            nearest.append(Picture(image_id, shard, location, caption, is_right))
+        caption = f"query\n{name(parts[0].query_landmarks[query])}"
+        shard, location = _locate("test", parts[0].query_places[query])
+        query_id = format_image_id(ranking.query_ids[query])
+        return NeighborRow(Picture(query_id, shard, location, caption), title, tuple(nearest))
+
+    def name(landmark_id):
+        return names.get(int(landmark_id), f"landmark {landmark_id}")[:24]
+
+    scored = score_queries(ranking, begins, solution)
+    if not scored:
+        num_queries = len(ranking.query_ids)
+        chosen = np.linspace(0, num_queries - 1, min(num_queries, 3 * NUM_ROWS_EACH)).astype(int)
+        return [make_row(query, "", None) for query in chosen]
+    middle = max(0, (len(scored) - NUM_ROWS_EACH) // 2)
+    groups = {
+        "best": scored[:NUM_ROWS_EACH],
+        "median": scored[middle : middle + NUM_ROWS_EACH],
+        "worst": scored[-NUM_ROWS_EACH:],
+    }
+    return [
+        make_row(query, f"{kind}: AP {precision:.2f}", relevant)
+        for kind, group in groups.items()
+        for precision, query, relevant in group
+    ]
+
+
+def score_queries(ranking, begins, solution):
+    """Lists (average precision, query, relevant image ids) of the scored queries, best first."""
+    scored = []
+    for query, image_id in enumerate(map(format_image_id, ranking.query_ids)):
+        relevant = solution[image_id].image_ids if image_id in solution else None
+        if relevant:
+            retrieved = ranking.image_ids[begins[query] : begins[query + 1]]
+            retrieved = [format_image_id(other) for other in retrieved]
+            scored.append((average_precision(retrieved, relevant), query, relevant))
+    return sorted(scored, key=lambda row: (-row[0], row[1]))
+
+
+def _locate(split, place):
+    number, offset, size = place.tolist()
+    return Shard(split, number), (offset, size)
+
+
+def draw_neighbors(source, rows):
+    """Draws rows of a query and its nearest images, which are read by byte range.
+
+    Args:
+        source: `Source`.
+        rows: list of `NeighborRow`.
+
+    Returns:
+        matplotlib Figure.
+
+    Raises:
+        ExpectedError: the source does not give an image, or gives one that cannot be decoded.
+    """
+    import matplotlib  # slow to import, and --help must answer at once
+
+    with matplotlib.rc_context({"text.parse_math": False}):  # a name may have $ in it
+        return _draw_neighbors(source, rows)
+
+
+def _draw_neighbors(source, rows):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(18, 2.25 * len(rows) + 0.4), layout="constrained")
+    grid = figure.subplots(len(rows), NUM_SHOWN + 1, squeeze=False) if rows else []
+    for row, line in zip(rows, grid, strict=True):
+        _draw_picture(source, row.query, line[0], "black")
+        line[0].set_title(row.title, fontsize=10, fontweight="bold")
+        for axes, picture in zip(line[1:], row.nearest, strict=False):
+            colour = {True: RIGHT, False: WRONG, None: UNKNOWN}[picture.is_right]
+            _draw_picture(source, picture, axes, colour)
+        for axes in line[1 + len(row.nearest) :]:
+            axes.axis("off")
+    figure.suptitle(
+        "each query and its nearest index images: same landmark green, other red; "
+        "below, the squared distance after the rerank and the landmark that it is said to show"
+    )
+    return figure
+
+
+def _draw_picture(source, picture, axes, colour):
+    axes.imshow(read_thumbnail(source, picture))
+    axes.set(xticks=[], yticks=[])
+    axes.set_xlabel(picture.caption, fontsize=8)
+    for spine in axes.spines.values():
+        spine.set(color=colour, linewidth=3.5)
+
+
+@functools.lru_cache(256)  # drawn here, the same pictures are in the report
+def read_thumbnail(source, picture):
+    """Reads a `Picture` by byte range as a PIL image of at most 256 x 256 pixels.
+
+    Raises:
+        ExpectedError: the source does not give it, or gives one that cannot be decoded.
+    """
+    try:
+        return make_thumbnail(source.read_range(picture.shard, *picture.location), 256)
+    except (BadImageError, MemoryError, OverflowError) as error:  # of an impossible size, too
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ExpectedError(
+            f"{picture.shard.path}: image {picture.image_id}: {reason}; expected a picture at byte "
+            f"{picture.location[0]}; take another copy of the shard, or search it again"
+        ) from error

@@ -1,0 +1,119 @@
+"""Names the landmark of single photos with a trained recogniser, and finds pictures near them.
+
+Imports Keras, via `model`.
+"""
+
+import numpy as np
+
+import model
+from data.images import decode_image
+from data.landmarks import name_of_category, read_2019_classes, read_categories
+from data.sources import CATEGORY_CSV, TRAIN_CSV
+from model import load_recogniser
+from report.photos import Answer, Guess, Near
+from report.threshold import load_calibration
+from runs.session import CALIBRATION, CATEGORIES
+from utils import ExpectedError, say
+
+NUM_GUESSES = 4  # the best one and the runners-up
+NUM_UNTRACED = 12  # photos; tracing MobileNetV2 takes as long as 18, and a traced photo a sixth
+ANY_FORMAT = None  # that Pillow reads: these files are the person's own
+
+
+class Namer:
+    """A recogniser in the form that answers for one photo.
+
+    Args:
+        session: `Session`; its source may be None.
+        model_path: the recogniser's file.
+        gallery: `Gallery`.
+    """
+
+    def __init__(self, session, model_path, gallery):
+        recogniser = load_recogniser(model_path, lambda: _classes_of_2019(session.source))
+        self.network = model.build_with_descriptor(recogniser.classifier)
+        self.landmark_ids = recogniser.class_table.landmark_ids
+        self.image_size = recogniser.image_size
+        self.keeps_aspect = recogniser.recipe.data.keep_aspect
+        fingerprint = recogniser.fingerprint
+        folders = (model_path.parent, session.output)
+        self.calibration = find_calibration(folders, fingerprint)
+        self.categories = find_categories(folders, session.source)
+        self.gallery = gallery.of_model(fingerprint)
+        self.num_photos = 0
+
+    def name(self, path, data):
+        """Names the landmark of one photo.
+
+        Args:
+            path: the photo's file.
+            data: its bytes.
+
+        Returns:
+            `Answer`.
+
+        Raises:
+            BadImageError: it cannot be decoded.
+        """
+        pixels = decode_image(data, self.image_size, self.keeps_aspect, formats=ANY_FORMAT)
+        outputs = self._forward(pixels[None])
+        confidences, descriptor = (model.to_numpy(output)[0] for output in outputs)
+        best = np.argsort(-confidences, kind="stable")[:NUM_GUESSES]
+        guesses = tuple(self._guess(self.landmark_ids[i], confidences[i]) for i in best)
+        is_landmark = None
+        if self.calibration:
+            is_landmark = bool(confidences[best[0]] >= self.calibration.threshold)
+        nearest = tuple(
+            Near(picture, distance, landmark_id, self._name_of(landmark_id))
+            for picture, distance, landmark_id in self.gallery.find_nearest(descriptor)
+        )
+        return Answer(path, guesses, is_landmark, nearest)
+
+    def _forward(self, images):
+        """Calls the network layer by layer for the first photos: tracing it would take longer."""
+        self.num_photos += 1
+        if self.num_photos <= NUM_UNTRACED:
+            return self.network(images, training=False)
+        return self.network.predict_on_batch(images)
+
+    def _guess(self, landmark_id, confidence):
+        category = self.categories.get(int(landmark_id))
+        return Guess(int(landmark_id), self._name_of(landmark_id), category, float(confidence))
+
+    def _name_of(self, landmark_id):
+        category = self.categories.get(int(landmark_id))
+        return name_of_category(category) if category else f"landmark {landmark_id}"
+
+
+def _classes_of_2019(source):
+    if source is None:
+        raise ExpectedError(
+            "the model published in 2019 does not hold its landmarks; expected a source with its "
+            f"{TRAIN_CSV}",
+            setting="source",
+        )
+    return read_2019_classes(source.fetch(TRAIN_CSV))
+
+
+# ------------------------------------------------------------------------------ beside the model
+
+
+def find_calibration(folders, fingerprint):
+    """Finds the `Calibration` of a model of this fingerprint in some folders, or gives None."""
+    for path in dict.fromkeys(folder / CALIBRATION for folder in folders):
+        if path.is_file():
+            calibration = load_calibration(path)
+            if calibration.model == fingerprint:
+                return calibration
+            say(f"{path}: of another model, not used")
+    return None
+
+
+def find_categories(folders, source):
+    """Finds the landmarks' categories on Commons: dict, landmark id -> address; may be empty."""
+    for path in dict.fromkeys(folder / CATEGORIES for folder in folders):
+        if path.is_file():
+            return read_categories(path)
+    if source is not None and source.exists(CATEGORY_CSV):
+        return read_categories(source.fetch(CATEGORY_CSV))
+    return {}

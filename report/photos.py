@@ -1,0 +1,245 @@
+"""A person's photos: found in folders and by patterns, and drawn with what they were named."""
+
+import contextlib
+import glob
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.images import MAX_DECODED_PIXELS, BadImageError
+from utils import ExpectedError
+
+MAX_DRAWN = 30  # photos in identify.png
+MAX_ABREAST = 3  # of them in a line, where no pictures near them are drawn
+MAX_PHOTO_BYTES = 500_000_000  # what is larger is no photo, and would fill the memory
+THUMBNAIL = 256  # pixels, the longest side
+
+
+@dataclass(frozen=True)
+class Near:
+    """A picture of the gallery that is near a photo.
+
+    Attributes:
+        picture: `neighbors.Picture`.
+        distance: squared L2 between descriptors of length 1, 0 to 4.
+        landmark_id: as the recogniser names it.
+        name: of that landmark.
+    """
+
+    picture: object
+    distance: float
+    landmark_id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A landmark that a photo may show.
+
+    Attributes:
+        landmark_id: its id in the data set.
+        name: its name, or `landmark 1234` where nobody told.
+        category: address of its category on Wikimedia Commons, or None.
+        confidence: of the recogniser, 0 to 1; a cosine may be below 0.
+    """
+
+    landmark_id: int
+    name: str
+    category: str | None
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of a photo.
+
+    Attributes:
+        path: the photo's file.
+        guesses: tuple of `Guess`, best first.
+        is_landmark: whether the best one is at or above the threshold; None without calibration.
+        nearest: tuple of `Near`, nearest first.
+    """
+
+    path: Path
+    guesses: tuple
+    is_landmark: bool | None
+    nearest: tuple
+
+    def as_page(self):
+        """Gives the dict that is printed as JSON."""
+        best, *others = [vars(guess) for guess in self.guesses]
+        nearest = [
+            {"image_id": near.picture.image_id, "split": near.picture.shard.split}
+            | {name: value for name, value in vars(near).items() if name != "picture"}
+            for near in self.nearest
+        ]
+        runners_up = [{key: one[key] for key in ("landmark_id", "name", "confidence")}
+                      for one in others]  # fmt: skip
+        return {"file": str(self.path), **best, "is_landmark": self.is_landmark,
+                "runners_up": runners_up, "nearest": nearest}  # fmt: skip
+
+    def as_text(self):
+        """Writes the answer as a person reads it: one line, and one each for what there is more."""
+        return "\n".join(map(printable, self._lines()))
+
+    def _lines(self):
+        best, *others = self.guesses
+        if self.is_landmark is False:
+            lines = [f"{self.path}: probably no landmark"]
+            others = self.guesses
+        else:
+            link = f"  {best.category}" if best.category else ""
+            lines = [f"{self.path}: {best.name} ({best.landmark_id}) {best.confidence:.3f}{link}"]
+        kind = "best guesses" if self.is_landmark is False else "or"
+        if others:
+            guesses = ", ".join(f"{other.name} {other.confidence:.3f}" for other in others)
+            lines.append(f"    {kind}: {guesses}")
+        if self.nearest:
+            near = ", ".join(f"{n.picture.image_id} ({n.name})" for n in self.nearest[:3])
+            lines.append(f"    nearest: {near}")
+        return lines
+
+
+def printable(text):
+    """Escapes what would break the line or steer the terminal: a file may have any name."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(text))
+
+
+def find_photos(words):
+    """Finds the files that a person named: files, folders with all below them, patterns.
+
+    Args:
+        words: list of paths and patterns.
+
+    Returns:
+        list of paths, each once. A file that does not exist is among them, to be told when its turn
+        comes.
+
+    Raises:
+        ExpectedError: a folder or a pattern has no picture.
+    """
+    found = {}
+    for word in map(str, words):
+        if os.path.isdir(word):
+            paths = [path for path in sorted(Path(word).rglob("*")) if _is_picture(path)]
+        elif not os.path.exists(word) and glob.has_magic(word):
+            paths = [Path(path) for path in sorted(glob.glob(word, recursive=True))]
+            paths = [path for path in paths if path.is_file()]
+        else:
+            paths = [Path(word)]
+        if not paths:
+            raise ExpectedError(
+                f"{word}: no picture in it; expected files that Pillow reads, a folder or a "
+                "pattern of them; check the path"
+            )
+        found |= dict.fromkeys(paths)
+    return list(found)
+
+
+def _is_picture(path):
+    from PIL import Image
+
+    Image.init()
+    return path.suffix.lower() in Image.registered_extensions() and path.is_file()
+
+
+def read_photo(path):
+    """Reads the bytes of a photo.
+
+    Raises:
+        BadImageError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_PHOTO_BYTES + 1)
+    except OSError as error:
+        raise BadImageError(error.strerror) from error
+    if len(data) > MAX_PHOTO_BYTES:
+        raise BadImageError(f"more than {MAX_PHOTO_BYTES / 1e6:.0f} MB")
+    return data
+
+
+def explain_unreadable(path, error):
+    """Says what is wrong with a photo and what to do: the rest of a line after its path."""
+    if path.suffix.lower() in (".heic", ".heif"):
+        return f"{error}; expected a photo; HEIC is read with pip install pillow-heif"
+    return (
+        f"{error}; expected a whole photo of a format that Pillow reads, of "
+        f"{MAX_DECODED_PIXELS / 1e6:.0f} million pixels at most; check it"
+    )
+
+
+def register_heic():
+    """Lets Pillow read the photos of iPhones where the optional package pillow-heif is there."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
+def draw_answers(rows):
+    """Draws photos with what they were named and the pictures near them.
+
+    Args:
+        rows: list of (`Answer`, PIL image, list of PIL images of its `nearest`, or None for one
+            that could not be fetched).
+
+    Returns:
+        matplotlib Figure.
+    """
+    import matplotlib  # slow to import, and the answers come first
+
+    with matplotlib.rc_context({"text.parse_math": False}):  # a name may have $ in it
+        return _draw_answers(rows)
+
+
+def _draw_answers(rows):
+    from matplotlib.figure import Figure
+
+    num_near = max((sum(near is not None for near in nearest) for _, _, nearest in rows), default=0)
+    num_abreast = 1 if num_near else min(len(rows), MAX_ABREAST)
+    widths = [1.1, 1.5, *[0.8] * num_near] * num_abreast
+    num_lines = -(-len(rows) // num_abreast)
+    figure = Figure(figsize=(2.2 * sum(widths), 2.3 * num_lines), layout="constrained")
+    grid = figure.subplots(num_lines, len(widths), squeeze=False, width_ratios=widths)
+    for axes in grid.flat:
+        axes.axis("off")
+    places = grid.reshape(num_lines * num_abreast, -1)
+    for (answer, photo, nearest), line in zip(rows, places, strict=False):
+        line[0].imshow(photo)
+        _draw_guesses(line[1], answer)
+        shown = [pair for pair in zip(answer.nearest, nearest, strict=True) if pair[1] is not None]
+        for axes, (near, image) in zip(line[2:], shown, strict=False):
+            axes.imshow(image)
+            title = f"{near.picture.shard.split}, {near.distance:.2f}"
+            axes.set_title(title, fontsize=8, color="#666666")
+            axes.text(
+                0.5, -0.04, _shorten(f"named {near.name}", 24), fontsize=8, ha="center", va="top",
+                transform=axes.transAxes,
+            )  # fmt: skip
+    return figure
+
+
+def _draw_guesses(axes, answer):
+    """Writes the answer, and draws the confidence of each guess as a bar."""
+    is_refused = answer.is_landmark is False
+    title = "probably no landmark" if is_refused else answer.guesses[0].name
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.text(0, 0.97, _shorten(answer.path.name, 34), fontsize=8, color="#666666", va="top")
+    axes.text(
+        0, 0.84, _shorten(title, 26), fontsize=12, fontweight="bold", va="top",
+        color="#9a5b00" if is_refused else "black",
+    )  # fmt: skip
+    for place, guess in enumerate(answer.guesses[:3]):
+        top = 0.58 - 0.19 * place
+        share = min(max(guess.confidence, 0), 1)
+        axes.barh(top - 0.13, 1, 0.035, left=0, color="#e8e8e8", align="edge")
+        color = "#1a7f5a" if place == 0 and not is_refused else "#9a9a9a"
+        axes.barh(top - 0.13, share, 0.035, left=0, color=color, align="edge")
+        axes.text(0, top - 0.08, _shorten(guess.name, 30), fontsize=9)
+        axes.text(1, top - 0.08, f"{guess.confidence:.2f}", fontsize=9, ha="right")
+
+
+def _shorten(text, length):
+    text = printable(text)
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,6 @@
+"""What every run of a script has: options, output, time, and a Kaggle kernel around it.
+
+session        Session: output, source, scratch, time; every file name of the output
+command_line   options that all scripts share, errors with the flag to change, exit codes
+kernel         inside a Kaggle kernel: folders, mounts, missing packages
+"""

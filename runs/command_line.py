@@ -1,0 +1,359 @@
+"""The edge of every script: options that all have, errors with the flag to change, exit codes."""
+
+import argparse
+import dataclasses
+import errno
+import io
+import math
+import os
+import re
+import sys
+from pathlib import Path
+
+from data.sources import CVDF_URL
+from recipes import MAX_BATCH_SIZE, RECIPES
+from runs import kernel
+from runs.session import MAX_SKIPPED_SHARE
+from utils import ExpectedError, StoppedError, say
+
+# What to do about a setting, where there is more to say than to change it.
+ADVICE = {
+    "source": "check --source",
+    "model": "check --model",
+    "missing_model": "or name the file with --model",
+    "queries": "or leave out --queries",
+    "rerank": "search the parts with this --rerank again",
+    "names": "or take --names head",
+    "min_images": "lower --min-images",
+    "own_output": "choose another --output",
+    "output": "free some space or choose another --output",
+    "scratch": "free some space or choose another --scratch",
+    "skip_bad_shards": "check the shard, or leave it out with --skip-bad-shards",
+    "fresh": "or start over with --fresh",
+    "any_build": "push it again by its name, or keep it with --any-build",
+}
+INPUTS = "inputs"  # in the place of an address
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of stdout, say; never a bug
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that shows each default, but no `(default: None)`."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+class CommandLine(argparse.ArgumentParser):
+    """An argument parser that shows defaults in its help and answers wrong use in one line."""
+
+    def __init__(self, **kwargs):
+        kwargs.setdefault("formatter_class", _Help)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        """Ends the process with exit code 2 and one line instead of the whole usage."""
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def run_command_line(main):
+    """Runs `main()` and turns its outcome into an exit code.
+
+    0 is done or stopped cleanly, 1 an expected failure (one line), 130 Ctrl-C.
+
+    Args:
+        main: function without arguments. A bug in it keeps its traceback.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path or a name may have any letters
+    try:
+        main()
+        if sys.stdout:  # flushed here, so that a failure shows below and not at the exit
+            sys.stdout.flush()
+    except ExpectedError as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        sys.exit(1)
+    except StoppedError as stopped:
+        say(stopped)
+        sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:
+        print(
+            "error: interrupted by Ctrl-C; run the same command again to continue", file=sys.stderr
+        )
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of stdout left, as in `... | head`
+        _discard_stdout()
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(
+            f"error: {error.strerror}; expected room for the results; free some space or send "
+            "stdout elsewhere",
+            file=sys.stderr,
+        )
+        _discard_stdout()
+        sys.exit(1)
+
+
+def _discard_stdout():
+    """Drops what stdout still holds: it would fail once more at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def explain(error):
+    """Writes an `ExpectedError` as one line, with the flag of the setting to change."""
+    if error.setting is None:
+        return str(error)
+    flag = f"--{error.setting.replace('_', '-')}"
+    advice = ADVICE.get(error.setting, f"change {flag}")
+    return f"{error}{',' if advice.startswith('or ') else ';'} {advice}"
+
+
+def number(kind, lowest, highest=math.inf):
+    """Makes an argument type: a finite int or float from `lowest` to `highest`."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (lowest <= value <= highest and value < math.inf):
+            upwards = "up" if highest == math.inf else f"to {highest}"
+            raise argparse.ArgumentTypeError(f"{text!r}; expected a number from {lowest} {upwards}")
+        return value
+
+    return parse
+
+
+def word_of(choices, prefix):
+    """Makes an argument type: one of the choices, or `prefix` and anything after it."""
+
+    def parse(text):
+        if text in choices or (text.startswith(prefix) and text != prefix):
+            return text
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected one of {', '.join(choices)} or {prefix}PRESET"
+        )
+
+    return parse
+
+
+def shard_range(text):
+    """Parses `FIRST:STOP`, e.g. 10:500 for the shards 10 to 499."""
+    first, colon, stop = text.partition(":")
+    is_range = colon and first.isdecimal() and stop.isdecimal() and len(stop) < 7
+    if not (is_range and int(first) < int(stop)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no range of shards; expected FIRST:STOP with FIRST < STOP, e.g. 10:500"
+        )
+    return int(first), int(stop)
+
+
+def addresses(text):
+    """Parses `HOST:PORT,HOST:PORT`: two machines or more, each once."""
+    found = tuple(address.strip() for address in text.split(","))
+    are_right = all(
+        re.fullmatch(r"[\w.-]+:\d{1,5}", address) and 0 < int(address.rpartition(":")[2]) < 1 << 16
+        for address in found
+    )
+    if not are_right or len(found) < 2 or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected HOST:PORT,HOST:PORT, two machines or more, each once, by names "
+            "or IPv4 addresses"
+        )
+    return found
+
+
+def scheduler_address(text):
+    """Parses the address of a scheduler, or `local:N` for N worker processes here."""
+    if not text or (text.startswith("local:") and not re.fullmatch(r"local:[1-9]\d{0,2}", text)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected the address of a Dask scheduler, or local:N for N workers here"
+        )
+    return text
+
+
+def add_settings(group, settings):
+    """Adds an option for each field of a group of a recipe, see `recipes.setting`."""
+    for field in dataclasses.fields(settings):
+        limits = dict(field.metadata)
+        if field.type is bool:
+            options = {"action": argparse.BooleanOptionalAction}
+        elif field.type is tuple:
+            options = {"type": shard_range, "metavar": "FIRST:STOP"}
+        elif "prefix" in limits:
+            kind = word_of(limits["choices"], limits["prefix"])
+            options = {"type": kind, "metavar": limits["metavar"]}
+        elif field.type is str:
+            options = {name: limits[name] for name in ("choices", "metavar") if name in limits}
+        else:
+            kind = number(field.type, limits["least"], limits.get("most", math.inf))
+            options = {"type": kind, "metavar": limits.get("metavar", "N")}
+        flag = f"--{field.name.replace('_', '-')}"
+        group.add_argument(flag, default=field.default, help=limits["help"], **options)
+
+
+def setting_flag(name, value):
+    """Writes a setting as the command line has it, e.g. `--neck 512` or `--no-augment`."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
+
+
+def add_session_options(parser):
+    """Adds the options that every script has to its command line."""
+    parser.add_argument(
+        "--source",
+        action="append",
+        metavar="PLACE",
+        help="folder or web address in the CVDF layout; may be given again, for a data set spread "
+        f"over several; {INPUTS} stands for all that a kernel has mounted (default: {CVDF_URL})",
+    )
+    parser.add_argument(
+        "--demo",
+        action="store_true",
+        help="draw the miniature landmark world, serve it on this machine and use it as the source "
+        "(unless there is a --source), with settings for its size",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=kernel.FOLDER / "working" if kernel.is_kernel() else Path("output"),
+        help="folder for the results, which are continued if they are there",
+    )
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        default=kernel.FOLDER / "tmp" if kernel.is_kernel() else None,
+        help="folder for downloads, at most two shards at a time (default: <output>/scratch)",
+    )
+    parser.add_argument(
+        "--max-hours",
+        type=float,
+        metavar="H",
+        default=kernel.MAX_HOURS if kernel.is_kernel() else None,
+        help="stop cleanly after H hours",
+    )
+    parser.add_argument(
+        "--skip-bad-shards",
+        action="store_true",
+        help=f"leave out shards that stay broken, up to {MAX_SKIPPED_SHARE:.0%}% (rounded up)",
+    )
+
+
+def add_describe_options(group, descriptor_dtype):
+    """Adds the options of a script that describes images with a trained model."""
+    group.add_argument(
+        "--model", type=Path, help="model.keras of recognition.py (default: <output>/model.keras)"
+    )
+    group.add_argument(
+        "--queries", type=Path, metavar="FILE",
+        help="queries.npz of another run (default: <output>/queries.npz, described where missing)",
+    )  # fmt: skip
+    group.add_argument(
+        "--descriptor-dtype", choices=("float32", "float16"), default=descriptor_dtype,
+        help="of stored descriptors; float16 takes half the room",
+    )  # fmt: skip
+    group.add_argument(
+        "--flipped-too", action="store_true",
+        help="average each image with its mirror image (test-time augmentation)",
+    )  # fmt: skip
+    group.add_argument(
+        "--batch-size", type=number(int, 1, MAX_BATCH_SIZE), default=64, metavar="IMAGES",
+        help="images in a step",
+    )  # fmt: skip
+
+
+def add_part_options(group, whole, last_step):
+    """Adds the options of a script that searches in parts.
+
+    Args:
+        group: of the parser.
+        whole: what has parts, e.g. `index`.
+        last_step: what joins them, e.g. `merge`.
+    """
+    group.add_argument(
+        "--part", type=number(int, 0), metavar="K",
+        help=f"search part K alone, counted from 0 (default: all parts, then the {last_step})",
+    )  # fmt: skip
+    group.add_argument(
+        "--parts", type=number(int, 1), default=6, metavar="N", help=f"parts of the {whole}"
+    )
+    group.add_argument(
+        "--scheduler", type=scheduler_address, metavar="ADDRESS",
+        help="describe and search on the workers of this Dask scheduler, or of local:N",
+    )  # fmt: skip
+
+
+def check_part(parser, args, last_step):
+    """Ends with one line unless part, files and step go together."""
+    if args.part is not None and args.part >= args.parts:
+        parser.error(f"argument --part: {args.part}; expected 0 to {args.parts - 1} of --parts")
+    if args.files and args.step != last_step:
+        parser.error(f"{args.files[0]}: part files go with `{parser.prog} {last_step}`")
+    if args.part is not None and args.step == last_step:
+        parser.error(
+            f"--part goes with a search; expected `{parser.prog} {last_step}` alone or with files"
+        )
+
+
+def require_queries(args):
+    """Raises ExpectedError unless the queries that a person named are there.
+
+    Not when the command line is parsed: kernels.py does that where no data set is mounted.
+    """
+    if args.queries and not args.queries.is_file():
+        raise ExpectedError(
+            f"{args.queries}: no such file; expected the queries of another run; check it",
+            setting="queries",
+        )
+
+
+def parse_session(parser, argv):
+    """Parses the command line; --recipe and then --demo say which defaults the options have."""
+    args = parse_with_files(parser, argv)
+    defaults = dict(RECIPES[args.recipe].settings()) if "recipe" in args else {}
+    if args.demo:
+        from demo import start
+
+        defaults |= {key: start.DEFAULTS[key] for key in start.DEFAULTS.keys() & vars(args).keys()}
+    if defaults:
+        parser.set_defaults(**defaults)
+        args = parse_with_files(parser, argv)
+    if args.scratch is None:
+        args.scratch = args.output / "scratch"
+    if args.max_hours is not None and not args.max_hours > 0:
+        parser.error(f"argument --max-hours: {args.max_hours} hours; expected more than 0")
+    return args
+
+
+def session_settings(args):
+    """Picks the arguments of `session.open_session` from a parsed command line."""
+    return {
+        "source": _find_source(args),
+        "output": args.output,
+        "scratch": args.scratch,
+        "max_hours": args.max_hours,
+        "skips_bad_shards": args.skip_bad_shards,
+    }
+
+
+def _find_source(args):
+    """Lists the places of the source, or gives None for the demo's."""
+    if args.source is None:
+        return None if args.demo else [CVDF_URL]
+    places = []
+    for place in args.source:
+        places += kernel.find_data_sets() if place == INPUTS else [place]
+    return places
+
+
+def parse_with_files(parser, argv):
+    """Parses; files may follow options too (argparse's own way to allow that spoils --help)."""
+    args, rest = parser.parse_known_args(argv)
+    if rest and ("files" not in args or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.files += map(Path, rest)
+    return args

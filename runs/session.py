@@ -1,0 +1,219 @@
+"""Session: the one owner of a run's output, source, scratch and time.
+
+Every file name of the output is here, and so is what an earlier session left of it: a Kaggle kernel
+finds that below /kaggle/input.
+"""
+
+import contextlib
+import math
+import os
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data.sources import Source
+from runs import kernel
+from utils import ExpectedError, Stop, copy_file, hold_folder, say, scratch_folder
+
+# The output folder, as written by recognition.py ...
+CHECKPOINTS = "checkpoint"  # a folder
+CHECKPOINT = f"{CHECKPOINTS}/training.npz"
+PREVIOUS_CHECKPOINT = f"{CHECKPOINTS}/previous-training.npz"  # the one before, if that is damaged
+MODEL = "model.keras"
+HISTORY = "history.csv"
+HISTORY_PICTURE = "history.png"
+FEATURES = "features"  # a folder: the vectors of a frozen backbone, a file for each train shard
+QUERIES = "queries.npz"  # the described test images
+RECOGNITION_SUBMISSION = "recognition_submission.csv"
+# ... and by retrieval.py
+DESCRIPTORS = "descriptors"  # a folder: a file for each shard
+EXPANDED_QUERIES = "expanded_queries.npz"  # with --expand-queries
+RETRIEVAL_SUBMISSION = "retrieval_submission.csv"
+NEIGHBORS_PICTURE = "neighbors.png"
+# ... and by shrink.py, besides a data set in the layout of `sources`
+MANIFESTS = "*/images_*.json"  # all of `manifest_name`
+SHRINK_HISTORY = "shrink.csv"
+SHRINK_PICTURE = "shrunk.png"
+# ... and by nearest.py, which names landmarks in RECOGNITION_SUBMISSION too
+NAMES = "names.npz"  # the nearest train images of every test image, and the landmark they name
+DEMO_PICTURE = "demo.png"
+# ... and to look at: what the runs found, and what it takes to name a photo
+REPORT = "report.html"
+REPORT_FACTS = "report.json"  # what is in it, so that the next script adds to it
+CATEGORIES = "landmarks.csv"  # names of the model's landmarks
+CALIBRATION = "calibration.json"  # below which confidence a photo probably shows no landmark
+IDENTIFIED_PICTURE = "identify.png"
+DEMO_PHOTOS = "photos"  # a folder: some test pictures of the demo's world
+
+MAX_SKIPPED_SHARE = 0.02  # of the shards; more means that something else is wrong
+
+
+def descriptions_name(shard):
+    """Gives the name of a shard's descriptions, e.g. `descriptors/index_007.npz`."""
+    return f"{DESCRIPTORS}/{shard.split}_{shard.number:03d}.npz"
+
+
+def features_name(shard):
+    """Gives the name of a shard's vectors, e.g. `features/train_007.npz`."""
+    return f"{FEATURES}/{shard.split}_{shard.number:03d}.npz"
+
+
+def manifest_name(shard):
+    """Gives the name of the page beside a shrunk shard, e.g. `train/images_007.json`."""
+    return shard.path.removesuffix(".tar") + ".json"
+
+
+def shrunk_name(part, num_parts):
+    """Gives the name of the page that says that a part is shrunk as a whole."""
+    return f"shrunk-{part}-of-{num_parts}.json"
+
+
+def part_name(part, num_parts):
+    """Gives the name of a part's candidates; `*` for the part gives a pattern of all."""
+    return f"part-{part}-of-{num_parts}.npz"
+
+
+def gallery_part_name(part, num_parts):
+    """Gives the name of what was found in a part of the gallery; `*` gives a pattern of all."""
+    return f"gallery-part-{part}-of-{num_parts}.npz"
+
+
+def penalised_part_name(part, num_parts):
+    """Gives the name of what was found in a part of the gallery once more, with penalties."""
+    return f"penalised-part-{part}-of-{num_parts}.npz"
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run of a script.
+
+    Attributes:
+        output: folder of the results.
+        source: `sources.Source`.
+        stop: `utils.Stop`.
+        skips_bad_shards: whether a few shards that stay broken may be left out.
+        is_demo: whether the source is the miniature landmark world.
+        started: seconds since 1970.
+    """
+
+    output: Path
+    source: Source
+    stop: Stop
+    skips_bad_shards: bool = False
+    is_demo: bool = False
+    started: float = field(default_factory=time.time)
+
+    def path(self, name):
+        """Gives the path of a file of the output."""
+        return self.output / name
+
+    def find_all(self, name):
+        """Finds a file in the output and in those of earlier sessions and other kernels.
+
+        Args:
+            name: of the output's files; may have wildcards.
+
+        Returns:
+            list of paths: that of the output first, then the newest.
+        """
+        own = sorted(path for path in self.output.glob(name) if path.is_file())
+        return [*own, *kernel.find_inputs(name)]
+
+    def find_parts(self, pattern):
+        """Finds the files of parts, those of the output and of other kernels.
+
+        Args:
+            pattern: e.g. `part_name("*", 6)`.
+
+        Returns:
+            list of paths, one for each name.
+
+        Raises:
+            ExpectedError: there are none.
+        """
+        found = {}  # a part of the output goes before the newest of other kernels
+        for path in self.find_all(pattern):
+            found.setdefault(path.name, path)
+        if not found:
+            raise ExpectedError(
+                f"{self.output}: no {pattern} there; expected the files of all parts; search the "
+                "parts first, or name the files"
+            )
+        return sorted(found.values(), key=lambda path: path.name)
+
+    def find(self, name):
+        """Finds a result in the output, or in that of another kernel.
+
+        Raises:
+            ExpectedError: it is nowhere; the message lists what is there.
+        """
+        if found := self.find_all(name):
+            return found[0]
+        places = f"{self.output}"
+        if kernel.is_kernel():
+            there = sorted(str(path) for path in (kernel.FOLDER / "input").glob("*/*/*"))[:8]
+            places += (
+                f" or {kernel.FOLDER / 'input'}, where there is {', '.join(there) or 'nothing'}"
+            )
+        raise ExpectedError(
+            f"{name}: not in {places}; expected it from recognition.py; run that first",
+            setting="missing_model",
+        )
+
+    def take_up(self, name):
+        """Copies a file that an earlier session wrote into the output, unless there is one.
+
+        The next session mounts only the output of this one.
+        """
+        path = self.path(name)
+        for earlier in [] if path.exists() else kernel.find_inputs(name)[:1]:
+            say(f"{earlier}: copied from an earlier session")
+            copy_file(earlier, path)
+
+    def num_skippable(self, num_shards):
+        """Gives how many of so many shards may be left out as broken."""
+        return math.ceil(MAX_SKIPPED_SHARE * num_shards) if self.skips_bad_shards else 0
+
+
+def mute_warnings():
+    """Mutes what nobody can act on: a bad image is named anyway, a letter without a glyph drawn."""
+    warnings.filterwarnings("ignore", module="PIL")
+    warnings.filterwarnings("ignore", "Glyph .* missing from")
+
+
+@contextlib.contextmanager
+def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards=False):
+    """Opens a session, and keeps others of its name out of the output.
+
+    Args:
+        name: what runs, e.g. `recognition`.
+        source: list of folders and addresses of the data set; None draws the miniature landmark
+            world, serves it, and takes that.
+        output, scratch: folders for results and downloads.
+        max_hours: time to stop after, or None.
+        skips_bad_shards: as in `Session`.
+
+    Yields:
+        `Session`.
+
+    Raises:
+        ExpectedError: another run holds the output.
+    """
+    mute_warnings()
+    if os.path.realpath(output) in map(os.path.realpath, source or ()):
+        raise ExpectedError(
+            f"{output}: it is the source, too; expected a folder of its own for the results",
+            setting="own_output",
+        )
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(Stop(max_hours))
+        stack.enter_context(hold_folder(output, name))
+        folder = stack.enter_context(scratch_folder(scratch))
+        is_demo = source is None
+        if is_demo:
+            from demo.start import open_world  # a folder of its own: nobody else loads it
+
+            world = open_world(scratch / "demo-world", output / DEMO_PICTURE)
+            source = [stack.enter_context(world)]
+        yield Session(output, Source(source, folder), stop, skips_bad_shards, is_demo)

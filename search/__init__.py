@@ -1,0 +1,15 @@
+"""From descriptors to rankings and names.
+
+parts           one part of a split: described and searched
+exact           exact nearest neighbors of one part (the only file that knows faiss)
+on_gpu          proposals for the exact search, from a GPU
+candidates      which index images of a part each rerank can need
+merging         parts -> ranking: exact rerank, ties, cut to 100
+reranks         the reranks' formulas; landmarks that an image may show
+expansion       query expansion, database augmentation
+naming          who names landmarks: the head, the nearest train images, both
+voting          nearest train images -> landmark and confidence
+non_landmarks   what stands for "no landmark", without a label
+gallery_parts   parts of the gallery: their files, the search with penalties
+gallery         the train images that are nearest to others; likeness; names.npz
+"""

@@ -1,0 +1,162 @@
+"""Which index images of a part a rerank can need, with their scores: exact, in parts too.
+
+Of each rerank a part keeps the best `num_nearest` of each query, so that the best of all parts
+together are among them. What makes these lists complete is told where each is made.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from search.exact import nearest, nearest_of_same_landmark
+from search.reranks import AGREEING_OFFSET, confidence_dimensions
+
+MAX_PAIRS = 1 << 22  # of a query and an index image with a common label, at a time: 0.3 GB
+PAIR_BLOCK = 4096  # pairs whose distances are computed at a time
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The candidates of a rerank, as ragged rows, one for each query.
+
+    Attributes:
+        row_ends: (num_queries,) int64; the candidates of query q end there.
+        positions: (n,) int32, rows of the index.
+        scores: (n,) float64.
+        distances: (n,) float32, squared L2.
+    """
+
+    row_ends: np.ndarray
+    positions: np.ndarray
+    scores: np.ndarray
+    distances: np.ndarray | None = None
+
+
+def best_by_confidence(queries, query_names, index, index_names, num_nearest, propose=None):
+    """Finds each query's best index images by Henkel's rerank; see `confidence_dimensions`.
+
+    These are the best of all by d + 0.2 c, less those of the query's landmark, and the best of the
+    query's landmark by d - 2 c. Complete: d + 0.2 c is never less than d - 2 c. So whatever goes
+    before an image of another landmark in the first order goes before it in the end, too: it is
+    among the first `num_nearest` there if it is so in the end.
+
+    Args:
+        queries, index: (num_queries, d) and (n, d) descriptors of length 1.
+        query_names, index_names: their `reranks.Naming`.
+        num_nearest: images wanted per query.
+        propose: as for `exact.nearest`.
+
+    Returns:
+        `Scored`, the lower the better: d + 0.2 c or d - 2 c.
+    """
+    differ, agree = confidence_dimensions(index_names.confidences)
+    wide_queries = _with_dimension(queries, np.zeros(len(queries), np.float32))
+    wide_index = _with_dimension(index, differ)
+    positions, scores = nearest(wide_queries, wide_index, num_nearest, propose)
+    is_other = positions >= 0
+    if len(index):
+        is_other &= index_names.landmark_ids[positions] != query_names.landmark_ids[:, None]
+    same_positions, same_scores = nearest_of_same_landmark(
+        wide_queries, query_names.landmark_ids, _with_dimension(index, agree),
+        index_names.landmark_ids, num_nearest,
+    )  # fmt: skip
+    kept = np.concatenate([is_other, same_positions >= 0], axis=1)
+    scores, same_scores = scores.astype(np.float64), same_scores.astype(np.float64)
+    scores = np.concatenate([scores, same_scores - AGREEING_OFFSET], axis=1)
+    positions = np.concatenate([positions, same_positions], axis=1)
+    return Scored(np.cumsum(kept.sum(axis=1)), positions[kept], scores[kept])
+
+
+def _with_dimension(descriptors, values):
+    """Gives descriptors as float32 with one more value each."""
+    return np.concatenate([descriptors.astype(np.float32), values[:, None]], axis=1)
+
+
+def best_by_soft_labels(queries, query_names, index, index_names, num_nearest):
+    """Finds each query's best index images by the likeness of their soft labels.
+
+    Complete: an inverted list gives every index image with a label of the query's, and only those
+    score above 0. Behind them come the nearest of the rest, which the part has anyway.
+
+    Args:
+        queries, query_names, index, index_names, num_nearest: as for `best_by_confidence`.
+
+    Returns:
+        `Scored`: sum over the common labels l of s_l(query) s_l(index image), the higher the
+        better; equal scores go by distance, then by position.
+    """
+    lists = _invert(index_names)
+    pieces, num_pairs = [], _count_pairs(query_names, lists)
+    block = np.cumsum(num_pairs) // MAX_PAIRS
+    for rows in np.split(np.arange(len(queries)), np.flatnonzero(np.diff(block)) + 1):
+        pairs = _pairs_with_common_labels(query_names, rows, lists)
+        pieces.append(_best_pairs(queries, index, *pairs, num_nearest))
+    rows, positions, scores, distances = (
+        np.concatenate(column) for column in zip(*pieces, strict=True)
+    )
+    counts = np.bincount(rows, minlength=len(queries))
+    return Scored(np.cumsum(counts), positions.astype(np.int32), scores, distances)
+
+
+def _invert(names):
+    """Lists (label, position, weight) of all images by label, then by position."""
+    positions, places = np.nonzero(names.weights > 0)
+    order = np.argsort(names.labels[positions, places], kind="stable")
+    positions, places = positions[order], places[order]
+    return names.labels[positions, places], positions, names.weights[positions, places]
+
+
+def _count_pairs(names, lists):
+    """Counts the entries of the inverted list that each image has to be paired with: (n,)."""
+    found = [np.searchsorted(lists[0], names.labels, side) for side in ("left", "right")]
+    return np.where(names.weights > 0, found[1] - found[0], 0).sum(axis=1)
+
+
+def _pairs_with_common_labels(names, rows, lists):
+    """Scores all index images that share a label with some queries: (rows, positions, scores)."""
+    labels, positions, weights = lists
+    places, columns = np.nonzero(names.weights[rows] > 0)
+    order = np.lexsort((names.labels[rows[places], columns], places))  # a row's labels ascend
+    query_rows, columns = rows[places[order]], columns[order]
+    begins = np.searchsorted(labels, names.labels[query_rows, columns], "left")
+    counts = np.searchsorted(labels, names.labels[query_rows, columns], "right") - begins
+    entries = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - begins, counts)
+    products = np.repeat(names.weights[query_rows, columns], counts) * weights[entries]
+    query_rows, positions = np.repeat(query_rows, counts), positions[entries]
+    # Pairs in one number sort faster; stable, so that the products of a pair go by label.
+    order = np.argsort(query_rows * (positions.max(initial=0) + 1) + positions, kind="stable")
+    query_rows, positions, products = query_rows[order], positions[order], products[order]
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = (np.diff(query_rows) != 0) | (np.diff(positions) != 0)
+    scores = np.add.reduceat(products, np.flatnonzero(is_first)) if len(products) else products
+    return query_rows[is_first], positions[is_first], scores
+
+
+def _best_pairs(queries, index, rows, positions, scores, num_nearest):
+    """Keeps the best pairs of each query: (rows, positions, scores, distances)."""
+    order = np.lexsort((-scores, rows))
+    is_last = _rank_in_row(rows) == num_nearest - 1
+    cutoffs = np.zeros(len(queries))
+    cutoffs[rows[is_last]] = scores[order][is_last]
+    chosen = scores >= cutoffs[rows]  # with all that equal the last one, which distances decide
+    rows, positions, scores = rows[chosen], positions[chosen], scores[chosen]
+    distances = _distances(queries, index, rows, positions)
+    order = np.lexsort((positions, distances, -scores, rows))[_rank_in_row(rows) < num_nearest]
+    return rows[order], positions[order], scores[order], distances[order]
+
+
+def _rank_in_row(rows):
+    """Numbers the entries of each row, from 0; `rows` ascend."""
+    begins = np.flatnonzero(np.diff(rows, prepend=-1))
+    return np.arange(len(rows)) - np.repeat(begins, np.diff(begins, append=len(rows)))
+
+
+def _distances(queries, index, rows, positions):
+    """Computes the squared distance of each pair, in float64 and rounded once: (n,) float32."""
+    distances = np.empty(len(rows), np.float32)
+    for begin in range(0, len(rows), PAIR_BLOCK):
+        pairs = slice(begin, begin + PAIR_BLOCK)
+        difference = index[positions[pairs]].astype(np.float64)
+        difference -= queries[rows[pairs]]
+        distances[pairs] = np.einsum("ij,ij->i", difference, difference)
+    return distances

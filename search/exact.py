@@ -1,0 +1,281 @@
+"""Exact nearest neighbors that do not depend on how the index was split.
+
+faiss computes |x|^2 + |y|^2 - 2xy in blocks, so that its distances carry rounding noise that
+depends on the block. Here faiss only proposes candidates; their distances are computed again in one
+fixed way, ties go to the smaller image id, and a bound on the noise proves that no nearer image was
+missed, or asks faiss for more.
+
+The only module that knows faiss.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+
+QUERY_BLOCK = 4096  # queries at a time: large matrix products are what makes the search fast
+INDEX_BLOCK = 65_536  # index rows at a time: 537 MB as float32, whatever the size of the index
+MARGIN = 28  # candidates beyond those asked for
+MOST_PROPOSALS = 2**23  # proposals that are looked at together, 0.5 GB
+# faiss multiplies blocks of so many queries and index rows; its own 4096 x 1024 are slower.
+faiss.cvar.distance_compute_blas_query_bs = 1024
+faiss.cvar.distance_compute_blas_database_bs = 8192
+# Rounding noise of a blocked float32 distance, as a share of |x|^2 + |y|^2; 5 times what was seen.
+NOISE = 1e-5
+CACHED = 2**18  # float64 numbers that a thread works on at a time: 2 MB, about the second cache
+EPSILON = 2.0**-53  # relative error of one operation in float64
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """For each query, the index images that can be among its best, as ragged rows.
+
+    Attributes:
+        row_ends: (num_queries,) int64; the candidates of query q end there, and begin where those
+            of q - 1 end.
+        positions: (n,) int32, rows of the index.
+        distances: (n,) float32, squared L2.
+    """
+
+    row_ends: np.ndarray
+    positions: np.ndarray
+    distances: np.ndarray
+
+
+def find_candidates(queries, query_landmarks, index, index_landmarks, num_nearest, propose=None):
+    """Finds what a rerank by shared landmark needs to be exact.
+
+    After the distances to images of the query's own landmark have been divided by anything from 1
+    up, the best `num_nearest` are among these: the nearest of all, and the nearest of the same
+    landmark.
+
+    Args:
+        queries: (num_queries, d) float32 or float16 descriptors.
+        query_landmarks: (num_queries,) int64.
+        index: (n, d) float32 or float16 descriptors, rows by ascending image id.
+        index_landmarks: (n,) int64.
+        num_nearest: images wanted per query.
+        propose: as for `nearest`.
+
+    Returns:
+        `Candidates`, at most 2 * num_nearest a query.
+    """
+    lists = [nearest(queries, index, num_nearest, propose)]
+    lists.append(nearest_of_same_landmark(
+        queries, query_landmarks, index, index_landmarks, num_nearest
+    ))  # fmt: skip
+    positions = np.concatenate([found[0] for found in lists], axis=1)
+    distances = np.concatenate([found[1] for found in lists], axis=1)
+    # One row a query, each position once: sort by position, drop what repeats its left neighbour.
+    order = np.argsort(positions, axis=1, kind="stable")
+    positions = np.take_along_axis(positions, order, axis=1)
+    distances = np.take_along_axis(distances, order, axis=1)
+    kept = positions >= 0
+    kept[:, 1:] &= positions[:, 1:] != positions[:, :-1]
+    return Candidates(np.cumsum(kept.sum(axis=1)), positions[kept], distances[kept])
+
+
+def nearest_of_same_landmark(queries, query_landmarks, index, index_landmarks, num_nearest):
+    """Gives the nearest images among those of the query's landmark, as `nearest` does."""
+    positions = np.full((len(queries), num_nearest), -1, np.int32)
+    distances = np.full((len(queries), num_nearest), np.inf, np.float32)
+    index_order = np.argsort(index_landmarks, kind="stable")
+    sorted_landmarks = index_landmarks[index_order]
+    query_order = np.argsort(query_landmarks, kind="stable")
+    landmarks, begins = np.unique(query_landmarks[query_order], return_index=True)
+    for landmark, query_rows in zip(landmarks, np.split(query_order, begins)[1:], strict=True):
+        first, last = np.searchsorted(sorted_landmarks, [landmark, landmark + 1])
+        if first == last:
+            continue
+        index_rows = index_order[first:last]  # ascending, since the sort is stable
+        found, squared = nearest(queries[query_rows], index[index_rows], num_nearest)
+        positions[query_rows] = np.where(found >= 0, index_rows[found], -1)
+        distances[query_rows] = squared
+    return positions, distances
+
+
+def nearest(queries, index, num_nearest, propose=None):
+    """Finds the nearest index rows of each query, exactly.
+
+    Args:
+        queries: (num_queries, d) float32 or float16.
+        index: (n, d) float32 or float16.
+        num_nearest: rows wanted per query.
+        propose: makes the first proposals of all queries, or gives None to leave them to faiss, as
+            `on_gpu.propose` does.
+
+    Returns:
+        (positions (num_queries, num_nearest) int32, squared L2 distances alike, float32), nearest
+        first, equal distances by position. Where the index is smaller, -1 and inf fill up.
+    """
+    positions = np.full((len(queries), num_nearest), -1, np.int32)
+    distances = np.full((len(queries), num_nearest), np.inf, np.float32)
+    wanted = min(num_nearest, len(index))
+    if not wanted or not len(queries):
+        return positions, distances
+    first = propose(queries, index, min(wanted + MARGIN, len(index))) if propose else None
+    for begin in range(0, len(queries), QUERY_BLOCK):
+        rows = slice(begin, begin + QUERY_BLOCK)
+        proposals = first and [part[rows] for part in first]
+        positions[rows, :wanted], distances[rows, :wanted] = _nearest_of_block(
+            queries[rows].astype(np.float32), index, wanted, proposals
+        )
+    return positions, distances
+
+
+def _nearest_of_block(queries, index, wanted, proposals=None):
+    """Finds the nearest rows of a block of queries; asks for more until it is proven complete.
+
+    Args:
+        proposals: the first ones, as `_propose` gives them; None asks faiss.
+    """
+    positions = np.empty((len(queries), wanted), np.int32)
+    distances = np.empty((len(queries), wanted), np.float32)
+    is_proven = np.zeros(len(queries), bool)
+    num_proposed = wanted + MARGIN
+    while not is_proven.all():
+        num_proposed = min(num_proposed, len(index))
+        for rows in _cut(np.flatnonzero(~is_proven), max(1, MOST_PROPOSALS // num_proposed)):
+            asked = queries[rows]
+            given = proposals and [part[rows] for part in proposals]
+            given = given or _propose(asked, index, num_proposed)
+            found = _nearest_of_proposed(asked, index, given, wanted)
+            positions[rows], distances[rows], is_proven[rows] = found
+        num_proposed, proposals = 4 * num_proposed, None
+    return positions, distances
+
+
+def _nearest_of_proposed(queries, index, proposals, wanted):
+    """Finds the nearest rows among proposals: (positions, distances, whether proven complete)."""
+    proposed, rough, noise = proposals
+    # Whatever is this much farther than `wanted` others is not among the nearest.
+    num_possible = (rough <= rough[:, wanted - 1 : wanted] + 2 * noise[:, None]).sum(axis=1)
+    found, exact = _refine(queries, index, proposed, num_possible, wanted)
+    # Everything that was not proposed is at least as far as the farthest proposal, less noise.
+    is_proven = exact[:, wanted - 1] < rough[:, -1] - noise
+    return found, exact, is_proven | (proposed.shape[1] == len(index))
+
+
+def _propose(queries, index, num_proposed):
+    """Lets faiss propose candidates, one block of the index after another.
+
+    Returns:
+        (positions (q, num_proposed) int64, rough distances alike, ascending; noise (q,) float32,
+        the bound on their error).
+    """
+    proposed, rough, largest_norm = [], [], 0.0
+    for begin in range(0, len(index), INDEX_BLOCK):
+        block = _to_float32(index[begin : begin + INDEX_BLOCK])
+        D, I = faiss.knn(queries, block, min(num_proposed, len(block)))  # noqa: E741, N806
+        proposed.append(I + begin)
+        rough.append(D)
+        largest_norm = max(largest_norm, np.vecdot(block, block).max())
+    proposed, rough = np.concatenate(proposed, axis=1), np.concatenate(rough, axis=1)
+    if len(index) > INDEX_BLOCK:
+        chosen = np.argsort(rough, axis=1, kind="stable")[:, :num_proposed]
+        proposed = np.take_along_axis(proposed, chosen, axis=1)
+        rough = np.take_along_axis(rough, chosen, axis=1)
+    noise = NOISE * (np.vecdot(queries, queries) + largest_norm)
+    return proposed, rough, noise
+
+
+def _to_float32(rows):
+    """Widens float16 rows with the processor's own instruction, several times faster than NumPy."""
+    if rows.dtype != np.float16:
+        return rows.astype(np.float32, copy=False)
+    codec = faiss.ScalarQuantizer(rows.shape[1], faiss.ScalarQuantizer.QT_fp16)
+    return codec.decode(np.ascontiguousarray(rows).view(np.uint8))
+
+
+def _refine(queries, index, proposed, num_possible, wanted):
+    """Computes the candidates' distances in one fixed way; gives the best, ties by position.
+
+    Args:
+        proposed: (q, num_proposed) positions, roughly nearest first.
+        num_possible: (q,), how many of them can be among the nearest; at least `wanted`.
+
+    Returns:
+        (positions (q, wanted), distances (q, wanted) float32).
+    """
+    proposed = proposed[:, : num_possible.max()]
+    squared, both = _expand(queries, index, proposed, num_possible)
+    # Each of two norms and a product, and the sums of `_round_once`, are off by less than this.
+    error = (4 * index.shape[1] + 32) * EPSILON * both
+    exact = _round_once(queries, index, proposed, squared, error)
+    # Distances are not negative: their bits sort as they do, and ties go by position.
+    keys = exact.view(np.uint32).astype(np.uint64) << np.uint64(32)
+    keys |= proposed.astype(np.uint64)
+    keys = np.sort(keys, axis=1)[:, :wanted]
+    positions, bits = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
+    return positions.view(np.int32), bits.view(np.float32)
+
+
+def _expand(queries, index, proposed, num_possible):
+    """Expands the candidates' |x - y|^2 to |x|^2 + |y|^2 - 2xy, in float64.
+
+    Returns:
+        (squared distances (q, n) float64, inf where no candidate is possible; |x|^2 + |y|^2 alike).
+    """
+    squared, both = np.full(proposed.shape, np.inf), np.zeros(proposed.shape)
+    few = max(1, CACHED // (proposed.shape[1] * index.shape[1]))  # queries
+
+    def expand(order):
+        """Takes few queries at a time, so that their candidates stay in the cache."""
+        kept = np.empty((few * proposed.shape[1], index.shape[1]))
+        for begin in range(0, len(order), few):
+            rows = order[begin : begin + few]
+            candidates = proposed[rows, : num_possible[rows].max()]
+            vectors = kept[: candidates.size]
+            vectors[:] = _to_float32(index[candidates.ravel()])
+            sides = queries[rows].astype(np.float64)
+            norms = np.vecdot(vectors, vectors).reshape(candidates.shape)
+            sums = np.vecdot(sides, sides)[:, None] + norms
+            products = np.vecdot(vectors.reshape(*candidates.shape, -1), sides[:, None])
+            squared[rows, : sums.shape[1]] = sums - 2 * products
+            both[rows, : sums.shape[1]] = sums
+
+    # Queries of the same nearest row follow each other: they share many candidates.
+    order = np.argsort(proposed[:, 0], kind="stable")
+    _map_threads(expand, _cut(order, 16 * few))
+    return squared, both
+
+
+def _round_once(queries, index, proposed, squared, error):
+    """Rounds distances to float32 as if all were sums of squared differences in float64.
+
+    Such a sum, which depends on nothing but the two descriptors, is made where the error could
+    change the rounding: so the same two have the same distance in every part.
+
+    Args:
+        proposed: (q, n) positions.
+        squared: (q, n) float64, roughly the squared distances.
+        error: (q, n), the most by which they and such sums can differ.
+
+    Returns:
+        (q, n) float32.
+    """
+    exact = (squared + error).astype(np.float32)
+    rows, columns = np.nonzero(exact != (squared - error).astype(np.float32))
+
+    def add_up(pairs):
+        difference = index[proposed[rows[pairs], columns[pairs]]].astype(np.float64)
+        difference -= queries[rows[pairs]].astype(np.float64)
+        exact[rows[pairs], columns[pairs]] = np.einsum("ij,ij->i", difference, difference)
+
+    _map_threads(add_up, _cut(np.arange(len(rows)), max(1, CACHED // index.shape[1])))
+    return exact
+
+
+def _cut(whole, size):
+    """Cuts a sequence into pieces of this size."""
+    return [whole[begin : begin + size] for begin in range(0, len(whole), size)]
+
+
+def _map_threads(work, items):
+    """Calls a function with every item, on all cores."""
+    if len(items) < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(work, items))

@@ -1,0 +1,290 @@
+"""The gallery: train images with descriptors and true landmarks, and the nearest of them.
+
+Exact, and the same however the gallery is split: over kernels, over files, over what is in memory
+at a time. Similarities are cosines of descriptors of length 1, counted as squared distances: a
+cosine is 1 - distance / 2. A penalty B that belongs to a gallery image is one more dimension of the
+search: between [q, 0] and [x, sqrt(2 B)] the distance is |q - x|^2 + 2 B, so that the nearest are
+those with the largest cosine less B, and none of them is missed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.arrays import Column, check_arrays, load_arrays, save_arrays
+from descriptors.descriptions import load_descriptions, unit_length
+from utils import ExpectedError
+
+NUM_NEIGHBORS = 10  # kept for each query: every vote and rerank here looks at fewer
+CHUNK_BYTES = 1 << 30  # of descriptors as float32, in memory at a time; twice that while they sort
+NOBODY = 0  # image id where a query has fewer neighbors; the landmark there is -1
+FARTHEST = np.float32(8)  # their distance: those of length 1 reach 4, and 6 with a penalty
+# Of one model, psinger/kaggle-landmark-recognition-2020-1st-place.
+NUM_LIKE_GALLERY = 5  # non-landmarks that a gallery image is compared with
+NUM_LIKE_QUERY = 10  # ... and a query
+
+
+@dataclass(frozen=True)
+class GalleryNeighbors:
+    """The k gallery images that are nearest to each of some images, best first.
+
+    Equal distances go by image id. Where the gallery is smaller, landmark -1 fills up.
+
+    Attributes:
+        image_ids: (n, k) uint64.
+        landmark_ids: (n, k) int64, the true landmarks.
+        distances: (n, k) float32, squared L2 plus twice the penalty.
+        penalties: (n, k) float32, 0 to 1, of the gallery image; zeros in a plain search.
+    """
+
+    image_ids: np.ndarray
+    landmark_ids: np.ndarray
+    distances: np.ndarray
+    penalties: np.ndarray
+
+    def __len__(self):
+        return len(self.image_ids)
+
+    @property
+    def cosines(self):
+        """(n, k) float32, between image and gallery image; -1 where there is none."""
+        cosines = 1 - self.distances / 2 + self.penalties
+        return np.where(self.landmark_ids >= 0, cosines, np.float32(-1))
+
+    @property
+    def scores(self):
+        """(n, k) float32, cosines less penalties, by which they are sorted; -1 where is none."""
+        return np.where(self.landmark_ids >= 0, 1 - self.distances / 2, np.float32(-1))
+
+
+def nobody(num_images, num_neighbors):
+    """Gives `GalleryNeighbors` of a gallery without images."""
+    shape = (num_images, num_neighbors)
+    return GalleryNeighbors(
+        np.full(shape, NOBODY, np.uint64),
+        np.full(shape, -1),
+        np.full(shape, FARTHEST),
+        np.zeros(shape, np.float32),
+    )
+
+
+def merge_neighbors(found, num_neighbors=NUM_NEIGHBORS):
+    """Merges what was found in several pieces of the gallery for the same images.
+
+    Args:
+        found: list of `GalleryNeighbors`, in any order. An image that is in several counts once,
+            where it is nearest.
+        num_neighbors: of each image, to keep.
+
+    Returns:
+        `GalleryNeighbors`, the same in whatever pieces the gallery was.
+    """
+    found = [*found, nobody(len(found[0]), num_neighbors)]
+    columns = [
+        np.concatenate([getattr(one, name) for one in found], axis=1)
+        for name in ("image_ids", "landmark_ids", "distances", "penalties")
+    ]
+    image_ids, landmark_ids, distances, _ = columns
+    order = np.lexsort((image_ids, distances), axis=1)
+    columns = [np.take_along_axis(column, order, axis=1) for column in columns]
+    image_ids, landmark_ids = columns[:2]
+    is_new = landmark_ids >= 0
+    for place in range(1, image_ids.shape[1]):
+        is_new[:, place] &= (image_ids[:, :place] != image_ids[:, place : place + 1]).all(axis=1)
+    # Those that are there before those that are not; stable, so that they stay sorted.
+    order = np.argsort(~is_new, axis=1, kind="stable")[:, :num_neighbors]
+    is_new = np.take_along_axis(is_new, order, axis=1)
+    merged = GalleryNeighbors(*(np.take_along_axis(column, order, axis=1) for column in columns))
+    empty = nobody(*is_new.shape)
+    return GalleryNeighbors(
+        *(np.where(is_new, getattr(merged, name), getattr(empty, name)) for name in vars(merged))
+    )
+
+
+# ------------------------------------------------------------------------------------ the search
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Described train images.
+
+    Attributes:
+        files: dict, path of a file of descriptions -> its fingerprint, or None for any.
+        image_ids: (n,) uint64, increasing; images of the files that are not among them are left
+            out.
+        landmark_ids: (n,) int64, their true landmarks.
+        propose: makes the first proposals of a search, as of `exact.nearest`; None is faiss.
+    """
+
+    files: dict
+    image_ids: np.ndarray
+    landmark_ids: np.ndarray
+    propose: Callable | None = None
+
+    def chunks(self):
+        """Reads the files one after another.
+
+        Yields:
+            (positions in `image_ids` (m,) int64, increasing; descriptors (m, d) float32 of length
+            1), at most CHUNK_BYTES. An image that appears twice comes twice, in different chunks.
+        """
+        waiting, num_bytes = [], 0
+        for path, fingerprint in self.files.items():
+            positions, descriptors = self._read(path, fingerprint)
+            if waiting and num_bytes + descriptors.nbytes > CHUNK_BYTES:
+                yield from _sort_chunk(waiting)
+                waiting, num_bytes = [], 0
+            waiting.append((positions, descriptors))
+            num_bytes += descriptors.nbytes
+        if waiting:
+            yield from _sort_chunk(waiting)
+
+    def _read(self, path, fingerprint):
+        described, found = load_descriptions(path)
+        if fingerprint is not None and found != fingerprint:
+            raise ExpectedError(
+                f"{path}: of another model, other labels or another shard; expected the "
+                "descriptors that the part was searched with; search its part again"
+            )
+        positions = np.searchsorted(self.image_ids, described.image_ids)
+        positions = np.minimum(positions, len(self.image_ids) - 1)
+        is_wanted = np.zeros(len(described), bool)
+        if len(self.image_ids):
+            is_wanted = self.image_ids[positions] == described.image_ids
+        # By file, so that the rounding of the length depends on nothing else.
+        descriptors = unit_length(described.descriptors.astype(np.float32))
+        return positions[is_wanted], descriptors[is_wanted]
+
+
+def _sort_chunk(pieces):
+    """Sorts pieces of (positions, descriptors) by position; what repeats comes in a second one."""
+    positions, descriptors = (np.concatenate(column) for column in zip(*pieces, strict=True))
+    pieces.clear()  # their memory
+    order = np.argsort(positions, kind="stable")
+    while len(order):
+        is_first = np.diff(positions[order], prepend=-1) > 0
+        rows = order[is_first]
+        yield positions[rows], descriptors[rows]
+        order = order[~is_first]
+
+
+def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS, non_landmarks=None):
+    """Finds the gallery images that are nearest to some images, exactly.
+
+    Args:
+        gallery: `Gallery`.
+        descriptors: (n, d) float32 or float16, of length 1, of test or index images.
+        num_neighbors: of each image.
+        non_landmarks: (m, d) float32 of length 1; the cosine to a gallery image is lessened by that
+            image's likeness to them, see `likeness`. None or empty: it is not.
+
+    Returns:
+        `GalleryNeighbors`.
+    """
+    from search import exact  # it loads faiss, which whoever reads names alone does without
+
+    has_penalties = non_landmarks is not None and len(non_landmarks) > 0
+    queries = _widen(descriptors, 0) if has_penalties else descriptors
+    found = nobody(len(descriptors), num_neighbors)
+    for positions, index in gallery.chunks():
+        penalties = np.zeros(len(index), np.float32)
+        if has_penalties:
+            # A distance cannot be lessened: a picture unlike all of them is as good as one of 0.
+            penalties = np.maximum(likeness(index, non_landmarks, NUM_LIKE_GALLERY), 0)
+            index = _widen(index, np.sqrt(2 * penalties))
+        rows, distances = exact.nearest(queries, index, num_neighbors, gallery.propose)
+        is_there = rows >= 0
+        places = positions[rows]
+        of_chunk = GalleryNeighbors(
+            np.where(is_there, gallery.image_ids[places], np.uint64(NOBODY)),
+            np.where(is_there, gallery.landmark_ids[places], -1),
+            np.where(is_there, distances, FARTHEST),
+            np.where(is_there, penalties[rows], np.float32(0)),
+        )
+        found = merge_neighbors([found, of_chunk], num_neighbors)
+    return found
+
+
+def _widen(descriptors, values):
+    """Adds one dimension to descriptors: (n, d) -> (n, d + 1) float32."""
+    wide = np.empty((len(descriptors), descriptors.shape[1] + 1), np.float32)
+    wide[:, :-1], wide[:, -1] = descriptors, values
+    return wide
+
+
+def likeness(descriptors, others, num_nearest, own_places=None):
+    """Tells how much images are like others: the mean of their largest cosines.
+
+    Args:
+        descriptors: (n, d) float32 of length 1.
+        others: (m, d) alike.
+        num_nearest: cosines that count for an image; all, where there are fewer.
+        own_places: (n,) int64, the image's own row in `others`, which does not count; -1 where it
+            is not among them. None: it never is.
+
+    Returns:
+        (n,) float32, 0 where there are no others.
+
+    Source: psinger/kaggle-landmark-recognition-2020-1st-place
+    """
+    from search import exact
+
+    own_places = np.full(len(descriptors), -1) if own_places is None else own_places
+    num_asked = min(num_nearest + 1, len(others))
+    if not num_asked or not len(descriptors):
+        return np.zeros(len(descriptors), np.float32)
+    places, distances = exact.nearest(descriptors, others, num_asked)
+    counts = places != own_places[:, None]
+    counts &= np.cumsum(counts, axis=1) <= num_nearest
+    cosines = np.where(counts, 1 - distances.astype(np.float64) / 2, 0)
+    return (cosines.sum(axis=1) / np.maximum(counts.sum(axis=1), 1)).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------ names
+
+
+@dataclass(frozen=True)
+class Names:
+    """The landmarks of images, as their nearest gallery images name them: names.npz.
+
+    Attributes:
+        image_ids: (n,) uint64, increasing.
+        landmark_ids: (n,) int64, the one with the most votes; -1 where nobody voted.
+        confidences: (n,) float32, any finite number, larger is surer.
+        neighbor_ids: (n, k) uint64, the nearest gallery images, without penalties.
+        neighbor_landmarks: (n, k) int64, their true landmarks; -1 fills up.
+        cosines: (n, k) float32, descending; -1 fills up.
+    """
+
+    image_ids: np.ndarray
+    landmark_ids: np.ndarray
+    confidences: np.ndarray
+    neighbor_ids: np.ndarray
+    neighbor_landmarks: np.ndarray
+    cosines: np.ndarray
+
+    def __len__(self):
+        return len(self.image_ids)
+
+
+NAMES_COLUMNS = {
+    "image_ids": Column("uint64", ("images",), order="increasing"),
+    "landmark_ids": Column("int64", ("images",), at_least=-1),
+    "confidences": Column("float32", ("images",)),
+    "neighbor_ids": Column("uint64", ("images", "neighbors")),
+    "neighbor_landmarks": Column("int64", ("images", "neighbors"), at_least=-1),
+    "cosines": Column("float32", ("images", "neighbors")),
+}
+
+
+def save_names(path, names, fingerprint):
+    """Writes `Names` and their fingerprint (a dict) as one atomic .npz file."""
+    save_arrays(path, fingerprint, **vars(names))
+
+
+def load_names(path):
+    """Reads and checks what `save_names` wrote: (`Names`, fingerprint)."""
+    arrays, fingerprint = load_arrays(path)
+    check_arrays(path, arrays, NAMES_COLUMNS)
+    return Names(**arrays), fingerprint

@@ -1,0 +1,281 @@
+"""Parts of the gallery: their files, the gallery that they make together, the second search.
+
+A part is searched twice: plainly, and with penalties as soon as all parts have told which test
+images are least like any gallery image.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from data.arrays import Column, check_arrays, load_arrays, save_arrays
+from descriptors.descriptions import load_if_of, load_queries, unit_length
+from runs.session import DESCRIPTORS, QUERIES, penalised_part_name
+from search.gallery import NUM_NEIGHBORS, Gallery, GalleryNeighbors, find_neighbors, nobody
+from utils import ExpectedError, StoppedError, say
+
+
+@dataclass(frozen=True)
+class GalleryPart:
+    """What was found in a part of the gallery: the columns of gallery-part-K-of-N.npz.
+
+    Attributes:
+        query_ids: (num_queries,) uint64, increasing.
+        gallery_ids: (n,) uint64, increasing, the part's images.
+        gallery_landmarks: (n,) int64, their true landmarks.
+        positions: (num_queries, k) int32, rows of the part's images, nearest first; -1 fills up.
+        distances, penalties: as in `GalleryNeighbors`.
+    """
+
+    query_ids: np.ndarray
+    gallery_ids: np.ndarray
+    gallery_landmarks: np.ndarray
+    positions: np.ndarray
+    distances: np.ndarray
+    penalties: np.ndarray
+
+    @property
+    def neighbors(self):
+        """The part's `GalleryNeighbors`."""
+        is_there = self.positions >= 0
+        empty = nobody(*self.positions.shape)
+        if not len(self.gallery_ids):
+            return empty
+        return GalleryNeighbors(
+            np.where(is_there, self.gallery_ids[self.positions], empty.image_ids),
+            np.where(is_there, self.gallery_landmarks[self.positions], empty.landmark_ids),
+            self.distances,
+            self.penalties,
+        )
+
+
+PART_COLUMNS = {
+    "query_ids": Column("uint64", ("queries",), order="increasing"),
+    "gallery_ids": Column("uint64", ("gallery images",), order="increasing"),
+    "gallery_landmarks": Column("int64", ("gallery images",), at_least=0),
+    "positions": Column("int32", ("queries", "neighbors"), at_least=-1, below="gallery images"),
+    "distances": Column("float32", ("queries", "neighbors"), at_least=0),
+    "penalties": Column("float32", ("queries", "neighbors"), at_least=0),
+}
+OF_A_PART = ("part", "shards", "left_out", "files")  # facts that parts do not share
+
+
+def save_part(path, fingerprint, query_ids, gallery, neighbors):
+    """Writes what was found in a part.
+
+    Args:
+        path: the file.
+        fingerprint: dict, with `part` and `parts`.
+        query_ids: (num_queries,) uint64, increasing.
+        gallery: `Gallery`, the part's.
+        neighbors: `GalleryNeighbors` of the queries in it.
+    """
+    positions = np.searchsorted(gallery.image_ids, neighbors.image_ids).astype(np.int32)
+    save_arrays(
+        path,
+        fingerprint,
+        query_ids=query_ids,
+        gallery_ids=gallery.image_ids,
+        gallery_landmarks=gallery.landmark_ids,
+        positions=np.where(neighbors.landmark_ids >= 0, positions, np.int32(-1)),
+        distances=neighbors.distances,
+        penalties=neighbors.penalties,
+    )
+
+
+def load_part(path):
+    """Reads a part and checks what is in it, whoever wrote it: (`GalleryPart`, fingerprint).
+
+    Raises:
+        ExpectedError: it is damaged, or not a part of a gallery.
+    """
+    arrays, fingerprint = load_arrays(path)
+    number, num_parts = fingerprint.get("part"), fingerprint.get("parts")
+    is_part = type(number) is int and type(num_parts) is int and 0 <= number < num_parts
+    is_part &= _names_files(fingerprint)
+    if arrays.keys() != PART_COLUMNS.keys() or not is_part:
+        raise ExpectedError(
+            f"{path}: not a part of a gallery; expected a gallery-part-K-of-N.npz of nearest.py; "
+            "leave it out"
+        )
+    check_arrays(path, arrays, PART_COLUMNS)
+    return GalleryPart(**arrays), fingerprint
+
+
+def _names_files(fingerprint):
+    """Tells whether a part's page names the descriptions of train shards, and what is in them."""
+    described, files = fingerprint.get("described"), fingerprint.get("files")
+    return (
+        isinstance(described, dict)
+        and isinstance(files, dict)
+        and isinstance(fingerprint.get("left_out"), list)
+        and all(re.fullmatch(rf"{DESCRIPTORS}/train_\d{{3}}\.npz", name) for name in files)
+    )
+
+
+def load_part_if_of(path, fingerprint):
+    """Gives the `GalleryPart` of a whole file of this fingerprint, or None."""
+    return load_if_of(path, fingerprint, load_part)
+
+
+def load_parts(paths):
+    """Reads part files and checks that they are all the parts of one gallery.
+
+    Args:
+        paths: in any order.
+
+    Returns:
+        (list of (`GalleryPart`, its fingerprint) by number, the dict of facts that all share).
+
+    Raises:
+        ExpectedError: a part is missing, repeated, damaged, or of another search.
+    """
+    parts, first = {}, None
+    for path in paths:
+        part, fingerprint = load_part(path)
+        if "non_landmarks" in fingerprint:
+            raise ExpectedError(
+                f"{path}: a part that was searched with penalties; expected a "
+                "gallery-part-K-of-N.npz of nearest.py, which makes these from it; leave it out"
+            )
+        shared = {key: fact for key, fact in fingerprint.items() if key not in OF_A_PART}
+        first = first or (path, shared, part.query_ids)
+        for key in shared.keys() | first[1].keys():
+            if shared.get(key) != first[1].get(key):
+                raise ExpectedError(
+                    f"{path}: {key} is {shared.get(key)}, but {first[1].get(key)} in {first[0]}; "
+                    "expected parts of one gallery; search the odd one again, with the same "
+                    "queries.npz"
+                )
+        if not np.array_equal(part.query_ids, first[2]):
+            raise ExpectedError(
+                f"{path}: its query_ids are not those of {first[0]}; expected parts of one "
+                "gallery; search the odd one again"
+            )
+        if fingerprint["part"] in parts:
+            raise ExpectedError(
+                f"{path}: part {fingerprint['part']} is given twice; expected each part once; "
+                "leave one out"
+            )
+        parts[fingerprint["part"]] = part, fingerprint
+    shared = first[1]
+    if missing := sorted(set(range(shared["parts"])) - parts.keys()):
+        raise ExpectedError(
+            f"part {', '.join(map(str, missing))} of {shared['parts']} is missing; expected all "
+            f"parts of the gallery; search part {missing[0]} of {shared['parts']} first"
+        )
+    return [parts[number] for number in sorted(parts)], shared
+
+
+# ------------------------------------------------------------------------------------ the gallery
+
+
+def digest_of_rows(image_ids, descriptors):
+    """Gives 32 hex characters that differ for other images or other descriptors of them."""
+    digest = hashlib.md5(np.ascontiguousarray(image_ids), usedforsecurity=False)
+    digest.update(np.ascontiguousarray(descriptors))
+    return digest.hexdigest()
+
+
+def find_queries_of(session, shared, given=None):
+    """Finds the descriptions of test images that the parts were searched with.
+
+    Args:
+        session: `Session`.
+        shared: dict of facts that all parts share.
+        given: file of queries that a person named; None looks in the output and in those of other
+            kernels.
+
+    Returns:
+        `Descriptions` of length 1, by ascending image id.
+
+    Raises:
+        ExpectedError: they are not there.
+    """
+    paths = [given] if given else session.find_all(QUERIES)
+    for path in paths:
+        queries = load_queries(path)[0]
+        queries = replace(queries, descriptors=unit_length(queries.descriptors))
+        if digest_of_rows(queries.image_ids, queries.descriptors) == shared["queries"]:
+            return queries
+    raise ExpectedError(
+        f"{' and '.join(map(str, paths)) or session.path(QUERIES)}: not the queries that the parts "
+        "were searched with; expected their queries.npz; search the parts again, or name the file",
+        setting="queries" if given else None,
+    )
+
+
+def open_gallery(session, parts, propose=None):
+    """Finds the descriptions of parts, in the output or in those of other kernels.
+
+    `gallery.find_neighbors` then names any images by them, test or index.
+
+    Args:
+        session: `Session`.
+        parts: list of (`GalleryPart`, fingerprint), one or all of them.
+        propose: as of `Gallery`.
+
+    Returns:
+        `Gallery`.
+
+    Raises:
+        ExpectedError: a file is not there.
+    """
+    files = {}
+    for _, fingerprint in parts:
+        for name, version in fingerprint["files"].items():
+            if name in fingerprint["left_out"]:
+                continue
+            if not (found := session.find_all(name)):
+                raise ExpectedError(
+                    f"{name}: not in {session.output}, nor in another kernel's output; expected "
+                    f"the descriptors of part {fingerprint['part']}; search that part again"
+                )
+            files[found[0]] = fingerprint["described"] | {"shards": version}
+    image_ids = np.concatenate([part.gallery_ids for part, _ in parts])
+    landmark_ids = np.concatenate([part.gallery_landmarks for part, _ in parts])
+    image_ids, first_rows = np.unique(image_ids, return_index=True)
+    return Gallery(files, image_ids, landmark_ids[first_rows], propose)
+
+
+def search_with_penalties(session, parts, queries, non_landmarks, propose=None):
+    """Searches all parts once more, each gallery image lessened by its likeness to non-landmarks.
+
+    Each part is saved as it ends, so that nothing is redone.
+
+    Args:
+        session: `Session`.
+        parts: list of (`GalleryPart`, fingerprint).
+        queries: `Descriptions` of length 1.
+        non_landmarks: (m, d) float32 of length 1.
+        propose: as of `Gallery`.
+
+    Returns:
+        list of `GalleryNeighbors`, one for each part.
+
+    Raises:
+        StoppedError: the session was asked to stop.
+    """
+    found = []
+    for part, fingerprint in parts:
+        if session.stop.requested():
+            done = f"{len(found)} of {len(parts)} parts searched with penalties"
+            raise StoppedError(session.stop, done)
+        name = penalised_part_name(fingerprint["part"], fingerprint["parts"])
+        session.take_up(name)
+        path = session.path(name)
+        fingerprint = fingerprint | {
+            "non_landmarks": digest_of_rows(queries.image_ids, non_landmarks)
+        }
+        penalised = load_part_if_of(path, fingerprint)
+        if penalised is None:
+            gallery = open_gallery(session, [(part, fingerprint)], propose)
+            neighbors = find_neighbors(gallery, queries.descriptors, NUM_NEIGHBORS, non_landmarks)
+            save_part(path, fingerprint, queries.image_ids, gallery, neighbors)
+            say(f"{path}: {len(gallery.image_ids):,} train images, less their likeness")
+        else:
+            neighbors = penalised.neighbors
+        found.append(neighbors)
+    return found

@@ -1,0 +1,113 @@
+"""Who says which landmarks test and index images show: the head, the nearest train images, or both.
+
+Index images are named as the test images are. The nearest train images are those of nearest.py,
+whose parts and descriptors are taken from the output or from other kernels.
+"""
+
+import re
+from dataclasses import dataclass
+
+from runs.session import gallery_part_name
+from search.gallery import Gallery, GalleryNeighbors, find_neighbors, merge_neighbors
+from search.gallery_parts import digest_of_rows, load_parts, open_gallery
+from search.reranks import SOFT_NEIGHBORS, name_by_both, name_by_head, name_by_neighbors
+from utils import ExpectedError, say
+
+# Facts of a gallery that must be those of the index; how its descriptors are stored need not.
+OF_THE_NETWORK = ("model", "flipped_too", "keeps_aspect")
+
+
+@dataclass(frozen=True)
+class Namer:
+    """Names the landmarks of images.
+
+    Attributes:
+        named_by: one of `reranks.NAMED_BY`.
+        gallery: `Gallery`, or None where the head alone names.
+        of_queries: `GalleryNeighbors` of the test images in it, or None.
+        facts: dict for a fingerprint; another gallery has another one.
+    """
+
+    named_by: str = "head"
+    gallery: Gallery | None = None
+    of_queries: GalleryNeighbors | None = None
+    facts: dict | None = None
+
+    def name_queries(self, queries):
+        """Gives the `reranks.Naming` of test images, `Descriptions` of length 1."""
+        return self._name(queries, self.of_queries)
+
+    def name(self, images):
+        """Gives the `reranks.Naming` of other images, `Descriptions` of length 1."""
+        if self.gallery is None:
+            return self._name(images, None)
+        return self._name(images, find_neighbors(self.gallery, images.descriptors, SOFT_NEIGHBORS))
+
+    def _name(self, images, neighbors):
+        of_head = name_by_head(images.landmark_ids, images.confidences)
+        if neighbors is None:
+            return of_head
+        of_gallery = name_by_neighbors(neighbors.landmark_ids, neighbors.cosines)
+        return of_gallery if self.named_by == "gallery" else name_by_both(of_head, of_gallery)
+
+
+def find_namer(session, describer_facts, queries, named_by=None, propose=None):
+    """Makes the `Namer` that a person wants, or the best one that there are files for.
+
+    Args:
+        session: `Session`.
+        describer_facts: fingerprint of the `Describer`; a gallery of another model does not serve.
+        queries: `Descriptions` of the test images, of length 1.
+        named_by: one of `reranks.NAMED_BY`; None takes both where there is a gallery.
+        propose: as of `Gallery`.
+
+    Raises:
+        ExpectedError: a gallery is wanted, but there is none.
+    """
+    if named_by == "head":
+        return Namer()
+    expected = digest_of_rows(queries.image_ids, queries.descriptors)
+    reasons = []
+    for paths in _find_galleries(session):
+        try:
+            parts, shared = load_parts(paths)
+            described = shared["described"]
+            is_ours = all(described.get(key) == describer_facts.get(key) for key in OF_THE_NETWORK)
+            if not is_ours or shared["queries"] != expected:
+                raise ExpectedError(f"{paths[0]}: of another model or other test images")
+            gallery = open_gallery(session, parts, propose)
+        except ExpectedError as error:
+            reasons.append(str(error))
+            continue
+        named_by = named_by or "both"
+        say(f"{paths[0]}: {len(gallery.image_ids):,} train images name landmarks ({named_by})")
+        neighbors = merge_neighbors([part.neighbors for part, _ in parts], SOFT_NEIGHBORS)
+        facts = {"named_by": named_by, "labels": shared["labels"], "gallery": _versions(parts)}
+        return Namer(named_by, gallery, neighbors, facts)
+    if named_by:
+        raise ExpectedError(
+            f"{reasons[0] if reasons else f'{session.output}: no gallery there'}; expected the "
+            "parts of nearest.py; run that first",
+            setting="names",
+        )
+    for reason in reasons:
+        say(f"{reason}: not used")
+    say("the head alone names landmarks, since there is no gallery of nearest.py")
+    return Namer()
+
+
+def _find_galleries(session):
+    """Lists the part files of each gallery there is, by its number of parts."""
+    galleries = {}
+    for path in session.find_all(gallery_part_name("*", "*")):
+        num_parts = re.search(r"-of-(\d+)\.npz$", path.name)[1]
+        galleries.setdefault(int(num_parts), {}).setdefault(path.name, path)
+    return [list(paths.values()) for _, paths in sorted(galleries.items())]
+
+
+def _versions(parts):
+    """Gives what tells galleries apart: a sorted list of (file, version), as JSON gives it back."""
+    files = {}
+    for _, fingerprint in parts:
+        files |= fingerprint["files"]
+    return sorted(map(list, files.items()))

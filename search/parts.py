@@ -1,0 +1,352 @@
+"""Describes and searches one part of a split, for every script that does so.
+
+A part is the share of a split that one kernel takes. Its file holds the candidates of all queries;
+`merging` joins the files of all parts.
+"""
+
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from data.arrays import save_arrays
+from data.landmarks import read_image_ids
+from data.sources import TEST_CSV, share_of
+from descriptors.describe import describe_shards, describe_split, digest_of_shards, gather
+from descriptors.descriptions import (
+    digest_of,
+    load_if_of,
+    load_image_ids,
+    load_queries,
+    save_descriptions,
+    unit_length,
+)
+from runs.session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
+from search import exact, on_gpu
+from search.candidates import best_by_confidence, best_by_soft_labels
+from search.expansion import expand, index_of
+from search.gallery import NUM_NEIGHBORS, Gallery, find_neighbors
+from search.gallery_parts import digest_of_rows, load_part_if_of, save_part
+from search.naming import Namer
+from search.reranks import Naming
+from utils import ExpectedError, say
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What the descriptors become before they are compared, see `expansion`.
+
+    Attributes:
+        num_of_query, num_of_index: descriptors in a sum, itself included; 0 leaves them.
+        index: `Gallery`, the whole index.
+    """
+
+    num_of_query: int
+    num_of_index: int
+    index: Gallery
+
+    def facts(self):
+        """Gives what tells expansions apart: a dict for a fingerprint."""
+        versions = sorted(fact["shards"] for fact in self.index.files.values())
+        return {
+            "queries": self.num_of_query,
+            "index": self.num_of_index,
+            "shards": digest_of(np.array(versions, "U")),
+        }
+
+
+@dataclass(frozen=True)
+class Search:
+    """What to search and how; can be pickled.
+
+    Attributes:
+        split: "train", "index" or "test", which is searched.
+        num_parts: parts of the split.
+        num_nearest: images wanted for a query.
+        normalise: compare descriptors scaled to length 1.
+        rerank: that of the merge, unless it is told another one.
+        has_all_reranks: keep the candidates of every rerank, not of "divide" and "none" alone.
+        namer: `naming.Namer` of the index images.
+        query_naming: `reranks.Naming` of the queries; None is what they say themselves.
+        expansion: `Expansion`, or None for descriptors as they are.
+    """
+
+    split: str
+    num_parts: int
+    num_nearest: int
+    normalise: bool
+    rerank: str = "divide"
+    has_all_reranks: bool = False
+    namer: Namer = Namer()
+    query_naming: Naming | None = None
+    expansion: Expansion | None = None
+
+    def facts(self):
+        """Gives what a part's fingerprint says of it: nothing more than in 2019 for 2019."""
+        facts = {
+            "split": self.split,
+            "parts": self.num_parts,
+            "top": self.num_nearest,
+            "normalise": self.normalise,
+        }
+        if self.has_all_reranks:
+            facts["rerank"] = self.rerank
+        if self.namer.facts:
+            facts["names"] = self.namer.facts
+        if self.expansion:
+            facts["expansion"] = self.expansion.facts()
+        return facts
+
+
+def search_part(session, describer, wanted, queries, part, image_ids):
+    """Describes and searches one part, unless its file is there.
+
+    Args:
+        session: `Session`.
+        describer: `Describer`.
+        wanted: `Search`.
+        queries: `Descriptions`, of length 1 where the search wants that.
+        part: number of the part, from 0.
+        image_ids: (n,) uint64, all images of the split that count.
+
+    Returns:
+        The part's file.
+    """
+    path = session.path(part_name(part, wanted.num_parts))
+    source = session.source
+    shards = share_of(source.select_shards(wanted.split), part, wanted.num_parts)
+    fingerprint = describer.fingerprint_for(source, shards, image_ids) | {
+        "part": part,
+        **wanted.facts(),
+        "queries": digest_of(queries.image_ids),
+        "query_shards": digest_of_shards(source, _test_shards(source)),
+    }
+    if load_if_of(path, fingerprint | {"left_out": []}) is not None:
+        return path
+    described, left_out = describe_shards(session, describer, shards, image_ids)
+    index = gather(described, describer, wanted.normalise)
+    found = find_all_candidates(wanted, queries, index)
+    # Left-out shards make the file one that is not whole: the next run searches the part again.
+    save_arrays(path, fingerprint | {"left_out": left_out}, **found)
+    say(
+        f"part {part} of {wanted.num_parts}: {len(queries):,} queries, "
+        f"{len(index):,} {wanted.split} images"
+    )
+    return path
+
+
+def find_all_candidates(wanted, queries, index):
+    """Names and searches a part's images: dict of the columns that `merging.load_part` reads."""
+    propose = on_gpu.find_proposer()
+    query_naming = wanted.query_naming or Namer().name_queries(queries)
+    naming = wanted.namer.name(index)
+    vectors = index.descriptors
+    if wanted.expansion and wanted.expansion.num_of_index:
+        whole, num_summed = wanted.expansion.index, wanted.expansion.num_of_index
+        vectors = expand(index.image_ids, vectors, whole, num_summed)
+    found = exact.find_candidates(
+        queries.descriptors, query_naming.landmark_ids, vectors, naming.landmark_ids,
+        wanted.num_nearest, propose,
+    )  # fmt: skip
+    columns = {
+        "query_ids": queries.image_ids,
+        "query_landmarks": query_naming.landmark_ids,
+        "query_places": queries.places,
+        "index_ids": index.image_ids,
+        "index_landmarks": naming.landmark_ids,
+        "index_places": index.places,
+        "row_ends": found.row_ends,
+        "positions": found.positions,
+        "distances": found.distances,
+    }
+    if not wanted.has_all_reranks:
+        return columns
+    both_sides = queries.descriptors, query_naming, vectors, naming
+    confident = best_by_confidence(*both_sides, wanted.num_nearest, propose)
+    soft = best_by_soft_labels(*both_sides, wanted.num_nearest)
+    return columns | {
+        "confident_ends": confident.row_ends,
+        "confident_positions": confident.positions,
+        "confident_scores": confident.scores,
+        "soft_ends": soft.row_ends,
+        "soft_positions": soft.positions,
+        "soft_scores": soft.scores,
+        "soft_distances": soft.distances,
+    }
+
+
+def find_whole_index(session, describer, shards, image_ids):
+    """Finds the descriptors of all index shards, in the output or in those of other kernels.
+
+    Args:
+        session: `Session`.
+        describer: `Describer`.
+        shards: list of all `Shard`s of the index.
+        image_ids: (n,) uint64, all index images.
+
+    Returns:
+        `Gallery`.
+
+    Raises:
+        ExpectedError: those of a shard are nowhere.
+    """
+    files, missing = {}, []
+    for shard in shards:
+        facts = describer.fingerprint_for(session.source, [shard], image_ids)
+        paths = session.find_all(descriptions_name(shard))
+        fitting = (path for path in paths if load_image_ids(path, facts) is not None)
+        if path := next(fitting, None):
+            files[path] = facts
+        else:
+            missing.append(descriptions_name(shard))
+    if missing:
+        raise ExpectedError(
+            f"{missing[0]}: not in {session.output}, nor in another kernel's output "
+            f"({len(missing)} of {len(shards)} such files are missing); expected the descriptors "
+            "of the whole index, which an expansion sums up; search all parts without it first"
+        )
+    return index_of(files, image_ids, on_gpu.find_proposer())
+
+
+def expand_queries(session, queries, expansion):
+    """Expands the queries, unless this was done before.
+
+    Args:
+        session: `Session`.
+        queries: `Descriptions` of length 1.
+        expansion: `Expansion`.
+
+    Returns:
+        `Descriptions`.
+    """
+    facts = expansion.facts() | {"of": digest_of_rows(queries.image_ids, queries.descriptors)}
+    del facts["index"]  # which is searched as it is
+    for path in session.find_all(EXPANDED_QUERIES):
+        if (found := load_if_of(path, facts, load_queries)) is not None:
+            return found
+    descriptors = expand(
+        queries.image_ids, queries.descriptors, expansion.index, expansion.num_of_query
+    )
+    queries = replace(queries, descriptors=descriptors)
+    save_descriptions(session.path(EXPANDED_QUERIES), queries, facts)
+    return queries
+
+
+def search_gallery_part(session, describer, queries, images, part, num_parts):
+    """Describes and searches one part of the train shards, unless its file is there.
+
+    Args:
+        session: `Session`.
+        describer: `Describer`.
+        queries: `Descriptions` of length 1.
+        images: (`ClassTable`, `TrainLabels`) of all train images that count.
+        part: number of the part, from 0.
+        num_parts: parts of the train shards.
+
+    Returns:
+        The part's file.
+    """
+    path, source = session.path(gallery_part_name(part, num_parts)), session.source
+    class_table, labels = images
+    shards = share_of(source.select_shards("train"), part, num_parts)
+    described_as = describer.fingerprint | {"images": digest_of(labels.image_ids)}
+    versions = {shard: digest_of_shards(source, [shard]) for shard in shards}
+    fingerprint = {
+        "part": part,
+        "parts": num_parts,
+        "neighbors": NUM_NEIGHBORS,
+        "labels": f"{class_table.fingerprint}-{labels.fingerprint}",
+        "queries": digest_of_rows(queries.image_ids, queries.descriptors),
+        "described": described_as,
+        "files": {descriptions_name(shard): version for shard, version in versions.items()},
+    }
+    # The vote reads the descriptors once more: without them the part is not done.
+    is_described = all(map(session.find_all, fingerprint["files"]))
+    if is_described and load_part_if_of(path, fingerprint | {"left_out": []}) is not None:
+        return path
+    described, left_out = describe_shards(session, describer, shards, labels.image_ids)
+    image_ids = np.unique(np.concatenate([np.empty(0, np.uint64), *described.values()]))
+    classes = labels.class_indices[np.searchsorted(labels.image_ids, image_ids)]
+    landmark_ids, propose = class_table.landmark_ids[classes], on_gpu.find_proposer()
+    gallery = Gallery(dict.fromkeys(described), image_ids, landmark_ids, propose)
+    neighbors = find_neighbors(gallery, queries.descriptors)
+    without = [descriptions_name(shard) for shard in shards if shard.number in left_out]
+    save_part(path, fingerprint | {"left_out": without}, queries.image_ids, gallery, neighbors)
+    say(
+        f"part {part} of {num_parts}: {len(queries):,} queries, {len(image_ids):,} train images "
+        f"of {len(np.unique(gallery.landmark_ids)):,} landmarks"
+    )
+    return path
+
+
+def find_queries(session, describer, given=None, normalise=False):
+    """Finds the descriptions of the test images, or makes them.
+
+    Args:
+        session: `Session`.
+        describer: `Describer`.
+        given: file of queries that a person named; None looks in the output and in those of other
+            kernels.
+        normalise: scale the descriptors to length 1.
+
+    Returns:
+        `Descriptions` by ascending image id.
+
+    Raises:
+        ExpectedError: the given file was described by another model or with other settings.
+    """
+    source = session.source
+    test_ids = read_image_ids(source.fetch(TEST_CSV))
+    shards = _test_shards(source)
+    expected = describer.fingerprint_for(source, shards, test_ids)
+    if not shards:
+        del expected["shards"]
+    queries = _load_given(given, expected) if given else _find_usable(session, expected)
+    if queries is None:
+        queries = describe_split(session, describer, "test", test_ids, QUERIES)
+    if normalise:
+        queries = replace(queries, descriptors=unit_length(queries.descriptors))
+    return queries
+
+
+def _test_shards(source):
+    """Lists the test shards; there may be none, since queries of another run serve without them."""
+    return source.select_shards("test") if source.count_shards("test") else []
+
+
+def _load_given(path, expected):
+    """Loads the queries that a person named."""
+    queries, fingerprint = load_queries(path)
+    if not expected.items() <= fingerprint.items():
+        raise ExpectedError(
+            f"{path}: its queries are of {json.dumps(fingerprint)}; expected those of "
+            f"{json.dumps(expected)}; give the file of this model, this test.csv and these "
+            "settings",
+            setting="queries",
+        )
+    _tell(path, queries, fingerprint["left_out"])
+    return queries
+
+
+def _find_usable(session, expected):
+    """Loads the first whole file of queries of this fingerprint, or gives None."""
+    for path in session.find_all(QUERIES):
+        try:
+            queries, fingerprint = load_queries(path)
+        except ExpectedError as error:
+            say(f"{error}: not used")
+            continue
+        left_out = fingerprint.get("left_out")
+        if not expected.items() <= fingerprint.items():
+            say(f"{path}: of another model or other settings, not used")
+        elif left_out and path == session.path(QUERIES):
+            return None  # those shards may be whole by now
+        else:
+            _tell(path, queries, left_out)
+            return queries
+    return None
+
+
+def _tell(path, queries, left_out):
+    without = f", without test shards {left_out}" if left_out else ""
+    say(f"{path}: {len(queries):,} queries{without}")

@@ -1,0 +1,197 @@
+"""The checkpoint of a training run: written, found again, restored, or refused.
+
+Imports Keras, via `model`.
+"""
+
+import math
+import os
+
+import numpy as np
+
+import model
+from data.arrays import load_arrays, save_arrays
+from recipes import Recipe
+from runs.session import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT
+from utils import (
+    ExpectedError,
+    say,
+)
+
+
+def save_checkpoint(session, network, recipe, images, rows, backbone=None):
+    """Writes weights, optimizer, recipe, what was trained on, and history as one atomic file.
+
+    The checkpoint before it stays as a second one, in case this one is damaged.
+
+    Args:
+        session, recipe, images: as for `loop.train`.
+        network: compiled keras.Model.
+        rows: of the history.
+        backbone: digest of a frozen backbone that is not in the network.
+
+    Raises:
+        ExpectedError: the weights are not finite, or the disk is full.
+    """
+    page = {
+        "landmarks": images.class_table.fingerprint,
+        "labels": images.labels.fingerprint,
+        "precision": model.precision(),
+        "recipe": recipe.as_page(),
+        "backbone": backbone,
+        "history": rows,
+    }
+    variables = {f"v{i:05d}": model.to_numpy(v) for i, v in enumerate(variables_of(network))}
+    # The loss of a batch is that before its step: the last step of a shard shows here alone.
+    if not all(np.isfinite(values).all() for values in variables.values()):
+        raise ExpectedError(
+            f"mini-epoch {len(rows)}: its weights are not finite; expected finite numbers; run "
+            "again from the last checkpoint, or start over with a lower learning rate"
+        )
+    path = session.path(CHECKPOINT)
+    if path.exists():
+        os.replace(path, session.path(PREVIOUS_CHECKPOINT))
+    save_arrays(path, page, **variables)
+
+
+def size_on_disk(network):
+    """Estimates the bytes of a checkpoint."""
+    return sum(4 * math.prod(variable.shape) for variable in variables_of(network))
+
+
+def variables_of(network):
+    """Lists all that training changes, in an order that depends on the architecture alone."""
+    return [*network.variables, *network.optimizer.variables]
+
+
+def forget(session):
+    """Removes the results of training, so that it starts over."""
+    for name in (CHECKPOINT, PREVIOUS_CHECKPOINT, MODEL):
+        session.path(name).unlink(missing_ok=True)
+
+
+def load_checkpoint(session):
+    """Reads the checkpoint, or the one before where it is damaged or missing.
+
+    Where the output has none, those of an earlier session are copied first.
+
+    Returns:
+        (path, dict of arrays, page dict), or None where there is no checkpoint.
+
+    Raises:
+        ExpectedError: there are checkpoints, and all are damaged.
+    """
+    paths = [session.path(CHECKPOINT), session.path(PREVIOUS_CHECKPOINT)]
+    if not any(path.exists() for path in paths):
+        session.take_up(CHECKPOINT)
+        session.take_up(PREVIOUS_CHECKPOINT)
+    failure = None
+    for path in [path for path in paths if path.exists()]:
+        try:
+            saved = load_arrays(path)
+            if not {"recipe", "precision", "landmarks", "history"} <= saved[1].keys():
+                raise ExpectedError(
+                    f"{path}: not a checkpoint of this version; expected one that recognition.py "
+                    "wrote; remove it"
+                )
+        except ExpectedError as error:
+            failure = error
+            say(f"{error}; trying the checkpoint before it")
+            continue
+        if path != paths[0]:
+            paths[0].unlink(missing_ok=True)  # else the next save would put it in this one's place
+        return path, *saved
+    if failure:
+        raise ExpectedError(str(failure), setting="fresh") from failure
+    return None
+
+
+def begin_or_continue(session, recipe, images, num_steps, build=model.build_network, backbone=None):
+    """Builds the network, and restores the checkpoint if there is one.
+
+    Args:
+        session, recipe, images: as for `loop.train`.
+        num_steps: of the whole run.
+        build: function, as `model.build_network`.
+        backbone: digest of a frozen backbone that is not in the network.
+
+    Returns:
+        (compiled keras.Model, list of history rows).
+
+    Raises:
+        ExpectedError: the checkpoint belongs to other settings, labels or versions of Keras.
+    """
+    saved = load_checkpoint(session)
+    if saved:
+        _check_continues(saved[0], saved[2], recipe, images)
+        _check_backbone(saved[0], saved[2], backbone)
+    network = build(recipe, len(images.class_table), num_steps, weights="none" if saved else None)
+    model.compile_network(network, recipe, images.class_sizes)
+    network.optimizer.build(network.trainable_variables)
+    if not saved:
+        return network, []
+    path, arrays, page = saved
+    _restore(path, network, [arrays[name] for name in sorted(arrays)])
+    return network, page["history"]
+
+
+def _restore(path, network, arrays):
+    """Gives the variables of a network a checkpoint's values; raises ExpectedError if they differ.
+
+    Another version of Keras may have others for the same recipe.
+    """
+    variables = variables_of(network)
+    shapes, wanted = ([tuple(each.shape) for each in group] for group in (arrays, variables))
+    if shapes != wanted or not all(array.dtype.kind in "fiub" for array in arrays):
+        raise ExpectedError(
+            f"{path}: its {len(arrays)} arrays are not the {len(variables)} weights and moments of "
+            "this network in their shapes; expected a checkpoint of this version of Keras; "
+            "continue with the version that wrote it",
+            setting="fresh",
+        )
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)
+
+
+def _check_continues(path, page, recipe, images):
+    """Raises ExpectedError unless a checkpoint is of this recipe, precision and landmarks."""
+    try:
+        was = Recipe.of(page["recipe"]).settings()
+    except ValueError as error:
+        raise ExpectedError(
+            f"{path}: {error}; expected a checkpoint that recognition.py wrote", setting="fresh"
+        ) from error
+    for name, value in recipe.settings().items():
+        if was[name] != value:
+            raise ExpectedError(
+                f"{path}: it has {name} = {was[name]}, now it is {value}; expected the same "
+                "settings to continue; give them again",
+                setting="fresh",
+            )
+    if page["precision"] != model.precision():
+        raise ExpectedError(
+            f"{path}: trained in {page['precision']}, here it is {model.precision()}; expected the "
+            "same kind of processor; continue with or without a GPU as before",
+            setting="fresh",
+        )
+    if page["landmarks"] != images.class_table.fingerprint:
+        raise ExpectedError(
+            f"{path}: its landmarks are not the {len(images.class_table)} of this source; expected "
+            "the same class table; continue with the same source",
+            setting="fresh",
+        )
+    if page.get("labels", images.labels.fingerprint) != images.labels.fingerprint:
+        raise ExpectedError(
+            f"{path}: it was trained with other labels of the same landmarks; expected the same "
+            "train table; continue with the same source",
+            setting="fresh",
+        )
+
+
+def _check_backbone(path, page, backbone):
+    """Raises ExpectedError unless a checkpoint is of this frozen backbone."""
+    if page.get("backbone") != backbone:
+        raise ExpectedError(
+            f"{path}: the frozen backbone has other weights now; expected those that its vectors "
+            "came from; continue with the same weights",
+            setting="fresh",
+        )

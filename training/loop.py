@@ -1,0 +1,344 @@
+"""The training run: mini-epochs over a stream of shards, and validation.
+
+Imports Keras, via `model`.
+"""
+
+import dataclasses
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+import model
+from data.images import Augmentation
+from data.landmarks import ClassTable, TrainLabels
+from generators import Reading, ShardEnd, stream_batches, tell_problems
+from network.devices import set_up_replicas
+from network.optimizers import set_rates, steps_taken
+from recipes import Recipe, learning_rate_at
+from runs.session import CHECKPOINT, PREVIOUS_CHECKPOINT
+from training.checkpoints import begin_or_continue, save_checkpoint, size_on_disk
+from training.history import describe_progress, write_history
+from utils import (
+    ExpectedError,
+    StoppedError,
+    require_free_space,
+    say,
+)
+
+MAX_VALID_IMAGES = 4096  # kept decoded in memory: 453 MB at 192 pixels
+
+
+@dataclass(frozen=True)
+class TrainImages:
+    """What there is to train on.
+
+    Attributes:
+        class_table, labels: `ClassTable` and `TrainLabels` of the source.
+        shards: list of train `Shard`, one epoch.
+        held_out: list of train `Shard` to validate on.
+    """
+
+    class_table: ClassTable
+    labels: TrainLabels
+    shards: list
+    held_out: list
+
+    @property
+    def class_sizes(self):
+        """(num_classes,) int64, the train images of each landmark."""
+        return np.bincount(self.labels.class_indices, minlength=len(self.class_table))
+
+    @property
+    def fingerprint(self):
+        """Words that differ for other landmarks, other labels of images, or other shards."""
+        shards = " ".join(shard.path for shard in self.shards)
+        facts = f"{self.class_table.fingerprint} {self.labels.fingerprint} {shards}"
+        return hashlib.sha256(facts.encode()).hexdigest()[:12]
+
+
+# ------------------------------------------------------------------------------- the whole run
+
+
+def train(session, recipe, images, valid_every):
+    """Trains shard after shard, from the checkpoint if there is one.
+
+    Args:
+        session: `Session`.
+        recipe: `Recipe`.
+        images: `TrainImages`.
+        valid_every: mini-epochs between validations.
+
+    Returns:
+        The trained network.
+
+    Raises:
+        StoppedError: the session was asked to stop; the checkpoint holds what is done.
+        ExpectedError: data, network or disk fail, or the loss is no longer finite.
+    """
+    policy = model.set_up_keras(recipe.training.seed, recipe.training.bfloat16)
+    plan = [(epoch, shard) for epoch in range(recipe.training.epochs) for shard in images.shards]
+    replicas = set_up_replicas(recipe.training.batch_size)
+    num_steps = count_steps(session, recipe, images)
+    with replicas.scope():
+        network, rows = begin_or_continue(session, recipe, images, num_steps)
+    facts = recipe.settings() | {"the digest of labels and shards": images.fingerprint}
+    rows = replicas.follow_first(network, rows, facts)
+    if len(rows) == len(plan):
+        say(f"training is complete: {len(plan)} mini-epochs")
+        write_history(session, rows, True)  # that session wrote to another folder
+        return network
+    say(
+        f"{recipe.network.backbone}, {policy}, {recipe.data.image_size} pixels, "
+        f"{len(images.class_table):,} landmarks"
+    )
+    require_space(session, network)
+    valid = load_valid_images(session, recipe, images, describe_done(rows, plan))
+    num_classes = len(images.class_table)
+    stream = open_stream(session, replicas, recipe, images, rows, plan)
+    stop = replicas.common(session.stop)
+    while len(rows) < len(plan):
+        done = describe_done(rows, plan)
+        # A mini-epoch that would not fit into the time is not begun.
+        longest_s = max((row["seconds"] for row in rows[-10:]), default=0)
+        if stop.requested(longest_s * replicas.num_machines):
+            raise StoppedError(stop, done)
+        group = plan[len(rows) : len(rows) + replicas.num_machines]
+        pace = Pace(recipe, network, len(rows), len(plan), num_steps / len(plan), len(group))
+        trained = train_mini_epoch(replicas, network, stream, pace, stop, done)
+        for (epoch, _), row in zip(group, replicas.collect(trained, len(group)), strict=True):
+            rows.append({"mini_epoch": len(rows) + 1, "epoch": epoch + 1} | row)
+        require_few_problems(session, images, rows)
+        is_milestone = len(rows) % valid_every < len(group) or len(rows) == len(plan)
+        if is_milestone:
+            rows[-1] |= validate(replicas, network, valid, model.scale_of(recipe.loss, num_classes))
+        if replicas.is_first:
+            save_checkpoint(session, network, recipe, images, rows)
+            write_history(session, rows, is_milestone)
+            say(describe_progress(rows, len(plan)))
+        if len(rows) >= len(images.shards) and not any(row["images"] for row in rows):
+            raise no_images(images)
+    return network
+
+
+def open_stream(session, replicas, recipe, images, rows, plan):
+    """Opens the stream of the shards to come.
+
+    Args:
+        session, recipe, images: as for `train`.
+        replicas: how batches run, of `set_up_replicas`.
+        rows: of the history, one for each shard that is done.
+        plan: list of (epoch, `Shard`), the whole run.
+
+    Returns:
+        Iterator of `Batch` and `ShardEnd`.
+    """
+    num_skippable = session.num_skippable(len(images.shards))
+    num_skippable -= sum(bool(row["problem"]) for row in rows)
+
+    def stream(plan, reading):
+        return stream_batches(session.source, plan, reading, session.stop.requested, num_skippable)
+
+    return replicas.keep_step(stream, plan[len(rows) :], reading_of(recipe, images.labels))
+
+
+def describe_done(rows, plan):
+    """Says how far the run came, for a person who may continue it."""
+    return f"{len(rows)} of {len(plan)} mini-epochs done"
+
+
+def reading_of(recipe, labels):
+    """Gives the `Reading` of train images: shuffled, augmented, every batch full."""
+    return Reading(
+        recipe.data.image_size,
+        recipe.training.batch_size,
+        labels.find,
+        is_shuffled=True,
+        fills_batches=True,
+        keeps_aspect=recipe.data.keep_aspect,
+        augmentation=Augmentation(recipe.data.augment, recipe.data.geometry, recipe.data.erase),
+        seed=recipe.training.seed,
+    )
+
+
+def count_steps(session, recipe, images):
+    """Estimates the training steps of a whole run, from the share of the shards that it reads."""
+    share = len(images.shards) / session.source.count_shards("train")
+    return round(len(images.labels) * share * recipe.training.epochs / recipe.training.batch_size)
+
+
+def require_few_problems(session, images, rows):
+    """Raises ExpectedError if all machines together left out more shards than may be."""
+    problems = [row["problem"] for row in rows if row["problem"]]
+    if len(problems) > session.num_skippable(len(images.shards)):
+        raise ExpectedError(problems[-1], setting="skip_bad_shards")
+
+
+def no_images(images):
+    """Makes the ExpectedError of an epoch without an image to train on."""
+    return ExpectedError(
+        f"{len(images.shards)} shards held no image of the {len(images.labels):,} to train on; "
+        "expected the train table to name images of these shards; check the source and the choice "
+        "of train shards",
+    )
+
+
+def require_space(session, network):
+    """Raises ExpectedError unless two checkpoints fit on the disk."""
+    paths = (session.path(CHECKPOINT), session.path(PREVIOUS_CHECKPOINT))
+    present_bytes = sum(path.stat().st_size for path in paths if path.exists())
+    needed_bytes = 2 * size_on_disk(network) - present_bytes
+    require_free_space(paths[0].parent, needed_bytes, "two checkpoints")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What changes from step to step, learning rates and margin; it follows from the position.
+
+    Attributes:
+        recipe: `Recipe`.
+        network: compiled keras.Model.
+        mini_epoch: counted from 0.
+        num_mini_epochs: of the whole run.
+        steps_of_shard: how many steps a shard is expected to have; no step is known to be the last.
+        num_together: mini-epochs that several machines train together, one after another otherwise.
+    """
+
+    recipe: Recipe
+    network: object
+    mini_epoch: int
+    num_mini_epochs: int
+    steps_of_shard: float
+    num_together: int = 1
+
+    def set_for(self, step):
+        """Sets the rates of a step of this mini-epoch, counted from 0; gives the learning rate."""
+        share = (step + 0.5) / max(self.steps_of_shard, 1)
+        passed = min(int(share), self.num_together - 1)
+        mini_epoch, share = self.mini_epoch + passed, min(share - passed, 1.0)
+        progress = (mini_epoch + share) / self.num_mini_epochs
+        training, ramp = self.recipe.training, self.recipe.loss.margin_ramp
+        rate = learning_rate_at(training, mini_epoch, share, self.num_mini_epochs)
+        # A last shard longer than expected has steps at progress 1.
+        is_frozen = progress < training.frozen_share or training.frozen_share == 1
+        set_rates(self.network.optimizer, rate, 0.0 if is_frozen else training.backbone_rate)
+        if ramp and self.recipe.loss.loss != "softmax":
+            head = self.network.get_layer(model.LOGITS)
+            head.margin_share.assign(min(1.0, progress / ramp))
+        return rate
+
+
+def train_mini_epoch(replicas, network, stream, pace, stop, done):
+    """Trains on the batches of one shard.
+
+    Args:
+        replicas: how batches run, of `set_up_replicas`.
+        network: compiled keras.Model.
+        stream: iterator of `Batch` and `ShardEnd`.
+        pace: `Pace`.
+        stop: `Stop`.
+        done: what to say is done, if `stop` asks to stop here.
+
+    Returns:
+        dict, the part of a history row that is known here.
+
+    Raises:
+        StoppedError: `stop` asked to; this mini-epoch will be trained again.
+        ExpectedError: the loss is not finite.
+    """
+    begin, waited_s, losses, accuracies = time.perf_counter(), 0.0, [], []
+    rate, steps_before = pace.set_for(0), steps_taken(network.optimizer)
+    while True:
+        asked = time.perf_counter()
+        item = next(stream)
+        waited_s += time.perf_counter() - asked
+        if isinstance(item, ShardEnd):
+            break
+        if stop.requested():
+            raise StoppedError(stop, done)
+        rate = pace.set_for(len(losses))
+        loss, accuracy = replicas.train_on_batch(network, item.images, item.class_indices)
+        if not math.isfinite(loss):
+            raise ExpectedError(
+                f"the loss is {loss} in batch {len(losses) + 1} of a mini-epoch; expected a finite "
+                "number; run again from the last checkpoint, or start over with a lower learning "
+                "rate"
+            )
+        losses.append(loss)
+        accuracies.append(accuracy)
+    replicas.settle(network)
+    tell_problems(item, "left out")
+    seconds = time.perf_counter() - begin
+    return {
+        "shard": item.shard.number,
+        "images": item.num_images,
+        "bad_images": len(item.bad_images),
+        "loss": float(np.mean(losses)) if losses else None,  # a shard without images of a class
+        "accuracy": float(np.mean(accuracies)) if losses else None,
+        "learning_rate": rate,
+        "skipped_steps": len(losses) - (steps_taken(network.optimizer) - steps_before),
+        "images_per_s": item.num_images / seconds,
+        "waited_s": waited_s,
+        "seconds": seconds,
+        "problem": item.problem,
+    }
+
+
+# ---------------------------------------------------------------------------------- validation
+
+
+def load_valid_images(session, recipe, images, done):
+    """Decodes the held-out shards once, up to MAX_VALID_IMAGES, in the tar's order and uncropped.
+
+    Args:
+        session, recipe, images: as for `train`.
+        done: what to say is done, if the session is asked to stop here.
+
+    Returns:
+        list of `Batch`.
+    """
+    reading = dataclasses.replace(
+        reading_of(recipe, images.labels),
+        is_shuffled=False,
+        fills_batches=False,
+        augmentation=Augmentation(),
+    )
+    plan = [(0, shard) for shard in images.held_out]
+    batches, num_images = [], 0
+    for item in stream_batches(session.source, plan, reading, session.stop.requested):
+        if session.stop.requested():
+            raise StoppedError(session.stop, done)
+        if num_images >= MAX_VALID_IMAGES:
+            break
+        if not isinstance(item, ShardEnd):
+            batches.append(item)
+            num_images += len(item.image_ids)
+    return batches
+
+
+def validate(replicas, network, batches, scale=1.0):
+    """Measures loss and accuracy on the held-out images; the history row's valid_ columns.
+
+    A margin is left out: it would make a landmark harder to name than it is.
+    """
+    losses, hits = [], []
+    for batch in batches:
+        (logits,) = replicas.predict_on_batch(network, batch.images)
+        logits = logits[: len(batch.image_ids)]  # the rest only fills the batch
+        losses.append(cross_entropy(scale * logits, batch.class_indices))
+        hits.append(logits.argmax(axis=1) == batch.class_indices)
+    if not losses:
+        return {}
+    return {
+        "valid_loss": float(np.mean(np.concatenate(losses))),
+        "valid_accuracy": float(np.mean(np.concatenate(hits))),
+    }
+
+
+def cross_entropy(logits, class_indices):
+    """Computes the loss of each image: (n, num_classes) and (n,) int -> (n,)."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    right = shifted[np.arange(len(logits)), class_indices]
+    return np.log(np.exp(shifted).sum(axis=1)) - right
