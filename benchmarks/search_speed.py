@@ -144,7 +144,8 @@ def main():
     common.print_machine("numpy", "faiss-cpu")
     rates = {width: print_comparison(width, args) for width in args.width}
     if WIDTH in rates:
-        common.save_results("search", rates[WIDTH])
+        found = {n: median(of_size, OURS) for n, of_size in rates[WIDTH].items()}
+        common.save_results("search_rates", found)
     same, close = compare_half(args.index[0], 256)
     print(f"float16: {same:.2%} of positions equal, {close:.2%} equal or tied within float16's "
           "resolution")  # fmt: skip
