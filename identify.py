@@ -29,8 +29,9 @@ from report.photos import (
 )
 from runs import kernel
 from runs.command_line import CommandLine, number, parse_with_files, run_command_line
+from runs.folders import scratch_folder
 from runs.session import DEMO_PHOTOS, IDENTIFIED_PICTURE, MODEL, Session, mute_warnings
-from utils import ExpectedError, atomic_write, in_background, say, scratch_folder
+from utils import ExpectedError, atomic_write, in_background, say
 
 DEMO_WORLD = "scratch/demo-world"  # where `make demo` drew it
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from data.sources import Source
 from runs import kernel
-from utils import ExpectedError, Stop, copy_file, hold_folder, say, scratch_folder
+from runs.folders import hold_folder, scratch_folder
+from utils import ExpectedError, Stop, copy_file, say
 
 # The output folder, as written by recognition.py ...
 CHECKPOINTS = "checkpoint"  # a folder
