@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import queue
+import re
 import secrets
 import shutil
 import signal
@@ -16,6 +17,10 @@ from concurrent.futures import Future
 from pathlib import Path
 
 CHUNK_BYTES = 1 << 20
+# What an address carries to log in: a user with a password, a query with a token.
+SECRETS = re.compile(
+    r"([a-z][a-z0-9+.-]*://)\S*@|(https?://[^\s?]*\?)\S*?(?=[,:;)]*(?:\s|$))", re.I
+)
 HALF_WRITTEN = ".writing-"  # begins the names of files that are not whole yet
 
 
@@ -31,7 +36,7 @@ class ExpectedError(Exception):
     """
 
     def __init__(self, message, setting=None):
-        super().__init__(message)
+        super().__init__(masked(message))
         self.setting = setting
 
 
@@ -54,9 +59,16 @@ class StoppedError(Exception):
         self.exit_code = 130 if stop.signal_number == signal.SIGINT else 0
 
 
+def masked(text):
+    """Puts *** in the place of passwords and tokens of the addresses in a text."""
+    return SECRETS.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", str(text))
+
+
 def say(text):
     """Writes one line of progress to stderr, which keeps stdout for results."""
-    print(f"{text}\n", end="", file=sys.stderr, flush=True)  # in one: threads say things, too
+    print(
+        f"{masked(text)}\n", end="", file=sys.stderr, flush=True
+    )  # in one: threads say things, too
 
 
 @contextlib.contextmanager

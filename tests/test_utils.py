@@ -28,6 +28,22 @@ def test_progress_goes_to_stderr(capsys):
     assert capsys.readouterr() == ("", "shard 3\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:secret@host/a: HTTP 404; check it", "http://***@host/a: HTTP 404; check it"),
+        ("https://h/train/a.tar?sig=s%3D&se=12:00:00Z: late", "https://h/train/a.tar?***: late"),
+        ("https://me:p@ss/word@h:80/, http://h/?x=secret", "https://***@h:80/, http://h/?***"),
+        ("socks5://me:secret@127.0.0.1:9", "socks5://***@127.0.0.1:9"),
+        ("http://127.0.0.1:80/a, me@host.org?", "http://127.0.0.1:80/a, me@host.org?"),
+    ],
+)
+def test_passwords_and_tokens_of_addresses_are_not_shown(text, shown, capsys):
+    assert utils.masked(text) == str(ExpectedError(text)) == shown
+    say(text)
+    assert capsys.readouterr().err == f"{shown}\n"
+
+
 # ----------------------------------------------------------------------------------- atomic files
 
 
