@@ -2,12 +2,14 @@
 
 import contextlib
 import hashlib
+import multiprocessing
 import os
 import queue
 import re
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,6 +23,7 @@ CHUNK_BYTES = 1 << 20
 SECRETS = re.compile(
     r"([a-z][a-z0-9+.-]*://)\S*@|(https?://[^\s?]*\?)\S*?(?=[,:;)]*(?:\s|$))", re.I
 )
+LAST_WORDS_S = 1.5  # for what is to be put in order after a second Ctrl-C
 HALF_WRITTEN = ".writing-"  # begins the names of files that are not whole yet
 
 
@@ -171,9 +174,16 @@ class Stop:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._handlers[number] = signal.signal(number, self._on_signal)
+            self._watched = socket.socketpair()
+            self._watched[1].setblocking(False)
+            self._earlier = signal.set_wakeup_fd(self._watched[1].fileno())
+            in_background(_end_at_second_ctrl_c, self._watched[0])
         return self
 
     def __exit__(self, *exception):
+        if self._handlers:
+            signal.set_wakeup_fd(self._earlier)
+            self._watched[1].close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -193,6 +203,43 @@ class Stop:
         if self.signal_number is not None:
             return signal.Signals(self.signal_number).name
         return "the time limit"
+
+
+def _end_at_second_ctrl_c(signals):
+    """Ends the process soon after a second Ctrl-C, until no more signals can come.
+
+    Python's own handlers wait for the main thread, and that may be in a library for a minute, as
+    where a network is compiled.
+
+    Args:
+        signals: socket that gets a byte for each signal, its number.
+    """
+    with signals:
+        for _ in range(2):
+            while (byte := signals.recv(1)) not in (b"", bytes([signal.SIGINT])):
+                pass
+            if not byte:
+                return
+        signals.settimeout(LAST_WORDS_S)
+        with contextlib.suppress(TimeoutError):
+            while signals.recv(1):  # until the block ends
+                pass
+            return
+    say("error: interrupted by Ctrl-C; run the same command again to continue")
+    _end_now()
+
+
+def end_soon():
+    """Ends an interrupted process within seconds, whatever it still waits for."""
+    timer = threading.Timer(LAST_WORDS_S, _end_now)
+    timer.daemon = True
+    timer.start()
+
+
+def _end_now():
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(130)
 
 
 # --------------------------------------------------------------------------- background work

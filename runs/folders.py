@@ -6,6 +6,7 @@ and the name of its machine, which two containers may share.
 
 import contextlib
 import errno
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -114,6 +115,7 @@ def scratch_folder(parent, setting="scratch"):
             folder = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
             stack.enter_context(_locked(folder.with_suffix(".lock")))
             folder.mkdir(exist_ok=True)  # another run may have found it before it was locked
+            _have_temporary_folder(folder)
         except OSError as error:
             raise ExpectedError(
                 f"{parent}: cannot be made ({error.strerror}); expected a folder to write to",
@@ -125,6 +127,14 @@ def scratch_folder(parent, setting="scratch"):
             # What still arrives would be written into the folder while it is removed, and keep it.
             stop_workers(LAST_WAIT_S)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _have_temporary_folder(folder):
+    """Lets libraries take this folder where the system has none for temporary files."""
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 def _remove_scratch_of_dead_runs(parent):
