@@ -4,18 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arrays import load_arrays
-from checkpoints import begin_or_continue
-from descriptions import load_queries
-from merging import load_parts
-from model_files import load_recogniser
-from session import features_name
 from synthetic import make_source
 from test_training import images_of, session_at
 from tiny_network import in_place_of_backbones
 
 import model
+from data.arrays import load_arrays
+from descriptors.descriptions import load_queries
+from model import load_recogniser
 from recipes import Recipe
+from runs.session import features_name
+from search.merging import load_parts
+from training.checkpoints import begin_or_continue
 
 DATA = Path(__file__).parent / "data"
 RUNS = ("2019", "strong", "frozen")
