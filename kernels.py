@@ -20,6 +20,8 @@ import re
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from on_kaggle.chain import Chain
 from on_kaggle.packing import ENTRIES, Options, parse_arguments, read_settings, write_kernels
 from on_kaggle.plan import (
@@ -62,7 +64,7 @@ def one_of(names, others="(?!)"):
 
 def make_parser():
     """Makes the parser of the command line."""
-    parser = CommandLine(prog="kernels.py", description=__doc__.splitlines()[0])
+    parser = CommandLine(__doc__, prog="kernels.py")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     help_of = {
         "build": "write a folder for each kernel",

@@ -66,19 +66,19 @@ def take_tpu():
 def run():
     """Unpacks the modules outside of the output folder, runs the script and reports on it."""
     facts, output, started = FACTS, Path.cwd(), time.time()
-    command = " ".join([facts["entry"] + ".py", *facts["arguments"]])
-    print(
-        f"kernel {facts['kernel']}, source {facts['source']}, build {facts['build']}: {command}",
-        file=sys.stderr,
-        flush=True,
-    )
-    if facts.get("device") == "tpu":
-        take_tpu()
     with tempfile.TemporaryDirectory(prefix="landmarks-") as folder:
         zipfile.ZipFile(io.BytesIO(base64.b64decode(ARCHIVE))).extractall(folder)
         sys.path.insert(0, folder)
-        names = (facts["entry"], "runs.command_line", "utils")
-        entry, command_line, utils = map(importlib.import_module, names)
+        utils = importlib.import_module("utils")
+        shown = [utils.masked(word) for word in facts["arguments"]]
+        utils.say(
+            f"kernel {facts['kernel']}, source {facts['source']}, build {facts['build']}: "
+            + " ".join([facts["entry"] + ".py", *shown])
+        )
+        if facts.get("device") == "tpu":
+            take_tpu()
+        names = (facts["entry"], "runs.command_line")
+        entry, command_line = map(importlib.import_module, names)
         errors = []
 
         def main():
@@ -101,6 +101,7 @@ def run():
     files.pop("$report$", None)
     report = {
         **facts,
+        "arguments": shown,
         "started": started,
         "ended": time.time(),
         "finished": facts["result"] in files and not errors,
