@@ -102,8 +102,8 @@ def find_photos(folder, non_landmarks=None):
                 photos.append(Photo(path, landmark, split))
     if not any(photo.landmark for photo in photos):
         raise ExpectedError(
-            f"{folder}: no folder with photos in it; expected one for each landmark, as in "
-            f"{Path(folder) / 'Eiffel Tower' / 'IMG_1.jpg'}"
+            f"{folder}: no folder with photos in it; expected one for each landmark; move "
+            f"them to, say, {Path(folder) / 'Eiffel Tower' / 'IMG_1.jpg'}"
         )
     return photos, left_out
 
