@@ -2,7 +2,7 @@
 
     python gather.py my_photos                    my_photos/<landmark>/<any file>, in output/photos
     python gather.py my_photos --non-landmarks other_photos
-    python recognition.py --source output/photos --recipe frozen
+    python recognition.py --source output/photos --recipe small
 
 Photos are made small and upright and divided into train, index and test; near duplicates and photos
 that a camera took in a row stay together. What is left out is told, file by file, in left_out.csv.
@@ -50,7 +50,7 @@ def main(argv=None):
             f"{args.output / LEFT_OUT_CSV}"
         )
     print(args.output)
-    say(f"next: python recognition.py --source {args.output} --recipe frozen")
+    say(f"next: python recognition.py --source {args.output} --recipe small")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from data.images import BadImageError, shrink_image
-from report.photos import read_photo
+from data.images import PHOTO_FORMATS, BadImageError, shrink_image
+from report.photos import read_photo, register_heic
 from utils import ExpectedError
 
-PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "HEIF")
 SPLIT_OF = {  # folders above the landmarks' own
     "train": "train", "val": "train", "valid": "train", "validation": "train",
     "index": "index", "test": "test",
@@ -77,6 +76,7 @@ def find_photos(folder, non_landmarks=None):
     Raises:
         ExpectedError: no folder, or no landmarks in it.
     """
+    register_heic()
     tops, left_out = [], []
     for path in _list(folder):
         split = SPLIT_OF.get(path.name.lower())
@@ -170,7 +170,7 @@ def _look(jpeg):
 
 def _camera_and_time(data):
     """Reads from EXIF which camera took a picture, and when."""
-    with Image.open(io.BytesIO(data), formats=PHOTO_FORMATS) as image:
+    with Image.open(io.BytesIO(data)) as image:  # its format was checked
         try:
             exif = image.getexif()
             details = exif.get_ifd(ExifTags.IFD.Exif)
