@@ -27,7 +27,7 @@ import generators
 from data.images import Augmentation
 from data.sources import Shard
 from generators import Reading, ShardEnd, read_shard
-from utils import muted_stderr
+from network.loading import muted_stderr
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import cv2

@@ -27,6 +27,7 @@ from data.sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION, TRAIN_CSV, Sh
 from data.submissions import read_recognition_solution, read_retrieval_solution
 from generators import Reading, ShardEnd, stream_batches
 from metrics import global_average_precision, mean_average_precision
+from network import heads
 from network.devices import OneDevice
 from recipes import RECIPES
 from training import frozen
@@ -89,7 +90,7 @@ def train_head(recipe, class_table, vectors):
     classifier = model.build_classifier(head, recipe.loss)
     described = classifier.input  # without a neck, the pooled vector itself
     if recipe.network.neck:
-        described = classifier.get_layer(model.DESCRIPTOR).output
+        described = classifier.get_layer(heads.DESCRIPTOR).output
     return keras.Model(classifier.input, [described, classifier.output])
 
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from cluster.machines import Machines, open_door, require_name
 from generators import Batch, ShardEnd
-from utils import ExpectedError, StoppedError, loading_keras, muted_stderr, say, stdout_to_stderr
+from network.loading import loading_keras, muted_stderr, stdout_to_stderr
+from utils import ExpectedError, StoppedError, say
 
 with loading_keras():
     import keras

@@ -17,6 +17,7 @@ from data.arrays import Column, check_arrays, digest_of, load_arrays, save_array
 from data.landmarks import format_image_id
 from data.sources import Shard, digest_of_shards
 from generators import Batch, Reading, ShardEnd, stream_batches, tell_problems
+from network import heads
 from network.devices import set_up_replicas
 from recipes import Recipe
 from runs.session import CHECKPOINT, Session, features_name
@@ -373,7 +374,7 @@ class HeadRun:
             "problem": ", ".join(f"{shard.path} left out" for shard in self.vectors.left_out),
         }
         if is_validated:
-            scale = model.scale_of(self.recipe.loss, len(self.images.class_table))
+            scale = heads.scale_of(self.recipe.loss, len(self.images.class_table))
             valid = in_order(self.held_out, settings.batch_size)
             row |= loop.validate(self.replicas, self.head, valid, scale)
         return row
