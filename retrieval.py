@@ -306,7 +306,7 @@ def merge(session, files, divisor, rerank=None):
 def _tell_left_out(session, path, parts, test_ids):
     """Checks the submission; says and gives how many images are not in it: dict by split."""
     num_answered = check_retrieval_submission(path, test_ids)
-    num_indexed = sum(len(part.index_ids) for part in parts)
+    num_indexed = len(np.unique(np.concatenate([part.index_ids for part in parts])))
     num_known = len(read_image_ids(session.source.fetch(INDEX_CSV)))
     say(f"{num_indexed:,} of {num_known:,} index images searched")
     say(f"{num_answered:,} of {len(test_ids):,} test images have neighbors")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.arrays import Column, check_arrays, load_arrays
+from data.arrays import check_arrays, column, columns_of, load_arrays
 from search.reranks import RERANKS
 from utils import ExpectedError
 
@@ -24,15 +24,15 @@ class Part:
         row_ends, positions, distances: as in `exact.Candidates`.
     """
 
-    query_ids: np.ndarray
-    query_landmarks: np.ndarray
-    query_places: np.ndarray
-    index_ids: np.ndarray
-    index_landmarks: np.ndarray
-    index_places: np.ndarray
-    row_ends: np.ndarray
-    positions: np.ndarray
-    distances: np.ndarray
+    query_ids: np.ndarray = column("uint64", "queries", order="increasing")
+    query_landmarks: np.ndarray = column("int64", "queries")
+    query_places: np.ndarray = column("int64", "queries", 3, at_least=0)
+    index_ids: np.ndarray = column("uint64", "index images", order="ascending")
+    index_landmarks: np.ndarray = column("int64", "index images")
+    index_places: np.ndarray = column("int64", "index images", 3, at_least=0)
+    row_ends: np.ndarray = column("int64", "queries", at_least=0, order="ascending")
+    positions: np.ndarray = column("int32", "candidates", at_least=0, below="index images")
+    distances: np.ndarray = column("float32", "candidates", at_least=0)
 
     def candidates(self, first, last):
         """Gives (rows, positions, distances) of the queries `first` to `last - 1`."""
@@ -50,13 +50,13 @@ class NamedPart(Part):
             `candidates.best_by_soft_labels`.
     """
 
-    confident_ends: np.ndarray
-    confident_positions: np.ndarray
-    confident_scores: np.ndarray
-    soft_ends: np.ndarray
-    soft_positions: np.ndarray
-    soft_scores: np.ndarray
-    soft_distances: np.ndarray
+    confident_ends: np.ndarray = column("int64", "queries", at_least=0, order="ascending")
+    confident_positions: np.ndarray = column("int32", "confident", at_least=0, below="index images")
+    confident_scores: np.ndarray = column("float64", "confident")
+    soft_ends: np.ndarray = column("int64", "queries", at_least=0, order="ascending")
+    soft_positions: np.ndarray = column("int32", "soft", at_least=0, below="index images")
+    soft_scores: np.ndarray = column("float64", "soft", at_least=0)
+    soft_distances: np.ndarray = column("float32", "soft", at_least=0)
 
     def by_confidence(self, first, last):
         """Gives (rows, positions, scores) of some queries, the lower the better."""
@@ -84,26 +84,6 @@ def _cut(first, last, ends, *columns):
     return rows, *(column[begin : ends[-1]] for column in columns)
 
 
-COLUMNS = {
-    "query_ids": Column("uint64", ("queries",), order="increasing"),
-    "query_landmarks": Column("int64", ("queries",)),
-    "query_places": Column("int64", ("queries", 3), at_least=0),
-    "index_ids": Column("uint64", ("index images",), order="increasing"),
-    "index_landmarks": Column("int64", ("index images",)),
-    "index_places": Column("int64", ("index images", 3), at_least=0),
-    "row_ends": Column("int64", ("queries",), at_least=0, order="ascending"),
-    "positions": Column("int32", ("candidates",), at_least=0, below="index images"),
-    "distances": Column("float32", ("candidates",), at_least=0),
-}
-NAMED_COLUMNS = COLUMNS | {
-    "confident_ends": Column("int64", ("queries",), at_least=0, order="ascending"),
-    "confident_positions": Column("int32", ("confident",), at_least=0, below="index images"),
-    "confident_scores": Column("float64", ("confident",)),
-    "soft_ends": Column("int64", ("queries",), at_least=0, order="ascending"),
-    "soft_positions": Column("int32", ("soft",), at_least=0, below="index images"),
-    "soft_scores": Column("float64", ("soft",), at_least=0),
-    "soft_distances": Column("float32", ("soft",), at_least=0),
-}
 RAGGED = {
     "row_ends": "positions",
     "confident_ends": "confident_positions",
@@ -192,7 +172,8 @@ def load_part(path):
     number, num_parts, top = (fingerprint.get(key) for key in ("part", "parts", "top"))
     is_part = all(type(value) is int for value in (number, num_parts, top))
     is_part &= fingerprint.get("rerank", "divide") in RERANKS
-    kind, columns = (NamedPart, NAMED_COLUMNS) if "rerank" in fingerprint else (Part, COLUMNS)
+    kind = NamedPart if "rerank" in fingerprint else Part
+    columns = columns_of(kind)
     if arrays.keys() != columns.keys() or not (is_part and 0 <= number < num_parts and top > 0):
         raise ExpectedError(
             f"{path}: not a part of a search; expected a part-K-of-N.npz of retrieval.py; "
@@ -230,8 +211,8 @@ def merge_parts(parts, divisor, num_nearest, rerank="divide"):
         last = min(first + QUERY_BLOCK, len(query_ids))
         rows, columns = merge_block(parts, first, last, num_nearest=num_nearest)
         counts += np.bincount(rows, minlength=len(query_ids))
-        for piece, column in zip(pieces, columns, strict=True):
-            piece.append(column)
+        for piece, of_block in zip(pieces, columns, strict=True):
+            piece.append(of_block)
     columns = [np.concatenate(piece) if piece else np.empty(0, np.uint64) for piece in pieces]
     return Ranking(query_ids, np.cumsum(counts), *columns)
 

@@ -123,7 +123,7 @@ def search_part(session, describer, wanted, queries, part, image_ids):
     if found := session.find_fitting(name, fingerprint | {"left_out": []}, load_part, copied=True):
         return found[0]
     described, left_out = describe_shards(session, describer, shards, image_ids)
-    index = gather(described, describer, wanted.normalise)
+    index = gather(described, describer, wanted.normalise, keeps_repeated=True)
     found, path = find_all_candidates(wanted, queries, index), session.path(name)
     # Left-out shards make the file one that is not whole: the next run searches the part again.
     save_arrays(path, fingerprint | {"left_out": left_out}, **found)
@@ -135,7 +135,13 @@ def search_part(session, describer, wanted, queries, part, image_ids):
 
 
 def find_all_candidates(wanted, queries, index):
-    """Names and searches a part's images: dict of the columns that `merging.load_part` reads."""
+    """Names and searches a part's images: dict of the columns that `merging.load_part` reads.
+
+    An id may have several pictures, in one shard or in two. All of them are searched, and the merge
+    takes the one that is best for a query, in whatever parts they are. Each list is longer by as
+    many pictures as repeat an id, so that enough ids are in it.
+    """
+    num_nearest = wanted.num_nearest + len(index) - len(np.unique(index.image_ids))
     propose = on_gpu.find_proposer()
     query_naming = wanted.query_naming or Namer().name_queries(queries)
     naming = wanted.namer.name(index)
@@ -145,7 +151,7 @@ def find_all_candidates(wanted, queries, index):
         vectors = expand(index.image_ids, vectors, whole, num_summed)
     found = exact.find_candidates(
         queries.descriptors, query_naming.landmark_ids, vectors, naming.landmark_ids,
-        wanted.num_nearest, propose,
+        num_nearest, propose,
     )  # fmt: skip
     columns = {
         "query_ids": queries.image_ids,
@@ -161,8 +167,8 @@ def find_all_candidates(wanted, queries, index):
     if not wanted.has_all_reranks:
         return columns
     both_sides = queries.descriptors, query_naming, vectors, naming
-    confident = best_by_confidence(*both_sides, wanted.num_nearest, propose)
-    soft = best_by_soft_labels(*both_sides, wanted.num_nearest)
+    confident = best_by_confidence(*both_sides, num_nearest, propose)
+    soft = best_by_soft_labels(*both_sides, num_nearest)
     return columns | {
         "confident_ends": confident.row_ends,
         "confident_positions": confident.positions,

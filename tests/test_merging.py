@@ -496,7 +496,7 @@ EDITS = {
     "query_ids is not increasing": edited("query_ids", lambda a: a[::-1]),
     "query_ids is not increasing;": edited("query_ids", lambda a: np.full_like(a, 7)),
     "index_ids is int64, not uint64": edited("index_ids", lambda a: a.astype(np.int64)),
-    "index_ids is not increasing": put("index_ids", 1, 0),
+    "index_ids is not ascending": put("index_ids", 1, 0),
     "query_places has the shape (14, 3), not (15, 3)": edited("query_places", lambda a: a[:-1]),
     "index_places has -1, not 0 or more": put("index_places", (2, 1), -1),
     "index_landmarks has the shape (5), not (6)": edited("index_landmarks", lambda a: a[:-1]),
