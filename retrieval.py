@@ -51,7 +51,7 @@ from runs.session import (
     open_session,
     part_name,
 )
-from search.merging import NamedPart, load_parts, merge_parts
+from search.merging import load_parts, merge_parts
 from search.reranks import NAMED_BY, RERANKS, default_rerank
 from utils import ExpectedError, atomic_write, say
 
@@ -115,7 +115,7 @@ def parse_arguments(argv):
     if args.top > MAX_RETRIEVED:
         parser.error(f"argument --top: {args.top}; expected at most {MAX_RETRIEVED}")
     of_unit_length = {
-        "--rerank": args.rerank in ("confidence", "soft"),
+        "--rerank": args.rerank and RERANKS[args.rerank].columns,
         "--names": args.names in ("gallery", "both"),
         "--expand-queries": args.expand_queries,
         "--augment-index": args.augment_index,
@@ -225,7 +225,7 @@ def _plan_search(session, describer, args, queries):
     from search import naming, on_gpu, parts
 
     default = default_rerank(describer.recipe) if args.normalise else "divide"
-    has_all_reranks = not {default, args.rerank}.isdisjoint(("confidence", "soft"))
+    has_all_reranks = any(RERANKS[name].columns for name in {default, args.rerank or default})
     namer = naming.Namer()
     if has_all_reranks or args.names:
         namer = naming.find_namer(
@@ -266,7 +266,7 @@ def merge(session, files, divisor, rerank=None):
     """
     parts, fingerprint = load_parts(files)
     rerank, num_nearest = rerank or fingerprint.get("rerank", "divide"), fingerprint["top"]
-    if rerank in ("confidence", "soft") and not isinstance(parts[0], NamedPart):
+    if not RERANKS[rerank].columns.keys() <= parts[0].more.keys():
         raise ExpectedError(
             f"{files[0]}: it has no candidates of the rerank {rerank}; expected those of all "
             "reranks",

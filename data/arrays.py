@@ -136,7 +136,8 @@ def column(dtypes, *shape, **limits):
 
 def columns_of(kind):
     """Gives what a dataclass of arrays declares: dict, name -> `Column`."""
-    return {one.name: one.metadata["column"] for one in fields(kind)}
+    declared = {one.name: one.metadata.get("column") for one in fields(kind)}
+    return {name: column for name, column in declared.items() if column}
 
 
 def save_table(path, table, page):

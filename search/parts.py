@@ -21,14 +21,13 @@ from descriptors.descriptions import (
 )
 from runs.session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
 from search import exact, on_gpu
-from search.candidates import best_by_confidence, best_by_soft_labels
 from search.expansion import expand, index_of
 from search.gallery import NUM_NEIGHBORS, Gallery, find_neighbors
 from search.gallery_parts import load_part as load_gallery_part
 from search.gallery_parts import save_part
 from search.merging import load_part
 from search.naming import Namer
-from search.reranks import Naming
+from search.reranks import RERANKS, Naming
 from utils import ExpectedError, say
 
 
@@ -164,20 +163,11 @@ def find_all_candidates(wanted, queries, index):
         "positions": found.positions,
         "distances": found.distances,
     }
-    if not wanted.has_all_reranks:
-        return columns
-    both_sides = queries.descriptors, query_naming, vectors, naming
-    confident = best_by_confidence(*both_sides, num_nearest, propose)
-    soft = best_by_soft_labels(*both_sides, num_nearest)
-    return columns | {
-        "confident_ends": confident.row_ends,
-        "confident_positions": confident.positions,
-        "confident_scores": confident.scores,
-        "soft_ends": soft.row_ends,
-        "soft_positions": soft.positions,
-        "soft_scores": soft.scores,
-        "soft_distances": soft.distances,
-    }
+    if wanted.has_all_reranks:
+        both_sides = queries.descriptors, query_naming, vectors, naming
+        for rerank in RERANKS.values():
+            columns |= rerank.find(*both_sides, num_nearest, propose) if rerank.find else {}
+    return columns
 
 
 def find_whole_index(session, describer, shards, image_ids):
