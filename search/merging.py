@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data.arrays import check_arrays, column, columns_of, load_arrays
+from search.part_files import load_all
 from search.reranks import RERANKS
 from utils import ExpectedError
 
@@ -82,42 +83,8 @@ def load_parts(paths):
     Raises:
         ExpectedError: a part is missing, repeated, damaged, or of another search.
     """
-    parts, first = {}, None
-    for path in paths:
-        part, fingerprint = load_part(path)
-        number = fingerprint.pop("part")
-        fingerprint.pop("left_out", None)  # the index images that were searched are counted
-        fingerprint.pop("shards", None)  # each part has its own
-        first = first or (path, part, fingerprint)
-        _require_one_search(path, part, fingerprint, *first)
-        if number in parts:
-            raise ExpectedError(
-                f"{path}: part {number} is given twice; expected each part once; leave one out"
-            )
-        parts[number] = part
-    shared = first[2]
-    if missing := sorted(set(range(shared["parts"])) - parts.keys()):
-        raise ExpectedError(
-            f"part {', '.join(map(str, missing))} of {shared['parts']} is missing; expected all "
-            f"parts; search part {missing[0]} of {shared['parts']} first"
-        )
-    return [parts[number] for number in sorted(parts)], shared
-
-
-def _require_one_search(path, part, fingerprint, first_path, first, shared):
-    """Raises ExpectedError if a part is of another search than the first one."""
-    for key in fingerprint.keys() | shared.keys():
-        if fingerprint.get(key) != shared.get(key):
-            raise ExpectedError(
-                f"{path}: {key} is {fingerprint.get(key)}, but {shared.get(key)} in "
-                f"{first_path}; expected parts of one search; search the odd one again"
-            )
-    for name in OF_ALL_PARTS:
-        if not np.array_equal(getattr(part, name), getattr(first, name)):
-            raise ExpectedError(
-                f"{path}: its {name} are not those of {first_path}; expected parts of one search; "
-                "search the odd one again"
-            )
+    parts, shared = load_all(paths, load_part, OF_ALL_PARTS, "search")
+    return [part for part, _ in parts], shared
 
 
 def load_part(path):
