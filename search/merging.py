@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data.arrays import check_arrays, column, columns_of, load_arrays
+from data.landmarks import format_image_id
 from search.part_files import load_all
 from search.reranks import RERANKS
 from utils import ExpectedError
@@ -69,6 +70,14 @@ class Ranking:
     distances: np.ndarray
     parts: np.ndarray
     positions: np.ndarray
+
+    def as_rows(self, query_ids):
+        """Gives a submission's rows: dict, image id of each query -> its images' ids, as words."""
+        rows = {image_id: [] for image_id in map(format_image_id, query_ids)}
+        ids, ends = list(map(format_image_id, self.image_ids)), self.row_ends.tolist()
+        for query_id, begin, end in zip(self.query_ids, [0, *ends], ends, strict=False):
+            rows[format_image_id(query_id)] = ids[begin:end]
+        return rows
 
 
 def load_parts(paths):
