@@ -167,10 +167,8 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         place: (addresses of the machines that train together or None, number of this one).
     """
     import model
-    from network import (
-        backbones,  # these load Keras, which is deferred until the arguments are valid
-        devices,
-    )
+    from cluster import machines
+    from network import backbones  # loads Keras, which is deferred until the arguments are valid
     from training import checkpoints, frozen, loop
 
     source, data = session.source, recipe.data
@@ -191,8 +189,9 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         checkpoints.forget(session)
     images = loop.TrainImages(class_table, labels, shards, held_out)
     trainer = frozen if recipe.network.frozen_backbone else loop
-    with devices.join_machines(*place):
-        network = trainer.train(session, recipe, images, valid_every)
+    with machines.join(*place) as joined:
+        together = (joined,) if place[0] else ()  # a frozen backbone needs one machine
+        network = trainer.train(session, recipe, images, valid_every, *together)
     if place[1]:  # the first machine writes
         return
     path = session.path(MODEL)

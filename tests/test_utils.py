@@ -501,7 +501,7 @@ def test_keras_is_loaded_with_onednn_unless_the_user_says_otherwise(monkeypatch)
         assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
 
 
-@pytest.mark.parametrize("module", ["model", "replicas", "training", "describe"])
+@pytest.mark.parametrize("module", ["model", "devices", "training", "describe"])
 def test_the_setting_is_there_before_a_module_imports_keras(module, tmp_path):
     (tmp_path / "keras.py").write_text(
         "import os\nprint(os.environ['TF_ENABLE_ONEDNN_OPTS'], flush=True)\nos._exit(0)\n"
