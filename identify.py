@@ -11,7 +11,10 @@ Nothing is fetched, unless --source names where those pictures are.
 
 import contextlib
 import json
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from data.images import BadImageError, make_thumbnail
 from data.sources import Source
@@ -28,25 +31,28 @@ from report.photos import (
     register_heic,
 )
 from runs import kernel
-from runs.command_line import CommandLine, number, parse_with_files, run_command_line
+from runs.command_line import CommandLine, any_path, number, parse_with_files, run_command_line
+from runs.folders import scratch_folder
 from runs.session import DEMO_PHOTOS, IDENTIFIED_PICTURE, MODEL, Session, mute_warnings
-from utils import ExpectedError, atomic_write, in_background, say, scratch_folder
+from utils import ExpectedError, atomic_write, in_background, say
 
 DEMO_WORLD = "scratch/demo-world"  # where `make demo` drew it
 
 
 def make_parser():
     """Makes the parser of the command line; Keras is not loaded for it."""
-    parser = CommandLine(prog="identify.py", description=__doc__.splitlines()[0])
+    parser = CommandLine(__doc__, prog="identify.py", usage="%(prog)s PHOTO ... [options]")
     parser.add_argument(
-        "files", nargs="*", type=Path, metavar="PHOTO",
+        "files", nargs="*", type=any_path, metavar="PHOTO",
         help="a file of any format that Pillow reads, a folder, or a pattern of them",
     )  # fmt: skip
     parser.add_argument(
-        "--model", type=Path, help="model.keras of recognition.py (default: <output>/model.keras)"
+        "--model",
+        type=any_path,
+        help="model.keras of recognition.py (default: <output>/model.keras)",
     )
     parser.add_argument(
-        "--output", type=Path,
+        "--output", type=any_path,
         help="folder of the runs, where identify.png goes too (default: output, or output/demo)",
     )  # fmt: skip
     parser.add_argument(

@@ -4,6 +4,11 @@ python metrics.py recognition recognition_submission.csv recognition_solution_v2
 python metrics.py retrieval retrieval_submission.csv retrieval_solution_v2.1.csv
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from data.submissions import (
     MAX_RETRIEVED,
     read_recognition_solution,

@@ -6,12 +6,10 @@ running any code that is in them.
 
 import hashlib
 import json
-import math
 import re
 import tempfile
 import zipfile
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import h5py
@@ -20,19 +18,18 @@ import numpy as np
 from data.arrays import require_true_sizes
 from data.landmarks import ClassTable
 from network import backbones
+from network.loading import loading_keras, muted_stderr
 from recipes import Recipe
-from utils import ExpectedError, atomic_write, loading_keras, muted_stderr
+from utils import ExpectedError, atomic_write
 
 with loading_keras():
     import keras
 
-    from network import layers
+    from network import heads
     from network.devices import list_gpus, precision_here
     from network.optimizers import build_optimizer
 
 to_numpy = keras.ops.convert_to_numpy  # of a variable, on every backend
-DESCRIPTOR, LOGITS = "descriptor", "logits"  # the layers that give them
-HEAD_LAYERS = ("pooling", "neck", "neck_norm", DESCRIPTOR, LOGITS)
 LANDMARKS_MEMBER = "landmarks.json"  # our page in the .keras file, which is a zip archive
 POOLING = (keras.layers.GlobalMaxPooling2D, keras.layers.GlobalAveragePooling2D)
 
@@ -99,7 +96,7 @@ def build_pooled(recipe, weights=None):
     features = backbones.build(recipe.network.backbone, images, weights)
     if weights == "none":
         start_blocks_as_identity(keras.Model(images, features))
-    return keras.Model(images, _pool(recipe.network, features), name="pooled")
+    return keras.Model(images, heads.pool(recipe.network, features), name="pooled")
 
 
 def build_views(pooled, mirrored_too):
@@ -154,50 +151,9 @@ def join_head(pooled, head, recipe):
 
 def _put_head_on(inputs, pooled, recipe, num_classes):
     """Builds a network from its inputs and the vectors that follow from them: neck and head."""
-    descriptors = _add_neck(recipe.network, pooled)
-    outputs = _build_last_layer(recipe.loss, num_classes)(descriptors)
+    outputs = heads.add_head(recipe, pooled, num_classes)
     name = re.sub(r"\W+", "_", recipe.network.backbone)
     return keras.Model(inputs, outputs, name=name)
-
-
-def _pool(network, features):
-    """Pools the features; without a neck that is the descriptor."""
-    name = "pooling" if network.neck else DESCRIPTOR
-    if network.pooling != "token" and len(features.shape) == 3:
-        features = _lay_out(features, backbones.count_prefix_tokens(network.backbone))
-    pooling = {
-        "max": partial(keras.layers.GlobalMaxPooling2D, name=name),
-        "average": partial(keras.layers.GlobalAveragePooling2D, name=name),
-        "gem": partial(layers.GeM, network.gem_p, network.gem_learnt, name=name),
-        "token": partial(layers.ClassToken, name=name),
-    }[network.pooling]
-    return pooling()(features)
-
-
-def _lay_out(tokens, num_prefix_tokens):
-    """Gives the patches of a vision transformer as a map: (batch, rows, rows, channels)."""
-    rows = math.isqrt(tokens.shape[1] - num_prefix_tokens)
-    shape = (-1, rows, rows, tokens.shape[2])
-    return keras.ops.reshape(tokens[:, num_prefix_tokens:], shape)
-
-
-def _add_neck(network, pooled):
-    """Puts the neck behind the pooling where there is one; gives the descriptor."""
-    if not network.neck:
-        return pooled
-    values = keras.layers.Dense(network.neck, use_bias=False, name="neck")(pooled)
-    values = keras.layers.BatchNormalization(name="neck_norm")(values)
-    return layers.UnitLength(name=DESCRIPTOR)(values)
-
-
-def _build_last_layer(loss, num_classes):
-    """Gives the last layer: descriptors -> logits or cosines, float32."""
-    if loss.loss != "softmax":
-        return layers.CosineHead(num_classes, loss.sub_centers, name=LOGITS)
-    # float32 under mixed precision too: 55k logits in float16 would round the softmax away.
-    # The maxima of 2048 channels are large: small first weights keep the first loss at ln(classes).
-    small = keras.initializers.RandomNormal(stddev=0.01)
-    return keras.layers.Dense(num_classes, kernel_initializer=small, dtype="float32", name=LOGITS)
 
 
 def shorten_batch_norm_memory(network, num_steps):
@@ -232,31 +188,14 @@ def compile_network(network, recipe, class_sizes):
         recipe: `Recipe`.
         class_sizes: (num_classes,) int, the train images of each landmark.
     """
-    head = [layer for layer in network.layers if layer.name in HEAD_LAYERS]
+    head = [layer for layer in network.layers if layer.name in heads.HEAD_LAYERS]
     network.compile(
         optimizer=build_optimizer(recipe.training, [v for layer in head for v in layer.variables]),
-        loss=_build_loss(recipe.loss, network, class_sizes),
+        loss=heads.build_loss(recipe.loss, network, class_sizes),
         weighted_metrics=["sparse_categorical_accuracy"],  # what fills up weighs nothing
         # XLA makes the step slower on a CPU (measured 0.62x under TensorFlow).
         jit_compile="auto" if list_gpus() or keras.backend.backend() != "tensorflow" else False,
     )
-
-
-def _build_loss(loss, network, class_sizes):
-    weights = layers.class_weights(class_sizes) if loss.class_weights else None
-    if loss.loss == "softmax" and weights is None:
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    kind = "softmax" if loss.loss in ("softmax", "cosine") else loss.loss
-    margins = layers.dynamic_margins(class_sizes) if loss.dynamic_margin else loss.margin
-    scale = scale_of(loss, len(class_sizes))
-    return layers.MarginLoss(kind, scale, margins, network.get_layer(LOGITS), weights)
-
-
-def scale_of(loss, num_classes):
-    """Gives what the network's outputs are multiplied by before the softmax."""
-    if loss.loss == "softmax":
-        return 1.0
-    return loss.scale or layers.adacos_scale(num_classes)
 
 
 def build_classifier(network, loss):
@@ -266,14 +205,8 @@ def build_classifier(network, loss):
         network: keras.Model of `build_network`.
         loss: `recipes.Loss`; its confidence is a probability or, of a cosine head, the cosine.
     """
-    outputs = network.output
-    if loss.loss != "softmax":
-        if loss.confidence == "cosine":
-            return keras.Model(network.input, outputs, name=network.name)
-        scale = scale_of(loss, outputs.shape[-1])
-        outputs = keras.layers.Rescaling(scale, dtype="float32", name="scale")(outputs)
-    softmax = keras.layers.Activation("softmax", dtype="float32", name="probabilities")
-    return keras.Model(network.input, softmax(outputs), name=network.name)
+    confidences = heads.add_confidences(loss, network.output)
+    return keras.Model(network.input, confidences, name=network.name)
 
 
 def build_with_descriptor(classifier):
@@ -320,7 +253,7 @@ def build_predictor(classifier, flipped_too=False):
 
 def find_descriptor(classifier):
     """Finds the layer that describes by its name, or by its type in the model of 2019; or None."""
-    named = [layer for layer in classifier.layers if layer.name == DESCRIPTOR]
+    named = [layer for layer in classifier.layers if layer.name == heads.DESCRIPTOR]
     pooling = [layer for layer in classifier.layers if isinstance(layer, POOLING)]
     return (named or pooling or [None])[-1]
 

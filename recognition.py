@@ -8,7 +8,10 @@
 Run the same command again and it continues where it stopped.
 """
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from data.landmarks import read_categories, read_image_ids, read_labels, write_categories
 from data.sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV
@@ -18,6 +21,7 @@ from data.submissions import (
     write_recognition_submission,
 )
 from metrics import format_scores, score_recognition
+from network.loading import require_backend
 from recipes import ACTS_BESIDE, HUB, RECIPES, Data, Loss, Network, Recipe, Training
 from report import recognised
 from report.threshold import calibrate, save_calibration
@@ -27,8 +31,10 @@ from runs.command_line import (
     add_session_options,
     add_settings,
     addresses,
+    any_path,
     number,
     parse_session,
+    require_model,
     run_command_line,
     session_settings,
     setting_flag,
@@ -44,15 +50,19 @@ from runs.session import (
 )
 from utils import ExpectedError, say
 
+LONG_RUN_BYTES = 10e9  # to fetch: what takes so long is told before it begins
+
 
 def make_parser():
     """Makes the parser of the command line; Keras is not loaded for it."""
-    parser = CommandLine(prog="recognition.py", description=__doc__.splitlines()[0])
+    parser = CommandLine(
+        __doc__, prog="recognition.py", usage="%(prog)s [all | train | predict] [options]"
+    )
     parser.add_argument(
         "step", nargs="?", choices=("all", "train", "predict"), default="all", help="what to do"
     )
     add_session_options(parser)
-    recipe = parser.add_argument_group("recipe")
+    recipe = parser.add_further_group("recipe")
     recipe.add_argument(
         "--recipe", choices=RECIPES, default="2019", help="what the settings below are by default"
     )
@@ -68,10 +78,10 @@ def make_parser():
         help="validate after every N mini-epochs, and after the last",
     )  # fmt: skip
     training.add_argument("--fresh", action="store_true", help="start over instead of continuing")
-    _add_machine_options(parser.add_argument_group("several machines, see docs/machines.md"))
+    _add_machine_options(parser.add_further_group("several machines, see docs/machines.md"))
     prediction = parser.add_argument_group("prediction")
     prediction.add_argument(
-        "--model", type=Path, help="model to predict with (default: <output>/model.keras)"
+        "--model", type=any_path, help="model to predict with (default: <output>/model.keras)"
     )
     prediction.add_argument(
         "--flipped-too", action="store_true",
@@ -144,6 +154,9 @@ def _check_machines(parser, args):
 def main(argv=None):
     """Trains, predicts and scores, as the module's docstring shows."""
     args = parse_arguments(argv)
+    require_backend()
+    if args.step == "predict":
+        require_model(args)
     settings = session_settings(args)
     if args.machine:  # its folder may be that of the first machine
         settings["output"] /= f"machine-{args.machine}"
@@ -166,16 +179,18 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         fresh: forget the checkpoint first.
         place: (addresses of the machines that train together or None, number of this one).
     """
-    import model
-    from cluster import machines
-    from network import backbones  # loads Keras, which is deferred until the arguments are valid
-    from training import checkpoints, frozen, loop
-
     source, data = session.source, recipe.data
-    # Before 450 MB of train.csv are fetched for them.
-    backbones.check(recipe.network.backbone, data.image_size, recipe.network.weights)
     shards = source.select_shards("train", *data.train_shards, "train_shards")
     held_out = source.select_shards("train", *valid_shards, "valid_shards")
+    announce(source, shards, recipe)
+
+    import model
+    from cluster import machines
+    from network import backbones  # loads Keras, which is deferred until the source has answered
+    from training import checkpoints, frozen, loop
+
+    # Before 450 MB of train.csv are fetched for them.
+    backbones.check(recipe.network.backbone, data.image_size, recipe.network.weights)
     class_table, labels = read_labels(source, data.labels, data.min_images)
     say(f"{source}: {len(labels):,} train images of {len(class_table):,} landmarks")
     if len(class_table) < 2:
@@ -199,6 +214,21 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
     print(path)
 
 
+def announce(source, shards, recipe):
+    """Says what a long run is about to fetch, before it begins."""
+    size_bytes = len(shards) * source.size_of(shards[0])
+    if not source.place_of(shards[0]).takes_scratch(shards[0]) or size_bytes < LONG_RUN_BYTES:
+        return
+    times = (
+        "once" if recipe.network.frozen_backbone else f"in each of {recipe.training.epochs} epochs"
+    )
+    say(
+        f"{source}: {len(shards)} train shards, about {size_bytes / 1e9:.0f} GB, are fetched "
+        f"{times}, two at a time, into {source.scratch}; {size_bytes / 20e6 / 3600:.1f} h at 20 "
+        "MB/s; Ctrl-C stops cleanly, and the same command continues"
+    )
+
+
 def predict(session, model_path, batch_size, flipped_too):
     """Names the landmark of every test image; writes and scores recognition_submission.csv.
 
@@ -210,12 +240,12 @@ def predict(session, model_path, batch_size, flipped_too):
         batch_size: images in a step.
         flipped_too: average with the mirrored image.
     """
+    source = session.source
+    test_ids = read_image_ids(source.fetch(TEST_CSV))  # a wrong source is told before Keras loads
     from descriptors import describe
 
-    source = session.source
     settings = describe.Settings(model_path or session.find(MODEL), batch_size, flipped_too)
     describer = describe.Describer(settings, source)
-    test_ids = read_image_ids(source.fetch(TEST_CSV))
     found = describe.describe_split(session, describer, "test", test_ids, QUERIES)
     path = session.path(RECOGNITION_SUBMISSION)
     write_recognition_submission(

@@ -12,10 +12,13 @@ is the same.
 import contextlib
 import dataclasses
 import io
+import sys
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from cluster.dask_workers import describe_and_search
 from data.landmarks import read_image_ids, read_landmark_names
@@ -27,6 +30,7 @@ from data.submissions import (
     write_retrieval_submission,
 )
 from metrics import format_scores, score_retrieval
+from network.loading import require_backend
 from report import retrieved
 from report.neighbors import choose_rows, draw_neighbors
 from report.write import write_report
@@ -35,9 +39,12 @@ from runs.command_line import (
     add_describe_options,
     add_part_options,
     add_session_options,
+    any_path,
     check_part,
+    find_part_files,
     number,
     parse_session,
+    require_model,
     require_queries,
     run_command_line,
     session_settings,
@@ -60,12 +67,14 @@ MAX_SUMMED = 1000  # descriptors in the sum of an expansion
 
 def make_parser():
     """Makes the parser of the command line; Keras and faiss are not loaded for it."""
-    parser = CommandLine(prog="retrieval.py", description=__doc__.splitlines()[0])
+    parser = CommandLine(
+        __doc__, prog="retrieval.py", usage="%(prog)s [all | merge [FILE ...]] [options]"
+    )
     parser.add_argument(
         "step", nargs="?", choices=("all", "merge"), default="all",
         help="search the parts and merge them, or merge part files alone",
     )  # fmt: skip
-    parser.add_argument("files", nargs="*", type=Path, help="part files to merge")
+    parser.add_argument("files", nargs="*", type=any_path, help="part files to merge")
     add_session_options(parser)
     add_describe_options(parser.add_argument_group("descriptors"), "float32")
     _add_search_options(parser.add_argument_group("search"))
@@ -130,13 +139,16 @@ def main(argv=None):
     """Searches parts of the index and merges them, as the module's docstring shows."""
     args = parse_arguments(argv)
     name = "retrieval" if args.part is None else f"part-{args.part}"
+    if args.step == "merge":  # what is missing is told before a world is drawn
+        files = find_part_files(args, part_name("*", args.parts))
+    else:
+        require_backend()
+        require_model(args)
+        require_queries(args)
     with open_session(name, **session_settings(args)) as session:
-        if args.step == "merge":
-            files = args.files or session.find_parts(part_name("*", args.parts))
-        elif args.scheduler:
-            files = search_on_workers(session, args)
-        else:
-            files = search_parts(session, args)
+        if args.step != "merge":
+            search = search_on_workers if args.scheduler else search_parts
+            files = search(session, args)
         if args.part is None:
             merge(session, files, args.rerank_divisor, args.rerank)
 
@@ -150,13 +162,12 @@ def search_parts(session, args):
     Returns:
         list of the part files.
     """
-    require_queries(args)
     require_package("faiss", "faiss-cpu")  # before hours are spent on descriptors
-    from search import parts  # it loads Keras and faiss: deferred until the arguments are valid
+    session.source.select_shards("index")  # told before Keras is loaded, if missing
+    from search import parts  # it loads Keras and faiss
 
     describer = _make_describer(session, args)
-    session.take_up(REPORT_FACTS)  # the merge mounts the parts alone
-    session.source.select_shards("index")  # told before the test images are described, if missing
+    session.copy_earlier(REPORT_FACTS)  # the merge mounts the parts alone
     index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
     queries = parts.find_queries(session, describer, args.queries, args.normalise)
     wanted = _plan_search(session, describer, args, queries)

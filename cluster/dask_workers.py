@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.sources import Source, share_of
+from runs.folders import scratch_folder
 from runs.session import Session
-from utils import ExpectedError, Stop, StoppedError, say, scratch_folder
+from utils import ExpectedError, Stop, StoppedError, say
 
 NUM_RETRIES = 3  # of a job whose worker died
 PATIENCE_S = 30  # for a scheduler to answer
@@ -200,8 +201,10 @@ def _require_project(client):
 
     A worker that cannot load a job ends, and the script would wait for others without end.
     """
-    found = client.run(importlib.util.find_spec, __name__)
-    found["the scheduler"] = client.run_on_scheduler(importlib.util.find_spec, __name__)
+    found = client.run(importlib.util.find_spec, __name__.partition(".")[0])
+    found["the scheduler"] = client.run_on_scheduler(
+        importlib.util.find_spec, __name__.partition(".")[0]
+    )
     for place, spec in found.items():
         if spec is None:
             raise ExpectedError(

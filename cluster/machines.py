@@ -19,7 +19,8 @@ import time
 import numpy as np
 
 from generators import Batch, ShardEnd
-from utils import ExpectedError, StoppedError, say, stdout_to_stderr
+from network.loading import stdout_to_stderr
+from utils import ExpectedError, StoppedError, say
 
 PATIENCE_S = 300  # for the other machines at the start
 LOST_AFTER_S = 60  # without a sign of life; JAX then ends the others
@@ -144,7 +145,9 @@ class Machines(OneMachine):
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
                 if time.monotonic() > deadline:
-                    raise LostError(f"{self.name(number)} is gone or does not answer", self.count) from error
+                    raise LostError(
+                        f"{self.name(number)} is gone or does not answer", self.count
+                    ) from error
                 continue
             said = json.loads(said)
             if said.get("failed"):

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from network.loading import loading_keras
 from recipes import BACKBONES, HUB
-from utils import ExpectedError, file_md5, loading_keras, say
+from utils import ExpectedError, file_md5, say
 
 with loading_keras():
     import keras

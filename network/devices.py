@@ -9,7 +9,8 @@ from itertools import chain
 
 import numpy as np
 
-from utils import ExpectedError, loading_keras, muted_stderr, say
+from network.loading import loading_keras, muted_stderr
+from utils import ExpectedError, say
 
 with loading_keras():
     import keras

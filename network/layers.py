@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from utils import loading_keras
+from network.loading import loading_keras
 
 with loading_keras():
     import keras

@@ -1,6 +1,6 @@
 """The optimizers of the recipes, where backbone and head may have learning rates of their own."""
 
-from utils import loading_keras
+from network.loading import loading_keras
 
 with loading_keras():
     import keras

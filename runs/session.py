@@ -14,7 +14,8 @@ from pathlib import Path
 
 from data.sources import Source
 from runs import kernel
-from utils import ExpectedError, Stop, copy_file, hold_folder, say, scratch_folder
+from runs.folders import hold_folder, scratch_folder
+from utils import ExpectedError, Stop, copy_file, say
 
 # The output folder, as written by recognition.py ...
 CHECKPOINTS = "checkpoint"  # a folder
@@ -38,6 +39,8 @@ SHRINK_PICTURE = "shrunk.png"
 # ... and by nearest.py, which names landmarks in RECOGNITION_SUBMISSION too
 NAMES = "names.npz"  # the nearest train images of every test image, and the landmark they name
 DEMO_PICTURE = "demo.png"
+DEMO_OUTPUT = Path("output/demo")  # where --demo writes and reads by default
+DEMO_WORLD = "demo-world"  # in the scratch folder
 # ... and to look at: what the runs found, and what it takes to name a photo
 REPORT = "report.html"
 REPORT_FACTS = "report.json"  # what is in it, so that the next script adds to it
@@ -156,20 +159,55 @@ class Session:
             places += (
                 f" or {kernel.FOLDER / 'input'}, where there is {', '.join(there) or 'nothing'}"
             )
+        is_demo_at_hand = name == MODEL and (DEMO_OUTPUT / MODEL).is_file()
         raise ExpectedError(
             f"{name}: not in {places}; expected it from recognition.py; run that first",
-            setting="missing_model",
+            setting="demo_model" if is_demo_at_hand else "missing_model",
         )
 
-    def take_up(self, name):
-        """Copies a file that an earlier session wrote into the output, unless there is one.
+    def find_fitting(self, name, facts, load, copied=False):
+        """Finds a file from here or from an earlier session, if it fits.
 
-        The next session mounts only the output of this one.
+        The output's own goes first, then the newest. One that is damaged is told and passed over.
+
+        Args:
+            name: of the output's files, without wildcards.
+            facts: what the file must say of itself; any value that compares.
+            load: function of a path that gives (contents, facts), or raises ExpectedError.
+            copied: copy that of an earlier session into the output, since the next session mounts
+                only the output of this one.
+
+        Returns:
+            (path, contents), or None.
         """
-        path = self.path(name)
-        for earlier in [] if path.exists() else kernel.find_inputs(name)[:1]:
-            say(f"{earlier}: copied from an earlier session")
-            copy_file(earlier, path)
+        for path in self._copies(name):
+            try:
+                contents, found = load(path)
+            except ExpectedError as error:
+                say(f"{error}: not used")
+                continue
+            if found == facts:
+                return (self._copy(path, name) if copied else path), contents
+        return None
+
+    def _copies(self, name):
+        """Yields where a file is: in the output, then in others, which it may take long to walk."""
+        if self.path(name).is_file():
+            yield self.path(name)
+        yield from kernel.find_inputs(name)
+
+    def _copy(self, path, name):
+        """Copies a file into the output, unless it is there; gives its path."""
+        own = self.path(name)
+        if path != own:
+            say(f"{path}: copied from an earlier session")
+            copy_file(path, own)
+        return own
+
+    def copy_earlier(self, name):
+        """Copies what an earlier session wrote into the output, unless there is such a file."""
+        if (path := next(self._copies(name), None)) is not None:
+            self._copy(path, name)
 
     def num_skippable(self, num_shards):
         """Gives how many of so many shards may be left out as broken."""
@@ -214,6 +252,6 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
         if is_demo:
             from demo.start import open_world  # a folder of its own: nobody else loads it
 
-            world = open_world(scratch / "demo-world", output / DEMO_PICTURE)
+            world = open_world(scratch / DEMO_WORLD, output / DEMO_PICTURE)
             source = [stack.enter_context(world)]
         yield Session(output, Source(source, folder), stop, skips_bad_shards, is_demo)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from network.devices import list_gpus
-from utils import loading_keras, say
+from network.loading import loading_keras
+from utils import say
 
 with loading_keras():
     import keras

@@ -1,4 +1,4 @@
-"""Two replicas of a network share each batch; two logical CPUs stand for two GPUs."""
+"""Several devices share each batch; two logical CPUs stand for two GPUs, eight for JAX."""
 
 import importlib.util
 import os
@@ -57,7 +57,7 @@ print("equal")
 """
 
 
-def test_two_replicas_train_and_predict_as_one_device_does():
+def test_two_devices_train_and_predict_as_one_does():
     tests = Path(__file__).resolve().parent
     code = TWO_CPUS.format(root=str(tests.parent), tests=str(tests))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -354,7 +354,8 @@ def test_a_network_opens_in_safe_mode_with_equal_outputs_and_goes_on_training(tm
 
 def test_a_file_without_this_module_is_refused_and_no_code_of_its_folder_is_run(tmp_path):
     whole_network("mse").save(tmp_path / "network.keras")
-    (tmp_path / "network/layers.py").write_text("open('ran', 'w')\n")
+    (tmp_path / "network").mkdir()
+    (tmp_path / "network" / "layers.py").write_text("open('ran', 'w')\n")
     program = "import keras; keras.models.load_model('network.keras')"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     result = subprocess.run(

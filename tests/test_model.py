@@ -299,7 +299,7 @@ def test_keras_opens_a_strong_model_once_our_layers_are_imported(tiny_backbones,
     np.save(tmp_path / "images.npy", IMAGES)
     program = (
         f"import sys; sys.path.insert(0, {os.path.dirname(model.__file__)!r})\n"
-        "import keras, layers, numpy as np\n"
+        "import keras, numpy as np, network.layers\n"
         "model = keras.models.load_model('model.keras')\n"
         "np.save('probabilities.npy', model.predict_on_batch(np.load('images.npy')))\n"
     )

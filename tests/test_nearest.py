@@ -454,7 +454,7 @@ def test_queries_of_another_run_are_refused_at_the_vote(common, resumed, capsys)
 
 
 def test_two_runs_on_one_output_are_refused(common, resumed, capsys):
-    from utils import hold_folder
+    from runs.folders import hold_folder
 
     with hold_folder(resumed, "nearest"):
         assert run("vote", *common, "--output", resumed, *PAIR) == 1

@@ -19,6 +19,7 @@ from data.landmarks import ClassTable, TrainLabels, read_train_labels
 from data.sources import TRAIN_CSV, Shard, Source
 from generators import Batch
 from model import build_predictor, load_recogniser, save_recogniser, to_numpy
+from network import heads
 from network.devices import OneDevice
 from recipes import Recipe
 from runs.command_line import explain
@@ -253,7 +254,7 @@ def test_the_backbone_stays_as_it_is_for_its_share_of_the_run(data_set, tmp_path
     loop.model.set_up_keras(STRONG.training.seed)
     untrained = loop.model.build_network(STRONG, 4, 15)
     for layer, before in zip(network.layers, untrained.layers, strict=True):
-        is_of_head = layer.name in loop.model.HEAD_LAYERS
+        is_of_head = layer.name in heads.HEAD_LAYERS
         for now, was in zip(layer.trainable_weights, before.trainable_weights, strict=True):
             is_equal = np.array_equal(to_numpy(now), to_numpy(was))
             assert is_equal != is_of_head or layer.name == "neck_norm"

@@ -16,6 +16,7 @@ from cluster.machines import ALONE
 from data.images import Augmentation
 from data.landmarks import ClassTable, TrainLabels
 from generators import Reading, ShardEnd, stream_batches, tell_problems
+from network import heads
 from network.devices import choose_devices
 from network.optimizers import set_rates, steps_taken
 from recipes import Recipe, learning_rate_at
@@ -115,7 +116,7 @@ def train(session, recipe, images, valid_every, machines=ALONE):
         require_few_problems(session, images, rows)
         is_milestone = len(rows) % valid_every < len(group) or len(rows) == len(plan)
         if is_milestone:
-            rows[-1] |= validate(devices, network, valid, model.scale_of(recipe.loss, num_classes))
+            rows[-1] |= validate(devices, network, valid, heads.scale_of(recipe.loss, num_classes))
         if machines.number == 0:
             save_checkpoint(session, network, recipe, images, rows)
             write_history(session, rows, is_milestone)
@@ -227,7 +228,7 @@ class Pace:
         is_frozen = progress < training.frozen_share or training.frozen_share == 1
         set_rates(self.network.optimizer, rate, 0.0 if is_frozen else training.backbone_rate)
         if ramp and self.recipe.loss.loss != "softmax":
-            head = self.network.get_layer(model.LOGITS)
+            head = self.network.get_layer(heads.LOGITS)
             head.margin_share.assign(min(1.0, progress / ramp))
         return rate
 
