@@ -186,10 +186,8 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
     announce(source, shards, recipe)
 
     import model
-    from network import (
-        backbones,  # these load Keras, which is deferred until the source has answered
-        devices,
-    )
+    from cluster import machines
+    from network import backbones  # loads Keras, which is deferred until the source has answered
     from training import checkpoints, frozen, loop
 
     # Before 450 MB of train.csv are fetched for them.
@@ -207,8 +205,9 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         checkpoints.forget(session)
     images = loop.TrainImages(class_table, labels, shards, held_out)
     trainer = frozen if recipe.network.frozen_backbone else loop
-    with devices.join_machines(*place):
-        network = trainer.train(session, recipe, images, valid_every)
+    with machines.join(*place) as joined:
+        together = (joined,) if place[0] else ()  # a frozen backbone needs one machine
+        network = trainer.train(session, recipe, images, valid_every, *together)
     if place[1]:  # the first machine writes
         return
     path = session.path(MODEL)
