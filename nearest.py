@@ -107,7 +107,8 @@ def parse_arguments(argv):
 def main(argv=None):
     """Searches parts of the gallery and lets them vote, as the module's docstring shows."""
     args = parse_arguments(argv)
-    if args.non_landmarks not in (None, NOBODY) and not Path(args.non_landmarks).exists():
+    others = Path(args.non_landmarks or ".")
+    if args.non_landmarks != NOBODY and not (others.is_file() or others.is_dir()):
         # Not when the command line is parsed: kernels.py does that where no data set is mounted.
         raise ExpectedError(
             f"{args.non_landmarks}: no such file; expected a CSV of ids, a folder of pictures, or "

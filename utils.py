@@ -177,7 +177,9 @@ class Stop:
             self._watched = socket.socketpair()
             self._watched[1].setblocking(False)
             self._earlier = signal.set_wakeup_fd(self._watched[1].fileno())
-            in_background(_end_at_second_ctrl_c, self._watched[0])
+            threading.Thread(
+                target=_end_at_second_ctrl_c, args=self._watched[:1], daemon=True
+            ).start()
         return self
 
     def __exit__(self, *exception):

@@ -203,6 +203,8 @@ def explain(error):
 
 def any_path(text):
     """Makes a path of an argument; `~` is the home folder in `--output=~/x` too."""
+    if not text:
+        raise argparse.ArgumentTypeError("''; expected a path")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

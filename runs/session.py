@@ -245,7 +245,7 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
             setting="own_output",
         )
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(Stop(max_hours))
+        stop = Stop(max_hours)
         stack.enter_context(hold_folder(output, name))
         folder = stack.enter_context(scratch_folder(scratch))
         is_demo = source is None
@@ -254,4 +254,5 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
 
             world = open_world(scratch / DEMO_WORLD, output / DEMO_PICTURE)
             source = [stack.enter_context(world)]
+        stack.enter_context(stop)  # from here on; Ctrl-C while a world is drawn ends that at once
         yield Session(output, Source(source, folder), stop, skips_bad_shards, is_demo)
