@@ -26,6 +26,7 @@ ENTRIES = ("recognition", "nearest", "retrieval", "shrink")  # the scripts that 
 SET_FOR_EACH = (
     "--part", "--parts", "--pixels", "--split", "--max-hours", "--output", "--help", "-h",
 )  # fmt: skip
+OF_SEVERAL_MACHINES = ("--machine", "--machines", "--scheduler")
 REPORT = "kernel.json"  # what a kernel leaves beside its results, to know it by
 CHAIN_FILE = "chain.json"  # in the folder of built kernels: the table below, as it was built
 
@@ -201,6 +202,8 @@ def write_kernels(folder, kernels, options):
         kernels: dict, name -> `Kernel`.
         options: `Options`.
     """
+    with contextlib.suppress(OSError):  # written last: half a build is none
+        Path(folder, CHAIN_FILE).unlink()
     packed = {}  # entry -> (archive, version)
     for entry in sorted({kernel.entry for kernel in kernels.values()}):
         modules = find_modules(entry, "--demo" in options.extra_arguments[entry])
@@ -288,9 +291,11 @@ def parse_arguments(entry, text):
             f"{text!r}: {error}; expected arguments as in a shell", setting
         ) from error
     for word in arguments:
-        if word.partition("=")[0] in SET_FOR_EACH or word in ("merge", "vote"):
+        flag = word.partition("=")[0]
+        if flag in (*SET_FOR_EACH, *OF_SEVERAL_MACHINES) or word in ("merge", "vote"):
+            why = "needs other machines" if flag in OF_SEVERAL_MACHINES else "is set"
             raise ExpectedError(
-                f"{entry}.py: {word} is set for each kernel; expected other options", setting
+                f"{entry}.py: {word} {why} for each kernel; expected other options", setting
             )
     read_settings(entry, arguments)
     return arguments
