@@ -124,7 +124,7 @@ def begin_or_continue(session, recipe, images, num_steps, build=model.build_netw
     if saved:
         _check_continues(saved[0], saved[2], recipe, images)
         _check_backbone(saved[0], saved[2], backbone)
-    network = build(recipe, len(images.class_table), num_steps, weights="none" if saved else None)
+    network = build(recipe, len(images.class_table), num_steps, "" if saved else None)
     model.compile_network(network, recipe, images.class_sizes)
     network.optimizer.build(network.trainable_variables)
     if not saved:
