@@ -355,16 +355,16 @@ def load_model(path):
             require_true_sizes(archive)
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
-            members = dict.fromkeys((LANDMARKS_MEMBER, METADATA_MEMBER, CONFIG_MEMBER), b"{}")
-            members |= {one: archive.read(one) for one in members.keys() & archive.namelist()}
-            page, metadata = map(json.loads, list(members.values())[:2])
-            writer = str(metadata.get("keras_version"))[:20]
+            config, metadata = archive.read(CONFIG_MEMBER), json.loads(archive.read(METADATA_MEMBER))
+            writer = str(metadata["keras_version"])[:20]
+            has_page = LANDMARKS_MEMBER in archive.namelist()
+            page = json.loads(archive.read(LANDMARKS_MEMBER)) if has_page else {}
     except Exception as error:  # a damaged archive can fail anywhere
         raise ExpectedError(
             f"{path}: {_reason(error)}; expected {WHOLE}; take another copy, or train again"
         ) from error
     _check_page(path, page)
-    if b'"keras_hub' in members[CONFIG_MEMBER]:
+    if b'"keras_hub' in config:
         _require_hub(path)
     recipe = _read_recipe(path, page)
     with _explained(path, writer):
