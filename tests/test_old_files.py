@@ -11,6 +11,7 @@ from tiny_network import in_place_of_backbones
 import model
 from data.arrays import load_arrays
 from descriptors.descriptions import load_queries
+from model import load_recogniser
 from recipes import Recipe
 from runs.session import features_name
 from search.merging import load_parts
@@ -34,7 +35,7 @@ def tiny_where_it_was(request):
 @pytest.mark.parametrize("name", [*RUNS, "mobilenet"])
 def test_an_old_model_opens_and_says_what_it_said(name):
     path = DATA / name / "model.keras" if name in RUNS else DATA / f"{name}.keras"
-    recogniser = model.load_recogniser(path)
+    recogniser = load_recogniser(path)
     predictor = model.build_predictor(recogniser.classifier)
     _, confidences, descriptors = predictor.predict_on_batch(EXPECTED["images"])
     np.testing.assert_allclose(confidences, EXPECTED[f"{name}_confidences"], rtol=1e-4)
@@ -75,7 +76,7 @@ def test_an_old_run_on_a_frozen_backbone_goes_on_from_its_checkpoint_and_vectors
 
     head, rows = begin_or_continue(session, recipe, images, 10, build, page["backbone"])
     assert len(rows) == 3
-    trained = model.load_recogniser(DATA / "frozen" / "model.keras").classifier
+    trained = load_recogniser(DATA / "frozen" / "model.keras").classifier
     for layer in head.layers[1:]:
         for ours, theirs in zip(layer.weights, trained.get_layer(layer.name).weights, strict=True):
             np.testing.assert_array_equal(model.to_numpy(ours), model.to_numpy(theirs))
