@@ -355,7 +355,10 @@ def load_model(path):
             require_true_sizes(archive)
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
-            config, metadata = archive.read(CONFIG_MEMBER), json.loads(archive.read(METADATA_MEMBER))
+            config, metadata = (
+                archive.read(CONFIG_MEMBER),
+                json.loads(archive.read(METADATA_MEMBER)),
+            )
             writer = str(metadata["keras_version"])[:20]
             has_page = LANDMARKS_MEMBER in archive.namelist()
             page = json.loads(archive.read(LANDMARKS_MEMBER)) if has_page else {}
