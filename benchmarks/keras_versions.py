@@ -203,7 +203,7 @@ def main(environments):
                 for name, value in found.items():
                     print(f"{named[writer]} -> {named[reader]}: {name}: {value}", file=sys.stderr)
                 wrong = [one for one, v in found.items() if isinstance(v, str) or v > TOLERANCE]
-                worst = "not " + ", ".join(wrong) if wrong else f"{max(found.values()):.0e}"
+                worst = "not " + ", ".join(wrong) if wrong else f"{max(found.values()):.1g}"
                 cells.append(f"{len(found) - len(wrong)} of {len(found)}: {worst}")
             rows.append([named[writer], *cells])
         print_table(["written by, read by", *named.values()], rows)

@@ -155,10 +155,10 @@ def _restore(path, network, arrays, page):
     for number, (theirs, ours) in enumerate(zip_longest(found, wanted)):
         if theirs != ours:
             theirs, ours = (f"{one[0]} {one[1]}" if one else "none" for one in (theirs, ours))
-            here, writer = model.keras.__version__, page.get("keras", "another version")
+            here, writer = model.keras.__version__, page.get("keras", "3")
             raise ExpectedError(
                 f"{path}: its weight {number} is {theirs}; expected {ours}, as Keras {here} has "
-                f"it; continue with the version that wrote it (Keras {writer})",
+                f"it; continue with Keras {writer}, the version that wrote it",
                 setting="fresh",
             )
     for variable, array in zip(variables, arrays, strict=True):
