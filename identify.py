@@ -11,10 +11,14 @@ Nothing is fetched, unless --source names where those pictures are.
 
 import contextlib
 import json
+import sys
 from pathlib import Path
 
-from data.images import BadImageError, make_thumbnail
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
+from data.images import PHOTO_FORMATS, BadImageError, make_thumbnail
 from data.sources import Source
+from network.loading import require_backend
 from report.neighbors import read_thumbnail
 from report.photo_nearest import load_gallery
 from report.photos import (
@@ -28,25 +32,42 @@ from report.photos import (
     register_heic,
 )
 from runs import kernel
-from runs.command_line import CommandLine, number, parse_with_files, run_command_line
-from runs.session import DEMO_PHOTOS, IDENTIFIED_PICTURE, MODEL, Session, mute_warnings
-from utils import ExpectedError, atomic_write, in_background, say, scratch_folder
+from runs.command_line import (
+    CommandLine,
+    any_path,
+    number,
+    parse_with_files,
+    require_model,
+    run_command_line,
+)
+from runs.folders import scratch_folder
+from runs.session import (
+    DEMO_OUTPUT,
+    DEMO_PHOTOS,
+    DEMO_WORLD,
+    IDENTIFIED_PICTURE,
+    Session,
+    mute_warnings,
+)
+from utils import ExpectedError, atomic_write, in_background, say
 
-DEMO_WORLD = "scratch/demo-world"  # where `make demo` drew it
+WORLD = f"scratch/{DEMO_WORLD}"  # where `make demo` drew it
 
 
 def make_parser():
     """Makes the parser of the command line; Keras is not loaded for it."""
-    parser = CommandLine(prog="identify.py", description=__doc__.splitlines()[0])
+    parser = CommandLine(__doc__, prog="identify.py", usage="%(prog)s PHOTO ... [options]")
     parser.add_argument(
-        "files", nargs="*", type=Path, metavar="PHOTO",
-        help="a file of any format that Pillow reads, a folder, or a pattern of them",
+        "files", nargs="*", type=any_path, metavar="PHOTO",
+        help="a JPEG, PNG, TIFF, HEIC ..., a folder, or a pattern of them",
     )  # fmt: skip
     parser.add_argument(
-        "--model", type=Path, help="model.keras of recognition.py (default: <output>/model.keras)"
+        "--model",
+        type=any_path,
+        help="model.keras of recognition.py (default: <output>/model.keras)",
     )
     parser.add_argument(
-        "--output", type=Path,
+        "--output", type=any_path,
         help="folder of the runs, where identify.png goes too (default: output, or output/demo)",
     )  # fmt: skip
     parser.add_argument(
@@ -71,22 +92,39 @@ def parse_arguments(argv):
     if not args.files and not args.demo:
         parser.error("no photo given; expected PHOTO ..., or --demo")
     if args.output is None:
-        args.output = kernel.FOLDER / "working" if kernel.is_kernel() else Path("output")
-        args.output /= "demo" if args.demo else ""
+        home = kernel.FOLDER / "working" if kernel.is_kernel() else Path("output")
+        args.output = DEMO_OUTPUT if args.demo and not kernel.is_kernel() else home
     return args
 
 
 def main(argv=None):
     """Names the landmarks, as the module's docstring shows."""
     args = parse_arguments(argv)
-    with open_output(args) as session:
-        photos = find_photos(args.files) if args.files else write_demo_photos(session)
-        num_failed = identify(session, args.model or session.find(MODEL), photos, args)
-    if num_failed:
+    require_backend()
+    model_path = require_model(args)
+    register_heic()
+    photos = find_photos(args.files) if args.files else None
+    # What is wrong with a photo is told before a network is loaded for it.
+    readable = photos and [path for path in photos if is_readable(path)]
+    if readable != []:
+        with open_output(args) as session:
+            photos = photos or write_demo_photos(session)
+            readable = identify(session, model_path, readable or photos, args)
+    if num_failed := len(photos) - len(readable):
         raise ExpectedError(
-            f"{num_failed} of {len(photos)} photos could not be read; expected pictures of a "
-            "format that Pillow reads; see the lines above"
+            f"{num_failed} of {len(photos)} photos could not be read; expected pictures, e.g. "
+            "JPEG, PNG, TIFF or HEIC; see the lines above"
         )
+
+
+def is_readable(path):
+    """Tells whether a photo can be read, as far as its beginning tells; says why not."""
+    try:
+        read_photo(path)
+    except BadImageError as error:
+        say(f"{printable(path)}: {explain_unreadable(error)}")
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -98,7 +136,7 @@ def open_output(args):
         if args.demo:
             from demo.world import build_world  # a folder of its own: nobody else loads it
 
-            location = build_world(args.output / DEMO_WORLD)
+            location = build_world(args.output / WORLD)
         source = Source(location, scratch) if location else None
         yield Session(args.output, source, stop=None)
 
@@ -107,7 +145,7 @@ def write_demo_photos(session):
     """Gives some test pictures of the demo's world as files."""
     from demo.photos import write_photos
 
-    return write_photos(session.path(DEMO_WORLD), session.path(DEMO_PHOTOS))
+    return write_photos(session.path(WORLD), session.path(DEMO_PHOTOS))
 
 
 def identify(session, model_path, photos, args):
@@ -120,28 +158,27 @@ def identify(session, model_path, photos, args):
         args: the command line.
 
     Returns:
-        The number of photos that could not be read.
+        list of the paths that were named; the others could not be decoded.
     """
-    register_heic()
     gallery = in_background(load_gallery, session, args.nearest)  # while Keras loads
     from report import photo_answer  # loads Keras: deferred until the arguments are valid
 
     namer = photo_answer.Namer(session, model_path, gallery.result())
-    rows, num_failed = [], 0
+    rows, named = [], []
     for path in photos:
         try:
             data = read_photo(path)
             answer = namer.name(path, data)
         except BadImageError as error:
-            say(f"{printable(path)}: {explain_unreadable(path, error)}")
-            num_failed += 1
+            say(f"{printable(path)}: {explain_unreadable(error)}")
             continue
+        named.append(path)
         print(json.dumps(answer.as_page()) if args.json else answer.as_text(), flush=True)
         if len(rows) < MAX_DRAWN:
-            rows.append((answer, make_thumbnail(data, THUMBNAIL, formats=None)))
+            rows.append((answer, make_thumbnail(data, THUMBNAIL, formats=PHOTO_FORMATS)))
     if rows:
         draw(session, rows, say if args.json else print)
-    return num_failed
+    return named
 
 
 def draw(session, rows, tell):
@@ -154,9 +191,13 @@ def draw(session, rows, tell):
     """
     path = session.path(IDENTIFIED_PICTURE)
     with_near = [(answer, photo, read_nearest(session, answer)) for answer, photo in rows]
-    with atomic_write(path) as temporary:
-        draw_answers(with_near).savefig(temporary, dpi=110)
-    tell(path)
+    try:
+        with atomic_write(path) as temporary:
+            draw_answers(with_near).savefig(temporary, dpi=110)
+    except Exception as error:  # whatever is wrong with the picture, the answers are told
+        say(f"{path}: not drawn: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
+    else:
+        tell(path)
 
 
 def read_nearest(session, answer):

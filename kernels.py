@@ -20,6 +20,8 @@ import re
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from on_kaggle.chain import Chain
 from on_kaggle.packing import ENTRIES, Options, parse_arguments, read_settings, write_kernels
 from on_kaggle.plan import (
@@ -34,29 +36,36 @@ from on_kaggle.results import CHALLENGES, collect, find_submitters, submit
 from on_kaggle.states import print_status, read_built
 from recipes import RECIPES
 from runs.command_line import CommandLine, number, run_command_line
+from runs.folders import hold_folder
 from utils import ExpectedError
 
 BUILD_OPTIONS = (
     "recipe", "recognition_args", "nearest_args", "retrieval_args", "shrink_args", "shrink",
     "shrink_kernels", "dataset", "no_internet", "tpu",
 )  # fmt: skip
+WORD = "[A-Za-z0-9_-]+"  # on Kaggle
 NAMES = (*KERNELS, *GALLERY, "vote")  # and shrink-0 and so on
 
 
-def one_of(names, pattern="(?!)"):
-    """Makes an argument type that takes these names, and what matches a pattern."""
+def matching(pattern, expected):
+    """Makes an argument type that takes what matches a pattern; `expected` says what that is."""
 
     def parse(text):
-        if text not in names and not re.fullmatch(pattern, text):
-            raise argparse.ArgumentTypeError(f"{text!r}; expected one of {', '.join(names)}")
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
         return text
 
     return parse
 
 
+def one_of(names, others="(?!)"):
+    """Makes an argument type that takes these names, and what matches a pattern."""
+    return matching("|".join((*names, others)), f"one of {', '.join(names)}")
+
+
 def make_parser():
     """Makes the parser of the command line."""
-    parser = CommandLine(prog="kernels.py", description=__doc__.splitlines()[0])
+    parser = CommandLine(__doc__, prog="kernels.py")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     help_of = {
         "build": "write a folder for each kernel",
@@ -95,7 +104,10 @@ def make_parser():
 
 
 def _add_build_options(command, is_required):
-    command.add_argument("--user", required=is_required, metavar="NAME", help="owner on Kaggle")
+    command.add_argument(
+        "--user", required=is_required, metavar="NAME", help="owner on Kaggle",
+        type=matching(WORD, "a name on Kaggle"),
+    )  # fmt: skip
     command.add_argument(
         "--recipe", choices=RECIPES,
         help="of recognition; with strong or frozen, kernels follow in which the nearest train "
@@ -118,8 +130,9 @@ def _add_build_options(command, is_required):
         help="kernels that share that (default: as many as their outputs need)",
     )  # fmt: skip
     command.add_argument(
-        "--dataset", action="append", default=[], metavar="OWNER/SLUG", help="data set to mount"
-    )
+        "--dataset", action="append", default=[], metavar="OWNER/SLUG", help="data set to mount",
+        type=matching(f"{WORD}/{WORD}", "owner/slug, as in the address of its page"),
+    )  # fmt: skip
     command.add_argument(
         "--tpu", action="store_true", help="train on a TPU instead of two T4s, see docs/machines.md"
     )
@@ -130,14 +143,7 @@ def _add_build_options(command, is_required):
 
 
 def build(args):
-    """Checks the options of a build and writes the kernels."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", args.user):
-        raise ExpectedError(f"--user {args.user}; expected a name on Kaggle; check it")
-    for dataset in args.dataset:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+", dataset):
-            raise ExpectedError(
-                f"--dataset {dataset}; expected owner/slug, as in the address of its page; check it"
-            )
+    """Writes the kernels."""
     extra = {entry: parse_arguments(entry, getattr(args, f"{entry}_args")) for entry in ENTRIES}
     kernels = plan(args, extra)
     if args.tpu:
@@ -230,23 +236,27 @@ def check_names(names, built, folder):
 def main(argv=None):
     """Builds, pushes, shows, collects or submits, as the module's docstring shows."""
     args = parse_command_line(sys.argv[1:] if argv is None else argv)
+    names = getattr(args, "names", [])
     if args.command == "build" or (args.command == "run" and args.user):
         build(args)
-    if args.command != "build":
-        built = read_built(args.kernels)
+    if args.command == "build":
+        return
+    built = read_built(args.kernels)
     if args.command in ("push", "collect"):
-        check_names(args.names, built, args.kernels)
+        check_names(names, built, args.kernels)
     if args.command == "status":
         print_status(built)
-    if args.command == "push" and args.names:
-        Chain(built, args.any_build).push_again(args.names)
-    elif args.command in ("push", "run"):
-        Chain(built, args.any_build).advance(to_the_end=args.command == "run")
+    if args.command in ("push", "run"):
+        with hold_folder(args.kernels, "kernels"):  # two at once would push everything twice
+            chain = Chain(built, args.any_build)
+            chain.push_again(names) if names else chain.advance(to_the_end=args.command == "run")
     if args.command in ("collect", "run"):
-        names = getattr(args, "names", []) or sum(find_submitters(built).values(), [])
+        names = names or sum(find_submitters(built).values(), [])
         collect({name: built[name] for name in names}, args.output)
     if args.command == "submit" or (args.command == "run" and args.submit):
-        submit(built, args.output, getattr(args, "names", []) or list(CHALLENGES))
+        submit(
+            built, args.output, names if args.command == "submit" and names else list(CHALLENGES)
+        )
 
 
 if __name__ == "__main__":

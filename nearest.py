@@ -13,15 +13,19 @@ import contextlib
 import dataclasses
 import functools
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from cluster.dask_workers import describe_and_search
 from data.landmarks import ClassTable, read_image_ids, read_labels
 from data.sources import RECOGNITION_SOLUTION, TEST_CSV
 from data.submissions import check_recognition_submission, write_recognition_submission
 from metrics import format_scores, score_recognition
+from network.loading import require_backend
 from recipes import LABELS
 from report import recognised
 from report.write import write_report
@@ -30,8 +34,11 @@ from runs.command_line import (
     add_describe_options,
     add_part_options,
     add_session_options,
+    any_path,
     check_part,
+    find_part_files,
     parse_session,
+    require_model,
     require_queries,
     run_command_line,
     session_settings,
@@ -54,12 +61,14 @@ NAMES_OF_SCORES = {"GAP of the head": "GAP of the head", "GAP": "GAP of the vote
 
 def make_parser():
     """Makes the parser of the command line; Keras and faiss are not loaded for it."""
-    parser = CommandLine(prog="nearest.py", description=__doc__.splitlines()[0])
+    parser = CommandLine(
+        __doc__, prog="nearest.py", usage="%(prog)s [all | vote [FILE ...]] [options]"
+    )
     parser.add_argument(
         "step", nargs="?", choices=("all", "vote"), default="all",
         help="search the parts and let them vote, or let part files vote alone",
     )  # fmt: skip
-    parser.add_argument("files", nargs="*", type=Path, help="part files that vote")
+    parser.add_argument("files", nargs="*", type=any_path, help="part files that vote")
     add_session_options(parser)
     descriptors = parser.add_argument_group("descriptors")
     add_describe_options(descriptors, "float16")
@@ -98,7 +107,8 @@ def parse_arguments(argv):
 def main(argv=None):
     """Searches parts of the gallery and lets them vote, as the module's docstring shows."""
     args = parse_arguments(argv)
-    if args.non_landmarks not in (None, NOBODY) and not Path(args.non_landmarks).exists():
+    others = Path(args.non_landmarks or ".")
+    if args.non_landmarks != NOBODY and not (others.is_file() or others.is_dir()):
         # Not when the command line is parsed: kernels.py does that where no data set is mounted.
         raise ExpectedError(
             f"{args.non_landmarks}: no such file; expected a CSV of ids, a folder of pictures, or "
@@ -106,13 +116,16 @@ def main(argv=None):
             setting="non_landmarks",
         )
     name = "nearest" if args.part is None else f"gallery-part-{args.part}"
+    require_backend()
+    if args.step == "vote":  # what is missing is told before a world is drawn
+        files = find_part_files(args, gallery_part_name("*", args.parts))
+    else:
+        require_model(args)
+        require_queries(args)
     with open_session(name, **session_settings(args)) as session:
-        if args.step == "vote":
-            files = args.files or session.find_parts(gallery_part_name("*", args.parts))
-        elif args.scheduler:
-            files = search_on_workers(session, args)
-        else:
-            files = search_parts(session, args)
+        if args.step != "vote":
+            search = search_on_workers if args.scheduler else search_parts
+            files = search(session, args)
         if args.part is None:
             name_queries(session, files, args)
 
@@ -139,11 +152,10 @@ def search_parts(session, args):
 
 def prepare(session, args):
     """Gives what every part takes: `Describer`, (`ClassTable`, `TrainLabels`), the queries."""
-    require_queries(args)
     require_package("faiss", "faiss-cpu")  # before hours are spent on descriptors
-    from search import parts  # it loads Keras and faiss: deferred until the arguments are valid
+    session.source.select_shards("train")  # told before Keras is loaded, if missing
+    from search import parts  # it loads Keras and faiss
 
-    session.source.select_shards("train")  # told before the test images are described, if missing
     describer = make_describer(session, args)
     labels = args.labels or describer.recipe.data.labels
     images = read_images(session.source, labels)

@@ -8,7 +8,10 @@
 Run the same command again and it continues where it stopped.
 """
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from data.landmarks import read_categories, read_image_ids, read_labels, write_categories
 from data.sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV
@@ -18,6 +21,7 @@ from data.submissions import (
     write_recognition_submission,
 )
 from metrics import format_scores, score_recognition
+from network.loading import require_backend
 from recipes import ACTS_BESIDE, HUB, RECIPES, Data, Loss, Network, Recipe, Training
 from report import recognised
 from report.threshold import calibrate, save_calibration
@@ -27,8 +31,10 @@ from runs.command_line import (
     add_session_options,
     add_settings,
     addresses,
+    any_path,
     number,
     parse_session,
+    require_model,
     run_command_line,
     session_settings,
     setting_flag,
@@ -44,15 +50,19 @@ from runs.session import (
 )
 from utils import ExpectedError, say
 
+LONG_RUN_BYTES = 10e9  # to fetch: what takes so long is told before it begins
+
 
 def make_parser():
     """Makes the parser of the command line; Keras is not loaded for it."""
-    parser = CommandLine(prog="recognition.py", description=__doc__.splitlines()[0])
+    parser = CommandLine(
+        __doc__, prog="recognition.py", usage="%(prog)s [all | train | predict] [options]"
+    )
     parser.add_argument(
         "step", nargs="?", choices=("all", "train", "predict"), default="all", help="what to do"
     )
     add_session_options(parser)
-    recipe = parser.add_argument_group("recipe")
+    recipe = parser.add_further_group("recipe")
     recipe.add_argument(
         "--recipe", choices=RECIPES, default="2019", help="what the settings below are by default"
     )
@@ -68,10 +78,10 @@ def make_parser():
         help="validate after every N mini-epochs, and after the last",
     )  # fmt: skip
     training.add_argument("--fresh", action="store_true", help="start over instead of continuing")
-    _add_machine_options(parser.add_argument_group("several machines, see docs/machines.md"))
+    _add_machine_options(parser.add_further_group("several machines, see docs/machines.md"))
     prediction = parser.add_argument_group("prediction")
     prediction.add_argument(
-        "--model", type=Path, help="model to predict with (default: <output>/model.keras)"
+        "--model", type=any_path, help="model to predict with (default: <output>/model.keras)"
     )
     prediction.add_argument(
         "--flipped-too", action="store_true",
@@ -144,6 +154,9 @@ def _check_machines(parser, args):
 def main(argv=None):
     """Trains, predicts and scores, as the module's docstring shows."""
     args = parse_arguments(argv)
+    require_backend()
+    if args.step == "predict":
+        require_model(args)
     settings = session_settings(args)
     if args.machine:  # its folder may be that of the first machine
         settings["output"] /= f"machine-{args.machine}"
@@ -166,18 +179,19 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         fresh: forget the checkpoint first.
         place: (addresses of the machines that train together or None, number of this one).
     """
-    import model
-    from network import (
-        backbones,  # these load Keras, which is deferred until the arguments are valid
-        devices,
-    )
-    from training import checkpoints, frozen, loop
-
+    recipe, valid_shards = fit_to_source(session.source, recipe, valid_shards)
     source, data = session.source, recipe.data
-    # Before 450 MB of train.csv are fetched for them.
-    backbones.check(recipe.network.backbone, data.image_size, recipe.network.weights)
     shards = source.select_shards("train", *data.train_shards, "train_shards")
     held_out = source.select_shards("train", *valid_shards, "valid_shards")
+    announce(source, shards, recipe)
+
+    import model
+    from cluster import machines
+    from network import backbones  # loads Keras, which is deferred until the source has answered
+    from training import checkpoints, frozen, loop
+
+    # Before 450 MB of train.csv are fetched for them.
+    backbones.check(recipe.network.backbone, data.image_size, recipe.network.weights)
     class_table, labels = read_labels(source, data.labels, data.min_images)
     say(f"{source}: {len(labels):,} train images of {len(class_table):,} landmarks")
     if len(class_table) < 2:
@@ -191,13 +205,43 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         checkpoints.forget(session)
     images = loop.TrainImages(class_table, labels, shards, held_out)
     trainer = frozen if recipe.network.frozen_backbone else loop
-    with devices.join_machines(*place):
-        network = trainer.train(session, recipe, images, valid_every)
+    with machines.join(*place) as joined:
+        together = (joined,) if place[0] else ()  # a frozen backbone needs one machine
+        network = trainer.train(session, recipe, images, valid_every, *together)
     if place[1]:  # the first machine writes
         return
     path = session.path(MODEL)
     model.save_recogniser(network, path, class_table, recipe)
     print(path)
+
+
+def fit_to_source(source, recipe, valid_shards):
+    """Chooses the shards of a source that has fewer than Google Landmarks v2, unless a person did.
+
+    Returns:
+        (`Recipe`, (first, stop) of the held-out shards): all but shard 0, which is held out.
+    """
+    num_shards = source.count_shards("train")
+    is_default = recipe.data.train_shards == Data().train_shards
+    if not is_default or not 1 < num_shards < recipe.data.train_shards[1]:
+        return recipe, valid_shards
+    say(f"{source}: {num_shards} train shards; the first is held out to validate on")
+    return recipe.changed(train_shards=(1, num_shards)), (0, 1)
+
+
+def announce(source, shards, recipe):
+    """Says what a long run is about to fetch, before it begins."""
+    size_bytes = len(shards) * source.size_of(shards[0])
+    if not source.place_of(shards[0]).takes_scratch(shards[0]) or size_bytes < LONG_RUN_BYTES:
+        return
+    times = (
+        "once" if recipe.network.frozen_backbone else f"in each of {recipe.training.epochs} epochs"
+    )
+    say(
+        f"{source}: {len(shards)} train shards, about {size_bytes / 1e9:.0f} GB, are fetched "
+        f"{times}, two at a time, into {source.scratch}; {size_bytes / 20e6 / 3600:.1f} h at 20 "
+        "MB/s; Ctrl-C stops cleanly, and the same command continues"
+    )
 
 
 def predict(session, model_path, batch_size, flipped_too):
@@ -211,12 +255,12 @@ def predict(session, model_path, batch_size, flipped_too):
         batch_size: images in a step.
         flipped_too: average with the mirrored image.
     """
+    source = session.source
+    test_ids = read_image_ids(source.fetch(TEST_CSV))  # a wrong source is told before Keras loads
     from descriptors import describe
 
-    source = session.source
     settings = describe.Settings(model_path or session.find(MODEL), batch_size, flipped_too)
     describer = describe.Describer(settings, source)
-    test_ids = read_image_ids(source.fetch(TEST_CSV))
     found = describe.describe_split(session, describer, "test", test_ids, QUERIES)
     path = session.path(RECOGNITION_SUBMISSION)
     write_recognition_submission(

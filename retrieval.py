@@ -12,10 +12,13 @@ is the same.
 import contextlib
 import dataclasses
 import io
+import sys
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from cluster.dask_workers import describe_and_search
 from data.landmarks import read_image_ids, read_landmark_names
@@ -26,7 +29,8 @@ from data.submissions import (
     read_retrieval_solution,
     write_retrieval_submission,
 )
-from metrics import format_scores, score_retrieval
+from metrics import format_scores, score_retrieved
+from network.loading import require_backend
 from report import retrieved
 from report.neighbors import choose_rows, draw_neighbors
 from report.write import write_report
@@ -35,9 +39,12 @@ from runs.command_line import (
     add_describe_options,
     add_part_options,
     add_session_options,
+    any_path,
     check_part,
+    find_part_files,
     number,
     parse_session,
+    require_model,
     require_queries,
     run_command_line,
     session_settings,
@@ -51,7 +58,7 @@ from runs.session import (
     open_session,
     part_name,
 )
-from search.merging import NamedPart, load_parts, merge_parts
+from search.merging import load_parts, merge_parts
 from search.reranks import NAMED_BY, RERANKS, default_rerank
 from utils import ExpectedError, atomic_write, say
 
@@ -60,12 +67,14 @@ MAX_SUMMED = 1000  # descriptors in the sum of an expansion
 
 def make_parser():
     """Makes the parser of the command line; Keras and faiss are not loaded for it."""
-    parser = CommandLine(prog="retrieval.py", description=__doc__.splitlines()[0])
+    parser = CommandLine(
+        __doc__, prog="retrieval.py", usage="%(prog)s [all | merge [FILE ...]] [options]"
+    )
     parser.add_argument(
         "step", nargs="?", choices=("all", "merge"), default="all",
         help="search the parts and merge them, or merge part files alone",
     )  # fmt: skip
-    parser.add_argument("files", nargs="*", type=Path, help="part files to merge")
+    parser.add_argument("files", nargs="*", type=any_path, help="part files to merge")
     add_session_options(parser)
     add_describe_options(parser.add_argument_group("descriptors"), "float32")
     _add_search_options(parser.add_argument_group("search"))
@@ -115,7 +124,7 @@ def parse_arguments(argv):
     if args.top > MAX_RETRIEVED:
         parser.error(f"argument --top: {args.top}; expected at most {MAX_RETRIEVED}")
     of_unit_length = {
-        "--rerank": args.rerank in ("confidence", "soft"),
+        "--rerank": args.rerank and RERANKS[args.rerank].columns,
         "--names": args.names in ("gallery", "both"),
         "--expand-queries": args.expand_queries,
         "--augment-index": args.augment_index,
@@ -130,13 +139,16 @@ def main(argv=None):
     """Searches parts of the index and merges them, as the module's docstring shows."""
     args = parse_arguments(argv)
     name = "retrieval" if args.part is None else f"part-{args.part}"
+    if args.step == "merge":  # what is missing is told before a world is drawn
+        files = find_part_files(args, part_name("*", args.parts))
+    else:
+        require_backend()
+        require_model(args)
+        require_queries(args)
     with open_session(name, **session_settings(args)) as session:
-        if args.step == "merge":
-            files = args.files or session.find_parts(part_name("*", args.parts))
-        elif args.scheduler:
-            files = search_on_workers(session, args)
-        else:
-            files = search_parts(session, args)
+        if args.step != "merge":
+            search = search_on_workers if args.scheduler else search_parts
+            files = search(session, args)
         if args.part is None:
             merge(session, files, args.rerank_divisor, args.rerank)
 
@@ -150,13 +162,12 @@ def search_parts(session, args):
     Returns:
         list of the part files.
     """
-    require_queries(args)
     require_package("faiss", "faiss-cpu")  # before hours are spent on descriptors
-    from search import parts  # it loads Keras and faiss: deferred until the arguments are valid
+    session.source.select_shards("index")  # told before Keras is loaded, if missing
+    from search import parts  # it loads Keras and faiss
 
     describer = _make_describer(session, args)
     session.copy_earlier(REPORT_FACTS)  # the merge mounts the parts alone
-    session.source.select_shards("index")  # told before the test images are described, if missing
     index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
     queries = parts.find_queries(session, describer, args.queries, args.normalise)
     wanted = _plan_search(session, describer, args, queries)
@@ -225,7 +236,7 @@ def _plan_search(session, describer, args, queries):
     from search import naming, on_gpu, parts
 
     default = default_rerank(describer.recipe) if args.normalise else "divide"
-    has_all_reranks = not {default, args.rerank}.isdisjoint(("confidence", "soft"))
+    has_all_reranks = any(RERANKS[name].columns for name in {default, args.rerank or default})
     namer = naming.Namer()
     if has_all_reranks or args.names:
         namer = naming.find_namer(
@@ -266,7 +277,7 @@ def merge(session, files, divisor, rerank=None):
     """
     parts, fingerprint = load_parts(files)
     rerank, num_nearest = rerank or fingerprint.get("rerank", "divide"), fingerprint["top"]
-    if rerank in ("confidence", "soft") and not isinstance(parts[0], NamedPart):
+    if not RERANKS[rerank].columns.keys() <= parts[0].more.keys():
         raise ExpectedError(
             f"{files[0]}: it has no candidates of the rerank {rerank}; expected those of all "
             "reranks",
@@ -284,11 +295,12 @@ def merge(session, files, divisor, rerank=None):
     _write_ranking(path, test_ids, ranking)
     left_out = _tell_left_out(session, path, parts, test_ids)
     print(path)
-    plain, is_reranked = None, rerank != "none" and (rerank != "divide" or divisor > 1)
+    rankings = {"mAP@100": ranking}
+    is_reranked = rerank != "none" and (rerank != "divide" or divisor > 1)
     if is_reranked and session.source.exists(RETRIEVAL_SOLUTION):
-        plain = session.source.scratch / "without_rerank.csv"
-        _write_ranking(plain, test_ids, merge_parts(parts, 1, num_nearest, "none"))
-    scores, solution = score(session.source, path, plain)
+        plain = merge_parts(parts, 1, num_nearest, "none")
+        rankings = {"mAP@100 without the rerank": plain} | rankings
+    scores, solution = score(session, test_ids, rankings)
     rows = draw(session, parts, ranking, solution)
     merged = {
         "scores": scores,
@@ -306,30 +318,36 @@ def merge(session, files, divisor, rerank=None):
 def _tell_left_out(session, path, parts, test_ids):
     """Checks the submission; says and gives how many images are not in it: dict by split."""
     num_answered = check_retrieval_submission(path, test_ids)
-    num_indexed = sum(len(part.index_ids) for part in parts)
+    num_indexed = len(np.unique(np.concatenate([part.index_ids for part in parts])))
     num_known = len(read_image_ids(session.source.fetch(INDEX_CSV)))
     say(f"{num_indexed:,} of {num_known:,} index images searched")
     say(f"{num_answered:,} of {len(test_ids):,} test images have neighbors")
     return {"index": num_known - num_indexed, "test": len(test_ids) - num_answered}
 
 
-def score(source, path, plain):
-    """Scores the submission, and `plain`, the one without the rerank (None where there is none).
+def score(session, test_ids, rankings):
+    """Scores rankings in memory, and prints what they reach.
+
+    Args:
+        session: `Session`.
+        test_ids: (n,) uint64.
+        rankings: dict, name of the score -> `merging.Ranking`.
 
     Returns:
         (dict, name -> scores; the ground truth, as of `submissions.read_retrieval_solution`), both
         empty where the source has no ground truth.
     """
+    source = session.source
     if not source.exists(RETRIEVAL_SOLUTION):
         say(f"{source}: no {RETRIEVAL_SOLUTION}; the submission is not scored")
         return {}, {}
-    solution_csv = source.fetch(RETRIEVAL_SOLUTION)
-    submissions = {"mAP@100 without the rerank": plain} if plain else {}
-    submissions["mAP@100"] = path
-    scores = {name: score_retrieval(file, solution_csv) for name, file in submissions.items()}
-    for name, one in scores.items():
-        print(format_scores(name, one))
-    return scores, read_retrieval_solution(solution_csv)
+    solution_csv, scores = source.fetch(RETRIEVAL_SOLUTION), {}
+    paths = session.path(RETRIEVAL_SUBMISSION), solution_csv
+    solution = read_retrieval_solution(solution_csv)
+    for name, ranking in rankings.items():
+        scores[name] = score_retrieved(ranking.as_rows(test_ids), solution, paths)
+        print(format_scores(name, scores[name]))
+    return scores, solution
 
 
 def _write_ranking(path, test_ids, ranking):

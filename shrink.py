@@ -11,7 +11,10 @@ the same command again and it continues where it stopped.
 """
 
 import functools
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from cluster.dask_workers import open_workers
 from data.sources import SPLITS, TRAIN_CLEAN_CSV
@@ -32,7 +35,7 @@ from utils import say
 
 def make_parser():
     """Makes the parser of the command line."""
-    parser = CommandLine(prog="shrink.py", description=__doc__.splitlines()[0])
+    parser = CommandLine(__doc__, prog="shrink.py", usage="%(prog)s [options]")
     add_session_options(parser)
     if not kernel.is_kernel():
         parser.set_defaults(output=Path("output/shrunk"))

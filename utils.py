@@ -1,11 +1,12 @@
-"""Nothing about landmarks: one-line errors, files, locks, stopping in time, background work."""
+"""Nothing about landmarks: one-line errors, files, stopping in time, background work."""
 
 import contextlib
-import fcntl
-import glob
 import hashlib
+import multiprocessing
 import os
 import queue
+import re
+import secrets
 import shutil
 import signal
 import socket
@@ -18,7 +19,13 @@ from concurrent.futures import Future
 from pathlib import Path
 
 CHUNK_BYTES = 1 << 20
-LAST_WAIT_S = 1.0  # for background work at the end of a run; a download may take longer
+# What an address carries to log in: a user with a password, a query with a token.
+SECRETS = re.compile(
+    r"([a-z][a-z0-9+.-]*://)\S*@|(https?://[^\s?]*\?)\S*?(?=[,:;)]*(?:\s|$))", re.I
+)
+LAST_WORDS_S = 1.5  # for what is to be put in order after a second Ctrl-C
+HALF_WRITTEN = ".writing-"  # begins the names of files that are not whole yet
+_one_reader = threading.Lock()
 
 
 class ExpectedError(Exception):
@@ -33,7 +40,7 @@ class ExpectedError(Exception):
     """
 
     def __init__(self, message, setting=None):
-        super().__init__(message)
+        super().__init__(masked(message))
         self.setting = setting
 
 
@@ -56,9 +63,16 @@ class StoppedError(Exception):
         self.exit_code = 130 if stop.signal_number == signal.SIGINT else 0
 
 
+def masked(text):
+    """Puts *** in the place of passwords and tokens of the addresses in a text."""
+    return SECRETS.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", str(text))
+
+
 def say(text):
     """Writes one line of progress to stderr, which keeps stdout for results."""
-    print(f"{text}\n", end="", file=sys.stderr, flush=True)  # in one: threads say things, too
+    print(
+        f"{masked(text)}\n", end="", file=sys.stderr, flush=True
+    )  # in one: threads say things, too
 
 
 @contextlib.contextmanager
@@ -76,14 +90,10 @@ def atomic_write(path, setting="output"):
         ExpectedError: the file could not be written (full disk, no permission).
     """
     path = Path(path)
-    host = socket.gethostname()  # machines may share the folder
-    temporary = path.with_name(f".writing-{os.getpid()}-{host}-{path.name}")
+    # Random, because other processes and machines may write the same file.
+    temporary = path.with_name(f"{HALF_WRITTEN}{secrets.token_hex(4)}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        same_file = glob.escape(f"-{host}-{path.name}")
-        for leftover in path.parent.glob(f".writing-*{same_file}"):
-            if not _is_running(leftover.name.split("-")[1]):  # its process was killed
-                leftover.unlink(missing_ok=True)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -114,17 +124,25 @@ def file_md5(path):
     return digest.hexdigest()
 
 
+def read_at(descriptor, num_bytes, offset):
+    """Reads bytes of an open file; threads may do so at the same time."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, num_bytes, offset)
+    with _one_reader:  # Windows knows no reading at a place
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, num_bytes)
+
+
 def require_free_space(folder, size_bytes, purpose):
     """Raises ExpectedError if the disk of `folder` has less than `size_bytes` free."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        stats = os.statvfs(folder)
+        free_bytes = shutil.disk_usage(folder).free
     except OSError as error:
         raise ExpectedError(
             f"{folder}: cannot be made ({error.strerror}); expected a folder with space for "
             f"{purpose}; choose another folder"
         ) from error
-    free_bytes = stats.f_bavail * stats.f_frsize
     if free_bytes < size_bytes:
         raise ExpectedError(
             f"{folder}: {_format_gb(free_bytes)} free; expected {_format_gb(size_bytes)} or more "
@@ -166,9 +184,18 @@ class Stop:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._handlers[number] = signal.signal(number, self._on_signal)
+            self._watched = socket.socketpair()
+            self._watched[1].setblocking(False)
+            self._earlier = signal.set_wakeup_fd(self._watched[1].fileno())
+            threading.Thread(
+                target=_end_at_second_ctrl_c, args=self._watched[:1], daemon=True
+            ).start()
         return self
 
     def __exit__(self, *exception):
+        if self._handlers:
+            signal.set_wakeup_fd(self._earlier)
+            self._watched[1].close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -190,103 +217,41 @@ class Stop:
         return "the time limit"
 
 
-@contextlib.contextmanager
-def scratch_folder(parent, setting="scratch"):
-    """Gives a folder of this process alone below `parent`, removed at the end.
+def _end_at_second_ctrl_c(signals):
+    """Ends the process soon after a second Ctrl-C, until no more signals can come.
 
-    What killed processes of this machine left there is removed first.
-
-    Args:
-        parent: folder for scratch; made where missing.
-        setting: to change where it cannot be made.
-
-    Yields:
-        `pathlib.Path`.
-    """
-    parent = Path(parent)
-    for leftover in parent.glob(f"{socket.gethostname()}-*"):
-        host, _, process_id = leftover.name.rpartition("-")
-        if host == socket.gethostname() and not _is_running(process_id):
-            shutil.rmtree(leftover, ignore_errors=True)
-    folder = parent / f"{socket.gethostname()}-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExpectedError(
-            f"{parent}: cannot be made ({error.strerror}); expected a folder to write to",
-            setting,
-        ) from error
-    try:
-        yield folder
-    finally:
-        # What still arrives would be written into the folder while it is removed, and keep it.
-        stop_workers(LAST_WAIT_S)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(process_id):
-    try:
-        os.kill(int(process_id), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, ValueError, OverflowError):
-        pass
-    return True
-
-
-@contextlib.contextmanager
-def hold_folder(folder, name):
-    """Keeps other runs of this name out of a folder; the lock of a dead process does not count.
+    Python's own handlers wait for the main thread, and that may be in a library for a minute, as
+    where a network is compiled.
 
     Args:
-        folder: what is held; made where missing.
-        name: what runs there, e.g. `recognition` or `part-3`. Runs of different names share the
-            folder.
-
-    Raises:
-        ExpectedError: another run holds it, or it cannot be written to.
+        signals: socket that gets a byte for each signal, its number.
     """
-    path = Path(folder) / f".running-{name}"
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        file = _open_locked(path)
-    except OSError as error:
-        raise ExpectedError(
-            f"{path}: cannot be written ({error.strerror}); expected a writable folder",
-            setting="own_output",
-        ) from error
-    with file:
-        facts = (os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))
-        file.truncate(0)
-        file.write("process {} on {} since {}".format(*facts))
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    with signals:
+        for _ in range(2):
+            while (byte := signals.recv(1)) not in (b"", bytes([signal.SIGINT])):
+                pass
+            if not byte:
+                return
+        signals.settimeout(LAST_WORDS_S)
+        with contextlib.suppress(TimeoutError):
+            while signals.recv(1):  # until the block ends
+                pass
+            return
+    say("error: interrupted by Ctrl-C; run the same command again to continue")
+    _end_now()
 
 
-def _open_locked(path):
-    """Opens a file and locks it, or raises ExpectedError with what its holder wrote into it."""
-    while True:
-        with contextlib.ExitStack() as closing:
-            file = closing.enter_context(open(path, "a+", encoding="utf-8", errors="replace"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                holder = " ".join(file.read(200).split()) or "a process that has just begun"
-                raise ExpectedError(
-                    f"{path.parent}: in use by {holder}; expected one run at a time in a folder; "
-                    "wait for its end, or choose another folder"
-                ) from error
-            except OSError:
-                pass  # a network folder that knows no locks: better unguarded than refused
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                    closing.pop_all()
-                    return file
-        # Its holder removed it between the opening and the locking: once more.
+def end_soon():
+    """Ends an interrupted process within seconds, whatever it still waits for."""
+    timer = threading.Timer(LAST_WORDS_S, _end_now)
+    timer.daemon = True
+    timer.start()
+
+
+def _end_now():
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(130)
 
 
 # --------------------------------------------------------------------------- background work

@@ -4,7 +4,8 @@
     python benchmarks/ablation.py --source FOLDER --weights FILE --variants 2019 together
 
 Every variant is a real run of recognition.py and retrieval.py with the same network, size and
-epochs. A run that is there already is not made again, so that it can be stopped at any time.
+epochs; those named "frozen" train a head on the vectors of the backbone as it is, for 10 epochs. A
+run that is there already is not made again, so that it can be stopped at any time.
 """
 
 import argparse
@@ -25,6 +26,8 @@ ARCFACE = {"loss": "arcface", "scale": 30, "margin": 0.3}
 COSINE = {"schedule": "cosine", "warm-up": 0.05}
 TOGETHER = GEM | NECK | ARCFACE | COSINE | {"learning-rate": 6e-4, "confidence": "cosine"}
 STRONG = TOGETHER | {"min-images": 9}
+SOFTMAX = {"loss": "softmax"}
+FROZEN = {"recipe": "frozen", "labels": "full", "min-images": 20, "batch-size": 128, "epochs": 10}
 VARIANTS = {
     "2019": {},
     "GeM": GEM,
@@ -45,6 +48,14 @@ VARIANTS = {
     "... and mild geometry": STRONG | {"geometry": 0.7},
     "... and AdamW": STRONG | {"optimizer": "adamw", "weight-decay": 0.01},
     "... and 3 sub-centers, dynamic margins": STRONG | {"sub-centers": 3, "dynamic-margin": True},
+    "frozen: 2019's softmax": FROZEN | SOFTMAX | {"neck": 0},
+    "frozen: neck, softmax": FROZEN | SOFTMAX,
+    "frozen: neck, cosines": FROZEN | {"loss": "cosine"},
+    "frozen: neck, ArcFace": FROZEN,
+    "frozen: neck, CosFace": FROZEN | {"loss": "cosface"},
+    "frozen: neck, ArcFace, dynamic margins": FROZEN | {"dynamic-margin": True},
+    "frozen: neck, ArcFace, 3 sub-centers": FROZEN | {"sub-centers": 3},
+    "frozen: neck, ArcFace, both": FROZEN | {"dynamic-margin": True, "sub-centers": 3},
 }
 
 

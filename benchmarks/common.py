@@ -1,8 +1,9 @@
-"""What the benchmarks share: interleaved timing, Markdown tables, the machine, realistic shards.
+"""What benchmarks share: timing in turns, command line, tables, the machine, realistic shards.
 
 Results also go to <name>.json in the cache; `epoch_estimate.py` reads what it needs there.
 """
 
+import argparse
 import contextlib
 import importlib.metadata
 import io
@@ -10,7 +11,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -40,23 +40,29 @@ def measure(ways, rounds, warm_up=True):
     """Runs each way once in every round, A B C A B C ..., so that noise meets all of them alike.
 
     Args:
-        ways: dict, name -> function without arguments; what it returns (a number) counts instead
-            of the seconds it took, unless it returns None.
+        ways: dict, name -> function without arguments; a float that it returns counts instead of
+            the seconds it took.
         rounds: times that each way is measured.
         warm_up: run each way once before, unmeasured.
 
     Returns:
         dict, name -> list of `rounds` numbers.
     """
-    results = {name: [] for name in ways}
+    return measure_both(ways, rounds, warm_up)[0]
+
+
+def measure_both(ways, rounds, warm_up=True):
+    """Measures as `measure` does; gives two such dicts, the second of processor seconds."""
+    results, processor = ({name: [] for name in ways} for _ in range(2))
     for number in range(-1 if warm_up else 0, rounds):
         for name, way in ways.items():
-            begin = time.perf_counter()
+            begin, used = time.perf_counter(), time.process_time()
             result = way()
-            seconds = time.perf_counter() - begin
+            seconds, used = time.perf_counter() - begin, time.process_time() - used
             if number >= 0:
-                results[name].append(seconds if result is None else result)
-    return results
+                results[name].append(result if isinstance(result, float) else seconds)
+                processor[name].append(used)
+    return results, processor
 
 
 def median(results, name):
@@ -77,16 +83,24 @@ def timed(function, *args):
     return result, time.perf_counter() - begin
 
 
-def run_python(code, *args):
-    """Runs Python code in a fresh process at the root; it prints one JSON value, given back."""
-    command = [sys.executable, "-c", code, *map(str, args)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+# ---------------------------------------------------------------------- command line and reporting
 
 
-# ------------------------------------------------------------------------------------- reporting
+def parse_arguments(doc, **options):
+    """Parses the command line.
+
+    Args:
+        doc: the script's docstring; its first line is the description.
+        options: name -> (default, help); a list takes several values of its first one's type.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    for name, (default, what) in options.items():
+        is_list = isinstance(default, list)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=type(default[0] if is_list else default),
+            nargs="+" if is_list else None, default=default, help=f"{what} (default: %(default)s)",
+        )  # fmt: skip
+    return parser.parse_args()
 
 
 def print_table(header, rows):

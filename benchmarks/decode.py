@@ -7,14 +7,10 @@ images in random order. The baseline is the 2019 way: extract to disk, one threa
 INTER_AREA. Fidelity is the PSNR of each picture against full decode and INTER_AREA, averaged.
 """
 
-import argparse
-import ctypes
+import functools
 import os
-import shutil
-import subprocess
 import tarfile
 import tempfile
-import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,57 +32,8 @@ import simplejpeg
 SIZE, BATCH = 192, 64
 SHARD = Shard("train", 0)
 OLD = "2019: extract, imread, INTER_AREA, 1 thread"
-OURS = "ours"
-BEST = "simplejpeg at half size + compiled area resize"
-
-# An exact area average, for the limit of what a compiled dependency would bring.
-AREA_RESIZE = r"""
-#include <stdlib.h>
-#define SIZE %d
-static int weigh(int n, int *first, float (*weights)[16]) { /* of source pixels in each target */
-    int most = 0;
-    for (int i = 0; i < SIZE; i++) {
-        double begin = (double)i * n / SIZE, end = (double)(i + 1) * n / SIZE;
-        first[i] = (int)begin;
-        int k = 0;
-        for (int j = first[i]; j < end && j < n && k < 16; j++, k++) {
-            double low = j > begin ? j : begin, high = j + 1 < end ? j + 1 : end;
-            weights[i][k] = (float)((high - low) / (end - begin));
-        }
-        while (k < 16) weights[i][k++] = 0;
-        if ((int)(end - begin) + 2 > most) most = (int)(end - begin) + 2;
-    }
-    return most;
-}
-void area_resize(const unsigned char *in, int height, int width, unsigned char *out) {
-    int top[SIZE], left[SIZE];
-    float down[SIZE][16], across[SIZE][16];
-    int rows = weigh(height, top, down), columns = weigh(width, left, across);
-    float *sum = malloc(sizeof(float) * width * 3);
-    for (int i = 0; i < SIZE; i++) {
-        for (int x = 0; x < width * 3; x++) sum[x] = 0.5f;
-        for (int k = 0; k < rows && top[i] + k < height; k++) {
-            const unsigned char *row = in + (size_t)(top[i] + k) * width * 3;
-            float weight = down[i][k];
-            if (weight != 0) for (int x = 0; x < width * 3; x++) sum[x] += weight * row[x];
-        }
-        for (int j = 0; j < SIZE; j++) {
-            float a = 0, b = 0, c = 0;
-            for (int k = 0; k < columns && left[j] + k < width; k++) {
-                const float *pixel = sum + (left[j] + k) * 3;
-                a += across[j][k] * pixel[0];
-                b += across[j][k] * pixel[1];
-                c += across[j][k] * pixel[2];
-            }
-            out[(i * SIZE + j) * 3] = (unsigned char)a;
-            out[(i * SIZE + j) * 3 + 1] = (unsigned char)b;
-            out[(i * SIZE + j) * 3 + 2] = (unsigned char)c;
-        }
-    }
-    free(sum);
-}
-"""
-
+ONE, TWO, CROPS = "ours, 1 thread", "ours, 2 threads", "ours, 2 threads, crops and mirroring"
+BEST = "simplejpeg at half size, INTER_AREA"
 
 # -------------------------------------------------------------------------------------- the ways
 
@@ -94,14 +41,9 @@ void area_resize(const unsigned char *in, int height, int width, unsigned char *
 def ours(tar, num_threads, crops=False):
     """Reads a shard as `generators.stream_batches` does, without the download."""
     reading = Reading(
-        SIZE,
-        BATCH,
-        lambda image_id: 0,
-        is_shuffled=True,
-        fills_batches=True,
-        augmentation=Augmentation(crops),
-        num_threads=num_threads,
-    )
+        SIZE, BATCH, lambda image_id: 0, is_shuffled=True, fills_batches=True,
+        augmentation=Augmentation(crops), num_threads=num_threads,
+    )  # fmt: skip
     with ThreadPoolExecutor(num_threads) as pool:
         for item in read_shard(SHARD, tar, reading, 0, pool):
             if not isinstance(item, ShardEnd):
@@ -212,46 +154,12 @@ def decode_fully(data):
     return area_resize(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR))
 
 
-def decode_half(data):
-    """OpenCV's decode at half size, then INTER_AREA."""
-    return area_resize(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_COLOR_2))
-
-
-def decode_simplejpeg(resize, shrink=True):
-    """Makes a decoder of simplejpeg, at half size or in full, and a resize function.
-
-    Left to itself it would take 3/8 of the size, the smallest that covers the target.
-    """
-
-    def decode(data):
-        height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
-        least = {"min_height": height // 2, "min_width": width // 2} if shrink else {}
-        return resize(simplejpeg.decode_jpeg(data, "RGB", strict=False, **least))
-
-    return decode
-
-
-def compile_area_resize():
-    """Compiles AREA_RESIZE; gives a function image -> image, or None where there is no compiler."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if not compiler:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        source, library = Path(folder, "area.c"), Path(folder, "area.so")
-        source.write_text(AREA_RESIZE % SIZE)
-        command = [compiler, "-O3", "-ffast-math", "-march=native", "-shared", "-fPIC"]
-        subprocess.run([*command, "-o", library, source], check=True)
-        function = ctypes.CDLL(library).area_resize  # stays loaded after the file is gone
-    pointer = np.ctypeslib.ndpointer(np.uint8, flags="C_CONTIGUOUS")
-    function.argtypes = [pointer, ctypes.c_int, ctypes.c_int, pointer]
-    function.restype = None
-
-    def resize(image):
-        resized = np.empty((SIZE, SIZE, 3), np.uint8)
-        function(image, *image.shape[:2], resized)
-        return resized
-
-    return resize
+def decode_with_simplejpeg(data):
+    """simplejpeg's decode at half size (left to itself it would take 3/8), then INTER_AREA."""
+    height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
+    least = {"min_height": height // 2, "min_width": width // 2}
+    image = simplejpeg.decode_jpeg(data, "RGB", strict=False, **least)
+    return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
 
 def batches(pairs):
@@ -272,27 +180,17 @@ def batches(pairs):
 
 def make_ways(tar, folder):
     """Lists the ways to compare: dict, name -> function that gives an iterator of batches."""
-    compiled = compile_area_resize()
-    inter_area = decode_simplejpeg(lambda image: cv2.resize(image, (SIZE, SIZE), None, 0, 0, 3))
-    ways = {
+    return {
         OLD: lambda: extract_and_read(tar),
-        f"{OURS}, 1 thread": lambda: ours(tar, 1),
-        f"{OURS}, 2 threads": lambda: ours(tar, 2),
-        f"{OURS}, 2 threads, crops and mirroring": lambda: ours(tar, 2, crops=True),
+        ONE: lambda: ours(tar, 1),
+        TWO: lambda: ours(tar, 2),
+        CROPS: lambda: ours(tar, 2, crops=True),
         "webdataset, imdecode, INTER_AREA": lambda: webdataset(tar),
         "tf.data, decode_jpeg, area": lambda: tf_data(tar, tf_full),
         "tf.data, half size, INTEGER_FAST, bilinear": lambda: tf_data(tar, tf_half),
         "Keras image_dataset_from_directory, no tar": lambda: keras_from_directory(folder),
-        "imdecode, INTER_AREA, 2 threads": lambda: in_threads(tar, decode_fully),
-        "imdecode at half size, INTER_AREA, 2 threads": lambda: in_threads(tar, decode_half),
-        "simplejpeg at half size, INTER_AREA": lambda: in_threads(tar, inter_area),
+        BEST: lambda: in_threads(tar, decode_with_simplejpeg),
     }
-    if compiled:
-        ways["simplejpeg + compiled area resize"] = lambda: in_threads(
-            tar, decode_simplejpeg(compiled, shrink=False)
-        )
-        ways[BEST] = lambda: in_threads(tar, decode_simplejpeg(compiled))
-    return ways
 
 
 def psnr(way, references):
@@ -309,26 +207,18 @@ def psnr(way, references):
     return float(np.mean(values))
 
 
-def consume(way, num_images, cpu_ms):
-    """Makes a function that runs a way, gives its images/s and appends its ms of CPU per image."""
-
-    def run():
-        begin = time.process_time()
-        num_seen, seconds = common.timed(lambda: sum(len(images) for _, images in way()))
-        cpu_ms.append(1000 * (time.process_time() - begin) / num_images)
-        if num_seen < num_images:
-            raise RuntimeError(f"{num_seen} of {num_images} images")
-        return num_images / seconds
-
-    return run
+def consume(way, num_images):
+    """Runs a way to its end."""
+    num_seen = sum(len(images) for _, images in way())
+    if num_seen < num_images:
+        raise RuntimeError(f"{num_seen} of {num_images} images")
 
 
 def main():
     """Prints the table, as the module's docstring says."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=512, help="images in the shard")
-    parser.add_argument("--rounds", type=int, default=5, help="times that each way is measured")
-    args = parser.parse_args()
+    args = common.parse_arguments(
+        __doc__, images=(512, "images in the shard"), rounds=(5, "times that each way is measured")
+    )
     cv2.setNumThreads(1)
     tar = common.make_shard(args.images)
     common.print_machine("pillow", "opencv-python-headless", "simplejpeg", "webdataset")
@@ -341,16 +231,13 @@ def main():
         with tarfile.open(tar) as file:
             file.extractall(folder, filter="data")
         ways = make_ways(tar, folder)
-        unchanged = {name: way for name, way in ways.items() if "crops" not in name}
-        fidelity = {name: psnr(way, references) for name, way in unchanged.items()}
-        cpu_ms = {name: [] for name in ways}
-        rates = common.measure(
-            {name: consume(way, args.images, cpu_ms[name]) for name, way in ways.items()},
-            args.rounds,
-        )
+        fidelity = {name: psnr(way, references) for name, way in ways.items() if name != CROPS}
+        runs = {name: functools.partial(consume, way, args.images) for name, way in ways.items()}
+        seconds, used = common.measure_both(runs, args.rounds)
+    rates = {name: [args.images / s for s in found] for name, found in seconds.items()}
+    cpu_ms = {name: [1000 * s / args.images for s in found] for name, found in used.items()}
     report(rates, cpu_ms, fidelity)
-    results = {"images_per_s": rates, "cpu_ms_per_image": cpu_ms, "psnr": fidelity}
-    common.save_results("decode", results)
+    common.save_results("decode", {"images_per_s": rates})
 
 
 def one_by_one(stream):
@@ -369,15 +256,13 @@ def report(rates, cpu_ms, fidelity):
     ]  # fmt: skip
     header = ("way", "images/s", "x the 2019 way", "best round", "x", "CPU ms an image", "PSNR, dB")
     print_table(header, rows)
-    two = f"{OURS}, 2 threads"
-    one, best = f"{OURS}, 1 thread", {name: max(found) for name, found in rates.items()}
-    times, scaling = ratio(rates, two, OLD), ratio(rates, two, one)
+    best = {name: max(found) for name, found in rates.items()}
+    times, scaling = ratio(rates, TWO, OLD), ratio(rates, TWO, ONE)
     print_verdict("at least 3.3x the 2019 way", times, times >= 3.3)
-    print_verdict("at least 40 dB", fidelity[two], fidelity[two] >= 40)
+    print_verdict("at least 40 dB", fidelity[TWO], fidelity[TWO] >= 40)
     print_verdict("1 -> 2 threads at least 1.8x", scaling, scaling >= 1.8)
-    print(f"in each way's best round: {best[two] / best[OLD]:.2f}x, {best[two] / best[one]:.2f}x")
-    if BEST in rates:
-        print(f"share of the best alternative's rate: {ratio(rates, two, BEST):.2f}")
+    print(f"in each way's best round: {best[TWO] / best[OLD]:.2f}x, {best[TWO] / best[ONE]:.2f}x")
+    print(f"share of the best alternative's rate: {ratio(rates, TWO, BEST):.2f}")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ sendfile, so that the times are those of the ways themselves. The folder lies in
 is /dev/shm: a disk would hide the differences.
 """
 
-import argparse
+import functools
 import hashlib
 import multiprocessing
 import os
 import tempfile
-import time
 import urllib.request
 from pathlib import Path
 
@@ -66,6 +65,13 @@ def check(found, expected):
         raise ValueError(f"md5 {found}; expected {expected}")
 
 
+def run(way, url, path, md5):
+    """Downloads once, timed without the removal: gives the seconds."""
+    _, seconds = common.timed(way, url, path, md5)
+    path.unlink()
+    return seconds
+
+
 WAYS = {
     "2019: requests, chunks of 1 KB, md5 afterwards": download_as_in_2019,
     "requests, chunks of 1 MB": download_with_large_chunks,
@@ -91,60 +97,38 @@ def write_file(path, num_megabytes):
     return file_md5(path)
 
 
-def measure(url, folder, md5, rounds):
-    """Runs the ways in turn; gives (seconds, CPU seconds of this process), name -> list."""
-    cpu_s = {name: [] for name in WAYS}
-
-    def run(name):
-        path = folder / "arrived.tar"
-        cpu_begin, begin = time.process_time(), time.perf_counter()
-        WAYS[name](url, path, md5)
-        seconds = time.perf_counter() - begin
-        cpu_s[name].append(time.process_time() - cpu_begin)
-        path.unlink()
-        return seconds
-
-    seconds = common.measure({name: lambda name=name: run(name) for name in WAYS}, rounds)
-    return seconds, {name: times[-rounds:] for name, times in cpu_s.items()}
-
-
 def main():
     """Prints the table, as the module's docstring says."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--megabytes", type=int, default=512, help="size of the file")
-    parser.add_argument("--rounds", type=int, default=7, help="times that each way is measured")
-    args = parser.parse_args()
+    args = common.parse_arguments(
+        __doc__, megabytes=(512, "size of the file"), rounds=(7, "times that each way is measured")
+    )
     common.print_machine("requests", "urllib3")
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        folder = Path(folder)
-        (folder / "served").mkdir()
-        md5 = write_file(folder / "served" / "shard.tar", args.megabytes)
+        arrived, served = Path(folder, "arrived.tar"), Path(folder, "served")
+        served.mkdir()
+        md5 = write_file(served / "shard.tar", args.megabytes)
         pipe, far_end = multiprocessing.Pipe()
-        server = multiprocessing.Process(target=serve_folder, args=(far_end, folder / "served"))
+        server = multiprocessing.Process(target=serve_folder, args=(far_end, served))
         server.start()
         try:
-            seconds, cpu_s = measure(f"{pipe.recv()}shard.tar", folder, md5, args.rounds)
+            where = f"{pipe.recv()}shard.tar", arrived, md5
+            ways = {name: functools.partial(run, way, *where) for name, way in WAYS.items()}
+            seconds, cpu_s = common.measure_both(ways, args.rounds)
         finally:
             pipe.send("stop")
             server.join()
     print(f"{args.megabytes} MB, {args.rounds} rounds\n")
     rows = [
-        (
-            name,
-            args.megabytes / median(seconds, name),
-            1 / ratio(seconds, name, OLD),
-            args.megabytes / min(seconds[name]),
-            1000 * median(cpu_s, name) / args.megabytes,
-        )
+        (name, args.megabytes / median(seconds, name), 1 / ratio(seconds, name, OLD),
+         args.megabytes / min(seconds[name]), 1000 * median(cpu_s, name) / args.megabytes)
         for name in WAYS
-    ]
+    ]  # fmt: skip
     header = ("way", "MB/s", "x the 2019 way", "best round, MB/s", "CPU ms a MB")
     print_table(header, rows)
     rate, cpu = 1 / ratio(seconds, OURS, URLLIB), ratio(cpu_s, OURS, URLLIB)
     print_verdict("at least 0.97x the rate of urllib", rate, rate >= 0.97)
     print_verdict("at most 1.03x its CPU time", cpu, cpu <= 1.03)
-    common.save_results("downloads", {"seconds": seconds, "cpu_s": cpu_s})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ every second download. The shards stream through `generators.stream_batches` as 
 thread watches the disk.
 """
 
-import argparse
 import contextlib
 import gc
 import hashlib
@@ -31,7 +30,7 @@ from PIL import Image
 sys.path.insert(0, str(common.ROOT / "tests"))
 
 from fault_server import Fault, FaultServer
-from synthetic import entry, make_image_id, member_name, pack
+from synthetic import encode, entry, make_image_id, member_name, pack
 
 from data import sources
 from data.download import Patience, download
@@ -67,13 +66,8 @@ def make_faults(size_bytes):
 def make_photos():
     """Makes the JPEGs that every shard holds, under ids of its own."""
     rng = np.random.default_rng(0)
-    photos = []
-    for _ in range(NUM_IMAGES):
-        file = io.BytesIO()
-        pixels = rng.integers(0, 256, (120, 160, 3), np.uint8)
-        Image.fromarray(pixels).save(file, "JPEG", quality=85)
-        photos.append(file.getvalue())
-    return photos
+    pictures = (rng.integers(0, 256, (120, 160, 3), np.uint8) for _ in range(NUM_IMAGES))
+    return [encode(Image.fromarray(pixels), quality=85) for pixels in pictures]
 
 
 def make_files(shards, photos):
@@ -117,31 +111,26 @@ def download_impatiently(url, path, md5=None, patience=None):
     download(url, path, md5, IMPATIENT)
 
 
-class DiskWatch(threading.Thread):
-    """Samples a folder during a `with` block: the most tars in it at a time, and the most bytes."""
+@contextlib.contextmanager
+def watch_disk(folder):
+    """Samples a folder during a `with` block: gives a list of its tars' sizes at each look."""
+    looks, is_over = [], threading.Event()
 
-    def __init__(self, folder):
-        super().__init__(daemon=True)
-        self.folder, self.is_over = folder, threading.Event()
-        self.num_tars = self.num_bytes = 0
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *exception):
-        self.is_over.set()
-        self.join()
-
-    def run(self):
-        """Looks every few milliseconds."""
-        while not self.is_over.wait(SAMPLE_S):
+    def look():
+        while not is_over.wait(SAMPLE_S):
             sizes = []
-            for path in self.folder.rglob("*.tar"):  # unfinished ones too
+            for path in folder.rglob("*.tar"):  # unfinished ones too
                 with contextlib.suppress(FileNotFoundError):
                     sizes.append(path.stat().st_size)
-            self.num_tars = max(self.num_tars, len(sizes))
-            self.num_bytes = max(self.num_bytes, sum(sizes))
+            looks.append(sizes)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield looks
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def resident_bytes():
@@ -170,9 +159,7 @@ def stream(source, shards, photo_of, expected, memory_after):
 
 def main():
     """Streams the shards and prints what that took, as the module's docstring shows."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shards", type=int, default=50, help="number of shards (default: 50)")
-    num_shards = parser.parse_args().shards
+    num_shards = common.parse_arguments(__doc__, shards=(50, "number of shards")).shards
     common.print_machine("pillow", "numpy")
     shards = [Shard("index", number) for number in range(num_shards)]
     photos = make_photos()
@@ -208,7 +195,7 @@ def endure(address, shards, photos):
     early, late = max(1, len(shards) // 5), len(shards)
     with (
         tempfile.TemporaryDirectory() as scratch,
-        DiskWatch(Path(scratch)) as watch,
+        watch_disk(Path(scratch)) as looks,
         mock.patch.object(sources, "download", download_impatiently),
         contextlib.redirect_stderr(io.StringIO()) as told,
     ):
@@ -217,14 +204,15 @@ def endure(address, shards, photos):
         seen, num_wrong, memory = stream(source, shards, photo_of, expected, (early, late))
         seconds = time.perf_counter() - begin
         num_left = len(list(Path(scratch).rglob("*.tar")))
+    num_tars = max(map(len, looks))
     num_once = sum(count == 1 for count in seen.values())
     rows = {
         "further attempts told": told.getvalue().count("; attempt "),
         "shards lost": len(shards) - len(seen) // NUM_IMAGES,
         "images read exactly once": f"{num_once:,} of {len(photo_of):,}",
         "images with a wrong pixel": num_wrong,
-        "tars on disk at most": watch.num_tars,
-        "MB on disk at most": watch.num_bytes / 1e6,
+        "tars on disk at most": num_tars,
+        "MB on disk at most": max(map(sum, looks)) / 1e6,
         "tars left at the end": num_left,
         f"memory after shard {early}, MB": memory[early] / 1e6,
         f"memory after shard {late}, MB": memory[late] / 1e6,
@@ -234,7 +222,7 @@ def endure(address, shards, photos):
         rows=rows,
         num_once=num_once,
         is_exact=num_once == len(photo_of) == len(seen) and num_wrong == 0,
-        num_tars=watch.num_tars,
+        num_tars=num_tars,
         growth_bytes=memory[late] - memory[early],
     )
 

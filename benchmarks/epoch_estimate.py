@@ -4,15 +4,15 @@
 
 Takes the decode rate per core, what is lost in overlapping and the search rate from the results of
 decode.py, overlap.py and search_speed.py, and the gain of small pictures from small_pictures.py,
-unless given. The step rate of a GPU cannot be measured
-on a machine without one and must be given with its source; describing counts as fast as training.
+unless given. The step rate of a GPU cannot be
+measured on a machine without one and must be given with its source; describing counts as fast as
+training.
 """
 
 import argparse
 import math
 
-from common import load_results, median, print_table
-from search_speed import OURS
+from common import load_results, print_table
 
 import shrink
 from data.sources import NUM_CVDF_SHARDS
@@ -26,35 +26,27 @@ INDEX_SHARD_MB, TEST_SHARD_MB = 850, 500  # as CVDF says
 SESSION_HOURS = 12.0  # a kernel's limit
 QUOTA_HOURS = 30.0  # of GPU sessions in a week
 SEARCHED = 127_000 * 2048  # numbers that a query of --search-rate is multiplied with
-# As shares of a plain search of the same images: gallery_search.py, rerank_cost.py.
+# As shares of a plain search of the same images: search_cost.py.
 WITH_PENALTIES, CANDIDATES_OF_ALL_RERANKS = 28 / 22, 1 + 1.12 + 0.49
 ROW_BYTES = 38  # of an image's description beside the descriptor: ids, confidence, place
 PART_GB = 0.19 + 0.28 + 0.19  # candidates of all reranks, docs/reranks.md
 
 
-def measured_decode_rate():
-    """Gives images/s per core of decode.py's least disturbed round on 2 threads, augmenting."""
-    rates = load_results("decode").get("images_per_s")
-    if not rates:
-        return None
-    return max(rates["ours, 2 threads, crops and mirroring"]) / 2
-
-
-def measured_overlap():
-    """Gives the worst mini-epoch / max(T, D, L) that overlap.py simulated in its last run."""
-    rows = load_results("overlap")
-    return max(row[5] for row in rows if row[0] == "simulated") if rows else None
-
-
-def measured_search_rate():
-    """Gives queries/s that search_speed.py measured for the largest index, a real part's."""
-    rates = load_results("search")
-    return median(rates[max(rates, key=int)], OURS) if rates else None
-
-
-def measured_small(key):
-    """Gives what small_pictures.py measured: "times" the decode rate, pictures shrunk a second."""
-    return load_results("small_pictures").get(key)
+def measured_rates():
+    """Reads what the other benchmarks measured last: dict, option -> rate, or None."""
+    decode = load_results("decode").get("images_per_s")
+    overlap, search = load_results("overlap"), load_results("search_rates")
+    small = load_results("small_pictures")
+    return {
+        # per core, of the least disturbed round
+        "decode_rate": max(decode["ours, 2 threads, crops and mirroring"]) / 2 if decode else None,
+        # the worst simulated mini-epoch, or the target
+        "overlap": max([row[5] for row in overlap if row[0] == "simulated"], default=1.10),
+        # of the largest index, a real part's
+        "search_rate": search[max(search, key=int)] if search else None,
+        "small_times": small.get("times"),
+        "shrink_rate": small.get("shrink_rate"),
+    }
 
 
 def positive(text):
@@ -65,63 +57,40 @@ def positive(text):
     return value
 
 
+# option -> (default, meaning)
+RATES = {
+    "step_rate": (None, "images/s of one GPU that trains ResNet50 at 192 pixels in half precision"),
+    "decode_rate": ("decode.py", "images/s per core"),
+    "free_cores": (0.75, "share of the cores left for decoding beside download, md5 and feeding"),
+    "download_rate": (33.0, "MB/s; the author of the 2019 kernel saw 30 s for a shard of 1 GB"),
+    "shard_mb": (1000.0, "mean size of a train shard, MB"),
+    "overlap": ("overlap.py", "mini-epoch / longest stage"),
+    "search_rate": ("search_speed.py", "queries/s in 127,000 index images"),
+    "small_times": ("small_pictures.py", "decode rate of small pictures / of originals"),
+    "shrink_rate": ("small_pictures.py", "pictures/s per core made small"),
+    "mount_rate": (100.0, "MB/s from a mounted output of another kernel, an assumption"),
+}
+
+
 def parse_arguments():
+    """Parses the command line; what is not given comes from the other benchmarks' results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--step-rate", type=positive, required=True,
-        help="images/s of one GPU that trains ResNet50 at 192 pixels in mixed precision",
-    )  # fmt: skip
-    parser.add_argument("--step-source", required=True, help="where that rate comes from")
+    parser.add_argument("--step-source", required=True, help="where the step rate comes from")
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--cores", type=int, default=4)
-    parser.add_argument(
-        "--decode-rate", type=positive, default=measured_decode_rate(),
-        help="images/s per core (default: decode.py's last result)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--free-cores", type=positive, default=0.75,
-        help="share of the cores' time left for decoding beside download, md5 and feeding",
-    )  # fmt: skip
-    parser.add_argument(
-        "--download-rate", type=positive, default=33.0,
-        help="MB/s; the author of the 2019 kernel saw about 30 s for a shard of 1 GB",
-    )  # fmt: skip
-    parser.add_argument(
-        "--shard-mb", type=positive, default=1000.0, help="mean size of a train shard, MB"
-    )
-    parser.add_argument(
-        "--overlap", type=positive, default=measured_overlap() or 1.10,
-        help="mini-epoch / longest stage (default: overlap.py's worst simulation, or the target)",
-    )  # fmt: skip
-    _add_small_and_search_rates(parser)
+    measured = measured_rates()
+    for name, (default, what) in RATES.items():
+        where = f" (default: {default}'s last result)" if isinstance(default, str) else ""
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=positive, required=default is None,
+            default=measured.get(name, default), help=what + where,
+        )  # fmt: skip
     args = parser.parse_args()
-    for option, script in (
-        ("decode_rate", "decode.py"), ("search_rate", "search_speed.py"),
-        ("small_times", "small_pictures.py"), ("shrink_rate", "small_pictures.py"),
-    ):  # fmt: skip
-        if getattr(args, option) is None:
-            option = "--" + option.replace("_", "-")
+    for name, (script, _) in RATES.items():
+        if getattr(args, name) is None:
+            option = "--" + name.replace("_", "-")
             parser.error(f"no result of {script}; run it first, or give {option}")
     return args
-
-
-def _add_small_and_search_rates(parser):
-    parser.add_argument(
-        "--search-rate", type=positive, default=measured_search_rate(),
-        help="queries/s in 127,000 index images (default: search_speed.py's last result)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--small-times", type=positive, default=measured_small("times"),
-        help="decode rate of small pictures / of originals (default: small_pictures.py's result)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--shrink-rate", type=positive, default=measured_small("shrink_rate"),
-        help="pictures/s per core made small (default: small_pictures.py's last result)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--mount-rate", type=positive, default=100.0,
-        help="MB/s from a mounted output of another kernel, an assumption",
-    )  # fmt: skip
 
 
 def stage_rates(args, split, shard_mb):
@@ -252,16 +221,8 @@ def print_kernels(hours, gallery_gb, index_gb):
     rows.append(("merge", 1, "CPU", "minutes", 0.0, "< 8", "0.2"))
     total = sum(row[4] for row in rows)
     rows.append(("together", sum(row[1] for row in rows), "", "", total, "", ""))
-    header = (
-        "kernel",
-        "sessions",
-        "machine",
-        "h each",
-        "GPU h",
-        "memory, GB",
-        "output of each, GB",
-    )
-    print_table(header, rows)
+    header = ("kernel", "sessions", "machine", "h each", "GPU h", "memory, GB")
+    print_table((*header, "output of each, GB"), rows)
 
 
 def print_shrinking(args):

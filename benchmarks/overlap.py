@@ -8,7 +8,6 @@ served over HTTP on this machine, downloaded, verified and decoded; the step alo
 first mini-epoch waits for the first download and is left out.
 """
 
-import argparse
 import hashlib
 import shutil
 import tarfile
@@ -157,11 +156,12 @@ def run_real(num_images, mini_epochs):
 
 def main():
     """Prints the table, as the module's docstring says."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--unit", type=float, default=1.0, help="seconds that stand for 1")
-    parser.add_argument("--mini-epochs", type=int, default=6, help="mini-epochs of each run")
-    parser.add_argument("--images", type=int, default=512, help="images in a real shard")
-    args = parser.parse_args()
+    args = common.parse_arguments(
+        __doc__,
+        unit=(1.0, "seconds that stand for 1"),
+        mini_epochs=(6, "mini-epochs of each run"),
+        images=(512, "images in a real shard"),
+    )
     common.CACHE.mkdir(parents=True, exist_ok=True)
     common.print_machine("numpy", "pillow")
     results = []

@@ -19,15 +19,11 @@ from utils import atomic_write, say
 
 NAMES = (
     "decode",
-    "augmentation",
     "small_pictures",
     "downloads",
     "overlap",
     "search_speed",
-    "metadata",
-    "startup",
     "step",
-    "heads",
     "epoch_estimate",
 )
 # A T4 cannot be measured here: give its rate anew when one was.

@@ -1,18 +1,13 @@
 """Exact top 100 of 2048-d and 512-d descriptors: exact.nearest against faiss and the bare product.
 
     python benchmarks/search_speed.py [--rounds 3] [--index 20000 60000 127000] [--width 2048 512]
-    python benchmarks/search_speed.py gallery      # the train images, extrapolated
 
 The matrix product of queries and index alone, in float32, is the limit; everything is counted in
 its 2 * d * n * q operations. The 2019 way asks faiss for one query at a time. On a shared machine
 the ratio of processor times is steadier than that of seconds.
 """
 
-import argparse
 import itertools
-import os
-import resource
-import time
 import tracemalloc
 
 import common
@@ -22,11 +17,6 @@ from common import median, print_table, print_verdict, ratio
 from search import exact
 
 WIDTH, TOP = 2048, 100
-GALLERY, GALLERY_WIDTH, NUM_QUERIES = (
-    1_580_470,
-    512,
-    117_577,
-)  # train_clean.csv, a neck, test images
 PLAIN = "plain matrix product (numpy)"
 KEPT = "the same into a kept array"
 OURS = "ours (exact.nearest)"
@@ -90,61 +80,22 @@ def compare(num_rows, num_queries, rounds, width):
     }
     if propose := on_gpu.find_proposer():
         ways[DEVICE] = lambda: exact.nearest(queries, index, TOP, propose)
-    processor = {name: [] for name in ways}
-
-    def make_way(name):
-        def run():
-            begin = time.process_time()
-            ways[name]()
-            processor[name].append(time.process_time() - begin)
-
-        return run
-
-    seconds = common.measure({name: make_way(name) for name in ways}, rounds)
-    processor = {name: found[-rounds:] for name, found in processor.items()}  # not the warm-up
+    measured = common.measure_both(ways, rounds)
     counts = {ONE_BY_ONE: NUM_SINGLE}
     return tuple(
         {name: [counts.get(name, num_queries) / s for s in found] for name, found in times.items()}
-        for times in (seconds, processor)
+        for times in measured
     )
 
 
-def void(_):
-    """Takes a result and gives None, so that the time counts."""
-
-
-def measure_slopes(sizes, num_queries, rounds):
-    """Fits time ~ n^slope over index sizes, and ~ q^slope over query counts."""
-    index = make_descriptors(max(sizes), 3)
-    queries = make_descriptors(2 * num_queries, 2)
-    rows = [max(sizes) // 4, max(sizes) // 2, max(sizes)]
-    counts = [num_queries // 2, num_queries, 2 * num_queries]
-    ways = {("n", n): (queries[:num_queries], index[:n]) for n in rows}
-    ways |= {("q", q): (queries[:q], index[: rows[1]]) for q in counts}
-    ways = {k: lambda v=v: void(exact.nearest(*v, TOP)) for k, v in ways.items()}
-    seconds = common.measure(ways, rounds, warm_up=False)
-    return {
-        name: np.polyfit(
-            np.log(steps), [np.log(median(seconds, (name, step))) for step in steps], 1
-        )[0]
-        for name, steps in (("n", rows), ("q", counts))
-    }
-
-
 def compare_half(num_rows, num_queries):
-    """Tells how float16 storage changes results and memory.
-
-    Returns:
-        (share of equal positions, share where they are equal or the distances differ by less than
-        float16 resolves, bytes of the index in float32, in float16).
-    """
+    """Gives shares of positions that float16 storage leaves equal; equal or tied in float16."""
     queries, index = make_descriptors(num_queries, 2), make_descriptors(num_rows, 3)
     full = exact.nearest(queries, index, TOP)
     half = exact.nearest(queries.astype(np.float16), index.astype(np.float16), TOP)
     same = full[0] == half[0]
     close = np.abs(full[1] - half[1]) < 2.0**-11 * (1 + full[1])
-    stored = index.nbytes, index.astype(np.float16).nbytes
-    return same.mean(), (same | close).mean(), *stored
+    return same.mean(), (same | close).mean()
 
 
 def peak_memory(num_rows, num_queries):
@@ -181,60 +132,23 @@ def print_comparison(width, args):
     return {str(n): rates for n, (rates, _) in found.items()}
 
 
-def print_gallery(num_queries, rounds):
-    """Extrapolates the search of the whole gallery from two parts of it.
-
-    Time is taken as queries * (a + b * rows): a for the distances of the candidates, b for the
-    product and the proposals.
-    """
-    sizes = [2 * exact.INDEX_BLOCK, 4 * exact.INDEX_BLOCK]
-    queries = make_descriptors(num_queries, 2, np.float16, GALLERY_WIDTH)
-    index = make_descriptors(sizes[-1], 3, np.float16, GALLERY_WIDTH)
-    times = {n: [] for n in sizes}
-    for n in sizes * (rounds + 1):
-        begin = time.perf_counter(), time.process_time()
-        exact.nearest(queries, index[:n], TOP)
-        times[n].append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
-    seconds = {n: np.median(found[1:], axis=0) for n, found in times.items()}
-    rows = [(f"{n:,} rows, {num_queries:,} queries, measured", *seconds[n].tolist()) for n in sizes]
-    slope = (seconds[sizes[1]] - seconds[sizes[0]]) / (sizes[1] - sizes[0])
-    whole = seconds[sizes[1]] + slope * (GALLERY - sizes[1])
-    whole *= NUM_QUERIES / num_queries
-    rows.append((f"{GALLERY:,} rows, {NUM_QUERIES:,} queries, EXTRAPOLATED", *whole.tolist()))
-    print(f"float16 descriptors, {GALLERY_WIDTH}-d, top {TOP}\n")
-    print_table(("search", "s", "processor s"), rows)
-    cores = os.cpu_count()
-    print(f"on {cores} cores of its own, extrapolated: {whole[1] / cores / 60:.0f} minutes")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    given = (index.nbytes + queries.nbytes) / 1e9
-    all_given = (GALLERY + NUM_QUERIES) * GALLERY_WIDTH * 2 / 1e9
-    print(f"peak memory of this process: {peak:.2f} GB, of which {given:.2f} GB are descriptors; "
-          f"the whole gallery and all queries are {all_given:.2f} GB")  # fmt: skip
-
-
 def main():
     """Prints the tables, as the module's docstring says."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=("all", "gallery"), default="all")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each way is measured")
-    parser.add_argument(
-        "--index", type=int, nargs="+", default=[20_000, 60_000, 127_000],
-        help="rows; a sixth of the real index has 127,000",
-    )  # fmt: skip
-    parser.add_argument("--width", type=int, nargs="+", default=[WIDTH, 512], help="components")
-    parser.add_argument("--queries", type=int, default=2048, help="queries of a call")
-    args = parser.parse_args()
+    args = common.parse_arguments(
+        __doc__,
+        rounds=(3, "times that each way is measured"),
+        index=([20_000, 60_000, 127_000], "rows; a sixth of the real index has 127,000"),
+        width=([WIDTH, 512], "components"),
+        queries=(2048, "queries of a call"),
+    )
     common.print_machine("numpy", "faiss-cpu")
-    if args.what == "gallery":
-        return print_gallery(args.queries, args.rounds)
     rates = {width: print_comparison(width, args) for width in args.width}
     if WIDTH in rates:
-        common.save_results("search", rates[WIDTH])
-    slopes = measure_slopes(args.index, args.queries // 2, max(1, args.rounds // 2))
-    print(f"time grows as n^{slopes['n']:.2f} and as q^{slopes['q']:.2f}")
-    same, close, full_bytes, half_bytes = compare_half(args.index[0], 256)
-    print(f"float16: {half_bytes / full_bytes:.2f}x the memory of float32; {same:.2%} of positions "
-          f"equal, {close:.2%} equal or tied within float16's resolution")  # fmt: skip
+        found = {n: median(of_size, OURS) for n, of_size in rates[WIDTH].items()}
+        common.save_results("search_rates", found)
+    same, close = compare_half(args.index[0], 256)
+    print(f"float16: {same:.2%} of positions equal, {close:.2%} equal or tied within float16's "
+          "resolution")  # fmt: skip
     peak = peak_memory(args.index[-1], args.queries)
     print(f"beyond its inputs a search of {args.index[-1]:,} float16 rows takes "
           f"{peak / 1e6:,.0f} MB")  # fmt: skip

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.sources import Source, share_of
+from runs.folders import scratch_folder
 from runs.session import Session
-from utils import ExpectedError, Stop, StoppedError, say, scratch_folder
+from utils import ExpectedError, Stop, StoppedError, say
 
 NUM_RETRIES = 3  # of a job whose worker died
 PATIENCE_S = 30  # for a scheduler to answer

@@ -2,23 +2,30 @@
 
 import contextlib
 import hashlib
+import ipaddress
+import os
 import random
 import re
 import time
 from collections import deque
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import requests
-from urllib3.exceptions import HTTPError  # what reading a body raises beneath requests
-from urllib3.util import wait_for_read
+from requests.utils import get_environ_proxies, select_proxy
+from urllib3.exceptions import HTTPError, NewConnectionError, ProxyError
 
-from utils import CHUNK_BYTES, ExpectedError, MissingFileError, atomic_write, say
+from utils import CHUNK_BYTES, ExpectedError, MissingFileError, atomic_write, masked, say
 
 # Answers that another attempt can change; every other 4xx is final (S3 says 403 or 404 where a key
 # is missing).
 TEMPORARY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
 MAX_REDIRECTS = 10
-SURPLUS_S = 0.02  # seconds to wait for bytes after the last one, where no md5 would show them
+# Where no server was ever met, the address is wrong or the network is off, and a person waits for
+# the answer; in a Kaggle kernel nobody waits, and the network may take its time.
+FIRST_ATTEMPTS = 99 if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else 2
+HEAD_REFUSED = frozenset({400, 403, 405, 501})  # answers to HEAD of servers that answer GET
+GZIP_START = b"\x1f\x8b"
 LONGEST_REASON = 200  # characters of what a server says that are told
 HTML_START = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?<(?:!doctype\s+html|html|head)[\s>]",
@@ -52,9 +59,9 @@ SHARD_PATIENCE = Patience(attempts=10)  # 2 to 4 minutes of waits: hours of trai
 class _RetryError(Exception):
     """An attempt failed in a way that another attempt may mend."""
 
-    def __init__(self, reason, wait_s=0.0):
+    def __init__(self, reason, wait_s=0.0, is_unreachable=False):
         super().__init__(reason)
-        self.wait_s = wait_s
+        self.wait_s, self.is_unreachable = wait_s, is_unreachable
 
 
 # -------------------------------------------------------------------------------------- downloads
@@ -99,7 +106,7 @@ class _Transfer:
         """Fetches the rest of the file and checks the whole, or raises _RetryError."""
         try:
             self._fetch_rest()
-            refuse_html(self.file.name, self.url)
+            refuse_disguised(self.file.name, self.url)
             if self.md5 is not None and self.digest.hexdigest() != self.md5:
                 self.restart()
                 raise _RetryError(f"md5 differs (expected {self.md5})")
@@ -117,8 +124,6 @@ class _Transfer:
         with _answer("GET", self.url, headers, self.patience) as response:
             self._accept(response)
             response.raw.enforce_content_length = False  # the lengths are compared below
-            if self.md5 is None and self.end_bytes is not None:
-                _let_surplus_through(response.raw)
             self._receive(response.raw)
         if self.total_bytes is not None and self.num_bytes != self.total_bytes:
             raise _RetryError(f"got {self.num_bytes} of {self.total_bytes} bytes")
@@ -150,21 +155,16 @@ class _Transfer:
         while self.num_bytes != self.end_bytes:
             left = CHUNK_BYTES if self.end_bytes is None else self.end_bytes - self.num_bytes
             # read1 gives what is there; requests' iter_content would wait until a chunk is full.
-            chunk = body.read1(min(left, CHUNK_BYTES) + 1, decode_content=False)
+            chunk = body.read1(min(left, CHUNK_BYTES), decode_content=False)
             if not chunk:
                 return
             self._write(chunk)
-            if self.end_bytes is not None and len(chunk) > left:
-                break
             window_bytes += len(chunk)
             elapsed_s = time.monotonic() - window_start
             if elapsed_s > self.patience.stall_s:
                 if window_bytes < self.patience.stall_bytes:
                     raise _RetryError(f"stalled at {window_bytes / elapsed_s:.0f} bytes/s")
                 window_start, window_bytes = time.monotonic(), 0
-        if self.num_bytes != self.end_bytes or _has_surplus(body):
-            self.restart()
-            raise _RetryError(f"more than the announced {self.end_bytes} bytes")
 
     def _write(self, chunk):
         try:
@@ -181,30 +181,8 @@ class _Transfer:
         self.num_bytes += len(chunk)
 
 
-def _let_surplus_through(body):
-    """Lets one byte more than announced through, since http.client cuts off a longer body silently.
-
-    It is a detail of urllib3 (which requests relies on too) that the http.client answer is there.
-    """
-    # The second never comes, so that the body never counts as complete, nor the connection as free.
-    body.length_remaining += 2
-    if body._original_response.length is not None:
-        body._original_response.length += 2
-
-
-def _has_surplus(body):
-    """Tells whether bytes follow an announced body, and frees the connection where none do."""
-    if body.closed:  # it had to give no more than the announced bytes: there is an md5
-        return False
-    if wait_for_read(body, SURPLUS_S) and body.read1(1, decode_content=False):
-        return True
-    body._original_response.close()
-    body.release_conn()
-    return False
-
-
-def refuse_html(path, name):
-    """Raises ExpectedError if a file is a web page, as a login page or a captive portal sends.
+def refuse_disguised(path, name):
+    """Raises ExpectedError if a file is a web page, as a login page sends, or gzipped.
 
     Args:
         path: the local file.
@@ -220,6 +198,11 @@ def refuse_html(path, name):
     if HTML_START.match(head):
         raise ExpectedError(
             f"{name}: an HTML page; expected the file itself and not, say, a login page", "source"
+        )
+    if head.startswith(GZIP_START):
+        raise ExpectedError(
+            f"{name}: compressed with gzip; expected the file itself, unpacked",
+            "source",
         )
 
 
@@ -267,8 +250,15 @@ def online_size(url, patience=PATIENCE):
 
     def attempt():
         with _answer("HEAD", url, {}, patience) as response:
+            if response.status_code not in HEAD_REFUSED:
+                _check_status(response, url)
+                return _number(response.headers.get("Content-Length")) or 0
+        with _answer("GET", url, {"Range": "bytes=0-0"}, patience) as response:
+            if response.status_code == 416:
+                return 0  # an empty file
             _check_status(response, url)
-            return _number(response.headers.get("Content-Length")) or 0
+            size_bytes = _number(response.headers.get("Content-Length"))
+            return _content_range(response)[1] or size_bytes or 0
 
     return _try_patiently(attempt, url, "an answer", patience)
 
@@ -282,25 +272,28 @@ def _try_patiently(attempt, url, expected, patience):
     Raises:
         ExpectedError: all attempts failed.
     """
-    for number in range(1, patience.attempts + 1):
+    number, attempts = 0, patience.attempts
+    while number < attempts:
+        number += 1
         try:
             return attempt()
         except _RetryError as failure:
             reason = failure
-        if number < patience.attempts:
-            _wait_before(number + 1, url, reason, patience)
+        if reason.is_unreachable and urlsplit(url).netloc not in _met:
+            attempts = min(attempts, FIRST_ATTEMPTS)
+        if number < attempts:
+            _wait_before(number + 1, attempts, url, reason, patience)
     raise ExpectedError(
-        f"{url}: {reason} after {patience.attempts} attempts; expected {expected} over a working "
-        "network",
+        f"{url}: {reason} after {attempts} attempts; expected {expected} over a working network",
         "source",
     )
 
 
-def _wait_before(attempt, url, reason, patience):
+def _wait_before(attempt, attempts, url, reason, patience):
     doubled_s = min(patience.longest_wait_s, patience.first_wait_s * 2 ** (attempt - 2))
     # The server's Retry-After wins over our own wait, but never holds a kernel for more than that.
     wait_s = max(doubled_s * random.uniform(0.5, 1.0), min(reason.wait_s, 5 * 60.0))
-    say(f"{url}: {reason}; attempt {attempt} of {patience.attempts} in {wait_s:.1f} s")
+    say(f"{url}: {reason}; attempt {attempt} of {attempts} in {wait_s:.1f} s")
     time.sleep(wait_s)
 
 
@@ -310,6 +303,7 @@ def _wait_before(attempt, url, reason, patience):
 # downloads run in threads that end, so each request borrows one (a deque's append and pop are
 # atomic).
 _idle_sessions = deque()
+_met = set()  # hosts that have answered
 
 
 @contextlib.contextmanager
@@ -333,11 +327,15 @@ def _answer(method, url, headers, patience):
         session = requests.Session()
         session.max_redirects = MAX_REDIRECTS
         session.headers["Accept-Encoding"] = "identity"  # the bytes that lie on the server
+    session.trust_env = not _is_this_machine(url)  # no proxy knows its servers, nor does .netrc
     try:
         with _send(session, method, url, headers, patience.timeout_s) as response:
+            _met.add(urlsplit(url).netloc)
             yield response
-    except (OSError, HTTPError) as error:
-        raise _RetryError(_reason(error)) from error
+    except (OSError, HTTPError) as error:  # the latter while a body is read
+        behind = getattr(error.args[0], "reason", None) if error.args else None
+        is_new = isinstance(behind, (NewConnectionError, ProxyError))
+        raise _RetryError(f"{_reason(error)}{_route(url)}", is_unreachable=is_new) from error
     finally:
         _idle_sessions.append(session)
 
@@ -351,8 +349,24 @@ def _send(session, method, url, headers, timeout_s):
         raise ExpectedError(f"{url}: {reason}; expected a file", "source") from error
     except ValueError as error:  # this address or that of a redirect is malformed, or not http(s)
         raise ExpectedError(
-            f"{url}: {_reason(error)}; expected a file at an http(s) address", "source"
+            f"{url}: {_reason(error)}{_route(url)}; expected a file at an http(s) address", "source"
         ) from error
+
+
+def _is_this_machine(url):
+    with contextlib.suppress(ValueError):
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def _route(url):
+    """Names the proxy on the way to an address, for an error; empty where there is none."""
+    proxy = None
+    with contextlib.suppress(ValueError):
+        proxy = None if _is_this_machine(url) else select_proxy(url, get_environ_proxies(url))
+    socks = " (SOCKS takes pip install PySocks)" if proxy and proxy.startswith("socks") else ""
+    return f", through the proxy {masked(proxy)} of the environment{socks}" if proxy else ""
 
 
 def _check_status(response, url):
@@ -362,6 +376,10 @@ def _check_status(response, url):
         raise _RetryError(f"HTTP {status}", _number(response.headers.get("Retry-After")) or 0.0)
     if status not in (200, 203, 206):
         what = f"HTTP {status} {_one_line(response.reason or '')}".rstrip()
+        if status in (403, 407):
+            what += _route(url)
+        if "Authorization" in response.request.headers and not urlsplit(url).username:
+            what += ", asked with the login of ~/.netrc"
         raise MissingFileError(f"{url}: {what}; expected a file", "source")
 
 

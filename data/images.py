@@ -6,7 +6,6 @@ What is left to chance is drawn first, as a `View`; the pixels follow from it al
 import contextlib
 import io
 import math
-import struct
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +13,14 @@ from PIL import Image, UnidentifiedImageError
 
 MAX_DECODED_PIXELS = 64_000_000  # 192 MB as RGB, once in each decoding thread
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # what is found under the name .jpg
-# What Pillow raises of damaged files; RuntimeError of AVIF, and of what it cannot do yet.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)
+# Of a person's own photos. Pillow reads more: EPS and PDF by starting another program, and formats
+# that no camera or scanner writes, whose readers may take minutes over a damaged file.
+PHOTO_FORMATS = (
+    "JPEG", "MPO", "PNG", "WEBP", "GIF", "AVIF", "HEIF", "TIFF", "BMP", "JPEG2000", "PPM",
+)  # fmt: skip
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# Ranges of gray values beyond 8 bits; what is in none is stretched from its least to its greatest.
+GRAY_RANGES = (1, 255, 65535)
 EXIF_ORIENTATION = 0x0112
 EXIF_TURNS = {  # how to undo each orientation; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -115,7 +120,7 @@ def decode_image(data, image_size, keeps_aspect=False, view=PLAIN, formats=IMAGE
         keeps_aspect: the longer side fills the square, and FILL what is left beside or above and
             below the picture; else both sides fill it, whatever the aspect ratio.
         view: `View`.
-        formats: tuple of Pillow's names of the formats to take; None takes all that it reads.
+        formats: tuple of Pillow's names of the formats to take.
 
     Returns:
         (image_size, image_size, 3) uint8 RGB.
@@ -155,13 +160,13 @@ def make_thumbnail(data, longest_side, formats=IMAGE_FORMATS):
     return thumbnail
 
 
-def shrink_image(data, pixels, quality):
+def shrink_image(data, pixels, quality, formats=IMAGE_FORMATS):
     """Makes a picture small: upright, RGB, without EXIF, its shorter side so many pixels.
 
     None is enlarged, and a JPEG that is upright, RGB and small already stays byte for byte.
 
     Args:
-        data: bytes of a JPEG (or of a PNG, WebP or GIF of that name).
+        data, formats: as of `decode_image`.
         pixels: its shorter side afterwards.
         quality: of the JPEG, 1 to 95.
 
@@ -171,7 +176,7 @@ def shrink_image(data, pixels, quality):
     Raises:
         BadImageError: the bytes are not a readable image.
     """
-    with _opened(data) as image:
+    with _opened(data, formats) as image:
         is_plain = image.format == "JPEG" and image.mode == "RGB" and "exif" not in image.info
         if is_plain and min(image.size) <= pixels:
             image.load()  # a damaged one shows here
@@ -186,6 +191,12 @@ def shrink_image(data, pixels, quality):
         # (benchmarks/small_pictures.py). Pillow would keep the original's comment.
         small.save(file, "JPEG", quality=quality, subsampling=0, comment=b"")
     return file.getvalue()
+
+
+def check_photo(data):
+    """Raises BadImageError unless the bytes begin a photo; its pixels are not decoded."""
+    with _opened(data, PHOTO_FORMATS):
+        pass
 
 
 def decode_whole(data):
@@ -203,37 +214,56 @@ def shrunk_size(size, pixels):
 @contextlib.contextmanager
 def _opened(data, formats=IMAGE_FORMATS):
     """Opens an image for the block; what goes wrong in it is a BadImageError."""
+    if formats is PHOTO_FORMATS:
+        Image.init()
+        formats = [name for name in formats if name in Image.OPEN]  # HEIF takes another package
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
             yield image
+    except BadImageError:
+        raise
     except UnidentifiedImageError as error:
-        raise BadImageError("not an image" if data else "empty") from error
+        is_heic = data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS
+        what = "HEIC, which takes pip install pillow-heif" if is_heic else "not an image"
+        raise BadImageError(what if data else "empty") from error
     except Image.DecompressionBombError as error:
         raise BadImageError("too many pixels") from error
-    except UNREADABLE as error:
-        raise BadImageError(" ".join(str(error).split()) or type(error).__name__) from error
+    except Exception as error:  # a reader of Pillow may raise anything of a damaged file
+        reason = " ".join(str(error).split())
+        raise BadImageError(reason or type(error).__name__) from error
 
 
 def _make_upright(image):
-    """Decodes an opened image: an RGB image, turned as EXIF says."""
+    """Decodes an opened image: an RGB image, turned as EXIF or XMP says."""
     if image.width * image.height > MAX_DECODED_PIXELS:
         raise BadImageError(f"{image.width}x{image.height} pixels")
-    if "exif" in image.info:
-        turn = EXIF_TURNS.get(_orientation(image))
-        image = image if turn is None else image.transpose(turn)
-    if image.mode.startswith("I"):  # 16 bits; convert() would cut off all above 255
+    turn = EXIF_TURNS.get(_orientation(image))
+    image = image if turn is None else image.transpose(turn)
+    if image.mode.startswith("I;16"):  # convert() would cut off all above 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        image = _to_8_bits(image)
     if image.mode != "RGB":
         image.info.pop("transparency", None)  # Pillow warns of what it leaves out
         image = image.convert("RGB")
     return image
 
 
+def _to_8_bits(image):
+    """Brings gray values of 32 bits, int or float, from their range to 0..255."""
+    values = np.nan_to_num(np.asarray(image, np.float64))
+    low, high = values.min(), values.max()
+    if low >= 0 and high <= GRAY_RANGES[-1]:
+        low, high = 0, next(top for top in GRAY_RANGES if high <= top)
+    values = (values - low) * (255 / max(high - low, 1))
+    return Image.fromarray(values.round().astype(np.uint8))
+
+
 def _orientation(image):
-    """Gives EXIF's orientation, or None; a damaged EXIF does not cost the picture."""
+    """Gives the orientation, or None; damaged EXIF does not cost the picture."""
     try:
         return image.getexif().get(EXIF_ORIENTATION)
-    except (OSError, SyntaxError, ValueError, struct.error):
+    except Exception:
         return None
 
 

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from data.arrays import digest_of
-from data.download import SHARD_PATIENCE, download, download_range, online_size, refuse_html
+from data.download import SHARD_PATIENCE, download, download_range, online_size, refuse_disguised
 from data.tars import pack_again, read_unpacked, unpacked_size
-from utils import ExpectedError, MissingFileError, file_md5, require_free_space, say
+from utils import ExpectedError, MissingFileError, file_md5, masked, require_free_space, say
 
 CVDF_URL = "https://s3.amazonaws.com/google-landmark/"
 NUM_CVDF_SHARDS = {"train": 500, "index": 100, "test": 20}
@@ -252,7 +252,7 @@ class _Place:
         self._splits_told = set()
 
     def __str__(self):
-        return str(self.location)
+        return masked(self.location)
 
     def version_of(self, shard):
         """Gives words that differ for another file of this shard."""
@@ -303,7 +303,7 @@ class _Folder(_Place):
                 f"{local}: no such file; expected the CVDF layout below {self.location}",
                 "source",
             )
-        refuse_html(local, local)
+        refuse_disguised(local, local)
         return local
 
     def known_count(self, split):
@@ -371,14 +371,21 @@ class _Address(_Place):
 
     def __init__(self, location, scratch):
         _check_address(str(location))
-        super().__init__(str(location).rstrip("/") + "/", scratch)
+        parts = urlsplit(str(location))
+        folder = parts._replace(path=parts.path.rstrip("/") + "/", fragment="")
+        super().__init__(folder.geturl(), scratch)
         self.is_cvdf = self.location == CVDF_URL
         self.must_be_asked = not self.is_cvdf
         self._fetched = {}
 
+    def url(self, path):
+        """Gives the address of a file: its path goes before a query, which may hold a token."""
+        parts = urlsplit(self.location)
+        return parts._replace(path=parts.path + path).geturl()
+
     def exists(self, path):
         try:
-            online_size(self.location + path)
+            online_size(self.url(path))
         except MissingFileError:
             return False
         return True
@@ -386,7 +393,7 @@ class _Address(_Place):
     def fetch(self, path):
         if path not in self._fetched:
             local = self.scratch / path
-            download(self.location + path, local)
+            download(self.url(path), local)
             self._fetched[path] = local
         return self._fetched[path]
 
@@ -401,16 +408,16 @@ class _Address(_Place):
         return True
 
     def size_of(self, shard):
-        return online_size(self.location + shard.path)
+        return online_size(self.url(shard.path))
 
     def fetch_shard(self, shard):
         md5 = self.expected_md5(shard)
         local = self.scratch / shard.path
-        download(self.location + shard.path, local, md5, SHARD_PATIENCE)
+        download(self.url(shard.path), local, md5, SHARD_PATIENCE)
         return local
 
     def read_range(self, shard, offset, size_bytes):
-        return download_range(self.location + shard.path, offset, size_bytes)
+        return download_range(self.url(shard.path), offset, size_bytes)
 
 
 def _check_address(address):

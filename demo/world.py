@@ -8,8 +8,10 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import tarfile
 import tempfile
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -74,11 +76,8 @@ def draw_shards(world, folder, num_workers):
     # Sent to a process with every shard, so without the plan of all others.
     draw = partial(write_numbered_shard, folder, dataclasses.replace(world, shards={}))
     if num_workers > 1:
-        # Spawned, not forked: the caller may hold threads and a GPU.
-        context = multiprocessing.get_context("spawn")
         try:
-            with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-                list(pool.map(draw, jobs))
+            _draw_in_processes(draw, jobs, num_workers)
             return
         except BrokenProcessPool:
             say("drawing in one process: no second one can be started here")
@@ -86,11 +85,38 @@ def draw_shards(world, folder, num_workers):
         draw(job)
 
 
+def _draw_in_processes(draw, jobs, num_workers):
+    """Draws all jobs in processes, which Ctrl-C does not reach: they end with their pool."""
+    # Spawned, not forked: the caller may hold threads and a GPU.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        try:
+            with _ctrl_c_ignored():  # the processes, which start here, inherit it
+                results = pool.map(draw, jobs)
+            list(results)
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.kill()  # the pool would wait for what they are drawing
+            raise
+
+
+@contextlib.contextmanager
+def _ctrl_c_ignored():
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def write_numbered_shard(folder, world, job):
     """Writes the tar and the md5 file of a (Shard, PlannedPictures)."""
     shard, pictures = job
     md5 = write_shard(folder / shard.path, world, pictures)
-    (folder / shard.md5_path).write_text(f"{md5}  {Path(shard.path).name}\n")
+    (folder / shard.md5_path).write_text(f"{md5}  {Path(shard.path).name}\n", encoding="utf-8")
 
 
 def write_tables(world, folder):
@@ -125,7 +151,7 @@ def write_tables(world, folder):
     }
     for name, rows in tables.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        with open(folder / name, "w", newline="") as file:
+        with open(folder / name, "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
 
 

@@ -33,7 +33,7 @@ from generators import (
     tell_problems,
 )
 from model import load_recogniser
-from network.devices import set_up_replicas
+from network.devices import choose_devices
 from runs.session import descriptions_name
 from utils import StoppedError, say
 
@@ -67,8 +67,8 @@ class Describer:
 
     def __init__(self, settings, source):
         self.settings = settings
-        self.replicas = set_up_replicas(settings.batch_size)
-        with self.replicas.scope():
+        self.devices = choose_devices(settings.batch_size)
+        with self.devices.scope():
             recogniser = load_recogniser(
                 settings.model_path, lambda: read_2019_classes(source.fetch(TRAIN_CSV))
             )
@@ -103,7 +103,7 @@ class Describer:
     def describe(self, batch, shard):
         """Describes one `Batch` of a shard."""
         n, dtype = len(batch.image_ids), self.settings.dtype
-        class_indices, confidences, descriptors = self.replicas.predict_on_batch(
+        class_indices, confidences, descriptors = self.devices.predict_on_batch(
             self.predictor, batch.images
         )
         descriptors, confidences = descriptors[:n].astype(dtype), confidences[:n]
@@ -241,22 +241,24 @@ def describe_split(session, describer, split, image_ids, name):
     return descriptions
 
 
-def gather(found, describer, normalise=False):
+def gather(found, describer, normalise=False, keeps_repeated=False):
     """Joins the files of shards into `Descriptions` by ascending image id.
 
-    File after file goes to its place, so that the descriptors are in memory once, not twice. Where
-    an id appears twice, its first image counts.
+    File after file goes to its place, so that the descriptors are in memory once, not twice.
 
     Args:
         found: dict of file -> image ids, as `describe_shards` gives it.
         describer: `Describer`.
         normalise: scale the descriptors to length 1.
+        keeps_repeated: keep all pictures of an id that appears twice, not the first alone.
     """
     ids = np.concatenate([np.empty(0, np.uint64), *found.values()])
-    _, first_rows = np.unique(ids, return_index=True)
+    rows = np.argsort(ids, kind="stable")
+    if not keeps_repeated:
+        rows = np.unique(ids, return_index=True)[1]
     places = np.full(len(ids), -1)
-    places[first_rows] = np.arange(len(first_rows))
-    descriptions = describer.allocate(len(first_rows))
+    places[rows] = np.arange(len(rows))
+    descriptions = describer.allocate(len(rows))
     begin = 0
     for path, image_ids in found.items():
         piece = load_descriptions(path)[0]

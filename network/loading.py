@@ -1,11 +1,18 @@
 """What surrounds the import of Keras and the start of its backend: settings, and their chatter."""
 
 import contextlib
+import importlib.util
+import json
 import os
 import signal
 import sys
 import tempfile
 import threading
+
+from utils import ExpectedError
+
+BACKENDS = ("tensorflow", "jax", "torch")
+FLOATS = ("float16", "float32", "float64")
 
 
 @contextlib.contextmanager
@@ -16,8 +23,40 @@ def loading_keras():
     others they train 2.4 times as fast, at equal losses. A setting of the user's stays.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # read once, when TensorFlow is imported
+    require_backend()
     with muted_stderr():
         yield
+    if keras := sys.modules.get("keras"):  # whatever an older Keras left in keras.json
+        keras.config.set_image_data_format("channels_last")
+
+
+def require_backend():
+    """Sees to it that Keras can be imported, which takes a minute to find out by itself.
+
+    Raises:
+        ExpectedError: its backend is none or not installed, or its keras.json is of another Keras.
+    """
+    home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
+    settings, path = {}, os.path.join(home, "keras.json")
+    with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
+        settings = json.load(file)
+    is_right = isinstance(settings, dict) and all(
+        isinstance(settings.get(name, value), type(value))
+        for name, value in (("floatx", ""), ("epsilon", 0.0), ("image_data_format", ""))
+    )
+    if not is_right or settings.get("floatx", "float32") not in FLOATS:
+        raise ExpectedError(
+            f"{path}: not what Keras 3 writes; expected floatx, epsilon and backend; remove it"
+        )
+    old = settings.get("backend")
+    name = os.environ.get("KERAS_BACKEND") or (old if old in BACKENDS else BACKENDS[0])
+    if name not in BACKENDS or not importlib.util.find_spec(name):
+        what = "not installed" if name in BACKENDS else "no backend of this project"
+        raise ExpectedError(
+            f"KERAS_BACKEND={name}: {what}; expected one of {', '.join(BACKENDS)}; install it, or "
+            "leave the variable out for tensorflow"
+        )
+    os.environ["KERAS_BACKEND"] = name
 
 
 @contextlib.contextmanager
@@ -27,7 +66,8 @@ def muted_stderr():
     Ctrl-C ends the block at once, inside of a `Stop` too, whose answer nobody would see.
     """
     with _interruptible() as presses, tempfile.TemporaryFile() as buffer:
-        sys.stderr.flush()
+        if sys.stderr:
+            sys.stderr.flush()
         original = os.dup(2)
         os.dup2(buffer.fileno(), 2)
         try:

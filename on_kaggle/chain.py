@@ -1,9 +1,8 @@
 """What to do next: kernels are pushed in order, as their inputs finish and sessions are free."""
 
-import re
 import time
 
-from on_kaggle.client import call_client, last_line, patiently
+from on_kaggle.client import ask_once, patiently, printable
 from on_kaggle.packing import REPORT
 from on_kaggle.states import State, look
 from utils import ExpectedError, say
@@ -162,7 +161,7 @@ class Chain:
         num_gpus = sum(self.built[other].kernel.has_gpu for other in active)
         if self.is_full or (built.kernel.has_gpu and num_gpus >= GPU_SESSIONS):
             return False
-        reason = before.report.get("error", "")
+        reason = printable(before.report.get("error", ""))
         if self.num_pushes[name] >= MAX_SESSIONS:
             raise ExpectedError(
                 f"{built.id}: not finished after {MAX_SESSIONS} sessions"
@@ -199,25 +198,34 @@ def push(built, before):
 
     def attempt():
         attempts.append(None)
-        if len(attempts) > 1 and look(built).is_active:  # the answer was lost, not the push
-            return "successfully pushed"
-        return call_client("kernels", "push", "-p", str(built.folder))
+        if len(attempts) > 1 and look(built) != before:  # the answer was lost, not the push
+            return None
+        return ask_once("kernels_push", str(built.folder))
 
-    text = patiently(attempt)
-    if "session count" in text:  # "Maximum batch GPU session count of 2 reached"
-        return False
-    dropped = [line for line in text.splitlines() if "not valid" in line]
-    # Only at its very first push a kernel that continues itself does not exist as a source.
-    if before.status == "absent" and all(
-        "kernel sources" in line and re.findall("'(.*?)'", line) == [built.id] for line in dropped
-    ):
-        dropped = []
-    if dropped or "successfully pushed" not in text:
-        raise ExpectedError(
-            f"{built.id}: {dropped[0] if dropped else last_line(text)}; expected a push with all "
-            "its sources; "
-            + ("stop its session on its page, and see that the sources exist" if dropped else
-               "mend what Kaggle names, then run the command again")
-        )  # fmt: skip
-    say(f"{time.strftime('%H:%M')} {built.kernel.name}: {last_line(text)}")
+    answer = patiently(attempt)
+    told = "pushed, though its answer was lost"
+    if answer:
+        if "session count" in answer.error:  # "Maximum batch GPU session count of 2 reached"
+            return False
+        _require_whole(built, before, answer)
+        told = f"version {answer.version_number} pushed, see {printable(answer.url)}"
+    say(f"{time.strftime('%H:%M')} {built.kernel.name}: {told}")
     return True
+
+
+def _require_whole(built, before, answer):
+    """Raises ExpectedError if Kaggle refused a push, or dropped sources of it."""
+    if answer.error:
+        raise ExpectedError(
+            f"{built.id}: Kernel push error: {printable(answer.error)}; expected Kaggle to take "
+            "it; mend what it names, then run the command again"
+        )
+    dropped = [*(answer.invalid_kernel_sources or []), *(answer.invalid_dataset_sources or [])]
+    if before.status == "absent":  # a kernel that continues itself is no source yet
+        dropped = [source for source in dropped if source != built.id]
+    if dropped:
+        raise ExpectedError(
+            f"{built.id}: pushed without {printable(', '.join(dropped))}, not valid sources to "
+            "Kaggle; expected a push with all its sources; stop its session on its page, and see "
+            "that the sources exist"
+        )

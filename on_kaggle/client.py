@@ -1,81 +1,101 @@
-"""Kaggle's official client, called as a command: one question, one answer, tried again."""
+"""Kaggle's official client, asked through its Python API: one question, one answer, tried again."""
 
+import concurrent.futures
+import contextlib
+import io
 import re
-import shutil
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-from utils import ExpectedError, say
+from utils import ExpectedError, in_background, say
 
 RETRY_PAUSES_S = (5, 20, 60, 300, 900)  # after a failure of the network
 
 
 class ClientError(ExpectedError):
-    """The client reported a failure; the answer as a whole is `text`."""
+    """The client reported a failure; `status` is that of HTTP, or None."""
 
-    text = ""
+    status = None
 
 
 class NetworkError(ClientError):
     """A failure that may pass by itself."""
 
 
-_PASSING = re.compile(
-    r"\b(408|429|500|502|503|504)\b[^\n]*(Error|Too Many)|Connection(Error|Reset|Refused)|Timeout|"
-    r"timed out|Max retries|Connection (aborted|broken)|RemoteDisconnected|IncompleteRead|SSLError"
-)
-_REFUSED = re.compile(r"^.*\b[45]\d\d [^\n]*(Error|Too Many)[^\n]*", re.MULTILINE)
+def ask_once(method, *arguments, timeout_s=600, **options):
+    """Calls a method of the client's `KaggleApi`, e.g. `kernels_status`.
 
-
-def call_client(*arguments, timeout_s=600):
-    """Calls the official client once.
+    Args:
+        method: its name.
+        arguments, options: what it takes.
+        timeout_s: seconds to wait for its answer.
 
     Returns:
-        What it printed to stdout.
+        What it returns.
 
     Raises:
         NetworkError: a failure that may pass.
         ClientError: any other failure, in one line.
+        ExpectedError: there is no client.
     """
-    beside = Path(sys.executable).with_name("kaggle")
-    client = str(beside) if beside.is_file() else shutil.which("kaggle")
-    install = "install it with: pip install kaggle six"
-    if client is None:
-        raise ExpectedError(f"no command `kaggle`; expected Kaggle's official client; {install}")
-    words = f"kaggle {' '.join(arguments[:2])}"
+    words, printed = f"kaggle {method.replace('_', ' ')}", io.StringIO()
     try:
-        done = subprocess.run(
-            [client, *arguments], capture_output=True, text=True, errors="replace",
-            stdin=subprocess.DEVNULL, timeout=timeout_s,
-        )  # fmt: skip
-        if done.returncode == 0:
-            return done.stdout
-        text = f"{done.stdout}\n{done.stderr}"
-    except subprocess.TimeoutExpired:
-        text = f"Timeout: no answer within {timeout_s} s"
-    except OSError as error:
-        raise ExpectedError(f"{client}: {error.strerror}; expected a program; {install}") from error
-    refused = _REFUSED.search(text)  # clients from 2.2.5 on put advice behind it
-    problem = refused[0].strip()[:300] if refused else last_line(text)
+        # It talks to its own users, and waits for an answer for ever: a thread can be left.
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            answer = in_background(_call, method, arguments, options)
+            if not concurrent.futures.wait([answer], timeout_s).done:
+                raise TimeoutError(f"no answer within {timeout_s} s")
+            return answer.result()
+    except ImportError as error:
+        raise ExpectedError(
+            f"{words}: {printable(error)}; expected Kaggle's official client; install it with: "
+            "pip install kaggle six"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise _explain(words, error) from error
+
+
+def _call(method, arguments, options):
+    # Here, since it takes half a second; anew each time, since a log-in may end within a day.
+    from kaggle.api.kaggle_api_extended import KaggleApi
+
+    api = KaggleApi()
+    api.authenticate()
+    return getattr(api, method)(*arguments, **options)
+
+
+def _explain(words, error):
+    """Makes the error to raise, in one line, of what the client raised."""
+    import requests
+    import urllib3
+
+    # In the place of a 401 or 403 the client raises a ValueError with advice.
+    answers = (getattr(one, "response", None) for one in (error, error.__context__))
+    status = next((one.status_code for one in answers if one is not None), None)
+    of_network = (
+        requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError
+    )  # fmt: skip
+    is_network = isinstance(error, of_network) and not isinstance(error, ValueError)
+    is_plain = status is not None or isinstance(error, ValueError)
+    problem = f"{error}" if is_plain else f"{type(error).__name__}: {error}"
     kind, todo = ClientError, "run the command again, or look at kaggle.com"
-    if "ModuleNotFoundError" in text:
-        todo = install
-    elif "Authentication required" in text:
+    if isinstance(error, SystemExit) or status == 401:
         problem, todo = "no credentials", "log in with: kaggle auth login"
-    elif "unrecognized arguments" in text:
-        todo = "renew it with: pip install --upgrade kaggle"
-    elif _PASSING.search(text):
+    elif is_network if status is None else status in (408, 429) or status >= 500:
         kind, todo = NetworkError, "run the command again when the network is back"
-    error = kind(f"{words}: {problem}; expected an answer of Kaggle; {todo}")
-    error.text = text
-    raise error
+    elif getattr(error, "errno", None):  # of the disk
+        todo = "free some space, or choose another folder"
+    elif isinstance(error, (AttributeError, KeyError, TypeError)):
+        todo = "renew the client with: pip install --upgrade kaggle"
+    made = kind(f"{words}: {printable(problem)}; expected an answer of Kaggle; {todo}")
+    made.status = status
+    return made
 
 
-def last_line(text):
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it failed without a word"
+def printable(text):
+    """Writes foreign text as one line of 300 letters at most, without what steers a terminal."""
+    text = " ".join(str(text).split())
+    text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?...", text)  # a signed address is a key
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)[:300]
 
 
 def patiently(attempt):
@@ -89,6 +109,19 @@ def patiently(attempt):
     return attempt()
 
 
-def ask_client(*arguments, timeout_s=600):
-    """Calls the client for something that can be asked twice; see `call_client`."""
-    return patiently(lambda: call_client(*arguments, timeout_s=timeout_s))
+def ask(method, *arguments, **options):
+    """Asks the client for something that can be asked twice; see `ask_once`."""
+    return patiently(lambda: ask_once(method, *arguments, **options))
+
+
+def download(kernel_id, folder, names):
+    """Downloads these files of a kernel's output, and its log, as far as they are there.
+
+    Args:
+        kernel_id: `owner/slug`.
+        folder: where to; it is there.
+        names: of files, below the output; no others are written.
+    """
+    pattern = f"^({'|'.join(map(re.escape, names))})$"
+    # Its own page size: a client that knows none gives the first page alone, and refuses this.
+    ask_once("kernels_output", kernel_id, str(folder), pattern, True, page_size=20, timeout_s=7200)

@@ -26,6 +26,7 @@ ENTRIES = ("recognition", "nearest", "retrieval", "shrink")  # the scripts that 
 SET_FOR_EACH = (
     "--part", "--parts", "--pixels", "--split", "--max-hours", "--output", "--help", "-h",
 )  # fmt: skip
+OF_SEVERAL_MACHINES = ("--machine", "--machines", "--scheduler")
 REPORT = "kernel.json"  # what a kernel leaves beside its results, to know it by
 CHAIN_FILE = "chain.json"  # in the folder of built kernels: the table below, as it was built
 
@@ -65,19 +66,19 @@ def take_tpu():
 def run():
     """Unpacks the modules outside of the output folder, runs the script and reports on it."""
     facts, output, started = FACTS, Path.cwd(), time.time()
-    command = " ".join([facts["entry"] + ".py", *facts["arguments"]])
-    print(
-        f"kernel {facts['kernel']}, source {facts['source']}, build {facts['build']}: {command}",
-        file=sys.stderr,
-        flush=True,
-    )
-    if facts.get("device") == "tpu":
-        take_tpu()
     with tempfile.TemporaryDirectory(prefix="landmarks-") as folder:
         zipfile.ZipFile(io.BytesIO(base64.b64decode(ARCHIVE))).extractall(folder)
         sys.path.insert(0, folder)
-        names = (facts["entry"], "runs.command_line", "utils")
-        entry, command_line, utils = map(importlib.import_module, names)
+        utils = importlib.import_module("utils")
+        shown = [utils.masked(word) for word in facts["arguments"]]
+        utils.say(
+            f"kernel {facts['kernel']}, source {facts['source']}, build {facts['build']}: "
+            + " ".join([facts["entry"] + ".py", *shown])
+        )
+        if facts.get("device") == "tpu":
+            take_tpu()
+        names = (facts["entry"], "runs.command_line")
+        entry, command_line = map(importlib.import_module, names)
         errors = []
 
         def main():
@@ -100,6 +101,7 @@ def run():
     files.pop("$report$", None)
     report = {
         **facts,
+        "arguments": shown,
         "started": started,
         "ended": time.time(),
         "finished": facts["result"] in files and not errors,
@@ -200,6 +202,8 @@ def write_kernels(folder, kernels, options):
         kernels: dict, name -> `Kernel`.
         options: `Options`.
     """
+    with contextlib.suppress(OSError):  # written last: half a build is none
+        Path(folder, CHAIN_FILE).unlink()
     packed = {}  # entry -> (archive, version)
     for entry in sorted({kernel.entry for kernel in kernels.values()}):
         modules = find_modules(entry, "--demo" in options.extra_arguments[entry])
@@ -287,9 +291,11 @@ def parse_arguments(entry, text):
             f"{text!r}: {error}; expected arguments as in a shell", setting
         ) from error
     for word in arguments:
-        if word.partition("=")[0] in SET_FOR_EACH or word in ("merge", "vote"):
+        flag = word.partition("=")[0]
+        if flag in (*SET_FOR_EACH, *OF_SEVERAL_MACHINES) or word in ("merge", "vote"):
+            why = "needs other machines" if flag in OF_SEVERAL_MACHINES else "is set"
             raise ExpectedError(
-                f"{entry}.py: {word} is set for each kernel; expected other options", setting
+                f"{entry}.py: {word} {why} for each kernel; expected other options", setting
             )
     read_settings(entry, arguments)
     return arguments

@@ -1,9 +1,6 @@
 """Results of finished kernels: downloaded, checked, handed in."""
 
-import csv
 import os
-import re
-import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +10,10 @@ from data.submissions import (
     read_recognition_submission,
     read_retrieval_submission,
 )
-from on_kaggle.client import NetworkError, ask_client, call_client, last_line, patiently
+from on_kaggle.client import NetworkError, ask_once, download, patiently, printable
 from on_kaggle.packing import REPORT
 from on_kaggle.states import look, read_report
+from runs.folders import scratch_folder
 from runs.session import (
     CHECKPOINTS,
     DESCRIPTORS,
@@ -50,45 +48,68 @@ def collect(built, output):
         built: dict, name -> `Built`.
         output: folder; each kernel gets one in it. What is there already is not fetched again.
     """
-    left_out = "|".join(re.escape(name) for name in NOT_COLLECTED)
     for name, one in built.items():
-        state = look(one)
+        state, folder = look(one), Path(output, name)
         if not state.report:
             raise ExpectedError(
-                f"{one.id}: no output ({state.status}); expected a complete session; "
-                "start it with: python kernels.py run"
+                f"{one.id}: no output ({state.status}); expected a complete session with its "
+                f"{REPORT}; start it with: python kernels.py run"
             )
         wanted = {
             path: size for path, size in state.report["files"].items()
-            if not path.startswith(NOT_COLLECTED)
+            if path != REPORT and not path.startswith(NOT_COLLECTED)
         }  # fmt: skip
+        for path in wanted:  # who made it is not known, nor what lies here
+            if not path.isprintable() or folder.resolve() not in (folder / path).resolve().parents:
+                raise ExpectedError(
+                    f"{one.id}: its {REPORT} names {path!r}; expected files below {folder}, "
+                    "without links; see its page"
+                )
         if not state.is_finished:
             say(f"{one.id}: its last session is not finished; this is what there is")
-        folder = Path(output, name)
-        if read_report(folder / REPORT) != state.report:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".collecting-", dir=output) as temporary:
-                patiently(partial(_download, one, Path(temporary), f"^(?!{left_out})", wanted))
-                for path in [*wanted, REPORT]:  # the report last: it says that all is there
-                    target = folder / path
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(Path(temporary, path), target)
+        if read_report(folder / REPORT) != state.report or _find_missing(folder, wanted):
+            _fetch(one, wanted, folder)
         for path in wanted:
             print(folder / path)
 
 
-def _download(built, folder, pattern, wanted):
-    call_client(
-        "kernels", "output", built.id, "-p", str(folder), "--force", "--file-pattern", pattern,
-        timeout_s=7200,
-    )  # fmt: skip
+def _fetch(built, wanted, folder):
+    """Downloads files (dict, path -> size) of a kernel and its report, and moves them to a folder.
+
+    The report comes last: it says that all is there.
+    """
+    with scratch_folder(folder.parent / "scratch", "output") as temporary:
+        patiently(partial(_download, built, temporary, wanted))
+        for path in [*wanted, REPORT]:
+            target = folder / path
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(temporary / path, target)
+            except OSError as error:
+                raise ExpectedError(
+                    f"{target}: cannot be written ({error.strerror}); expected a writable folder",
+                    "output",
+                ) from error
+
+
+def _find_missing(folder, wanted):
+    """Gives the first file that is not there in its size: (path, size or None), or None."""
     for path, size in wanted.items():
         file = folder / path
-        found = file.stat().st_size if file.is_file() else None
+        found = file.stat().st_size if file.is_file() and not file.is_symlink() else None
         if found != size:
-            raise NetworkError(
-                f"{built.id}: {path} came with {found} bytes; expected {size}; collect again"
-            )
+            return path, found
+    return None
+
+
+def _download(built, folder, wanted):
+    """Downloads the wanted files (dict, path -> size) of a kernel, and its report."""
+    download(built.id, folder, [*wanted, REPORT])
+    if missing := _find_missing(folder, wanted):
+        path, found = missing
+        raise NetworkError(
+            f"{built.id}: {path} came with {found} bytes; expected {wanted[path]}; collect again"
+        )
 
 
 def submit(built, output, challenges):
@@ -105,18 +126,24 @@ def submit(built, output, challenges):
     for name, path in paths.items():
         competition = CHALLENGES[name][1]
         words = f"landmarks {file_md5(path)[:8]}"  # to know the file by
-        listed = ask_client("competitions", "submissions", competition, "--format", "csv")
-        if any(words in row for row in csv.reader(listed.splitlines())):
-            print(f"{competition}: {path} is submitted already ({words})")
-            continue
-        arguments = ("competitions", "submit", "-c", competition, "-f", str(path), "-m", words)
-        text = call_client(*arguments, timeout_s=3600)
-        if "successfully submitted" not in text.lower():
-            raise ExpectedError(
-                f"{competition}: {last_line(text)}; expected Kaggle to take {path}; "
-                "see that its rules are accepted on its page, and submit again"
-            )
-        print(f"{competition}: {path} submitted ({words})")
+        told = patiently(partial(_submit_once, competition, path, words))
+        print(f"{competition}: {path} {told} ({words})")
+
+
+def _submit_once(competition, path, words):
+    """Hands a file in unless Kaggle has it: after a lost answer, too. Says which it was."""
+    listed = ask_once("competition_submissions", competition) or []
+    if any(words in (one.description or "") for one in listed):
+        return "is submitted already"
+    answer = ask_once(
+        "competition_submit", str(path), words, competition, quiet=True, timeout_s=3600
+    )
+    if "successfully submitted" not in answer.message.lower():
+        raise ExpectedError(
+            f"{competition}: {printable(answer.message)}; expected Kaggle to take {path}; "
+            "see that its rules are accepted on its page, and submit again"
+        )
+    return "submitted"
 
 
 def check_submissions(paths):

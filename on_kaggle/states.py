@@ -4,14 +4,15 @@ import contextlib
 import json
 import re
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from on_kaggle.client import ClientError, NetworkError, ask_client, last_line
+from on_kaggle.client import ClientError, ask, download, patiently, printable
 from on_kaggle.packing import CHAIN_FILE, REPORT, read_chain
 from on_kaggle.plan import Kernel
 from utils import ExpectedError, say
+
+MALFORMED = (AttributeError, KeyError, RecursionError, TypeError, ValueError)  # JSON, of anybody
 
 
 @dataclass(frozen=True)
@@ -68,66 +69,62 @@ def read_built(folder):
 def look(built):
     """Asks Kaggle for a kernel's `State`."""
     try:
-        text = ask_client("kernels", "status", built.id)
+        answer = ask("kernels_status", built.id)
     except ClientError as error:
-        is_absent = re.search(r"\b404\b|not found|Cannot access kernel", error.text, re.IGNORECASE)
-        if isinstance(error, NetworkError) or not is_absent:
+        if error.status not in (401, 403, 404):  # Kaggle may deny access to what is not there
             raise
         return State("absent")
-    status = re.search(r'has status "(?:KernelWorkerStatus\.)?(\w+)"', text)
-    if not status:
-        raise ExpectedError(
-            f"kaggle kernels status {built.id}: {last_line(text)}; expected its status; renew the "
-            "client with: pip install --upgrade kaggle"
-        )
-    if status[1] == "NEW_SCRIPT":
+    status = answer.status.name
+    if status == "NEW_SCRIPT":
         return State("absent")
-    if status[1] not in ("COMPLETE", "ERROR"):
-        return State(status[1])
+    if status not in ("COMPLETE", "ERROR"):
+        return State(status)
     report, log = fetch_report(built)
-    if status[1] == "COMPLETE":
-        return State("COMPLETE", report=report, build=report.get("build", ""))
+    if status == "COMPLETE":
+        return State(status, report=report, build=report.get("build", ""))
     ran = re.search(r"\bbuild ([0-9a-f]{12}): ", log)
     told = re.findall(r"^error: (.*)", log, re.MULTILINE)
-    reason = re.search(r'Failure message: "(.*)"', text)
-    message = told[-1] if told else reason[1] if reason else last_line(log) if log else "no log"
-    return State("ERROR", message, build=ran[1] if ran else "")
+    last_line = log.strip().rpartition("\n")[2]
+    message = told[-1] if told else answer.failure_message or last_line or "no log"
+    return State(status, printable(message), build=ran[1] if ran else "")
 
 
 def fetch_report(built):
     """Downloads kernel.json and the log of the last session: (dict, str), empty where missing."""
     with tempfile.TemporaryDirectory() as folder:
-        ask_client("kernels", "output", built.id, "-p", folder, "--file-pattern", rf"{REPORT}$")
+        patiently(lambda: download(built.id, folder, [REPORT]))
         report, log = read_report(Path(folder, REPORT)), ""
         with contextlib.suppress(OSError):
-            log = Path(folder, f"{built.kernel.slug}.log").read_text(errors="replace")
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+            log = Path(folder, f"{built.kernel.slug}.log").read_text("utf-8", errors="replace")
+        with contextlib.suppress(*MALFORMED):
             log = "".join(line["data"] for line in json.loads(log))
     return report, log
 
 
 def read_report(path):
-    """Reads a kernel.json that one of our kernels left: dict, empty where there is none."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    """Reads a kernel.json: dict, empty unless one of our kernels may have written it."""
+    with contextlib.suppress(OSError, *MALFORMED):
         report = json.loads(path.read_text(encoding="utf-8"))
-        if {"build", "started", "ended", "finished", "files"} <= report.keys():
+        if (
+            re.fullmatch("[0-9a-f]{12}", report["build"])
+            and isinstance(report["ended"] - report["started"], (int, float))
+            and isinstance(report["finished"], bool)
+            and isinstance(report["error"], str)
+            and all(isinstance(size, int) for size in report["files"].values())
+        ):
             return report
     return {}
 
 
 def print_status(built):
     """Prints a table: kernel, status of its last session, its build, its outputs."""
-    with ThreadPoolExecutor(4) as pool:
-        states = dict(zip(built, pool.map(look, built.values()), strict=True))
     print(f"{'kernel':<12} {'status':<20} {'build':<14} outputs")
-    for name, state in states.items():
+    for name, one in built.items():
+        state = look(one)
         status = "UNFINISHED" if state.report.get("finished") is False else state.status
-        mark = " *" if state.build == built[name].build else ""
+        mark = " *" if state.build == one.build else ""
         files = state.report.get("files", {}).items()
-        outputs = ", ".join(
-            f"{path} {size / 1e6:.1f} MB" for path, size in files if "/" not in path
-        )
-        print(
-            f"{name:<12} {status:<20} {state.build + mark:<14} {state.message or outputs}".rstrip()
-        )
+        outputs = [f"{path} {size / 1e6:.1f} MB" for path, size in files if "/" not in path]
+        told = state.message or printable(", ".join(outputs))
+        print(f"{name:<12} {status:<20} {state.build + mark:<14} {told}".rstrip())
     say(f"* = as built here; on Kaggle: https://www.kaggle.com/{built['merge'].id.split('/')[0]}")

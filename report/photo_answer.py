@@ -6,7 +6,7 @@ Imports Keras, via `model`.
 import numpy as np
 
 import model
-from data.images import decode_image
+from data.images import PHOTO_FORMATS, decode_image
 from data.landmarks import name_of_category, read_2019_classes, read_categories
 from data.sources import CATEGORY_CSV, TRAIN_CSV
 from model import load_recogniser
@@ -17,7 +17,6 @@ from utils import ExpectedError, say
 
 NUM_GUESSES = 4  # the best one and the runners-up
 NUM_UNTRACED = 12  # photos; tracing MobileNetV2 takes as long as 18, and a traced photo a sixth
-ANY_FORMAT = None  # that Pillow reads: these files are the person's own
 
 
 class Namer:
@@ -55,7 +54,7 @@ class Namer:
         Raises:
             BadImageError: it cannot be decoded.
         """
-        pixels = decode_image(data, self.image_size, self.keeps_aspect, formats=ANY_FORMAT)
+        pixels = decode_image(data, self.image_size, self.keeps_aspect, formats=PHOTO_FORMATS)
         outputs = self._forward(pixels[None])
         confidences, descriptor = (model.to_numpy(output)[0] for output in outputs)
         best = np.argsort(-confidences, kind="stable")[:NUM_GUESSES]

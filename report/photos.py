@@ -3,10 +3,11 @@
 import contextlib
 import glob
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.images import MAX_DECODED_PIXELS, BadImageError
+from data.images import MAX_DECODED_PIXELS, PHOTO_FORMATS, BadImageError, check_photo
 from utils import ExpectedError
 
 MAX_DRAWN = 30  # photos in identify.png
@@ -88,7 +89,8 @@ class Answer:
             lines = [f"{self.path}: probably no landmark"]
             others = self.guesses
         else:
-            link = f"  {best.category}" if best.category else ""
+            is_address = (best.category or "").startswith("http")
+            link = f"  {best.category}" if is_address else ""
             lines = [f"{self.path}: {best.name} ({best.landmark_id}) {best.confidence:.3f}{link}"]
         kind = "best guesses" if self.is_landmark is False else "or"
         if others:
@@ -121,7 +123,7 @@ def find_photos(words):
     found = {}
     for word in map(str, words):
         if os.path.isdir(word):
-            paths = [path for path in sorted(Path(word).rglob("*")) if _is_picture(path)]
+            paths = [path for path in sorted(Path(word).rglob("*")) if _is_picture(path, word)]
         elif not os.path.exists(word) and glob.has_magic(word):
             paths = [Path(path) for path in sorted(glob.glob(word, recursive=True))]
             paths = [path for path in paths if path.is_file()]
@@ -129,42 +131,46 @@ def find_photos(words):
             paths = [Path(word)]
         if not paths:
             raise ExpectedError(
-                f"{word}: no picture in it; expected files that Pillow reads, a folder or a "
+                f"{word}: no picture in it; expected photos, a folder or a "
                 "pattern of them; check the path"
             )
         found |= dict.fromkeys(paths)
     return list(found)
 
 
-def _is_picture(path):
+def _is_picture(path, folder):
+    """Tells whether a file goes by the name of a photo; hidden ones are copies of a file system."""
     from PIL import Image
 
     Image.init()
-    return path.suffix.lower() in Image.registered_extensions() and path.is_file()
+    formats = Image.registered_extensions() | dict.fromkeys((".heic", ".heif"), "HEIF")
+    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not is_hidden and formats.get(path.suffix.lower()) in PHOTO_FORMATS and path.is_file()
 
 
 def read_photo(path):
-    """Reads the bytes of a photo.
+    """Reads the bytes of a photo, and checks how they begin.
 
     Raises:
         BadImageError: it cannot be read.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device may never end
+            raise BadImageError("not a file")
         with open(path, "rb") as file:
             data = file.read(MAX_PHOTO_BYTES + 1)
     except OSError as error:
         raise BadImageError(error.strerror) from error
     if len(data) > MAX_PHOTO_BYTES:
         raise BadImageError(f"more than {MAX_PHOTO_BYTES / 1e6:.0f} MB")
+    check_photo(data)
     return data
 
 
-def explain_unreadable(path, error):
+def explain_unreadable(error):
     """Says what is wrong with a photo and what to do: the rest of a line after its path."""
-    if path.suffix.lower() in (".heic", ".heif"):
-        return f"{error}; expected a photo; HEIC is read with pip install pillow-heif"
     return (
-        f"{error}; expected a whole photo of a format that Pillow reads, of "
+        f"{error}; expected a whole photo, e.g. a JPEG, PNG, TIFF or HEIC, of "
         f"{MAX_DECODED_PIXELS / 1e6:.0f} million pixels at most; check it"
     )
 

@@ -2,25 +2,28 @@
 
 import argparse
 import dataclasses
+import difflib
 import errno
 import io
 import math
 import os
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 from data.sources import CVDF_URL
 from recipes import MAX_BATCH_SIZE, RECIPES
 from runs import kernel
-from runs.session import MAX_SKIPPED_SHARE
-from utils import ExpectedError, StoppedError, say
+from runs.session import DEMO_OUTPUT, DEMO_WORLD, MAX_SKIPPED_SHARE, MODEL, Session
+from utils import ExpectedError, StoppedError, end_soon, say
 
 # What to do about a setting, where there is more to say than to change it.
 ADVICE = {
     "source": "check --source",
     "model": "check --model",
     "missing_model": "or name the file with --model",
+    "demo_model": "or add --demo, whose model is there; or name the file with --model",
     "queries": "or leave out --queries",
     "rerank": "search the parts with this --rerank again",
     "names": "or take --names head",
@@ -36,23 +39,93 @@ INPUTS = "inputs"  # in the place of an address
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of stdout, say; never a bug
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Help that shows each default, but no `(default: None)`."""
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help that shows each default as one types it."""
 
     def _get_help_string(self, action):
-        return action.help if action.default is None else super()._get_help_string(action)
+        text = action.help.removesuffix(" (default: %(default)s)")  # of Python before 3.13
+        shown = _typed(action.default)
+        return f"{text} (default: {shown})" if action.option_strings and shown else text
+
+
+def _typed(default):
+    """Writes a default as one types it; empty where there is nothing to say."""
+    if isinstance(default, tuple):
+        return ":".join(map(str, default))
+    if isinstance(default, bool) or default in (None, [], argparse.SUPPRESS):
+        return "on" if default is True else ""
+    return str(default)
 
 
 class CommandLine(argparse.ArgumentParser):
-    """An argument parser that shows defaults in its help and answers wrong use in one line."""
+    """An argument parser with examples in its help, which answers wrong use in one line.
 
-    def __init__(self, **kwargs):
+    Args:
+        doc: docstring of the script: its first line, and examples that begin with `python`.
+        kwargs: of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, doc=None, **kwargs):
+        lines = (doc or "").splitlines() or [""]  # none with `python -OO`
+        examples = [line for line in lines if line.startswith("    python ")]
         kwargs.setdefault("formatter_class", _Help)
+        if doc:
+            kwargs["description"] = "\n".join(
+                [lines[0], *([""] if examples else []), *examples[:3]]
+            )
         super().__init__(allow_abbrev=False, **kwargs)
+        self.further_groups = []
+
+    def add_further_group(self, title):
+        """Adds a group of options of which --help lists no more than the names and defaults."""
+        if not self.further_groups:
+            self.add_argument("--help-all", action=_HelpAll, nargs=0, help="explain every option")
+        self.further_groups.append(self.add_argument_group(title))
+        return self.further_groups[-1]
+
+    def format_help(self, explains_all=False):
+        """Writes the help; what is in further groups is explained if asked for."""
+        if explains_all or not self.further_groups:
+            return super().format_help()
+        briefs, helps = [], {}
+        for group in self.further_groups:
+            words = []
+            for action in group._group_actions:
+                helps[action], action.help = action.help, argparse.SUPPRESS
+                names = action.option_strings[-1 if action.default is True else 0]  # --no-augment
+                default = "" if action.default is True else _typed(action.default)
+                words.append(f"{names} {default}".rstrip())
+            briefs.append(f"{group.title}: {', '.join(words)}")
+        text = super().format_help()
+        for action, words in helps.items():
+            action.help = words
+        brief = (
+            textwrap.fill(line, 100, subsequent_indent="  ", break_on_hyphens=False)
+            for line in briefs
+        )
+        return "\n".join([text, "more, with their defaults; --help-all explains them", *brief, ""])
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parses; an option that does not exist ends the process with the one that is nearest."""
+        known = self._option_string_actions
+        for word in sys.argv[1:] if args is None else args:
+            flag = word.partition("=")[0]
+            if word == "--" or self._subparsers:
+                break
+            if flag.startswith("--") and flag not in known and " " not in word:
+                near = difflib.get_close_matches(flag, known, 1)
+                self.error(f"no option {flag}" + "".join(f" (did you mean {one}?)" for one in near))
+        return super().parse_known_args(args, namespace)
 
     def error(self, message):
         """Ends the process with exit code 2 and one line instead of the whole usage."""
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+class _HelpAll(argparse.Action):
+    def __call__(self, parser, *_):
+        print(parser.format_help(explains_all=True), end="")
+        parser.exit()
 
 
 def run_command_line(main):
@@ -63,8 +136,7 @@ def run_command_line(main):
     Args:
         main: function without arguments. A bug in it keeps its traceback.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path or a name may have any letters
+    _settle()
     try:
         main()
         if sys.stdout:  # flushed here, so that a failure shows below and not at the exit
@@ -79,6 +151,7 @@ def run_command_line(main):
         print(
             "error: interrupted by Ctrl-C; run the same command again to continue", file=sys.stderr
         )
+        end_soon()
         sys.exit(130)
     except BrokenPipeError:  # the reader of stdout left, as in `... | head`
         _discard_stdout()
@@ -95,6 +168,25 @@ def run_command_line(main):
         sys.exit(1)
 
 
+def _settle():
+    """Makes a script independent of where it was started: a notebook, a service, another language.
+
+    Closed streams lead nowhere, for the next file that is opened would be taken for one of them.
+    What cannot be written in the language of the terminal is escaped. Pictures go to files.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r+" if number else "r", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path or a name may have any letters
+    os.environ["MPLBACKEND"] = "agg"
+
+
 def _discard_stdout():
     """Drops what stdout still holds: it would fail once more at the exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -107,6 +199,16 @@ def explain(error):
     flag = f"--{error.setting.replace('_', '-')}"
     advice = ADVICE.get(error.setting, f"change {flag}")
     return f"{error}{',' if advice.startswith('or ') else ';'} {advice}"
+
+
+def any_path(text):
+    """Makes a path of an argument; `~` is the home folder in `--output=~/x` too."""
+    if not text:
+        raise argparse.ArgumentTypeError("''; expected a path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}; expected a path") from error
 
 
 def number(kind, lowest, highest=math.inf):
@@ -218,13 +320,13 @@ def add_session_options(parser):
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=any_path,
         default=kernel.FOLDER / "working" if kernel.is_kernel() else Path("output"),
         help="folder for the results, which are continued if they are there",
     )
     parser.add_argument(
         "--scratch",
-        type=Path,
+        type=any_path,
         default=kernel.FOLDER / "tmp" if kernel.is_kernel() else None,
         help="folder for downloads, at most two shards at a time (default: <output>/scratch)",
     )
@@ -245,10 +347,12 @@ def add_session_options(parser):
 def add_describe_options(group, descriptor_dtype):
     """Adds the options of a script that describes images with a trained model."""
     group.add_argument(
-        "--model", type=Path, help="model.keras of recognition.py (default: <output>/model.keras)"
+        "--model",
+        type=any_path,
+        help="model.keras of recognition.py (default: <output>/model.keras)",
     )
     group.add_argument(
-        "--queries", type=Path, metavar="FILE",
+        "--queries", type=any_path, metavar="FILE",
         help="queries.npz of another run (default: <output>/queries.npz, described where missing)",
     )  # fmt: skip
     group.add_argument(
@@ -298,6 +402,29 @@ def check_part(parser, args, last_step):
         )
 
 
+def require_model(args):
+    """Gives the model's path; that it is missing is told before anything is drawn or loaded.
+
+    Raises:
+        ExpectedError: there is none.
+    """
+    found = args.model or Session(args.output, source=None, stop=None).find(MODEL)
+    if not found.is_file():
+        raise ExpectedError(
+            f"{found}: no such file; expected model.keras of recognition.py", setting="model"
+        )
+    return found
+
+
+def find_part_files(args, pattern):
+    """Gives the part files of a last step: those that were named, or all that are there.
+
+    Raises:
+        ExpectedError: there are none.
+    """
+    return args.files or Session(args.output, source=None, stop=None).find_parts(pattern)
+
+
 def require_queries(args):
     """Raises ExpectedError unless the queries that a person named are there.
 
@@ -318,11 +445,18 @@ def parse_session(parser, argv):
         from demo import start
 
         defaults |= {key: start.DEFAULTS[key] for key in start.DEFAULTS.keys() & vars(args).keys()}
+        if not kernel.is_kernel():
+            defaults["output"] = DEMO_OUTPUT.joinpath(*parser.get_default("output").parts[1:])
     if defaults:
         parser.set_defaults(**defaults)
         args = parse_with_files(parser, argv)
     if args.scratch is None:
-        args.scratch = args.output / "scratch"
+        is_demo = args.demo and args.output.is_relative_to(DEMO_OUTPUT)
+        args.scratch = (DEMO_OUTPUT if is_demo else args.output) / "scratch"
+    if not (args.demo or args.source) and (args.scratch / DEMO_WORLD).is_dir():
+        parser.error(
+            f"{args.output} has the results of a demo; expected --demo, or another --output"
+        )
     if args.max_hours is not None and not args.max_hours > 0:
         parser.error(f"argument --max-hours: {args.max_hours} hours; expected more than 0")
     return args
@@ -345,7 +479,7 @@ def _find_source(args):
         return None if args.demo else [CVDF_URL]
     places = []
     for place in args.source:
-        places += kernel.find_data_sets() if place == INPUTS else [place]
+        places += kernel.find_data_sets() if place == INPUTS else [os.path.expanduser(place)]
     return places
 
 
@@ -355,5 +489,5 @@ def parse_with_files(parser, argv):
     if rest and ("files" not in args or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
-        args.files += map(Path, rest)
+        args.files += map(any_path, rest)
     return args

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from data.sources import Source
 from runs import kernel
-from utils import ExpectedError, Stop, copy_file, hold_folder, say, scratch_folder
+from runs.folders import hold_folder, scratch_folder
+from utils import ExpectedError, Stop, copy_file, say
 
 # The output folder, as written by recognition.py ...
 CHECKPOINTS = "checkpoint"  # a folder
@@ -38,6 +39,8 @@ SHRINK_PICTURE = "shrunk.png"
 # ... and by nearest.py, which names landmarks in RECOGNITION_SUBMISSION too
 NAMES = "names.npz"  # the nearest train images of every test image, and the landmark they name
 DEMO_PICTURE = "demo.png"
+DEMO_OUTPUT = Path("output/demo")  # where --demo writes and reads by default
+DEMO_WORLD = "demo-world"  # in the scratch folder
 # ... and to look at: what the runs found, and what it takes to name a photo
 REPORT = "report.html"
 REPORT_FACTS = "report.json"  # what is in it, so that the next script adds to it
@@ -156,9 +159,10 @@ class Session:
             places += (
                 f" or {kernel.FOLDER / 'input'}, where there is {', '.join(there) or 'nothing'}"
             )
+        is_demo_at_hand = name == MODEL and (DEMO_OUTPUT / MODEL).is_file()
         raise ExpectedError(
             f"{name}: not in {places}; expected it from recognition.py; run that first",
-            setting="missing_model",
+            setting="demo_model" if is_demo_at_hand else "missing_model",
         )
 
     def find_fitting(self, name, facts, load, copied=False):
@@ -241,13 +245,14 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
             setting="own_output",
         )
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(Stop(max_hours))
+        stop = Stop(max_hours)
         stack.enter_context(hold_folder(output, name))
         folder = stack.enter_context(scratch_folder(scratch))
         is_demo = source is None
         if is_demo:
             from demo.start import open_world  # a folder of its own: nobody else loads it
 
-            world = open_world(scratch / "demo-world", output / DEMO_PICTURE)
+            world = open_world(scratch / DEMO_WORLD, output / DEMO_PICTURE)
             source = [stack.enter_context(world)]
+        stack.enter_context(stop)  # from here on; Ctrl-C while a world is drawn ends that at once
         yield Session(output, Source(source, folder), stop, skips_bad_shards, is_demo)

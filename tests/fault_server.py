@@ -27,8 +27,6 @@ class Fault:
         offset_error: a 206 begins so many bytes too late.
         longest_range: a 206 has so many bytes at most.
         length_error: added to Content-Length.
-        surplus: sent after the body, beyond its Content-Length.
-        surplus_s: seconds after the body.
         corrupt_at: flips the bits of this byte.
         close_after: closes the connection after so many bytes.
         reset_after: resets the connection after so many bytes.
@@ -45,8 +43,6 @@ class Fault:
     offset_error: int = 0
     longest_range: int | None = None
     length_error: int = 0
-    surplus: bytes = b""
-    surplus_s: float = 0.0
     corrupt_at: int | None = None
     close_after: int | None = None
     reset_after: int | None = None
@@ -187,12 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection |= fault.close_after is not None
         ends = (fault.close_after, fault.reset_after, fault.drip_after, fault.silence_after)
         end = next((end for end in ends if end is not None), len(body))
-        if fault.surplus_s:
-            self.wfile.write(body[:end])
-            self.server.closing.wait(fault.surplus_s)
-            self.wfile.write(fault.surplus)
-        else:
-            self.wfile.write(body[:end] + fault.surplus)  # in one piece: they arrive together
+        self.wfile.write(body[:end])
         if fault.reset_after is not None:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()

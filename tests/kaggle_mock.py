@@ -32,6 +32,7 @@ class Outcome:
         files: dict, path -> str, more files of its output.
         has_report: whether its output has kernel.json.
         log: str; of a script that failed.
+        failure: what Kaggle says of a session that failed.
         looks: questions for its status until it ends.
         stale_looks: questions that are answered with the session before.
     """
@@ -42,6 +43,7 @@ class Outcome:
     files: dict = field(default_factory=dict)
     has_report: bool = True
     log: str = ""
+    failure: str = "it failed"
     looks: int = 2
     stale_looks: int = 0
 
@@ -190,7 +192,7 @@ class KaggleMock(ThreadingHTTPServer):
         session.looks += 1
         if session.ended is None and session.looks >= session.outcome.looks:
             session.ended = next(self.clock)
-        return {"status": status, "failureMessage": "it failed" if status == "ERROR" else ""}
+        return {"status": status, "failureMessage": session.outcome.failure * (status == "ERROR")}
 
     def ListKernelSessionOutput(self, request):  # noqa: N802
         before, session = self.last(request["kernelSlug"])

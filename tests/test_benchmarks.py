@@ -46,10 +46,9 @@ def test_overlap_runs(monkeypatch, capsys):
 def test_small_pictures_runs(monkeypatch, capsys):
     import small_pictures
 
-    monkeypatch.setattr(small_pictures, "PIXELS", (256,))
     arguments = ("--images", 2, "--shard-images", 4, "--rounds", 1)
     out = run(monkeypatch, capsys, small_pictures, *arguments)
-    assert "| 256 | **85** |" in out and "| 192 | " in out
+    assert "| 192 | " in out
     assert "a shard of 4 pictures: " in out
 
 
@@ -60,7 +59,7 @@ def test_search_speed_runs(monkeypatch, capsys):
         monkeypatch, capsys, search_speed, "--rounds", 1, "--index", 150, 300, "--queries", 40
     )
     assert "| 300 | ours, float16 stored |" in out
-    assert "time grows as n^" in out
+    assert "float16: " in out
 
 
 def test_demo_size_writes_settings_as_the_command_line_takes_them():
@@ -107,20 +106,13 @@ def test_every_variant_of_the_ablation_is_taken_by_recognition():
         assert {parsed[flag.replace("-", "_")] for flag in changes} == set(changes.values()), name
 
 
-def test_the_heads_that_are_timed_are_recipes():
-    import heads
+def test_search_cost_runs(monkeypatch, capsys):
+    import search_cost
 
-    recipes = {name: heads.recipe_of(name) for name in heads.HEADS}
-    assert len(set(recipes.values())) == len(recipes)
-    assert recipes[heads.LARGEST].loss.sub_centers == 3
-
-
-def test_gallery_search_runs(monkeypatch, capsys):
-    import gallery_search
-
-    few = ("--images", 300, "--queries", 50, "--width", 16, "--rounds", 1)
-    out = run(monkeypatch, capsys, gallery_search, *few)
-    assert all(f"| {name} |" in out for name in ("search", "search with penalties"))
+    few = ("--images", 300, "--queries", 50, "--index-queries", 20, "--width", 16, "--rounds", 1)
+    out = run(monkeypatch, capsys, search_cost, *few)
+    for way in ("search", "search with penalties", "none and divide", "soft", "queries expanded"):
+        assert f"| {way} |" in out
 
 
 def test_votes_reads_scores_of_a_scene_where_the_right_answer_is_known(tmp_path):
@@ -146,15 +138,6 @@ def test_votes_reads_scores_of_a_scene_where_the_right_answer_is_known(tmp_path)
     assert scores["sum of 3, no penalty"] == 1
     assert scores["sum of 3, B and C, N = 20%"] == 1
     assert scores["the head alone"] == 0
-
-
-def test_rerank_cost_runs(monkeypatch, capsys):
-    import rerank_cost
-
-    arguments = ("--index", 300, "--queries", 20, "--width", 8, "--rounds", 1)
-    out = run(monkeypatch, capsys, rerank_cost, *arguments)
-    for way in ("none and divide", "confidence", "soft", "queries expanded"):
-        assert f"| {way} |" in out
 
 
 def test_superglobal_ranks_what_is_near_the_query_and_its_neighbors(monkeypatch, tmp_path):

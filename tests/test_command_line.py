@@ -5,10 +5,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from checks import one_line
 
-from runs.command_line import CommandLine, run_command_line
+import identify
+import nearest
+import recognition
+import retrieval
+import shrink
+from recipes import Recipe
+from runs.command_line import CommandLine, run_command_line, session_settings
 from utils import ExpectedError, MissingFileError, Stop, StoppedError
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +47,8 @@ def test_an_expected_error_is_one_line_and_exit_code_1(capsys, kind):
     assert capsys.readouterr() == ("", "error: a.tar: gone; expected a file; check --source\n")
 
 
-def test_ctrl_c_is_one_line_and_exit_code_130(capsys):
+def test_ctrl_c_is_one_line_and_exit_code_130(capsys, monkeypatch):
+    monkeypatch.setattr("runs.command_line.end_soon", lambda: None)  # of these tests
     assert leave(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr() == (
         "",
@@ -129,8 +138,135 @@ def test_flags_are_not_abbreviated(capsys):
         parser.parse_args(["--epo", "2"])
     assert caught.value.code == 2
     assert capsys.readouterr().err == (
-        "error: unrecognized arguments: --epo 2; see tool.py --help\n"
+        "error: no option --epo (did you mean --epochs?); see tool.py --help\n"
     )
+
+
+def test_a_mistyped_option_does_not_take_its_value_for_the_step(capsys):
+    with pytest.raises(SystemExit):
+        recognition.parse_arguments(["--epoch", "2"])
+    assert capsys.readouterr().err == (
+        "error: no option --epoch (did you mean --epochs?); see recognition.py --help\n"
+    )
+
+
+@pytest.mark.parametrize("flag", ["--help", "--help-all"])
+def test_the_help_has_examples_and_defaults_as_one_types_them(capsys, flag):
+    with pytest.raises(SystemExit) as caught:
+        recognition.parse_arguments([flag])
+    assert caught.value.code == 0
+    told = capsys.readouterr().out
+    lines = told.splitlines()
+    assert lines[4].startswith("    python recognition.py --demo  ")
+    assert "10:500" in told and "(10, 500)" not in told and "default: False" not in told
+    is_whole = flag == "--help-all"
+    assert ("--no-augment, --erase 0.0," in told) is not is_whole
+    assert ("what the settings below are by default" in " ".join(told.split())) is is_whole
+    assert is_whole or len(lines) <= 60
+
+
+def test_the_help_has_no_examples_where_docstrings_are_dropped(capsys):
+    assert CommandLine(None, prog="tool.py").format_help().startswith("usage: tool.py [-h]")
+
+
+HOME = Path.home()
+
+
+def test_the_home_folder_is_known_after_an_equals_sign():
+    words = ["--output=~/x", "--scratch=~/y", "--source=~/z", "--model=~/m"]
+    args = recognition.parse_arguments(["predict", *words])
+    assert (args.output, args.scratch, args.model) == (HOME / "x", HOME / "y", HOME / "m")
+    assert session_settings(args)["source"] == [str(HOME / "z")]
+
+
+# -------------------------------------------------------------------------------- the demo's folder
+
+
+@pytest.mark.parametrize(
+    ("script", "output"),
+    [
+        (recognition, "output/demo"),
+        (retrieval, "output/demo"),
+        (nearest, "output/demo"),
+        (shrink, "output/demo/shrunk"),
+    ],
+)
+def test_the_demo_has_an_output_of_its_own_and_one_world(script, output):
+    args = script.parse_arguments(["--demo"])
+    assert (args.output, args.scratch) == (Path(output), Path("output/demo/scratch"))
+    args = script.parse_arguments(["--demo", "--output", "here"])
+    assert (args.output, args.scratch) == (Path("here"), Path("here/scratch"))
+
+
+def test_the_real_job_is_kept_out_of_the_folder_of_a_demo(tmp_path, capsys):
+    (tmp_path / "scratch" / "demo-world").mkdir(parents=True)
+    with pytest.raises(SystemExit) as caught:
+        retrieval.parse_arguments(["merge", "--output", str(tmp_path)])
+    assert caught.value.code == 2
+    assert (
+        f"error: {tmp_path} has the results of a demo; expected --demo" in capsys.readouterr().err
+    )
+    retrieval.parse_arguments(["merge", "--output", str(tmp_path), "--source", "here"])
+
+
+MISSING = (
+    "model.keras: not in output/demo; expected it from recognition.py; run that first, or name"
+)
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "told"),
+    [
+        (recognition, ["predict", "--demo"], MISSING),
+        (retrieval, ["--demo"], MISSING),
+        (nearest, ["--demo"], MISSING),
+        (identify, ["--demo"], MISSING),
+        (
+            retrieval,
+            ["--demo", "--model", "none.keras"],
+            "none.keras: no such file; expected model",
+        ),
+        (retrieval, ["merge", "--demo"], "output/demo: no part-*-of-6.npz there; "),
+        (nearest, ["vote", "--demo"], "output/demo: no gallery-part-*-of-6.npz there; "),
+    ],
+)
+def test_what_is_missing_is_told_before_a_world_is_drawn(
+    script, words, told, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("demo.world.build_world", None)
+    monkeypatch.setattr("demo.start.build_world", None)
+    with pytest.raises(ExpectedError) as caught:
+        script.main(words)
+    assert one_line(caught.value).startswith(told)
+
+
+def test_a_missing_model_where_a_demo_has_one_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("output/demo").mkdir(parents=True)
+    Path("output/demo/model.keras").write_bytes(b"")
+    with pytest.raises(ExpectedError) as caught:
+        identify.main(["photo.jpg"])
+    assert one_line(caught.value).endswith(
+        "run that first, or add --demo, whose model is there; or name the file with --model"
+    )
+
+
+def test_a_long_run_says_what_it_fetches_before_it_begins(capsys, tmp_path):
+    def source_of(shard_bytes, takes_scratch=True):
+        place = SimpleNamespace(takes_scratch=lambda shard: takes_scratch)
+        return SimpleNamespace(
+            place_of=lambda shard: place, size_of=lambda shard: shard_bytes, scratch=tmp_path
+        )
+
+    shards, recipe = [None] * 490, Recipe.of({"epochs": 2})
+    recognition.announce(source_of(1_000_000), shards, recipe)
+    recognition.announce(source_of(1_000_000_000, takes_scratch=False), shards, recipe)
+    assert capsys.readouterr().err == ""
+    recognition.announce(source_of(1_000_000_000), shards, recipe)
+    told = capsys.readouterr().err
+    assert "490 train shards, about 490 GB, are fetched in each of 2 epochs, two at a" in told
+    assert f"{tmp_path}; 6.8 h at 20 MB/s; " in told
 
 
 def test_the_help_shows_defaults(capsys):

@@ -1,6 +1,7 @@
 """Tests of the verified download against a server that truncates, stalls, corrupts and refuses."""
 
 import errno
+import gzip
 import hashlib
 import random
 import resource
@@ -209,34 +210,6 @@ def test_a_content_length_too_short_is_found_out_by_the_md5(server, tmp_path):
     assert ranges(server) == [None, None]
 
 
-SURPLUS = [
-    Fault(length_error=-10),
-    Fault(surplus=b"x"),
-    Fault(surplus=b"x", surplus_s=0.02),
-    Fault(surplus=b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"),
-]
-
-
-@pytest.mark.parametrize("keep_alive", [False, True])
-@pytest.mark.parametrize("fault", SURPLUS)
-@pytest.mark.parametrize("size_bytes", [1000, len(DATA), 1 << 20])
-def test_a_body_longer_than_its_content_length_is_no_whole_file(
-    tmp_path, monkeypatch, fault, keep_alive, size_bytes
-):
-    monkeypatch.setattr("data.download.SURPLUS_S", 1.0)  # however busy the machine is
-    content = random.Random(3).randbytes(size_bytes)
-    with FaultServer({PATH: content, "/next": DATA}, keep_alive=keep_alive) as server:
-        message = fail(server, tmp_path, *[fault] * 5, md5=None)
-        announced = size_bytes + fault.length_error
-        assert f": more than the announced {announced} bytes after 5 attempts; " in message
-        assert ranges(server) == [None] * 5
-        assert len({request.client_port for request in server.requests}) == 5
-        monkeypatch.setattr("data.download.SURPLUS_S", 0.0)
-        assert fetch(server, tmp_path, md5=None) == content
-        download(server.address + "next", tmp_path / "next", patience=PATIENT)
-        assert (tmp_path / "next").read_bytes() == DATA
-
-
 @pytest.mark.parametrize("value", ["9" * 5000, "\xb2", "-5", "ten", ""])
 def test_a_content_length_that_is_no_number_is_left_alone(server, tmp_path, value):
     fault = Fault(headers={"Content-Length": value})
@@ -347,6 +320,13 @@ def test_a_web_page_in_place_of_a_file_is_called_so_at_once(server, tmp_path, pa
     server.files[PATH] = page
     message = fail(server, tmp_path, md5=md5)
     assert message.startswith(f"{server.address}train/images_000.tar: an HTML page; expected ")
+    assert len(server.requests) == 1
+
+
+def test_a_gzipped_file_is_called_so_at_once(server, tmp_path):
+    server.files[PATH] = gzip.compress(b"id,url\n")
+    message = fail(server, tmp_path, md5=None)
+    assert message.startswith(f"{server.address}train/images_000.tar: compressed with gzip; ")
     assert len(server.requests) == 1
 
 
@@ -471,6 +451,60 @@ def test_an_unreachable_host_ends_in_one_line(tmp_path):
     assert names_in(tmp_path) == []
 
 
+def test_a_host_that_never_answered_is_tried_twice(waits):
+    """A person waits for the answer; once a server was met, the network may come back."""
+    with FaultServer({PATH: DATA}) as server:
+        url = server.address + PATH[1:]
+    with pytest.raises(ExpectedError, match="Connection refused after 2 attempts"):
+        online_size(url, PATIENT)
+    with FaultServer({PATH: DATA}) as server:
+        url = server.address + PATH[1:]
+        online_size(url, PATIENT)
+    with pytest.raises(ExpectedError, match="Connection refused after 5 attempts"):
+        online_size(url, PATIENT)
+
+
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_a_server_of_this_machine_is_not_asked_through_a_proxy(server, monkeypatch, proxy):
+    monkeypatch.setenv(proxy, f"http://127.0.0.1:{free_port()}")
+    for host in ("127.0.0.1", "localhost"):
+        address = server.address.replace("127.0.0.1", host)
+        assert online_size(address + PATH[1:], PATIENT) == len(DATA)
+
+
+def test_a_proxy_that_fails_is_named_without_its_password(monkeypatch):
+    port = free_port()
+    monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{port}")
+    with pytest.raises(ExpectedError) as caught:
+        online_size("http://images.invalid/a.tar", PATIENT)
+    assert one_line(caught.value).startswith(
+        "http://images.invalid/a.tar: Connection refused, through the proxy "
+        f"http://***@127.0.0.1:{port} of the environment after 2 attempts; "
+    )
+
+
+def test_a_proxy_that_takes_another_package_is_named(monkeypatch):
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:9")
+    with pytest.raises(ExpectedError) as caught:
+        online_size("http://images.invalid/a.tar", PATIENT)
+    assert "through the proxy socks5://127.0.0.1:9 of the environment (SOCKS takes pip" in one_line(
+        caught.value
+    )
+
+
+def test_a_login_of_netrc_that_is_refused_is_named(server, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setattr("data.download._is_this_machine", lambda url: False)
+    server.faults[PATH] = [Fault(status=401)]
+    with pytest.raises(MissingFileError) as caught:
+        online_size(server.address + PATH[1:], PATIENT)
+    assert "HTTP 401 Unauthorized, asked with the login of ~/.netrc; " in one_line(caught.value)
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -534,11 +568,24 @@ def test_a_server_that_does_not_say_the_size_makes_it_0(server):
 
 @pytest.mark.parametrize("status", [403, 404])
 def test_a_missing_file_has_no_size(server, status):
-    server.faults[PATH] = [Fault(status=status)]
+    server.faults[PATH] = [Fault(status=status)] * 2
     with pytest.raises(MissingFileError) as caught:
         online_size(server.address + PATH[1:], PATIENT)
     assert f"HTTP {status} " in one_line(caught.value)
-    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [400, 403, 405, 501])
+def test_a_server_that_refuses_head_is_asked_for_a_byte(server, status):
+    server.faults[PATH] = [Fault(status=status)]
+    assert online_size(server.address + PATH[1:], PATIENT) == len(DATA)
+    assert [(one.method, one.range) for one in server.requests] == [
+        ("HEAD", None), ("GET", "bytes=0-0"),
+    ]  # fmt: skip
+    server.faults[PATH] = [Fault(status=status), Fault(ignore_range=True)]
+    assert online_size(server.address + PATH[1:], PATIENT) == len(DATA)
+    server.files["/empty"] = b""
+    server.faults["/empty"] = [Fault(status=status)]
+    assert online_size(server.address + "empty", PATIENT) == 0
 
 
 @pytest.mark.parametrize("fault", [Fault(status=503), Fault(raw=b""), Fault(raw=b"nonsense\r\n")])

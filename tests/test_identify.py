@@ -1,6 +1,7 @@
 """Tests of `identify.py`: a person's photos, whatever they are, get an answer each."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -183,6 +184,44 @@ def test_folders_and_patterns_are_searched_and_each_photo_is_asked_once(tmp_path
     assert photos.find_photos([tmp_path / "none.jpg"]) == [tmp_path / "none.jpg"]
 
 
+def test_hidden_files_and_other_documents_of_a_folder_are_left_alone(tmp_path):
+    for name in ("a.jpg", "b.HEIC", "._a.jpg", ".trash/c.jpg", "d.pdf", "e.eps"):
+        path = tmp_path / ".photos" / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(b"")
+    folder = tmp_path / ".photos"
+    assert photos.find_photos([folder]) == [folder / "a.jpg", folder / "b.HEIC"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with a name here")
+def test_a_pipe_is_no_photo(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(BadImageError, match="not a file"):
+        photos.read_photo(tmp_path / "pipe.jpg")
+
+
+def test_photos_of_which_none_can_be_read_are_told_before_keras_is_loaded(
+    output, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(identify, "identify", None)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
+    with pytest.raises(ExpectedError, match="1 of 1 photos could not be read"):
+        identify.main([str(tmp_path), "--output", str(output)])
+    told = capsys.readouterr().err
+    assert told.startswith(f"{tmp_path / 'a.heic'}: HEIC, which takes pip install pillow-heif; ")
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_cost_the_answers(
+    output, photo, capsys, monkeypatch
+):
+    monkeypatch.undo()
+    monkeypatch.setattr(identify, "draw_answers", lambda rows: 1 / 0)
+    identify.main([str(photo), "--output", str(output), "--nearest", "0"])
+    told = capsys.readouterr()
+    assert told.out.startswith(f"{photo}: No ")
+    assert "identify.png: not drawn: ZeroDivisionError: " in told.err
+
+
 @pytest.mark.parametrize("word", ["", "*.jpg"])
 def test_a_folder_or_pattern_without_a_picture_is_told(tmp_path, word):
     with pytest.raises(ExpectedError) as caught:
@@ -204,7 +243,7 @@ def test_a_bad_photo_is_told_in_a_line_and_the_others_are_done(output, photo, tm
     assert any(line.startswith(f"{tmp_path / 'none.jpg'}: No such file") for line in lines)
 
 
-@pytest.mark.parametrize("words", [[], ["--json"], ["x.jpg", "--nearest", "21"]])
+@pytest.mark.parametrize("words", [[], ["--json"], ["x.jpg", "--nearest", "21"], [""]])
 def test_wrong_use_ends_with_code_2(words):
     with pytest.raises(SystemExit) as caught:
         identify.parse_arguments(words)
@@ -297,18 +336,20 @@ def test_a_name_can_neither_break_the_line_nor_steer_the_terminal_nor_stop_the_p
 
 def test_a_file_that_is_too_large_for_a_photo_is_not_read_as_a_whole(tmp_path, monkeypatch):
     path = tmp_path / "large.jpg"
-    path.write_bytes(b"12345")
-    monkeypatch.setattr(photos, "MAX_PHOTO_BYTES", 5)
-    assert photos.read_photo(path) == b"12345"
-    path.write_bytes(b"123456")
+    data = encode(draw(17, np.random.default_rng(3)))
+    monkeypatch.setattr(photos, "MAX_PHOTO_BYTES", len(data))
+    path.write_bytes(data)
+    assert photos.read_photo(path) == data
+    path.write_bytes(data + b"6")
     with pytest.raises(BadImageError, match="more than"):
         photos.read_photo(path)
 
 
-def test_an_output_that_cannot_be_made_names_the_flag_that_there_is(tmp_path):
+def test_an_output_that_cannot_be_made_names_the_flag_that_there_is(output, photo, tmp_path):
     (tmp_path / "file").write_bytes(b"")
+    words = [photo, "--output", tmp_path / "file", "--model", output / "model.keras"]
     with pytest.raises(ExpectedError) as caught:
-        identify.main(["x.jpg", "--output", str(tmp_path / "file")])
+        identify.main(list(map(str, words)))
     assert explain(caught.value).endswith("; choose another --output")
 
 

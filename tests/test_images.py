@@ -7,16 +7,18 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from synthetic import draw, encode
 
 from data import images
 from data.images import (
     FILL,
+    PHOTO_FORMATS,
     PLAIN,
     Augmentation,
     BadImageError,
     View,
+    check_photo,
     decode_image,
     decode_whole,
     draw_view,
@@ -248,11 +250,77 @@ def test_every_unreadable_image_is_refused_with_a_reason_of_one_line(data, reaso
     assert " at 0x" not in str(caught.value)  # no Python object
 
 
-def test_a_photo_that_pillow_cannot_decode_yet_is_refused_as_an_unreadable_one():
-    data = bytearray(encode(PICTURE, "DDS"))
-    data[80:84] = b"\0" * 4  # no pixel format: NotImplementedError
-    with pytest.raises(BadImageError, match="Unknown pixel format"):
-        decode_image(bytes(data), 24, formats=None)
+@pytest.mark.parametrize("error", [AttributeError, TypeError, IndexError, ZeroDivisionError])
+def test_whatever_a_reader_of_pillow_raises_the_image_is_bad(monkeypatch, error):
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: raise_(error("of a\nplugin")))
+    with pytest.raises(BadImageError, match="^of a plugin$"):
+        decode_image(encode(PICTURE, "PNG"), 24)
+
+
+def raise_(error):
+    raise error
+
+
+@pytest.mark.parametrize("image_format", ["EPS", "PDF", "DDS"])
+def test_a_photo_is_of_a_format_that_starts_no_other_program(image_format):
+    with pytest.raises(BadImageError, match="not an image"):
+        decode_image(encode(PICTURE, image_format), 24, formats=PHOTO_FORMATS)
+
+
+def test_a_heic_is_known_by_its_content():
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40
+    with pytest.raises(BadImageError, match="HEIC, which takes pip install pillow-heif"):
+        check_photo(data)
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+    b'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
+    b'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+def with_raw_profile(picture):
+    """Encodes a PNG with EXIF as ImageMagick writes it: hexadecimal text."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Raw profile type exif", f"\nexif\n{len(content):8}\n{content.hex()}\n")
+    return encode(picture, "PNG", pnginfo=info)
+
+
+@pytest.mark.parametrize(
+    "turned",
+    [with_raw_profile, lambda picture: encode(picture, "JPEG", xmp=XMP, quality=95)],
+    ids=["raw profile of a PNG", "XMP of a JPEG"],
+)
+def test_the_orientation_is_read_wherever_it_is(turned):
+    upright = Image.new("RGB", (40, 40), "white")
+    upright.paste("black", (0, 0, 40, 20))  # dark above
+    pixels = decode_image(turned(upright.transpose(Image.Transpose.ROTATE_90)), 40)
+    assert pixels[:18].max() < 60 and pixels[22:].min() > 200
+
+
+@pytest.mark.parametrize(
+    ("values", "seen"),
+    [
+        (np.array([[0, 255]], np.int32), [0, 255]),
+        (np.array([[0, 65535]], np.int32), [0, 255]),
+        (np.array([[-7, 1_000_000]], np.int32), [0, 255]),
+        (np.array([[0.0, 1.0]], np.float32), [0, 255]),
+        (np.array([[0.25, 0.5]], np.float32), [64, 128]),
+        (np.array([[51.0, 204.0]], np.float32), [51, 204]),
+        (np.array([[np.nan, 1.0]], np.float32), [0, 255]),
+        (np.array([[9e5, 9e5]], np.float32), [0, 0]),
+        (np.array([[257, 65535]], np.uint16), [1, 255]),
+        (np.array([[0, 257]], np.uint16), [0, 1]),  # a dark one stays dark
+    ],
+)
+def test_gray_values_of_more_than_8_bits_are_seen_by_their_range(values, seen):
+    data = encode(Image.fromarray(values.repeat(8, 0).repeat(8, 1)), "TIFF")
+    pixels = decode_image(data, 16, formats=PHOTO_FORMATS)
+    assert [pixels[8, 2, 0], pixels[8, 13, 0]] == seen
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF"])

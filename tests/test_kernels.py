@@ -1,15 +1,11 @@
 """Tests of the Kaggle side: the real `kaggle` client against a stand-in for Kaggle on loopback."""
 
-import argparse
-import contextlib
 import importlib.util
-import io
+import json
 import re
 import shlex
-import subprocess
+import shutil
 import sys
-import threading
-import traceback
 from pathlib import Path
 
 import pytest
@@ -29,23 +25,15 @@ from kaggle_mock import IDS, RESULTS, KaggleMock, Outcome
 
 import kernels
 from on_kaggle import chain, client, packing, plan, results, states
+from runs.folders import hold_folder
 from utils import ExpectedError
 
 ROOT = Path(kernels.__file__).parent
 UNFINISHED = {"checkpoint/training.npz": "weights", "history.csv": "mini_epoch\n1\n"}
 
 
-def client_problem():
-    """Says why the real client cannot be used here, or nothing."""
-    command = Path(sys.executable).with_name("kaggle")
-    if not command.is_file():
-        return "the kaggle client is not installed (pip install kaggle six)"
-    done = subprocess.run([command, "--version"], capture_output=True, text=True)
-    return f"the kaggle client does not start: {done.stderr[-200:]}" if done.returncode else ""
-
-
-PROBLEM = client_problem()
-needs_client = pytest.mark.skipif(bool(PROBLEM), reason=PROBLEM)
+MISSING = [name for name in ("kaggle", "six") if importlib.util.find_spec(name) is None]
+needs_client = pytest.mark.skipif(bool(MISSING), reason=f"pip install {' '.join(MISSING)}")
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +43,8 @@ def no_pauses(monkeypatch):
 
 
 @pytest.fixture
-def mock(monkeypatch, tmp_path):
-    """Kaggle on loopback, with the client in a process of its own for each call."""
+def kaggle(monkeypatch, tmp_path):
+    """Kaggle on loopback, as the real client sees it."""
     home = tmp_path / "home"
     home.mkdir()
     with KaggleMock() as server:
@@ -65,33 +53,6 @@ def mock(monkeypatch, tmp_path):
         for name in ("KAGGLE_API_TOKEN", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.delenv(name, raising=False)
         yield server
-
-
-@pytest.fixture
-def kaggle(monkeypatch, mock):
-    """Kaggle on loopback, with the client's own code called in this process: quicker."""
-    cli = importlib.import_module("kaggle.cli")
-    lock, run_apart = threading.Lock(), subprocess.run
-
-    def run(command, **kwargs):
-        if Path(command[0]).name != "kaggle":
-            return run_apart(command, **kwargs)
-        out, err, code = io.StringIO(), io.StringIO(), 0
-        with lock, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            monkeypatch.setattr(sys, "argv", command)
-            try:
-                cli.main()
-            except SystemExit as stop:
-                code = stop.code
-            except Exception:
-                traceback.print_exc()
-                code = 1
-        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
-
-    # Half of a call's time is argparse, which looks for translations of each of its 500 options.
-    monkeypatch.setattr(argparse, "_", str)
-    monkeypatch.setattr(client.subprocess, "run", run)
-    return mock
 
 
 def command(name, folder, *arguments):
@@ -145,21 +106,6 @@ def test_run_does_it_all_and_never_more_than_two_gpu_sessions(built, kaggle, tmp
     out = capsys.readouterr().out
     assert f"{output}/merge/retrieval_submission.csv\n" in out
     assert "landmark-retrieval-2019: " in out
-
-
-@needs_client
-def test_each_question_reaches_kaggle_by_the_real_client_in_a_process(built, mock, tmp_path):
-    """One of each kind; a client's start takes a second, so that the others call its code here."""
-    one = states.read_built(built)["recognition"]
-    assert chain.push(one, states.State("absent"))
-    while (state := states.look(one)).is_active:
-        pass
-    assert state.is_finished and state.build == one.build
-    results.collect({"recognition": one}, tmp_path)
-    path = tmp_path / "recognition" / "recognition_submission.csv"
-    assert path.read_text() == RESULTS["recognition_submission.csv"]
-    results.submit({"recognition": one}, tmp_path, ["recognition"])
-    assert [name for name, _, _ in mock.submissions] == ["landmark-recognition-2019"]
 
 
 @needs_client
@@ -349,10 +295,7 @@ def test_a_dropped_source_is_an_error_but_for_the_first_push_of_recognition(buil
     kaggle.outcomes[RECOGNITION] = [Outcome(is_finished=False, files=UNFINISHED)]
     kaggle.dropped.add(f"someone/{RECOGNITION}")
     told = refusal("run", built)
-    assert (
-        f"not valid kernel sources and could not be added to the kernel: ['someone/{RECOGNITION}']"
-        in told
-    )
+    assert f"pushed without someone/{RECOGNITION}, not valid sources to Kaggle; " in told
     assert kaggle.pushes() == [RECOGNITION, RECOGNITION]  # the first was accepted
 
 
@@ -360,7 +303,7 @@ def test_a_dropped_source_is_an_error_but_for_the_first_push_of_recognition(buil
 def test_a_part_without_the_model_is_an_error(built, kaggle):
     finish(kaggle, built, "recognition")
     kaggle.dropped.add(f"someone/{RECOGNITION}")
-    assert "not valid kernel sources" in refusal("run", built)
+    assert f"pushed without someone/{RECOGNITION}, not valid" in refusal("run", built)
     assert kaggle.pushes() == [RECOGNITION, PARTS[0]]
 
 
@@ -439,6 +382,37 @@ def test_parts_that_are_older_than_the_model_are_searched_again(built, kaggle):
 
 
 @needs_client
+def test_a_part_that_began_before_the_model_was_finished_is_searched_again(built, kaggle):
+    finish(kaggle, built, "recognition", "part-0")
+    kaggle.sessions[0].ended = kaggle.sessions[1].started + 0.5
+    command("push", built)
+    assert kaggle.pushes() == [RECOGNITION, PARTS[0], *PARTS, MERGE]
+
+
+@needs_client
+def test_two_runs_at_once_do_not_push_everything_twice(built, kaggle):
+    with hold_folder(built, "kernels"):
+        assert " in use by another run; " in refusal("run", built)
+    assert kaggle.pushes() == []
+
+
+def test_a_build_that_was_interrupted_is_none(built_strong, tmp_path, monkeypatch):
+    """The kernels of two builds would be pushed as one chain."""
+    folder, write = tmp_path / "built", packing.atomic_write
+    shutil.copytree(built_strong, folder)
+
+    def interrupt(path, setting):
+        if path.parent.name == "part-0":
+            raise KeyboardInterrupt
+        return write(path, setting)
+
+    monkeypatch.setattr(packing, "atomic_write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(folder)
+    assert refusal("run", folder).endswith("python kernels.py build --user NAME")
+
+
+@needs_client
 def test_push_by_name_asks_for_finished_inputs_and_no_running_session(built, kaggle):
     assert "its input recognition is not finished" in refusal("push", built, "part-2")
     command("push", built, "recognition")
@@ -474,6 +448,95 @@ def test_a_push_whose_answer_is_lost_is_not_repeated(built, kaggle):
     assert kaggle.pushes() == [RECOGNITION, *PARTS, MERGE]
 
 
+# -------------------------------------------------------------------- what comes from a kernel
+
+
+def leave_report(kaggle, built, changes):
+    """Lets recognition be finished with a kernel.json that somebody changed."""
+    report = {
+        "build": facts_of(built, "recognition")["build"], "started": 1.0, "ended": 2.0,
+        "finished": True, "error": "", "files": {},
+    } | changes  # fmt: skip
+    files = {"kernel.json": json.dumps(report), "a.csv": "id\n"}
+    kaggle.outcomes[RECOGNITION] = [Outcome(has_report=False, files=files)]
+    finish(kaggle, built, "recognition")
+
+
+@needs_client
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": []},
+        {"files": {"a.csv": "3"}},
+        {"started": "1"},
+        {"finished": "no"},
+        {"error": None},
+        {"build": "\x1b[2J"},
+    ],
+)
+def test_a_report_that_is_not_as_kernels_leave_it_is_none(built, kaggle, tmp_path, capsys, changes):
+    leave_report(kaggle, built, changes)
+    assert "its output has no kernel.json" in refusal("push", built)
+    assert "no output (COMPLETE); " in refusal("collect", built, "--output", str(tmp_path))
+    capsys.readouterr()
+    command("status", built)
+    assert capsys.readouterr().out.splitlines()[1].split() == ["recognition", "COMPLETE"]
+
+
+@needs_client
+@pytest.mark.parametrize("name", ["../../a.csv", "..", ".", "", "x/../../../a.csv", "\x1b[2J"])
+def test_names_that_lead_out_of_the_folder_are_refused(built, kaggle, tmp_path, name):
+    """Of files that are there, in the size that is told."""
+    (tmp_path / "a.csv").write_text("old")
+    leave_report(kaggle, built, {"files": {name: 3}})
+    told = refusal("collect", built, "recognition", "--output", str(tmp_path / "output"))
+    assert told.startswith(f"someone/{RECOGNITION}: its kernel.json names {name!r}; ")
+    assert told.isprintable()
+    assert files_of(tmp_path) == {"a.csv": b"old"}
+
+
+@needs_client
+def test_a_report_among_its_own_files_is_collected_once(built, kaggle, tmp_path):
+    leave_report(kaggle, built, {"files": {"a.csv": 3, "kernel.json": 1}})
+    command("collect", built, "recognition", "--output", str(tmp_path))
+    assert (tmp_path / "recognition" / "a.csv").read_text() == "id\n"
+
+
+@needs_client
+def test_a_collected_file_that_cannot_be_put_in_place_is_one_line(built, kaggle, tmp_path):
+    leave_report(kaggle, built, {"files": {"a.csv": 3}})
+    (tmp_path / "recognition" / "a.csv").mkdir(parents=True)
+    told = refusal("collect", built, "recognition", "--output", str(tmp_path))
+    assert told.startswith(f"{tmp_path}/recognition/a.csv: cannot be written (")
+
+
+@needs_client
+def test_absolute_names_and_links_are_refused(built, kaggle, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    folder = tmp_path / "output" / "recognition"
+    folder.mkdir(parents=True)
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    for name in (f"{tmp_path}/a.csv", "link/a.csv"):
+        kaggle.sessions.clear()
+        leave_report(kaggle, built, {"files": {name: 3}})
+        told = refusal("collect", built, "recognition", "--output", str(tmp_path / "output"))
+        assert f"names '{name}'; expected files below {folder}, without links" in told
+    assert files_of(tmp_path) == {}
+
+
+@needs_client
+@pytest.mark.parametrize("log", ["error: \x1b[2Jbad\r\n", "\x1b]0;title\x07\n", ""])
+def test_what_a_kernel_says_steers_no_terminal(built, kaggle, capsys, log):
+    failure = "" if log else "it\x1b[2J failed"
+    kaggle.outcomes[RECOGNITION] = [Outcome("ERROR", log=log, failure=failure)]
+    finish(kaggle, built, "recognition")
+    assert refusal("push", built).isprintable()
+    capsys.readouterr()
+    command("status", built)
+    row = capsys.readouterr().out.splitlines()[1]
+    assert row.isprintable() and r"\x1b" in row
+
+
 # -------------------------------------------------------------------------- collect and submit
 
 
@@ -489,6 +552,16 @@ def test_collect_repeats_a_download_that_came_incomplete(built, kaggle, tmp_path
     ]
     path = tmp_path / "recognition" / "recognition_submission.csv"
     assert path.read_text() == RESULTS["recognition_submission.csv"]
+
+
+@needs_client
+def test_what_is_missing_of_the_collected_files_is_fetched_again(built, kaggle, tmp_path):
+    finish(kaggle, built, "recognition")
+    for _ in range(2):
+        command("collect", built, "recognition", "--output", str(tmp_path))
+        path = tmp_path / "recognition" / "recognition_submission.csv"
+        assert path.read_text() == RESULTS["recognition_submission.csv"]
+        path.unlink()
 
 
 @needs_client
@@ -552,32 +625,79 @@ def test_a_refused_submission_is_one_line(built, kaggle, tmp_path):
         command("submit", built, "--output", str(tmp_path))
 
 
+@needs_client
+def test_a_submission_whose_answer_is_lost_is_not_made_twice(built, kaggle, tmp_path, capsys):
+    submission_files(built, tmp_path)
+    kaggle.faults["CreateSubmission"] = ["lose"]
+    command("submit", built, "retrieval", "--output", str(tmp_path))
+    assert len(kaggle.submissions) == 1
+    assert "is submitted already" in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------------ without a client
 
 
-def test_a_missing_client_is_one_line(built, monkeypatch, tmp_path):
-    monkeypatch.setattr(client.sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert refusal("status", built) == (
-        "no command `kaggle`; expected Kaggle's official client; install it with: "
-        "pip install kaggle six"
+def test_a_missing_client_is_one_line(built, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kaggle.api.kaggle_api_extended", None)
+    told = refusal("status", built)
+    assert told.startswith("kaggle kernels status: ")
+    assert told.endswith(
+        "; expected Kaggle's official client; install it with: pip install kaggle six"
     )
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        ("ModuleNotFoundError: No module named 'six'", "pip install kaggle six"),
-        ("Authentication required to call the Kaggle API.", "log in with: kaggle auth login"),
-        ("kaggle: error: unrecognized arguments: --file-pattern", "pip install --upgrade kaggle"),
-    ],
-)
-def test_a_client_that_cannot_work_is_one_line(built, monkeypatch, tmp_path, words, told):
-    command = tmp_path / "kaggle"
-    command.write_text(f'#!/bin/sh\necho "{words}" >&2\nexit 1\n')
-    command.chmod(0o755)
-    monkeypatch.setattr(client.sys, "executable", str(tmp_path / "python"))
-    assert refusal("status", built).endswith(told)
+@needs_client
+def test_missing_credentials_are_one_line_without_the_clients_own_words(
+    built, kaggle, monkeypatch, capfd
+):
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
+        monkeypatch.delenv(name)
+    assert refusal("push", built) == (
+        "kaggle kernels status: no credentials; expected an answer of Kaggle; log in with: kaggle "
+        "auth login"
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_client
+def test_credentials_that_kaggle_refuses_are_one_line(built, kaggle):
+    kaggle.faults["SaveKernel"] = [401]
+    assert refusal("push", built).endswith("log in with: kaggle auth login")
+
+
+@needs_client
+def test_a_kernel_that_kaggle_denies_access_to_is_one_that_is_not_there(built, kaggle):
+    kaggle.faults["GetKernelSessionStatus"] = [403]
+    command("push", built)
+    assert kaggle.pushes() == [RECOGNITION, *PARTS, MERGE]
+
+
+@needs_client
+@pytest.mark.parametrize("word", ["COMPLETE", "complete"])
+def test_a_state_is_known_in_large_and_small_letters(built, kaggle, word):
+    finish(kaggle, built, "recognition")
+    kaggle.faults["GetKernelSessionStatus"] = [{"status": word}]
+    assert states.look(states.read_built(built)["recognition"]).is_finished
+
+
+@needs_client
+def test_a_state_that_the_client_does_not_know_is_one_line(built, kaggle):
+    kaggle.faults["GetKernelSessionStatus"] = [{"status": "PAUSED"}]
+    told = refusal("status", built)
+    assert "PAUSED" in told and told.endswith("pip install --upgrade kaggle")
+
+
+@needs_client
+def test_an_answer_that_does_not_come_is_a_failure_of_the_network(built, kaggle):
+    with pytest.raises(client.NetworkError, match="TimeoutError: no answer within 0 s; "):
+        client.ask_once("kernels_status", f"someone/{RECOGNITION}", timeout_s=0)
+
+
+def test_foreign_text_is_one_line_that_steers_no_terminal_and_holds_no_key():
+    assert client.printable("a\n \x1b[31mb\u202e") == r"a \x1b[31mb\u202e"
+    assert client.printable("403 for https://a.b/c?signature=key now") == (
+        "403 for https://a.b/c?... now"
+    )
 
 
 def test_kernels_that_are_not_built_are_one_line(tmp_path):
@@ -595,6 +715,11 @@ def test_kernels_that_are_not_built_are_one_line(tmp_path):
         (["build", "--user", "a", "--nearest-args", "--vote sum"], "goes with --recipe strong"),
         (["build", "--user", "a", "--recipe", "weak"], "'weak'"),
         (["build", "--user", "a", "--shrink-kernels", "2"], "go with --shrink N"),
+        (["build", "--user", "a/b"], "argument --user: 'a/b'; expected a name on Kaggle"),
+        (["build", "--user", "a b"], "argument --user: 'a b'; expected a name on Kaggle"),
+        (["build", "--user", "a", "--dataset", "../../etc"], "'../../etc'; expected owner/slug"),
+        (["run", "--user", "a", "--dataset", "a/b", "--dataset", "b"], "'b'; expected owner/slug"),
+        (["build", "--user", "a", "--dataset", "a/b/c"], "'a/b/c'; expected owner/slug"),
         (["build", "--user", "a", "--shrink", "8"], "'8'; expected a number from 32"),
         (["build", "--user", "a", "--max-hours", "12"], "12.0; expected more than 0, below 12"),
     ],

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -612,10 +613,7 @@ def test_what_comes_is_estimated_from_the_pictures_that_were_kept():
 
 
 def test_a_full_disk_is_told_before_it_is_full(data_set, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "utils.os.statvfs",
-        lambda folder: type("Stats", (), {"f_bavail": 1, "f_frsize": 4096})(),
-    )
+    monkeypatch.setattr("utils.shutil.disk_usage", lambda folder: SimpleNamespace(free=4096))
     told = refusal(data_set.folder, tmp_path / "output")
     assert "GB free; expected " in told and "for 6 more shards" in told
 

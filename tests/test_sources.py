@@ -559,3 +559,25 @@ def test_parts_share_the_shards_as_numpy_splits_a_list(num_shards, num_parts):
     shards = [Shard("index", number) for number in range(num_shards)]
     expected = [piece.tolist() for piece in np.array_split(np.array(shards, object), num_parts)]
     assert [share_of(shards, part, num_parts) for part in range(num_parts)] == expected
+
+
+def test_a_query_of_the_address_follows_the_path_of_each_file(tmp_path, capsys):
+    """As of Azure's shared access signatures; it is shown nowhere."""
+    files = {"/set/test/images_000.tar": b"x" * 700, "/set/metadata/test.csv": b"id\n"}
+    files = {f"{path}?sv=1&sig=secret%3D": content for path, content in files.items()}
+    with FaultServer(files) as server:
+        source = Source(server.address + "set?sv=1&sig=secret%3D", tmp_path)
+        assert source.fetch("metadata/test.csv").read_bytes() == b"id\n"
+        assert source.fetch_shard(Shard("test", 0)).stat().st_size == 700
+        assert source.size_of(Shard("test", 0)) == 700
+        assert source.read_range(Shard("test", 0), 3, 5) == b"xxxxx"
+        assert not source.exists("metadata/train.csv")
+        with pytest.raises(MissingFileError) as caught:
+            source.fetch("metadata/train.csv")
+        assert str(source) == f"{server.address}set/?***"
+        assert "secret" not in one_line(caught.value) + capsys.readouterr().err
+
+
+def test_a_password_of_the_address_is_not_shown(tmp_path):
+    source = Source("http://me:secret@host/set", tmp_path)
+    assert str(source) == str(source.places[0]) == "http://***@host/set/"

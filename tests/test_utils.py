@@ -1,14 +1,8 @@
-"""Tests of the helpers: atomic files, stopping, scratch folders, one run at a time."""
+"""Tests of the helpers: atomic files, stopping, muted libraries, background work."""
 
-import contextlib
-import fcntl
 import hashlib
 import os
-import re
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,12 +15,10 @@ from utils import (
     Stop,
     atomic_write,
     file_md5,
-    hold_folder,
     in_background,
+    read_at,
     require_free_space,
-    run_ahead,
     say,
-    scratch_folder,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -37,13 +29,23 @@ def test_progress_goes_to_stderr(capsys):
     assert capsys.readouterr() == ("", "shard 3\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:secret@host/a: HTTP 404; check it", "http://***@host/a: HTTP 404; check it"),
+        ("https://h/train/a.tar?sig=s%3D&se=12:00:00Z: late", "https://h/train/a.tar?***: late"),
+        ("https://me:p@ss/word@h:80/, http://h/?x=secret", "https://***@h:80/, http://h/?***"),
+        ("socks5://me:secret@127.0.0.1:9", "socks5://***@127.0.0.1:9"),
+        ("http://127.0.0.1:80/a, me@host.org?", "http://127.0.0.1:80/a, me@host.org?"),
+    ],
+)
+def test_passwords_and_tokens_of_addresses_are_not_shown(text, shown, capsys):
+    assert utils.masked(text) == str(ExpectedError(text)) == shown
+    say(text)
+    assert capsys.readouterr().err == f"{shown}\n"
+
+
 # ----------------------------------------------------------------------------------- atomic files
-
-
-def dead_process_id():
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 def test_an_atomic_file_appears_whole_at_the_end(tmp_path):
@@ -101,18 +103,14 @@ def test_a_block_that_writes_nothing_is_an_expected_error(tmp_path):
     assert names_in(tmp_path) == []
 
 
-def test_the_file_that_a_running_process_is_writing_stays(tmp_path):
-    """What a dead one left goes."""
-    host = socket.gethostname()
-    names = {
-        number: f".writing-{number}-{host}-table.csv"
-        for number in (os.getppid(), dead_process_id())
-    }
-    for name in names.values():
-        (tmp_path / name).write_text("half")
-    with atomic_write(tmp_path / "table.csv") as temporary:
-        temporary.write_text("rows")
-    assert names_in(tmp_path) == [names[os.getppid()], "table.csv"]
+def test_two_writers_of_a_file_do_not_meet(tmp_path):
+    """Of two machines, too, whatever their names and the numbers of their processes."""
+    path = tmp_path / "table.csv"
+    with atomic_write(path) as first, atomic_write(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"  # whose block ended last
+    assert names_in(tmp_path) == ["table.csv"]
 
 
 def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
@@ -155,18 +153,10 @@ def test_a_disk_too_small_is_an_expected_error(tmp_path):
 
 
 def test_a_small_disk_is_told_in_digits_that_differ(tmp_path, monkeypatch):
-    stats = SimpleNamespace(f_bavail=500, f_frsize=4096)
-    monkeypatch.setattr("utils.os.statvfs", lambda folder: stats)
+    monkeypatch.setattr("utils.shutil.disk_usage", lambda folder: SimpleNamespace(free=2_048_000))
+    require_free_space(tmp_path, 2_048_000, "a shard")
     with pytest.raises(ExpectedError, match=r"0.002048 GB free; expected 0.003000 GB or more"):
         require_free_space(tmp_path, 3_000_000, "a shard")
-
-
-def test_what_only_root_may_fill_is_not_free(tmp_path, monkeypatch):
-    stats = SimpleNamespace(f_bavail=5, f_bfree=1000, f_frsize=4096)
-    monkeypatch.setattr("utils.os.statvfs", lambda folder: stats)
-    require_free_space(tmp_path, 5 * 4096, "a shard")
-    with pytest.raises(ExpectedError):
-        require_free_space(tmp_path, 5 * 4096 + 1, "a shard")
 
 
 def test_a_folder_for_free_space_that_cannot_be_made_is_an_expected_error(tmp_path):
@@ -247,161 +237,17 @@ def test_a_stop_in_a_thread_leaves_the_signals_alone():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-# ---------------------------------------------------------------------------------- scratch folders
+@pytest.mark.parametrize("has_pread", [True, False])
+def test_bytes_are_read_at_their_place_by_several_threads(tmp_path, monkeypatch, has_pread):
+    content = bytes(range(256)) * 100
+    (tmp_path / "file").write_bytes(content)
+    if not has_pread:
+        monkeypatch.delattr("os.pread")
+    with open(tmp_path / "file", "rb") as file:
 
+        def read(start):
+            places = range(start, 25_000, 97)
+            return all(read_at(file.fileno(), 9, n) == content[n : n + 9] for n in places)
 
-def test_a_scratch_folder_is_of_this_process_alone_and_removed(tmp_path):
-    with scratch_folder(tmp_path / "new" / "scratch") as folder:
-        assert folder.parent == tmp_path / "new" / "scratch"
-        assert str(os.getpid()) in folder.name
-        (folder / "shard.tar").write_bytes(b"x")
-    assert names_in(tmp_path / "new" / "scratch") == []
-
-
-def test_a_scratch_folder_is_removed_after_a_failure(tmp_path):
-    with pytest.raises(ValueError, match="no"), scratch_folder(tmp_path) as folder:
-        (folder / "shard.tar").write_bytes(b"x")
-        raise ValueError("no")
-    assert names_in(tmp_path) == []
-
-
-def test_what_a_dead_process_left_is_removed(tmp_path):
-    leftover = tmp_path / f"{socket.gethostname()}-{dead_process_id()}"
-    (leftover / "train").mkdir(parents=True)
-    (leftover / "train" / "images_000.tar").write_bytes(b"x")
-    with scratch_folder(tmp_path) as folder:
-        assert names_in(tmp_path) == [folder.name]
-
-
-def test_what_is_no_leftover_stays(tmp_path):
-    host = socket.gethostname()
-    strangers = sorted(
-        [
-            f"{host}-{os.getppid()}",  # a process that runs
-            f"another-{host}-{dead_process_id()}",  # of another machine
-            f"{host}-notes",
-            f"{host}-99999999999999999999",
-            "demo-world",
-        ]
-    )
-    for name in strangers:
-        (tmp_path / name).mkdir()
-    with scratch_folder(tmp_path):
-        pass
-    assert names_in(tmp_path) == strangers
-
-
-def test_nothing_is_written_into_a_scratch_folder_after_its_end(tmp_path):
-    def write_on(folder):
-        for number in range(10**6):
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{number}.tar").write_bytes(b"a shard")
-            yield number
-
-    with utils.scratch_folder(tmp_path) as folder:
-        shards = run_ahead(lambda: write_on(folder / "train"), 4)
-        assert [next(shards) for _ in range(20)] == list(range(20))
-    assert list(tmp_path.iterdir()) == []
-    del shards  # held until here, as a traceback holds it
-
-
-def test_the_scratch_of_a_machine_with_a_longer_name_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.socket.gethostname", lambda: "gpu")
-    stranger = f"gpu-2-{dead_process_id()}"  # dead here, but it is the machine gpu-2 that counts
-    (tmp_path / stranger).mkdir()
-    with scratch_folder(tmp_path):
-        pass
-    assert names_in(tmp_path) == [stranger]
-
-
-def test_a_scratch_folder_that_cannot_be_made_is_an_expected_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ExpectedError) as caught, scratch_folder(tmp_path / "file"):
-        pass
-    assert one_line(caught.value).endswith("; free some space or choose another --scratch")
-
-
-# ------------------------------------------------------------------------------ one run at a time
-
-
-@contextlib.contextmanager
-def holder(folder, name):
-    """A process that holds a folder until it is killed at the end of the block."""
-    code = (
-        f"import time, utils\nwith utils.hold_folder({str(folder)!r}, {name!r}):\n"
-        "    print('held', flush=True)\n    time.sleep(600)\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE
-    ) as process:
-        try:
-            assert process.stdout.readline() == b"held\n"
-            yield process
-        finally:
-            process.kill()
-
-
-def hold_error(folder, name):
-    with pytest.raises(ExpectedError) as caught, hold_folder(folder, name):
-        pass
-    return one_line(caught.value)
-
-
-def test_a_second_run_is_told_who_holds_the_folder(tmp_path):
-    with holder(tmp_path, "recognition") as process:
-        told = hold_error(tmp_path, "recognition")
-        assert re.fullmatch(
-            rf"{tmp_path}: in use by process {process.pid} on {socket.gethostname()} since "
-            r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d; expected one run at a time in a folder; "
-            "wait for its end, or choose another folder",
-            told,
-        )
-        assert hold_error(tmp_path, "recognition") == told  # the first refusal took nothing away
-        with hold_folder(tmp_path, "part-0"), hold_folder(tmp_path, "part-1"):
-            pass
-
-
-def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
-    with holder(tmp_path, "recognition"):
-        pass
-    assert names_in(tmp_path) == [".running-recognition"]
-    with hold_folder(tmp_path, "recognition"):
-        assert f"process {os.getpid()} on " in hold_error(tmp_path, "recognition")
-    assert names_in(tmp_path) == []
-
-
-def test_a_folder_is_free_again_after_a_failure(tmp_path):
-    with pytest.raises(ValueError, match="no"), hold_folder(tmp_path / "new", "recognition"):
-        raise ValueError("no")
-    assert names_in(tmp_path / "new") == []
-    with hold_folder(tmp_path / "new", "recognition"):
-        pass
-
-
-def test_a_lock_that_its_holder_removed_meanwhile_is_made_anew(tmp_path, monkeypatch):
-    path, real, seen = tmp_path / ".running-recognition", fcntl.flock, []
-
-    def flock(file, operation):
-        real(file, operation)
-        seen.append(os.fstat(file.fileno()).st_ino)
-        if len(seen) == 1:
-            path.rename(tmp_path / "removed")
-
-    monkeypatch.setattr("utils.fcntl.flock", flock)
-    with hold_folder(tmp_path, "recognition"):
-        assert len(seen) == 2 and path.stat().st_ino == seen[1] != seen[0]
-
-
-def test_a_folder_that_knows_no_locks_is_used_without(tmp_path, monkeypatch):
-    def flock(file, operation):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr("utils.fcntl.flock", flock)
-    with hold_folder(tmp_path, "recognition"):
-        pass
-    assert names_in(tmp_path) == []
-
-
-def test_a_folder_that_cannot_be_held_is_an_expected_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    assert hold_error(tmp_path / "file", "recognition").endswith("choose another --output")
+        futures = [in_background(read, start) for start in range(8)]
+        assert all(future.result(timeout=30) for future in futures)

@@ -248,16 +248,3 @@ def test_an_output_that_becomes_too_large_is_refused_on_workers(cluster, data_se
         shrink_to(tmp_path / "ours", data_set, "--scheduler", cluster.scheduler_address,
                   "--max-gb", 1e-5)  # fmt: skip
     assert caught.value.setting == "parts"
-
-
-@needs_dask
-def test_the_benchmark_of_workers_runs(data_set, recognition_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(os.path.join(os.path.dirname(nearest.__file__), "benchmarks"))
-    import workers
-
-    words = ["--source", data_set.folder, "--model", recognition_run.output / "model.keras",
-             "--rounds", 1, "--images", 200]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["workers.py", *map(str, words)])
-    workers.main()
-    out = capsys.readouterr().out
-    assert all(f"| {job} |" in out for job in ("describe", "search", "shrink"))

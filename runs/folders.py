@@ -1,0 +1,144 @@
+"""Folders of a run: the output, held against other runs, and one for what is fetched meanwhile.
+
+The system frees a lock when its process ends, however it ends. No process is judged by its number
+and the name of its machine, which two containers may share.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from runs.kernel import require_package
+from utils import HALF_WRITTEN, ExpectedError, stop_workers
+
+RUNNING = ".running-"  # and the name of the run: a lock in the folder that is held
+LAST_WAIT_S = 1.0  # for background work at the end of a run; a download may take longer
+# For a lock: another run that looks for leftovers holds each for a moment.
+PATIENCE_S = 0.5
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what such network folders answer
+
+
+@contextlib.contextmanager
+def hold_folder(folder, name):
+    """Keeps other runs of this name out of a folder; removes the half-written files of dead ones.
+
+    Args:
+        folder: what is held; made where missing.
+        name: what runs there, e.g. `recognition` or `part-3`. Runs of different names share the
+            folder.
+
+    Raises:
+        ExpectedError: another run holds it, or it cannot be written to.
+    """
+    path = Path(folder) / f"{RUNNING}{name}"
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_locked(path))
+        except TimeoutError as error:
+            raise ExpectedError(
+                f"{folder}: in use by another run; expected one run at a time in a folder; wait "
+                "for its end, or choose another folder"
+            ) from error
+        except OSError as error:
+            raise ExpectedError(
+                f"{path}: cannot be written ({error.strerror}); expected a writable folder",
+                setting="own_output",
+            ) from error
+        _remove_half_written(path)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path, patience_s=PATIENCE_S):
+    """Locks a file for the block, and removes it at the end.
+
+    Yields:
+        Whether it is locked: no where the folder knows no locks. Better unguarded than refused.
+    """
+    require_package("filelock", "filelock")
+    from filelock import FileLock
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=patience_s)
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+    try:
+        yield lock.is_locked
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            path.unlink()
+        lock.release()
+
+
+def _remove_half_written(own):
+    """Removes what killed runs were writing, unless another run is in the folder of this lock."""
+    folder = own.parent
+    with contextlib.ExitStack() as stack:
+        try:
+            for other in folder.glob(f"{RUNNING}*"):
+                if other != own and not stack.enter_context(_locked(other, 0)):
+                    return
+        except OSError:  # one is locked
+            return
+        for depth in ("", "*/", "*/*/"):
+            for leftover in folder.glob(f"{depth}{HALF_WRITTEN}*"):
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
+
+
+@contextlib.contextmanager
+def scratch_folder(parent, setting="scratch"):
+    """Gives a folder of this run alone below `parent`, removed at the end.
+
+    What killed runs left there is removed first.
+
+    Args:
+        parent: folder for scratch; made where missing.
+        setting: to change where it cannot be made.
+
+    Yields:
+        `pathlib.Path`.
+    """
+    parent = Path(parent)
+    with contextlib.ExitStack() as stack:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            _remove_scratch_of_dead_runs(parent)
+            folder = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
+            stack.enter_context(_locked(folder.with_suffix(".lock")))
+            folder.mkdir(exist_ok=True)  # another run may have found it before it was locked
+            _have_temporary_folder(folder)
+        except OSError as error:
+            raise ExpectedError(
+                f"{parent}: cannot be made ({error.strerror}); expected a folder to write to",
+                setting,
+            ) from error
+        try:
+            yield folder
+        finally:
+            # What still arrives would be written into the folder while it is removed, and keep it.
+            stop_workers(LAST_WAIT_S)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _have_temporary_folder(folder):
+    """Lets libraries take this folder where the system has none for temporary files."""
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
+def _remove_scratch_of_dead_runs(parent):
+    for lock in parent.glob("run-*.lock"):
+        with contextlib.suppress(OSError), _locked(lock, 0) as is_locked:
+            if is_locked:
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
