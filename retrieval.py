@@ -29,7 +29,7 @@ from data.submissions import (
     read_retrieval_solution,
     write_retrieval_submission,
 )
-from metrics import format_scores, score_retrieval
+from metrics import format_scores, score_retrieved
 from network.loading import require_backend
 from report import retrieved
 from report.neighbors import choose_rows, draw_neighbors
@@ -58,7 +58,7 @@ from runs.session import (
     open_session,
     part_name,
 )
-from search.merging import NamedPart, load_parts, merge_parts
+from search.merging import load_parts, merge_parts
 from search.reranks import NAMED_BY, RERANKS, default_rerank
 from utils import ExpectedError, atomic_write, say
 
@@ -124,7 +124,7 @@ def parse_arguments(argv):
     if args.top > MAX_RETRIEVED:
         parser.error(f"argument --top: {args.top}; expected at most {MAX_RETRIEVED}")
     of_unit_length = {
-        "--rerank": args.rerank in ("confidence", "soft"),
+        "--rerank": args.rerank and RERANKS[args.rerank].columns,
         "--names": args.names in ("gallery", "both"),
         "--expand-queries": args.expand_queries,
         "--augment-index": args.augment_index,
@@ -236,7 +236,7 @@ def _plan_search(session, describer, args, queries):
     from search import naming, on_gpu, parts
 
     default = default_rerank(describer.recipe) if args.normalise else "divide"
-    has_all_reranks = not {default, args.rerank}.isdisjoint(("confidence", "soft"))
+    has_all_reranks = any(RERANKS[name].columns for name in {default, args.rerank or default})
     namer = naming.Namer()
     if has_all_reranks or args.names:
         namer = naming.find_namer(
@@ -277,7 +277,7 @@ def merge(session, files, divisor, rerank=None):
     """
     parts, fingerprint = load_parts(files)
     rerank, num_nearest = rerank or fingerprint.get("rerank", "divide"), fingerprint["top"]
-    if rerank in ("confidence", "soft") and not isinstance(parts[0], NamedPart):
+    if not RERANKS[rerank].columns.keys() <= parts[0].more.keys():
         raise ExpectedError(
             f"{files[0]}: it has no candidates of the rerank {rerank}; expected those of all "
             "reranks",
@@ -295,11 +295,12 @@ def merge(session, files, divisor, rerank=None):
     _write_ranking(path, test_ids, ranking)
     left_out = _tell_left_out(session, path, parts, test_ids)
     print(path)
-    plain, is_reranked = None, rerank != "none" and (rerank != "divide" or divisor > 1)
+    rankings = {"mAP@100": ranking}
+    is_reranked = rerank != "none" and (rerank != "divide" or divisor > 1)
     if is_reranked and session.source.exists(RETRIEVAL_SOLUTION):
-        plain = session.source.scratch / "without_rerank.csv"
-        _write_ranking(plain, test_ids, merge_parts(parts, 1, num_nearest, "none"))
-    scores, solution = score(session.source, path, plain)
+        plain = merge_parts(parts, 1, num_nearest, "none")
+        rankings = {"mAP@100 without the rerank": plain} | rankings
+    scores, solution = score(session, test_ids, rankings)
     rows = draw(session, parts, ranking, solution)
     merged = {
         "scores": scores,
@@ -317,30 +318,36 @@ def merge(session, files, divisor, rerank=None):
 def _tell_left_out(session, path, parts, test_ids):
     """Checks the submission; says and gives how many images are not in it: dict by split."""
     num_answered = check_retrieval_submission(path, test_ids)
-    num_indexed = sum(len(part.index_ids) for part in parts)
+    num_indexed = len(np.unique(np.concatenate([part.index_ids for part in parts])))
     num_known = len(read_image_ids(session.source.fetch(INDEX_CSV)))
     say(f"{num_indexed:,} of {num_known:,} index images searched")
     say(f"{num_answered:,} of {len(test_ids):,} test images have neighbors")
     return {"index": num_known - num_indexed, "test": len(test_ids) - num_answered}
 
 
-def score(source, path, plain):
-    """Scores the submission, and `plain`, the one without the rerank (None where there is none).
+def score(session, test_ids, rankings):
+    """Scores rankings in memory, and prints what they reach.
+
+    Args:
+        session: `Session`.
+        test_ids: (n,) uint64.
+        rankings: dict, name of the score -> `merging.Ranking`.
 
     Returns:
         (dict, name -> scores; the ground truth, as of `submissions.read_retrieval_solution`), both
         empty where the source has no ground truth.
     """
+    source = session.source
     if not source.exists(RETRIEVAL_SOLUTION):
         say(f"{source}: no {RETRIEVAL_SOLUTION}; the submission is not scored")
         return {}, {}
-    solution_csv = source.fetch(RETRIEVAL_SOLUTION)
-    submissions = {"mAP@100 without the rerank": plain} if plain else {}
-    submissions["mAP@100"] = path
-    scores = {name: score_retrieval(file, solution_csv) for name, file in submissions.items()}
-    for name, one in scores.items():
-        print(format_scores(name, one))
-    return scores, read_retrieval_solution(solution_csv)
+    solution_csv, scores = source.fetch(RETRIEVAL_SOLUTION), {}
+    paths = session.path(RETRIEVAL_SUBMISSION), solution_csv
+    solution = read_retrieval_solution(solution_csv)
+    for name, ranking in rankings.items():
+        scores[name] = score_retrieved(ranking.as_rows(test_ids), solution, paths)
+        print(format_scores(name, scores[name]))
+    return scores, solution
 
 
 def _write_ranking(path, test_ids, ranking):

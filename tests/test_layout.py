@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("recognition", "retrieval", "nearest", "shrink", "identify", "kernels")
+SCRIPTS = ("recognition", "retrieval", "nearest", "shrink", "identify", "gather", "kernels")
 # From below: a unit may import those on the lines before its own.
 FLOORS = (
     ("utils", "recipes"),
@@ -24,6 +24,7 @@ FLOORS = (
     ("descriptors",),
     ("search", "training", "shrinking", "on_kaggle"),
     ("report",),
+    ("gathering",),
     SCRIPTS,
 )
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
