@@ -258,11 +258,7 @@ def name_queries(session, files, args):
     others = find_non_landmarks(session, args, queries, plain, shared)
     penalised = plain
     if len(others.descriptors):
-        from search import on_gpu  # it loads Keras
-
-        found = gallery_parts.search_with_penalties(
-            session, parts, queries, others.descriptors, on_gpu.find_proposer()
-        )
+        found = gallery_parts.search_with_penalties(session, parts, queries, others.descriptors)
         penalised = gallery.merge_neighbors(found)
     likeness = gallery.likeness(
         queries.descriptors, others.descriptors, gallery.NUM_LIKE_QUERY, others.own_places

@@ -233,15 +233,13 @@ def search_job(session, args):
 
 def _plan_search(session, describer, args, queries):
     """Decides which candidates are kept and who names landmarks: `parts.Search`."""
-    from search import naming, on_gpu, parts
+    from search import naming, parts
 
     default = default_rerank(describer.recipe) if args.normalise else "divide"
     has_all_reranks = any(RERANKS[name].columns for name in {default, args.rerank or default})
     namer = naming.Namer()
     if has_all_reranks or args.names:
-        namer = naming.find_namer(
-            session, describer.fingerprint, queries, args.names, on_gpu.find_proposer()
-        )
+        namer = naming.find_namer(session, describer.fingerprint, queries, args.names)
     return parts.Search(
         "index", args.parts, args.top, args.normalise, default, has_all_reranks, namer,
         namer.name_queries(queries),

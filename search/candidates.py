@@ -32,7 +32,7 @@ class Scored:
     distances: np.ndarray | None = None
 
 
-def best_by_confidence(queries, query_names, index, index_names, num_nearest, propose=None):
+def best_by_confidence(queries, query_names, index, index_names, num_nearest):
     """Finds each query's best index images by Henkel's rerank; see `confidence_dimensions`.
 
     These are the best of all by d + 0.2 c, less those of the query's landmark, and the best of the
@@ -44,7 +44,6 @@ def best_by_confidence(queries, query_names, index, index_names, num_nearest, pr
         queries, index: (num_queries, d) and (n, d) descriptors of length 1.
         query_names, index_names: their `reranks.Naming`.
         num_nearest: images wanted per query.
-        propose: as for `exact.nearest`.
 
     Returns:
         `Scored`, the lower the better: d + 0.2 c or d - 2 c.
@@ -52,7 +51,7 @@ def best_by_confidence(queries, query_names, index, index_names, num_nearest, pr
     differ, agree = confidence_dimensions(index_names.confidences)
     wide_queries = _with_dimension(queries, np.zeros(len(queries), np.float32))
     wide_index = _with_dimension(index, differ)
-    positions, scores = nearest(wide_queries, wide_index, num_nearest, propose)
+    positions, scores = nearest(wide_queries, wide_index, num_nearest)
     is_other = positions >= 0
     if len(index):
         is_other &= index_names.landmark_ids[positions] != query_names.landmark_ids[:, None]

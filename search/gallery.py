@@ -7,7 +7,6 @@ search: between [q, 0] and [x, sqrt(2 B)] the distance is |q - x|^2 + 2 B, so th
 those with the largest cosine less B, and none of them is missed.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,13 +113,11 @@ class Gallery:
         image_ids: (n,) uint64, increasing; images of the files that are not among them are left
             out.
         landmark_ids: (n,) int64, their true landmarks.
-        propose: makes the first proposals of a search, as of `exact.nearest`; None is faiss.
     """
 
     files: dict
     image_ids: np.ndarray
     landmark_ids: np.ndarray
-    propose: Callable | None = None
 
     def chunks(self):
         """Reads the files one after another.
@@ -193,7 +190,7 @@ def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS, non_landma
             # A distance cannot be lessened: a picture unlike all of them is as good as one of 0.
             penalties = np.maximum(likeness(index, non_landmarks, NUM_LIKE_GALLERY), 0)
             index = _widen(index, np.sqrt(2 * penalties))
-        rows, distances = exact.nearest(queries, index, num_neighbors, gallery.propose)
+        rows, distances = exact.nearest(queries, index, num_neighbors)
         is_there = rows >= 0
         places = positions[rows]
         of_chunk = GalleryNeighbors(

@@ -172,7 +172,7 @@ def find_queries_of(session, shared, given=None):
     )
 
 
-def open_gallery(session, parts, propose=None):
+def open_gallery(session, parts):
     """Finds the descriptions of parts, in the output or in those of other kernels.
 
     `gallery.find_neighbors` then names any images by them, test or index.
@@ -180,7 +180,6 @@ def open_gallery(session, parts, propose=None):
     Args:
         session: `Session`.
         parts: list of (`GalleryPart`, fingerprint), one or all of them.
-        propose: as of `Gallery`.
 
     Returns:
         `Gallery`.
@@ -203,10 +202,10 @@ def open_gallery(session, parts, propose=None):
     image_ids = np.concatenate([part.gallery_ids for part, _ in parts])
     landmark_ids = np.concatenate([part.gallery_landmarks for part, _ in parts])
     image_ids, first_rows = np.unique(image_ids, return_index=True)
-    return Gallery(files, image_ids, landmark_ids[first_rows], propose)
+    return Gallery(files, image_ids, landmark_ids[first_rows])
 
 
-def search_with_penalties(session, parts, queries, non_landmarks, propose=None):
+def search_with_penalties(session, parts, queries, non_landmarks):
     """Searches all parts once more, each gallery image lessened by its likeness to non-landmarks.
 
     Each part is saved as it ends, so that nothing is redone.
@@ -216,7 +215,6 @@ def search_with_penalties(session, parts, queries, non_landmarks, propose=None):
         parts: list of (`GalleryPart`, fingerprint).
         queries: `Descriptions` of length 1.
         non_landmarks: (m, d) float32 of length 1.
-        propose: as of `Gallery`.
 
     Returns:
         list of `GalleryNeighbors`, one for each part.
@@ -236,7 +234,7 @@ def search_with_penalties(session, parts, queries, non_landmarks, propose=None):
         penalised = session.find_fitting(name, fingerprint, load_part, copied=True)
         if penalised is None:
             path = session.path(name)
-            gallery = open_gallery(session, [(part, fingerprint)], propose)
+            gallery = open_gallery(session, [(part, fingerprint)])
             neighbors = find_neighbors(gallery, queries.descriptors, NUM_NEIGHBORS, non_landmarks)
             save_part(path, fingerprint, queries.image_ids, gallery, neighbors)
             say(f"{path}: {len(gallery.image_ids):,} train images, less their likeness")

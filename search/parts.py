@@ -20,7 +20,7 @@ from descriptors.descriptions import (
     unit_length,
 )
 from runs.session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
-from search import exact, on_gpu
+from search import exact
 from search.expansion import expand, index_of
 from search.gallery import NUM_NEIGHBORS, Gallery, find_neighbors
 from search.gallery_parts import load_part as load_gallery_part
@@ -141,7 +141,6 @@ def find_all_candidates(wanted, queries, index):
     many pictures as repeat an id, so that enough ids are in it.
     """
     num_nearest = wanted.num_nearest + len(index) - len(np.unique(index.image_ids))
-    propose = on_gpu.find_proposer()
     query_naming = wanted.query_naming or Namer().name_queries(queries)
     naming = wanted.namer.name(index)
     vectors = index.descriptors
@@ -150,7 +149,7 @@ def find_all_candidates(wanted, queries, index):
         vectors = expand(index.image_ids, vectors, whole, num_summed)
     found = exact.find_candidates(
         queries.descriptors, query_naming.landmark_ids, vectors, naming.landmark_ids,
-        num_nearest, propose,
+        num_nearest,
     )  # fmt: skip
     columns = {
         "query_ids": queries.image_ids,
@@ -166,7 +165,7 @@ def find_all_candidates(wanted, queries, index):
     if wanted.has_all_reranks:
         both_sides = queries.descriptors, query_naming, vectors, naming
         for rerank in RERANKS.values():
-            columns |= rerank.find(*both_sides, num_nearest, propose) if rerank.find else {}
+            columns |= rerank.find(*both_sides, num_nearest) if rerank.find else {}
     return columns
 
 
@@ -198,7 +197,7 @@ def find_whole_index(session, describer, shards, image_ids):
             f"({len(missing)} of {len(shards)} such files are missing); expected the descriptors "
             "of the whole index, which an expansion sums up; search all parts without it first"
         )
-    return index_of(files, image_ids, on_gpu.find_proposer())
+    return index_of(files, image_ids)
 
 
 def expand_queries(session, queries, expansion):
@@ -263,8 +262,7 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
     described, left_out = describe_shards(session, describer, shards, labels.image_ids)
     image_ids = np.unique(np.concatenate([np.empty(0, np.uint64), *described.values()]))
     classes = labels.class_indices[np.searchsorted(labels.image_ids, image_ids)]
-    landmark_ids, propose = class_table.landmark_ids[classes], on_gpu.find_proposer()
-    gallery = Gallery(dict.fromkeys(described), image_ids, landmark_ids, propose)
+    gallery = Gallery(dict.fromkeys(described), image_ids, class_table.landmark_ids[classes])
     neighbors = find_neighbors(gallery, queries.descriptors)
     without = [descriptions_name(shard) for shard in shards if shard.number in left_out]
     path = session.path(name)

@@ -148,8 +148,8 @@ class Rerank:
             to show). Of an image that is there twice the best place counts.
         columns: dict, name -> `Column`, what a part keeps for it beside the nearest of all and
             those of the query's landmark.
-        find: function (queries, their `Naming`, index, its `Naming`, images wanted per query,
-            propose) that finds these columns, so that the best of all parts together are among
+        find: function (queries, their `Naming`, index, its `Naming`, images wanted per query)
+            that finds these columns, so that the best of all parts together are among
             what the parts keep; None where there are none. Descriptors have length 1 then.
     """
 
@@ -177,10 +177,10 @@ def _by_confidence(part, first, last, divisor):
     return rows, positions, [scores], scores
 
 
-def _find_confident(queries, query_names, index, index_names, num_nearest, propose):
+def _find_confident(queries, query_names, index, index_names, num_nearest):
     from search.candidates import best_by_confidence  # it loads faiss
 
-    found = best_by_confidence(queries, query_names, index, index_names, num_nearest, propose)
+    found = best_by_confidence(queries, query_names, index, index_names, num_nearest)
     columns = found.row_ends, found.positions, found.scores
     return dict(zip(RERANKS["confidence"].columns, columns, strict=True))
 
@@ -196,7 +196,7 @@ def _by_soft_labels(part, first, last, divisor):
     return rows, positions, [-scores, distances], distances.astype(np.float64)
 
 
-def _find_soft(queries, query_names, index, index_names, num_nearest, propose):
+def _find_soft(queries, query_names, index, index_names, num_nearest):
     from search.candidates import best_by_soft_labels  # it loads faiss
 
     found = best_by_soft_labels(queries, query_names, index, index_names, num_nearest)

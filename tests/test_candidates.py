@@ -51,7 +51,7 @@ class World:
         found = find_candidates(
             self.queries, self.query_names.landmark_ids, self.index[rows], names.landmark_ids, TOP
         )
-        of_both = (RERANKS[name].find(*sides, TOP, None) for name in ("confidence", "soft"))
+        of_both = (RERANKS[name].find(*sides, TOP) for name in ("confidence", "soft"))
         confident, soft = of_both
         num_queries = len(self.queries)
         return Part(

@@ -23,7 +23,7 @@ from report import write
 from runs import kernel as kernel_side
 from runs.command_line import run_command_line
 from runs.session import Session
-from search import gallery_parts, on_gpu
+from search import exact, gallery_parts, on_gpu
 from search.gallery import find_neighbors, load_names, merge_neighbors
 from utils import ExpectedError
 
@@ -210,7 +210,7 @@ def test_a_gpu_proposes_in_every_search_of_the_gallery_with_the_same_bytes(
             path.unlink()
     alone = shutil.copytree(named, tmp_path / "alone")
     asked, shared = set(), [*common, *PAIR, "--names", "both", "--expand-queries", 2]
-    monkeypatch.setattr(on_gpu, "MIN_SCORES", 0)
+    monkeypatch.setattr(exact, "MIN_SCORES", 0)
 
     def propose(queries, index, num_proposed):
         frames = {frame.function for frame in inspect.stack(context=0)}
