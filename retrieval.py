@@ -9,9 +9,7 @@ Run the same command again and it continues where it stopped. However many the p
 is the same.
 """
 
-import contextlib
 import dataclasses
-import io
 import sys
 from argparse import BooleanOptionalAction
 from pathlib import Path
@@ -20,9 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from cluster.dask_workers import describe_and_search
 from data.landmarks import read_image_ids, read_landmark_names
-from data.sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV
+from data.sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION
 from data.submissions import (
     MAX_RETRIEVED,
     check_retrieval_submission,
@@ -35,54 +32,38 @@ from report import retrieved
 from report.neighbors import choose_rows, draw_neighbors
 from report.write import write_report
 from runs.command_line import (
-    CommandLine,
-    add_describe_options,
-    add_part_options,
-    add_session_options,
-    any_path,
-    check_part,
     find_part_files,
     number,
-    parse_session,
-    require_model,
-    require_queries,
+    parse_in_parts,
+    parser_in_parts,
     run_command_line,
     session_settings,
 )
-from runs.kernel import require_package
 from runs.session import (
-    MODEL,
     NEIGHBORS_PICTURE,
     REPORT_FACTS,
     RETRIEVAL_SUBMISSION,
     open_session,
     part_name,
 )
+from search.in_parts import (
+    make_describer,
+    numbers_of_parts,
+    read_test_ids,
+    require_searchable,
+    search_in_parts,
+)
 from search.merging import load_parts, merge_parts
 from search.reranks import NAMED_BY, RERANKS, default_rerank
 from utils import ExpectedError, atomic_write, say
 
+SPLIT = "index"  # is searched
 MAX_SUMMED = 1000  # descriptors in the sum of an expansion
 
 
 def make_parser():
     """Makes the parser of the command line; Keras and faiss are not loaded for it."""
-    parser = CommandLine(
-        __doc__, prog="retrieval.py", usage="%(prog)s [all | merge [FILE ...]] [options]"
-    )
-    parser.add_argument(
-        "step", nargs="?", choices=("all", "merge"), default="all",
-        help="search the parts and merge them, or merge part files alone",
-    )  # fmt: skip
-    parser.add_argument("files", nargs="*", type=any_path, help="part files to merge")
-    add_session_options(parser)
-    add_describe_options(parser.add_argument_group("descriptors"), "float32")
-    _add_search_options(parser.add_argument_group("search"))
-    return parser
-
-
-def _add_search_options(group):
-    add_part_options(group, "index", "merge")
+    parser, _, group = parser_in_parts(__doc__, "retrieval", "index", "merge", "float32")
     group.add_argument(
         "--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",
         help=f"images retrieved for a query, at most {MAX_RETRIEVED}",
@@ -114,13 +95,13 @@ def _add_search_options(group):
         "--augment-index", type=number(int, 0, MAX_SUMMED), default=0, metavar="K",
         help="replace each index image by the sum of itself and its K - 1 nearest; 0 = off",
     )  # fmt: skip
+    return parser
 
 
 def parse_arguments(argv):
     """Parses and checks the command line."""
     parser = make_parser()
-    args = parse_session(parser, argv)
-    check_part(parser, args, "merge")
+    args = parse_in_parts(parser, argv, "merge")
     if args.top > MAX_RETRIEVED:
         parser.error(f"argument --top: {args.top}; expected at most {MAX_RETRIEVED}")
     of_unit_length = {
@@ -139,16 +120,11 @@ def main(argv=None):
     """Searches parts of the index and merges them, as the module's docstring shows."""
     args = parse_arguments(argv)
     name = "retrieval" if args.part is None else f"part-{args.part}"
-    if args.step == "merge":  # what is missing is told before a world is drawn
-        files = find_part_files(args, part_name("*", args.parts))
-    else:
+    files = find_part_files(args, part_name("*", args.parts))
+    if args.step == "all":
         require_backend()
-        require_model(args)
-        require_queries(args)
     with open_session(name, **session_settings(args)) as session:
-        if args.step != "merge":
-            search = search_on_workers if args.scheduler else search_parts
-            files = search(session, args)
+        files = files or search_in_parts(session, args, search_parts, "retrieval")
         if args.part is None:
             merge(session, files, args.rerank_divisor, args.rerank)
 
@@ -157,78 +133,35 @@ def main(argv=None):
 
 
 def search_parts(session, args):
-    """Searches one part, or all parts one after another.
-
-    Returns:
-        list of the part files.
-    """
-    require_package("faiss", "faiss-cpu")  # before hours are spent on descriptors
-    session.source.select_shards("index")  # told before Keras is loaded, if missing
+    """Searches one part, or all parts one after another: yields the part files."""
     from search import parts  # it loads Keras and faiss
 
-    describer = _make_describer(session, args)
+    describer, index_ids, queries = prepare(session, args)
     session.copy_earlier(REPORT_FACTS)  # the merge mounts the parts alone
-    index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
-    queries = parts.find_queries(session, describer, args.queries, args.normalise)
     wanted = _plan_search(session, describer, args, queries)
     if args.expand_queries or args.augment_index:
         expansion = _plan_expansion(session, describer, args, index_ids)
         wanted = dataclasses.replace(wanted, expansion=expansion)
         if args.expand_queries:
             queries = parts.expand_queries(session, queries, expansion)
-    files = []
-    for part in range(args.parts) if args.part is None else [args.part]:
-        path = parts.search_part(session, describer, wanted, queries, part, index_ids)
-        print(path)
-        files.append(path)
-    return files
+    for part in numbers_of_parts(args):
+        yield parts.search_part(session, describer, wanted, queries, part, index_ids)
 
 
-def _make_describer(session, args):
-    """Loads the network."""
-    from descriptors import describe
+def prepare(session, args):
+    """Gives what every part takes: `Describer`, ids of the index images, queries."""
+    require_searchable(session, SPLIT)
+    from search import parts  # it loads Keras and faiss
 
-    settings = describe.Settings(
-        args.model or session.find(MODEL), args.batch_size, args.flipped_too, args.descriptor_dtype
-    )
-    return describe.open_describer(settings, session.source)
-
-
-def search_on_workers(session, args):
-    """Searches as `search_parts` does, shard by shard and part by part on a scheduler's workers.
-
-    Returns:
-        list of the part files.
-    """
-    import retrieval  # by this name, the workers find the functions below
-
-    jobs = retrieval.queries_job, retrieval.describe_job, retrieval.search_job
-    numbers = describe_and_search(session, args, "index", jobs)
-    files = [session.path(part_name(part, args.parts)) for part in numbers]
-    print(*files, sep="\n")
-    return files
+    describer, index_ids = open_images(session, args)
+    queries = parts.find_queries(session, describer, args.queries, args.normalise)
+    return describer, index_ids, queries
 
 
-def queries_job(session, args):
-    """Finds or describes the queries, in a worker."""
-    from search import parts
-
-    parts.find_queries(session, _make_describer(session, args), args.queries)
-
-
-def describe_job(session, job):
-    """Describes one shard of the index, in a worker; the job is (arguments, `Shard`)."""
-    from descriptors import describe
-
-    args, shard = job
-    index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
-    describe.describe_shards(session, _make_describer(session, args), [shard], index_ids)
-
-
-def search_job(session, args):
-    """Searches one part, in a worker."""
-    with contextlib.redirect_stdout(io.StringIO()):  # the script prints the files
-        search_parts(session, args)
+def open_images(session, args):
+    """Gives the `Describer` and the ids of the index images."""
+    describer = make_describer(session, args, args.descriptor_dtype)
+    return describer, read_image_ids(session.source.fetch(INDEX_CSV))
 
 
 def _plan_search(session, describer, args, queries):
@@ -241,7 +174,7 @@ def _plan_search(session, describer, args, queries):
     if has_all_reranks or args.names:
         namer = naming.find_namer(session, describer.fingerprint, queries, args.names)
     return parts.Search(
-        "index", args.parts, args.top, args.normalise, default, has_all_reranks, namer,
+        SPLIT, args.parts, args.top, args.normalise, default, has_all_reranks, namer,
         namer.name_queries(queries),
     )  # fmt: skip
 
@@ -251,7 +184,7 @@ def _plan_expansion(session, describer, args, index_ids):
     from descriptors import describe
     from search import parts
 
-    shards = session.source.select_shards("index")
+    shards = session.source.select_shards(SPLIT)
     if args.part is None:
         describe.describe_shards(session, describer, shards, index_ids)
     whole = parts.find_whole_index(session, describer, shards, index_ids)
@@ -281,13 +214,7 @@ def merge(session, files, divisor, rerank=None):
             "reranks",
             setting="rerank",
         )
-    test_ids = read_image_ids(session.source.fetch(TEST_CSV))
-    if not np.isin(parts[0].query_ids, test_ids).all():
-        raise ExpectedError(
-            f"{files[0]}: it has queries that are not in {TEST_CSV} of {session.source}; expected "
-            "parts of this source",
-            setting="source",
-        )
+    test_ids = read_test_ids(session.source, files[0], parts[0].query_ids)
     ranking = merge_parts(parts, divisor, num_nearest, rerank)
     path = session.path(RETRIEVAL_SUBMISSION)
     _write_ranking(path, test_ids, ranking)

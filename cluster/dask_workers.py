@@ -12,11 +12,10 @@ import importlib.util
 import os
 import re
 import threading
-from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.sources import Source, share_of
+from data.sources import Source
 from runs.folders import scratch_folder
 from runs.session import Session
 from utils import ExpectedError, Stop, StoppedError, say
@@ -166,34 +165,6 @@ def open_workers(where, session, scratch):
         stack.enter_context(client)
         _require_project(client)
         yield Workers(client, session, scratch)
-
-
-def describe_and_search(session, args, split, jobs):
-    """Describes shards and searches parts on a scheduler's workers, for the scripts that do so.
-
-    Args:
-        session: `Session`.
-        args: command line of the script, with scheduler, scratch, part and parts.
-        split: "train" or "index".
-        jobs: functions of (`Session`, job) that workers can import: of the arguments, to find the
-            queries; of (arguments, `Shard`), to describe it; of the arguments with a part, to
-            search that.
-
-    Returns:
-        Numbers of the parts that are searched.
-    """
-    find_queries, describe, search = jobs
-    shards = session.source.select_shards(split)
-    numbers = range(args.parts) if args.part is None else [args.part]
-    alone = Namespace(**vars(args) | {"scheduler": None})
-    with open_workers(args.scheduler, session, args.scratch) as workers:
-        workers.run(find_queries, [alone], "sets of queries there", on_gpu=True)
-        wanted = [share_of(shards, part, args.parts) for part in numbers]
-        of_shards = [(alone, shard) for of_part in wanted for shard in of_part]
-        workers.run(describe, of_shards, f"{split} shards described", on_gpu=True)
-        of_parts = [Namespace(**vars(alone) | {"part": part}) for part in numbers]
-        workers.run(search, of_parts, "parts searched", on_gpu=True)
-    return numbers
 
 
 def _require_project(client):

@@ -32,6 +32,7 @@ FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 WITH_FRAMEWORK = {"network", "model", "descriptors", "training"}  # in all of their modules, or most
 ALONE_WITH_FRAMEWORK = {
     "cluster.machines",
+    "search.in_parts",
     "search.parts",
     "search.on_gpu",
     "report.photo_answer",
