@@ -11,27 +11,26 @@ from concurrent.futures import ThreadPoolExecutor
 import common
 from common import median, print_table
 
-from data.images import Augmentation
 from data.sources import Shard
 from generators import Reading, read_shard
+from recipes import Data
 
 SIZE, BATCH = 192, 64
 NOTHING = "nothing"
 WAYS = {
     NOTHING: {},
-    "mirror and crop, the default": {"augmentation": Augmentation(crops=True)},
-    "one box erased": {"augmentation": Augmentation(erase=1)},
-    "turned, rescaled and shifted": {"augmentation": Augmentation(geometry=1)},
-    "mirror and crop, 0.5 erased, 0.7 turned": {
-        "augmentation": Augmentation(crops=True, geometry=0.7, erase=0.5)
-    },
-    "aspect ratio kept": {"keeps_aspect": True},
+    "mirror and crop, the default": {"augment": True},
+    "one box erased": {"erase": 1.0},
+    "turned, rescaled and shifted": {"geometry": 1.0},
+    "mirror and crop, 0.5 erased, 0.7 turned": {"augment": True, "geometry": 0.7, "erase": 0.5},
+    "aspect ratio kept": {"keep_aspect": True},
 }
 
 
 def cpu_ms(tar, num_images, settings):
     """Reads a shard as `generators.stream_batches` does; gives the CPU time of an image in ms."""
-    reading = Reading(SIZE, BATCH, lambda image_id: 0, is_shuffled=True, num_threads=1, **settings)
+    data = Data(image_size=SIZE, **({"augment": False} | settings))
+    reading = Reading(data, BATCH, lambda image_id: 0, is_training=True, num_threads=1)
     with ThreadPoolExecutor(1) as pool:
         begin = time.process_time()
         for _ in read_shard(Shard("train", 0), tar, reading, 0, pool):

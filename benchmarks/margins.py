@@ -63,7 +63,7 @@ def describe_split(folder, describer, split):
     """Describes all images of a split: (image ids, vectors (n, views, channels) float16)."""
     num_shards = len(list((folder / split).glob("images_*.tar")))
     data = describer.recipe.data
-    reading = Reading(data.image_size, 128, class_of=lambda image_id: 0)
+    reading = Reading(data, 128, class_of=lambda image_id: 0)
     plan = [(0, Shard(split, number)) for number in range(num_shards)]
     ids, vectors = [], []
     for item in stream_batches(Folder(folder), plan, reading):

@@ -21,10 +21,11 @@ from unittest import mock
 import common
 from common import ROOT, median, print_table, print_verdict
 
-from data.images import Augmentation
 from data.sources import Shard, Source
+from data.tars import list_members
 from demo.server import WorldHandler, serve
-from generators import Reading, list_members, stream_batches
+from generators import Reading, stream_batches
+from recipes import Data
 from utils import say
 
 NUM_DRAWN = 512  # different photographs; a large shard repeats them
@@ -65,12 +66,10 @@ def time_first_batch(address, scratch):
         last_byte[:] = [time.perf_counter()]
 
     reading = Reading(
-        192,
+        Data(),
         64,
         lambda image_id: 0,
-        is_shuffled=True,
-        fills_batches=True,
-        augmentation=Augmentation(crops=True),
+        is_training=True,
     )
     with mock.patch.object(WorldHandler, "send_bytes", timed_send):
         stream = stream_batches(Source(address, scratch), [(0, SHARD)], reading)

@@ -24,12 +24,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 
 import model
-from data.images import Augmentation
 from data.sources import Shard
 from descriptors import describe
 from generators import Batch, Reading, ShardEnd, stream_batches
 from network.devices import OneDevice
-from recipes import Loss, Recipe
+from recipes import Data, Loss, Recipe
 from training import loop
 from utils import Stop
 
@@ -88,12 +87,10 @@ def compare_feeding(size, rounds):
     tar = common.make_shard(FEEDING_BATCH * STEPS_PER_SHARD)
     network = build(size)
     reading = Reading(
-        size,
+        Data(image_size=size),
         FEEDING_BATCH,
         lambda image_id: image_id % NUM_CLASSES,
-        is_shuffled=True,
-        fills_batches=True,
-        augmentation=Augmentation(crops=True),
+        is_training=True,
     )
     images, classes = constant_batch(size, batch=FEEDING_BATCH)
     num_steps = STEPS_PER_SHARD * NUM_SHARDS

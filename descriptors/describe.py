@@ -76,14 +76,15 @@ class Describer:
         self.class_table = recogniser.class_table
         self.image_size = recogniser.image_size
         self.recipe = recogniser.recipe
-        self.keeps_aspect = self.recipe.data.keep_aspect
+        # As large as the file's network takes them, which may be somebody else's.
+        self.data = dataclasses.replace(self.recipe.data, image_size=recogniser.image_size)
         # Two files of descriptions go together only if all of this is equal.
         self.fingerprint = {
             "model": recogniser.fingerprint,
             "batch_size": settings.batch_size,
             "flipped_too": settings.flipped_too,
             "descriptor_dtype": settings.dtype,
-            "keeps_aspect": self.keeps_aspect,
+            "keeps_aspect": self.data.keep_aspect,
         }
 
     def storing(self, dtype):
@@ -122,12 +123,12 @@ class Describer:
 
     def describe_pictures(self, paths):
         """Describes picture files, in this order: (n, d) of those that are readable."""
-        reading = Reading(self.image_size, self.settings.batch_size)
+        reading = Reading(self.data, self.settings.batch_size)
 
         def decoded():
             for number, path in enumerate(paths):
                 try:
-                    pixels = decode_image(path.read_bytes(), self.image_size, self.keeps_aspect)
+                    pixels = decode_image(path.read_bytes(), self.image_size, self.data.keep_aspect)
                 except (BadImageError, OSError) as error:
                     say(f"{path}: {error}; left out")
                 else:
@@ -214,10 +215,7 @@ def describe_shards(session, describer, shards, image_ids):
 
 def _stream_images(session, describer, shards, image_ids, num_shards):
     """Streams the batches of shards in their tars' order; `num_shards` of the split in all."""
-    reading = Reading(
-        describer.image_size, describer.settings.batch_size,
-        image_ids=frozenset(image_ids.tolist()), keeps_aspect=describer.keeps_aspect,
-    )  # fmt: skip
+    reading = Reading(describer.data, describer.settings.batch_size, image_ids=image_ids)
     plan = [(0, shard) for shard in shards]
     num_skippable = session.num_skippable(num_shards)
     return stream_batches(session.source, plan, reading, session.stop.requested, num_skippable)

@@ -210,7 +210,7 @@ def test_vectors_are_those_of_the_image_and_of_its_mirror_image(data_set, whole_
     _, describer = head_of(data_set.folder, whole_run[1])
     arrays, _ = load_arrays(whole_run[1] / "features" / "train_001.npz")
     session = session_at(whole_run[1], data_set.folder)
-    reading = frozen.Reading(32, 20, images_of(session.source).labels.find)
+    reading = frozen.Reading(RECIPE.data, 20, images_of(session.source).labels.find)
     batch, _ = frozen.stream_batches(session.source, [(0, Shard("train", 1))], reading)
     assert arrays["image_ids"].tolist() == batch.image_ids.tolist()
     assert (arrays["vectors"].dtype, arrays["vectors"].shape) == (np.float16, (20, 2, 16))

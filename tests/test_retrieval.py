@@ -31,9 +31,9 @@ from data.arrays import load_arrays
 from data.landmarks import format_image_id
 from data.sources import INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV, Shard, Source
 from data.submissions import read_retrieval_solution, read_retrieval_submission
+from data.tars import list_members
 from demo.server import serve
 from descriptors.descriptions import concatenate, load_descriptions
-from generators import list_members
 from metrics import format_scores, score_retrieval
 from report import neighbors, write
 from runs import kernel as kernel_side

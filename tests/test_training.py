@@ -14,7 +14,6 @@ from synthetic import make_source, write_shard
 from tiny_network import in_place_of_backbones
 
 from data.arrays import load_arrays, save_arrays
-from data.images import Augmentation
 from data.landmarks import ClassTable, TrainLabels, read_train_labels
 from data.sources import TRAIN_CSV, Shard, Source
 from generators import Batch
@@ -806,15 +805,12 @@ def test_the_stream_is_read_as_the_recipe_says(data_set, tmp_path, monkeypatch):
         return real(source, plan, reading, *args)
 
     monkeypatch.setattr(loop, "stream_batches", noting)
-    settings = {"augment": False, "erase": 0.5, "geometry": 0.7, "keep_aspect": True}
-    run(data_set.folder, tmp_path, recipe=recipe_with(epochs=1, seed=7, **settings))
+    recipe = recipe_with(epochs=1, seed=7, erase=0.5)
+    run(data_set.folder, tmp_path, recipe=recipe)
     held_out, train = readings
-    assert train.augmentation == Augmentation(crops=False, erase=0.5, geometry=0.7)
-    assert (train.is_shuffled, train.fills_batches, train.keeps_aspect) == (True,) * 3
-    assert train.seed == 7
-    assert held_out.augmentation == Augmentation()
-    assert (held_out.is_shuffled, held_out.fills_batches) == (False,) * 2
-    assert held_out.keeps_aspect
+    assert train.data == held_out.data == recipe.data
+    assert (train.is_training, train.seed) == (True, 7)
+    assert not held_out.is_training
 
 
 def test_machines_must_agree_on_settings_and_on_the_images_to_train_on(
@@ -830,12 +826,6 @@ def test_machines_must_agree_on_settings_and_on_the_images_to_train_on(
     facts = caught.value.value
     images = images_of(Source(data_set.folder, tmp_path))
     assert facts == SETTINGS | {"the digest of labels and shards": images.fingerprint}
-
-
-def test_mirror_and_crop_are_the_only_augmentation_of_2019():
-    found = loop.reading_of(Recipe(), TrainLabels(np.empty(0), np.empty(0)))
-    assert found.augmentation == Augmentation(crops=True)
-    assert not found.keeps_aspect
 
 
 def test_the_steps_to_come_are_those_of_the_shards_that_are_read(data_set, tmp_path):
@@ -870,7 +860,7 @@ def test_the_held_out_images_are_plain_and_not_more_than_fit_into_memory(
     assert [len(batch.image_ids) for batch in batches] == [8, 8, 4]
     in_tar = [int(image_id, 16) for image_id in data_set.image_ids[Shard("train", 0)]]
     assert ids.tolist() == in_tar
-    plain = loop.Reading(32, 8, images.labels.find)
+    plain = loop.Reading(RECIPE.data, 8, images.labels.find)
     *expected, _ = loop.stream_batches(session.source, [(0, Shard("train", 0))], plain)
     for batch, other in zip(batches, expected, strict=True):
         np.testing.assert_array_equal(batch.images, other.images)

@@ -237,10 +237,7 @@ def _tell_cost(session, describer, replicas, images, num_missing):
 def _stream_images(session, describer, images, shards):
     """Streams the batches of shards in their tars' order, without augmentation."""
     reading = Reading(
-        describer.recipe.data.image_size,
-        describer.recipe.training.batch_size,
-        images.labels.find,
-        keeps_aspect=describer.recipe.data.keep_aspect,
+        describer.recipe.data, describer.recipe.training.batch_size, images.labels.find
     )
     plan = [(0, shard) for shard in shards]
     num_skippable = session.num_skippable(len(images.shards) + len(images.held_out))

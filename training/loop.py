@@ -3,7 +3,6 @@
 Imports Keras, via `model`.
 """
 
-import dataclasses
 import hashlib
 import math
 import time
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 import model
-from data.images import Augmentation
 from data.landmarks import ClassTable, TrainLabels
 from generators import Reading, ShardEnd, stream_batches, tell_problems
 from network import heads
@@ -152,15 +150,9 @@ def describe_done(rows, plan):
 
 def reading_of(recipe, labels):
     """Gives the `Reading` of train images: shuffled, augmented, every batch full."""
+    settings = recipe.training
     return Reading(
-        recipe.data.image_size,
-        recipe.training.batch_size,
-        labels.find,
-        is_shuffled=True,
-        fills_batches=True,
-        keeps_aspect=recipe.data.keep_aspect,
-        augmentation=Augmentation(recipe.data.augment, recipe.data.geometry, recipe.data.erase),
-        seed=recipe.training.seed,
+        recipe.data, settings.batch_size, labels.find, is_training=True, seed=settings.seed
     )
 
 
@@ -300,12 +292,7 @@ def load_valid_images(session, recipe, images, done):
     Returns:
         list of `Batch`.
     """
-    reading = dataclasses.replace(
-        reading_of(recipe, images.labels),
-        is_shuffled=False,
-        fills_batches=False,
-        augmentation=Augmentation(),
-    )
+    reading = Reading(recipe.data, recipe.training.batch_size, images.labels.find)
     plan = [(0, shard) for shard in images.held_out]
     batches, num_images = [], 0
     for item in stream_batches(session.source, plan, reading, session.stop.requested):
