@@ -155,7 +155,7 @@ def search_parts(session, args):
     from search import parts  # it loads Keras and faiss: deferred until the arguments are valid
 
     describer = _make_describer(session, args)
-    session.take_up(REPORT_FACTS)  # the merge mounts the parts alone
+    session.copy_earlier(REPORT_FACTS)  # the merge mounts the parts alone
     session.source.select_shards("index")  # told before the test images are described, if missing
     index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
     queries = parts.find_queries(session, describer, args.queries, args.normalise)

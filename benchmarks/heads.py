@@ -99,7 +99,9 @@ def write_checkpoint(connection, num_classes):
     page = SimpleNamespace(fingerprint="")
     images = SimpleNamespace(class_table=page, labels=page)
     with tempfile.TemporaryDirectory(dir=common.CACHE) as folder:
-        session = SimpleNamespace(path=lambda name: Path(folder, name), take_up=lambda name: None)
+        session = SimpleNamespace(
+            path=lambda name: Path(folder, name), copy_earlier=lambda name: None
+        )
         what = (session, network, recipe_of(LARGEST), images, [])
         _, writing_s = common.timed(checkpoints.save_checkpoint, *what)
         (path, _, _), reading_s = common.timed(checkpoints.load_checkpoint, session)

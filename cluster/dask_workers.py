@@ -200,8 +200,10 @@ def _require_project(client):
 
     A worker that cannot load a job ends, and the script would wait for others without end.
     """
-    found = client.run(importlib.util.find_spec, __name__)
-    found["the scheduler"] = client.run_on_scheduler(importlib.util.find_spec, __name__)
+    found = client.run(importlib.util.find_spec, __name__.partition(".")[0])
+    found["the scheduler"] = client.run_on_scheduler(
+        importlib.util.find_spec, __name__.partition(".")[0]
+    )
     for place, spec in found.items():
         if spec is None:
             raise ExpectedError(

@@ -42,6 +42,18 @@ def _digest_of(page, archive):
     return hashlib.md5(json.dumps([page, facts]).encode(), usedforsecurity=False).hexdigest()
 
 
+def digest_of(values):
+    """Gives 32 hex characters that differ for another set of image ids or words, an array."""
+    return hashlib.md5(np.sort(values).tobytes(), usedforsecurity=False).hexdigest()
+
+
+def digest_of_rows(image_ids, descriptors):
+    """Gives 32 hex characters that differ for other images or other descriptors of them."""
+    digest = hashlib.md5(np.ascontiguousarray(image_ids), usedforsecurity=False)
+    digest.update(np.ascontiguousarray(descriptors))
+    return digest.hexdigest()
+
+
 def load_arrays(path):
     """Reads what `save_arrays` wrote, all of it, so that damage and edits show here.
 
@@ -51,11 +63,20 @@ def load_arrays(path):
     Raises:
         ExpectedError: no such file, a damaged or edited one, or another kind of file.
     """
+    return _load(path, lambda file: {name: file[name] for name in file.files if name != "page"})
+
+
+def load_page(path):
+    """Reads the page alone of what `save_arrays` wrote: (None, page); raises as `load_arrays`."""
+    return _load(path, lambda file: None)
+
+
+def _load(path, read):
+    """Reads from an archive what `read` takes of it, and its page, which is checked."""
     try:
         with np.load(path, allow_pickle=False) as file:
             require_true_sizes(file.zip)
-            arrays = {name: file[name] for name in file.files}
-            page = json.loads(str(arrays.pop("page")))
+            arrays, page = read(file), json.loads(str(file["page"]))
             if not isinstance(page, dict):
                 raise ValueError(f"its page is {json.dumps(page)[:80]}, not a table of facts")
             digest = page.pop("digest", None)  # older files have none

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
+
+from data.arrays import digest_of
 from data.download import SHARD_PATIENCE, download, download_range, online_size, refuse_html
 from data.tars import pack_again, read_unpacked, unpacked_size
 from utils import ExpectedError, MissingFileError, file_md5, require_free_space, say
@@ -60,6 +63,12 @@ def share_of(shards, part, num_parts):
     size, num_larger = divmod(len(shards), num_parts)
     begin = part * size + min(part, num_larger)
     return shards[begin : begin + size + (part < num_larger)]
+
+
+def digest_of_shards(source, shards):
+    """Gives 32 hex characters that differ where a shard's file is another one than before."""
+    versions = [f"{shard.path} {source.version_of(shard)}" for shard in shards]
+    return digest_of(np.array(versions, "U"))
 
 
 class Source:

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 import model
+from data.arrays import digest_of
 from data.images import BadImageError, decode_image
 from data.landmarks import format_image_id, read_2019_classes
-from data.sources import TRAIN_CSV, Shard
+from data.sources import TRAIN_CSV, Shard, digest_of_shards
 from descriptors.descriptions import (
     Descriptions,
     concatenate,
-    digest_of,
     load_descriptions,
     load_image_ids,
     save_descriptions,
@@ -162,12 +162,6 @@ def open_describer(settings, source):
     return _describers[key]
 
 
-def digest_of_shards(source, shards):
-    """Gives 32 hex characters that differ where a shard's file is another one than before."""
-    versions = [f"{shard.path} {source.version_of(shard)}" for shard in shards]
-    return digest_of(np.array(versions, "U"))
-
-
 def describe_shards(session, describer, shards, image_ids):
     """Describes the images of some shards, each shard saved as it ends, so that nothing is redone.
 
@@ -189,9 +183,10 @@ def describe_shards(session, describer, shards, image_ids):
     fingerprints = {s: describer.fingerprint_for(source, [s], image_ids) for s in shards}
     paths = {shard: session.path(descriptions_name(shard)) for shard in shards}
     described = {}
-    for shard, path in paths.items():
-        session.take_up(descriptions_name(shard))
-        described[shard] = load_image_ids(path, fingerprints[shard])
+    for shard in shards:
+        file = descriptions_name(shard), fingerprints[shard], load_image_ids
+        found = session.find_fitting(*file, copied=True)
+        described[shard] = found and found[1]
     missing = [shard for shard in shards if described[shard] is None]
     stream = _stream_images(session, describer, missing, image_ids, len(shards))
     for left, shard in enumerate(missing):

@@ -1,12 +1,11 @@
 """Per-image outputs of the network, and their files."""
 
-import hashlib
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from data.arrays import Column, check_arrays, load_arrays, save_arrays
-from utils import ExpectedError, say
+from utils import ExpectedError
 
 NORMALISED_ROWS = 4096  # at a time: float32 copies of more would not stay small
 
@@ -77,11 +76,6 @@ def unit_length(descriptors):
     return scaled
 
 
-def digest_of(values):
-    """Gives 32 hex characters that differ for another set of image ids or words, an array."""
-    return hashlib.md5(np.sort(values).tobytes(), usedforsecurity=False).hexdigest()
-
-
 def save_descriptions(path, descriptions, fingerprint):
     """Writes descriptions and their fingerprint (a dict) as one atomic .npz file."""
     columns = {field.name: getattr(descriptions, field.name) for field in fields(descriptions)}
@@ -110,25 +104,7 @@ def _load(path, columns):
     return Descriptions(**arrays), fingerprint
 
 
-def load_if_of(path, fingerprint, load=load_arrays):
-    """Gives what a whole file of this fingerprint holds, or None; logs why if it is damaged.
-
-    Args:
-        path: the file; it need not be there.
-        fingerprint: dict.
-        load: function of the path that gives (contents, fingerprint), or raises ExpectedError.
-    """
-    if not path.exists():
-        return None
-    try:
-        contents, found = load(path)
-    except ExpectedError as error:
-        say(f"{error}: making it again")
-        return None
-    return contents if found == fingerprint else None
-
-
-def load_image_ids(path, fingerprint):
-    """Reads the image ids of a whole file of descriptions of this fingerprint, or gives None."""
-    descriptions = load_if_of(path, fingerprint, load_descriptions)
-    return None if descriptions is None else descriptions.image_ids
+def load_image_ids(path):
+    """Reads and checks as `load_descriptions` does: (image ids alone, fingerprint)."""
+    descriptions, fingerprint = load_descriptions(path)
+    return descriptions.image_ids, fingerprint

@@ -161,15 +161,49 @@ class Session:
             setting="missing_model",
         )
 
-    def take_up(self, name):
-        """Copies a file that an earlier session wrote into the output, unless there is one.
+    def find_fitting(self, name, facts, load, copied=False):
+        """Finds a file from here or from an earlier session, if it fits.
 
-        The next session mounts only the output of this one.
+        The output's own goes first, then the newest. One that is damaged is told and passed over.
+
+        Args:
+            name: of the output's files, without wildcards.
+            facts: what the file must say of itself; any value that compares.
+            load: function of a path that gives (contents, facts), or raises ExpectedError.
+            copied: copy that of an earlier session into the output, since the next session mounts
+                only the output of this one.
+
+        Returns:
+            (path, contents), or None.
         """
-        path = self.path(name)
-        for earlier in [] if path.exists() else kernel.find_inputs(name)[:1]:
-            say(f"{earlier}: copied from an earlier session")
-            copy_file(earlier, path)
+        for path in self._copies(name):
+            try:
+                contents, found = load(path)
+            except ExpectedError as error:
+                say(f"{error}: not used")
+                continue
+            if found == facts:
+                return (self._copy(path, name) if copied else path), contents
+        return None
+
+    def _copies(self, name):
+        """Yields where a file is: in the output, then in others, which it may take long to walk."""
+        if self.path(name).is_file():
+            yield self.path(name)
+        yield from kernel.find_inputs(name)
+
+    def _copy(self, path, name):
+        """Copies a file into the output, unless it is there; gives its path."""
+        own = self.path(name)
+        if path != own:
+            say(f"{path}: copied from an earlier session")
+            copy_file(path, own)
+        return own
+
+    def copy_earlier(self, name):
+        """Copies what an earlier session wrote into the output, unless there is such a file."""
+        if (path := next(self._copies(name), None)) is not None:
+            self._copy(path, name)
 
     def num_skippable(self, num_shards):
         """Gives how many of so many shards may be left out as broken."""

@@ -4,14 +4,20 @@ A part is searched twice: plainly, and with penalties as soon as all parts have 
 images are least like any gallery image.
 """
 
-import hashlib
 import re
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.arrays import Column, check_arrays, load_arrays, save_arrays
-from descriptors.descriptions import load_if_of, load_queries, unit_length
+from data.arrays import (
+    Column,
+    check_arrays,
+    digest_of_rows,
+    load_arrays,
+    load_page,
+    save_arrays,
+)
+from descriptors.descriptions import load_queries, unit_length
 from runs.session import DESCRIPTORS, QUERIES, penalised_part_name
 from search.gallery import NUM_NEIGHBORS, Gallery, GalleryNeighbors, find_neighbors, nobody
 from utils import ExpectedError, StoppedError, say
@@ -115,11 +121,6 @@ def _names_files(fingerprint):
     )
 
 
-def load_part_if_of(path, fingerprint):
-    """Gives the `GalleryPart` of a whole file of this fingerprint, or None."""
-    return load_if_of(path, fingerprint, load_part)
-
-
 def load_parts(paths):
     """Reads part files and checks that they are all the parts of one gallery.
 
@@ -172,13 +173,6 @@ def load_parts(paths):
 # ------------------------------------------------------------------------------------ the gallery
 
 
-def digest_of_rows(image_ids, descriptors):
-    """Gives 32 hex characters that differ for other images or other descriptors of them."""
-    digest = hashlib.md5(np.ascontiguousarray(image_ids), usedforsecurity=False)
-    digest.update(np.ascontiguousarray(descriptors))
-    return digest.hexdigest()
-
-
 def find_queries_of(session, shared, given=None):
     """Finds the descriptions of test images that the parts were searched with.
 
@@ -194,15 +188,22 @@ def find_queries_of(session, shared, given=None):
     Raises:
         ExpectedError: they are not there.
     """
-    paths = [given] if given else session.find_all(QUERIES)
-    for path in paths:
+
+    def load(path):
         queries = load_queries(path)[0]
         queries = replace(queries, descriptors=unit_length(queries.descriptors))
-        if digest_of_rows(queries.image_ids, queries.descriptors) == shared["queries"]:
-            return queries
+        return queries, digest_of_rows(queries.image_ids, queries.descriptors)
+
+    if given:
+        queries, digest = load(given)
+        found = (given, queries) if digest == shared["queries"] else None
+    else:
+        found = session.find_fitting(QUERIES, shared["queries"], load)
+    if found:
+        return found[1]
     raise ExpectedError(
-        f"{' and '.join(map(str, paths)) or session.path(QUERIES)}: not the queries that the parts "
-        "were searched with; expected their queries.npz; search the parts again, or name the file",
+        f"{given or session.path(QUERIES)}: not the queries that the parts were searched with; "
+        "expected their queries.npz; search the parts again, or name the file",
         setting="queries" if given else None,
     )
 
@@ -228,12 +229,13 @@ def open_gallery(session, parts, propose=None):
         for name, version in fingerprint["files"].items():
             if name in fingerprint["left_out"]:
                 continue
-            if not (found := session.find_all(name)):
+            described_as = fingerprint["described"] | {"shards": version}
+            if not (found := session.find_fitting(name, described_as, load_page)):
                 raise ExpectedError(
                     f"{name}: not in {session.output}, nor in another kernel's output; expected "
                     f"the descriptors of part {fingerprint['part']}; search that part again"
                 )
-            files[found[0]] = fingerprint["described"] | {"shards": version}
+            files[found[0]] = described_as
     image_ids = np.concatenate([part.gallery_ids for part, _ in parts])
     landmark_ids = np.concatenate([part.gallery_landmarks for part, _ in parts])
     image_ids, first_rows = np.unique(image_ids, return_index=True)
@@ -264,18 +266,17 @@ def search_with_penalties(session, parts, queries, non_landmarks, propose=None):
             done = f"{len(found)} of {len(parts)} parts searched with penalties"
             raise StoppedError(session.stop, done)
         name = penalised_part_name(fingerprint["part"], fingerprint["parts"])
-        session.take_up(name)
-        path = session.path(name)
         fingerprint = fingerprint | {
             "non_landmarks": digest_of_rows(queries.image_ids, non_landmarks)
         }
-        penalised = load_part_if_of(path, fingerprint)
+        penalised = session.find_fitting(name, fingerprint, load_part, copied=True)
         if penalised is None:
+            path = session.path(name)
             gallery = open_gallery(session, [(part, fingerprint)], propose)
             neighbors = find_neighbors(gallery, queries.descriptors, NUM_NEIGHBORS, non_landmarks)
             save_part(path, fingerprint, queries.image_ids, gallery, neighbors)
             say(f"{path}: {len(gallery.image_ids):,} train images, less their likeness")
         else:
-            neighbors = penalised.neighbors
+            neighbors = penalised[1].neighbors
         found.append(neighbors)
     return found

@@ -7,9 +7,10 @@ whose parts and descriptors are taken from the output or from other kernels.
 import re
 from dataclasses import dataclass
 
+from data.arrays import digest_of_rows
 from runs.session import gallery_part_name
 from search.gallery import Gallery, GalleryNeighbors, find_neighbors, merge_neighbors
-from search.gallery_parts import digest_of_rows, load_parts, open_gallery
+from search.gallery_parts import load_parts, open_gallery
 from search.reranks import SOFT_NEIGHBORS, name_by_both, name_by_head, name_by_neighbors
 from utils import ExpectedError, say
 

@@ -9,13 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.arrays import save_arrays
+from data.arrays import digest_of, digest_of_rows, load_page, save_arrays
 from data.landmarks import read_image_ids
-from data.sources import TEST_CSV, share_of
-from descriptors.describe import describe_shards, describe_split, digest_of_shards, gather
+from data.sources import TEST_CSV, digest_of_shards, share_of
+from descriptors.describe import describe_shards, describe_split, gather
 from descriptors.descriptions import (
-    digest_of,
-    load_if_of,
     load_image_ids,
     load_queries,
     save_descriptions,
@@ -26,7 +24,9 @@ from search import exact, on_gpu
 from search.candidates import best_by_confidence, best_by_soft_labels
 from search.expansion import expand, index_of
 from search.gallery import NUM_NEIGHBORS, Gallery, find_neighbors
-from search.gallery_parts import digest_of_rows, load_part_if_of, save_part
+from search.gallery_parts import load_part as load_gallery_part
+from search.gallery_parts import save_part
+from search.merging import load_part
 from search.naming import Namer
 from search.reranks import Naming
 from utils import ExpectedError, say
@@ -112,8 +112,7 @@ def search_part(session, describer, wanted, queries, part, image_ids):
     Returns:
         The part's file.
     """
-    path = session.path(part_name(part, wanted.num_parts))
-    source = session.source
+    name, source = part_name(part, wanted.num_parts), session.source
     shards = share_of(source.select_shards(wanted.split), part, wanted.num_parts)
     fingerprint = describer.fingerprint_for(source, shards, image_ids) | {
         "part": part,
@@ -121,11 +120,11 @@ def search_part(session, describer, wanted, queries, part, image_ids):
         "queries": digest_of(queries.image_ids),
         "query_shards": digest_of_shards(source, _test_shards(source)),
     }
-    if load_if_of(path, fingerprint | {"left_out": []}) is not None:
-        return path
+    if found := session.find_fitting(name, fingerprint | {"left_out": []}, load_part, copied=True):
+        return found[0]
     described, left_out = describe_shards(session, describer, shards, image_ids)
     index = gather(described, describer, wanted.normalise)
-    found = find_all_candidates(wanted, queries, index)
+    found, path = find_all_candidates(wanted, queries, index), session.path(name)
     # Left-out shards make the file one that is not whole: the next run searches the part again.
     save_arrays(path, fingerprint | {"left_out": left_out}, **found)
     say(
@@ -193,10 +192,8 @@ def find_whole_index(session, describer, shards, image_ids):
     files, missing = {}, []
     for shard in shards:
         facts = describer.fingerprint_for(session.source, [shard], image_ids)
-        paths = session.find_all(descriptions_name(shard))
-        fitting = (path for path in paths if load_image_ids(path, facts) is not None)
-        if path := next(fitting, None):
-            files[path] = facts
+        if found := session.find_fitting(descriptions_name(shard), facts, load_image_ids):
+            files[found[0]] = facts
         else:
             missing.append(descriptions_name(shard))
     if missing:
@@ -221,9 +218,8 @@ def expand_queries(session, queries, expansion):
     """
     facts = expansion.facts() | {"of": digest_of_rows(queries.image_ids, queries.descriptors)}
     del facts["index"]  # which is searched as it is
-    for path in session.find_all(EXPANDED_QUERIES):
-        if (found := load_if_of(path, facts, load_queries)) is not None:
-            return found
+    if found := session.find_fitting(EXPANDED_QUERIES, facts, load_queries):
+        return found[1]
     descriptors = expand(
         queries.image_ids, queries.descriptors, expansion.index, expansion.num_of_query
     )
@@ -246,7 +242,7 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
     Returns:
         The part's file.
     """
-    path, source = session.path(gallery_part_name(part, num_parts)), session.source
+    name, source = gallery_part_name(part, num_parts), session.source
     class_table, labels = images
     shards = share_of(source.select_shards("train"), part, num_parts)
     described_as = describer.fingerprint | {"images": digest_of(labels.image_ids)}
@@ -261,9 +257,13 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
         "files": {descriptions_name(shard): version for shard, version in versions.items()},
     }
     # The vote reads the descriptors once more: without them the part is not done.
-    is_described = all(map(session.find_all, fingerprint["files"]))
-    if is_described and load_part_if_of(path, fingerprint | {"left_out": []}) is not None:
-        return path
+    is_described = all(
+        session.find_fitting(file, described_as | {"shards": version}, load_page, copied=True)
+        for file, version in fingerprint["files"].items()
+    )
+    whole = name, fingerprint | {"left_out": []}, load_gallery_part
+    if is_described and (found := session.find_fitting(*whole, copied=True)):
+        return found[0]
     described, left_out = describe_shards(session, describer, shards, labels.image_ids)
     image_ids = np.unique(np.concatenate([np.empty(0, np.uint64), *described.values()]))
     classes = labels.class_indices[np.searchsorted(labels.image_ids, image_ids)]
@@ -271,6 +271,7 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
     gallery = Gallery(dict.fromkeys(described), image_ids, landmark_ids, propose)
     neighbors = find_neighbors(gallery, queries.descriptors)
     without = [descriptions_name(shard) for shard in shards if shard.number in left_out]
+    path = session.path(name)
     save_part(path, fingerprint | {"left_out": without}, queries.image_ids, gallery, neighbors)
     say(
         f"part {part} of {num_parts}: {len(queries):,} queries, {len(image_ids):,} train images "
@@ -330,21 +331,20 @@ def _load_given(path, expected):
 
 def _find_usable(session, expected):
     """Loads the first whole file of queries of this fingerprint, or gives None."""
-    for path in session.find_all(QUERIES):
-        try:
-            queries, fingerprint = load_queries(path)
-        except ExpectedError as error:
-            say(f"{error}: not used")
-            continue
-        left_out = fingerprint.get("left_out")
+
+    def load(path):
+        queries, fingerprint = load_queries(path)
         if not expected.items() <= fingerprint.items():
-            say(f"{path}: of another model or other settings, not used")
-        elif left_out and path == session.path(QUERIES):
-            return None  # those shards may be whole by now
-        else:
-            _tell(path, queries, left_out)
-            return queries
-    return None
+            raise ExpectedError(f"{path}: of another model or other settings")
+        return (queries, fingerprint.get("left_out")), expected
+
+    if not (found := session.find_fitting(QUERIES, expected, load)):
+        return None
+    path, (queries, left_out) = found
+    if left_out and path == session.path(QUERIES):
+        return None  # those shards may be whole by now
+    _tell(path, queries, left_out)
+    return queries
 
 
 def _tell(path, queries, left_out):

@@ -73,7 +73,7 @@ def find_done(session, shards, settings_of, copies_earlier):
         ExpectedError: the output has shards of other settings.
     """
     if copies_earlier:
-        session.take_up(SHRINK_HISTORY)
+        session.copy_earlier(SHRINK_HISTORY)
     wanted, pages, places = {manifest_name(shard): shard for shard in shards}, {}, {}
     for path in session.find_all(MANIFESTS):
         shard = wanted.get(f"{path.parent.name}/{path.name}")

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data.arrays import digest_of
 from data.images import BadImageError, decode_whole, shrink_image
 from data.landmarks import format_image_id, read_train_labels
 from data.sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV, share_of
 from data.tables import read_table, write_table
 from data.tars import add_image, list_members, open_new, read_member
-from descriptors.descriptions import digest_of
 from generators import (
     NUM_CORES,
     ShardEnd,

@@ -8,7 +8,7 @@ import pytest
 from checks import one_line
 
 from data import arrays as arrays_module
-from data.arrays import Column, check_arrays, load_arrays, save_arrays
+from data.arrays import Column, check_arrays, load_arrays, load_page, save_arrays
 from utils import ExpectedError
 
 PAGE = {"model": "0123abcd", "rate": 0.1, "shards": [1, 2], "left_out": None}
@@ -29,7 +29,7 @@ def arrays_error(path):
 def test_arrays_and_their_page_come_back(tmp_path):
     save_arrays(tmp_path / "a.npz", PAGE, **ARRAYS)
     arrays, page = load_arrays(tmp_path / "a.npz")
-    assert page == PAGE
+    assert page == PAGE and load_page(tmp_path / "a.npz") == (None, PAGE)
     assert arrays.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
         np.testing.assert_array_equal(arrays[name], array)

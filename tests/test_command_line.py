@@ -88,17 +88,21 @@ def run_into_closed_pipe(code):
 
 
 def test_a_reader_that_leaves_early_ends_the_command_quietly():
-    code = "import command_line; command_line.run_command_line(lambda: print('x' * 100_000))"
+    code = (
+        "from runs import command_line; command_line.run_command_line(lambda: print('x' * 100_000))"
+    )
     assert run_into_closed_pipe(code) == (1, "")
 
 
 def test_a_reader_that_leaves_before_the_last_line_ends_the_command_quietly():
-    code = "import command_line; command_line.run_command_line(lambda: print('short'))"
+    code = "from runs import command_line; command_line.run_command_line(lambda: print('short'))"
     assert run_into_closed_pipe(code) == (1, "")
 
 
 def test_a_path_of_any_bytes_can_be_printed():
-    code = "import command_line; command_line.run_command_line(lambda: print('out\\udcff'))"
+    code = (
+        "from runs import command_line; command_line.run_command_line(lambda: print('out\\udcff'))"
+    )
     environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, cwd=ROOT, env=environment, check=True

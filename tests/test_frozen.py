@@ -270,13 +270,10 @@ def test_a_run_that_is_complete_needs_no_vector(data_set, whole_run, monkeypatch
 def test_the_vectors_of_an_earlier_kernel_are_taken_up(
     data_set, whole_run, tmp_path, monkeypatch, capsys
 ):
-    def take_up(session, name):
-        earlier, path = whole_run[1] / name, session.path(name)
-        if name.startswith("features/") and not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(earlier.read_bytes())
+    def find_inputs(name):
+        return [whole_run[1] / name] if name.startswith("features/") else []
 
-    monkeypatch.setattr(frozen.Session, "take_up", take_up)
+    monkeypatch.setattr("runs.kernel.find_inputs", find_inputs)
     assert count_described(monkeypatch, data_set.folder, tmp_path) == 0
     assert "to describe" not in capsys.readouterr().err
     assert history_of(tmp_path) == history_of(whole_run[1])
@@ -346,7 +343,7 @@ def test_a_shard_whose_file_was_replaced_or_whose_vectors_are_damaged_is_describ
     damaged.write_bytes(damaged.read_bytes()[:500])
     assert count_described(monkeypatch, source, output) == 6
     lines = capsys.readouterr().err.splitlines()
-    assert any(line.startswith(f"{damaged}: ") and line.endswith("again") for line in lines)
+    assert any(line.startswith(f"{damaged}: ") and line.endswith(": not used") for line in lines)
     assert {row["images"] for row in history_of(output)} == {59}
 
 

@@ -170,10 +170,11 @@ def test_a_machine_that_does_not_come_is_one_line(monkeypatch):
 WAITING = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-import machines, utils
+from cluster import machines
+from network import loading
 machines.GRACE_S = 0.5
 one = machines.Machines(sys.argv[3].split(","), int(sys.argv[2]))
-with utils.muted_stderr():  # as where JAX looks for the devices of all machines
+with loading.muted_stderr():  # as where JAX looks for the devices of all machines
     print("met", flush=True)
     time.sleep(60)  # as in a step that never ends
 """

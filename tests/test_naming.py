@@ -9,9 +9,11 @@ import pytest
 from checks import one_line
 from test_gallery import describe
 
+from data.arrays import digest_of_rows
 from descriptors.descriptions import load_descriptions, save_descriptions, unit_length
+from runs.session import Session
 from search.gallery import Gallery, find_neighbors
-from search.gallery_parts import digest_of_rows, save_part
+from search.gallery_parts import save_part
 from search.naming import find_namer
 from utils import ExpectedError
 
@@ -47,9 +49,10 @@ def session(tmp_path):
             },
             queries.image_ids, gallery, find_neighbors(gallery, queries.descriptors),
         )  # fmt: skip
+    own = Session(tmp_path, source=None, stop=None)
     return SimpleNamespace(
         output=tmp_path, queries=queries, train=vectors[:20],
-        find_all=lambda name: sorted(tmp_path.glob(name)),
+        find_all=own.find_all, find_fitting=own.find_fitting,
     )  # fmt: skip
 
 

@@ -430,7 +430,7 @@ def test_queries_of_another_model_in_the_output_are_described_again(
     assert run(*common(world, other_model), "--output", resumed, "--part", 0) == 0
     assert fetched[:2] == [Shard("test", 0), Shard("test", 1)]
     assert (
-        f"{resumed / 'queries.npz'}: of another model or other settings, not used"
+        f"{resumed / 'queries.npz'}: of another model or other settings: not used"
         in capsys.readouterr().err.splitlines()
     )
 
@@ -625,7 +625,7 @@ def test_a_damaged_file_of_descriptors_is_described_again(
     path.write_bytes(damage(path.read_bytes()))
     assert run(*common(world, model), "--output", resumed, "--parts", 2) == 0
     assert fetched == [Shard("index", 2)]
-    assert re.search(rf"{path}: .*: making it again\n", capsys.readouterr().err)
+    assert re.search(rf"{path}: .*: not used\n", capsys.readouterr().err)
     assert submission_of(resumed) == submission_of(searched)
 
 
@@ -634,7 +634,7 @@ def test_a_damaged_part_is_searched_again(world, model, searched, resumed, fetch
     path.write_bytes(path.read_bytes()[:-50])
     assert run(*common(world, model), "--output", resumed) == 0
     (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"{path}:")]
-    assert told.endswith(": making it again")  # not: describing it
+    assert told.endswith(": not used")  # not: describing it
     assert fetched == []
     assert submission_of(resumed) == submission_of(searched)
 

@@ -3,9 +3,9 @@
 import faiss
 import numpy as np
 import pytest
-from exact.exact import find_candidates, nearest
 
 from search import exact
+from search.exact import find_candidates, nearest
 
 
 def brute_force(queries, index, num_nearest):
@@ -210,8 +210,8 @@ def test_where_the_order_of_faiss_itself_is_wrong_the_search_is_exact(asked):
 
 def test_a_nearer_image_that_the_noise_hid_is_found(monkeypatch, asked):
     """By hand, noise at most 1: the proposals say 3.7 and 4.4, behind them hides one of 3.5."""
-    exact, rough = [3.7, 3.5, 5.0, 9.0, 9.0], [3.7, 4.45, 4.4, 9.0, 9.0]
-    index = np.sqrt(np.array(exact, np.float32))[:, None]
+    true, rough = [3.7, 3.5, 5.0, 9.0, 9.0], [3.7, 4.45, 4.4, 9.0, 9.0]
+    index = np.sqrt(np.array(true, np.float32))[:, None]
 
     def propose(queries, index, num_proposed):
         asked.append((len(queries), num_proposed))

@@ -82,8 +82,8 @@ def load_checkpoint(session):
     """
     paths = [session.path(CHECKPOINT), session.path(PREVIOUS_CHECKPOINT)]
     if not any(path.exists() for path in paths):
-        session.take_up(CHECKPOINT)
-        session.take_up(PREVIOUS_CHECKPOINT)
+        session.copy_earlier(CHECKPOINT)
+        session.copy_earlier(PREVIOUS_CHECKPOINT)
     failure = None
     for path in [path for path in paths if path.exists()]:
         try:

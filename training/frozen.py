@@ -13,11 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 import model
-from data.arrays import Column, check_arrays, load_arrays, save_arrays
+from data.arrays import Column, check_arrays, digest_of, load_arrays, save_arrays
 from data.landmarks import format_image_id
-from data.sources import Shard
-from descriptors.describe import digest_of_shards
-from descriptors.descriptions import digest_of, load_if_of
+from data.sources import Shard, digest_of_shards
 from generators import Batch, Reading, ShardEnd, stream_batches, tell_problems
 from network import heads
 from network.devices import set_up_replicas
@@ -201,9 +199,9 @@ def _find_described(session, fingerprints, shape):
 
     found = {}
     for shard, fingerprint in fingerprints.items():
-        session.take_up(features_name(shard))
-        found[shard] = load_if_of(session.path(features_name(shard)), fingerprint, load)
-    return {shard: known for shard, known in found.items() if known}
+        if fitting := session.find_fitting(features_name(shard), fingerprint, load, copied=True):
+            found[shard] = fitting[1]
+    return found
 
 
 def _load(path, shape):
