@@ -367,7 +367,7 @@ def test_index_images_that_retrieval_described_may_be_non_landmarks(common, data
 def test_a_folder_of_pictures_is_described_by_the_same_network(
     common, data_set, named, resumed, capsys
 ):
-    from generators import list_members
+    from data.tars import list_members
 
     folder = resumed / "pictures"
     folder.mkdir()
