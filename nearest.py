@@ -9,9 +9,9 @@ Run the same command again and it continues where it stopped. However many the p
 is the same.
 """
 
-import dataclasses
 import functools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from data.landmarks import ClassTable, read_image_ids, read_labels
-from data.sources import RECOGNITION_SOLUTION
 from data.submissions import check_recognition_submission, write_recognition_submission
-from metrics import format_scores, score_recognition
 from network.loading import require_backend
 from recipes import LABELS
 from report import recognised
+from report.scores import rows_of, score
 from report.write import write_report
 from runs.command_line import (
     find_part_files,
@@ -192,10 +191,19 @@ def name_queries(session, files, args):
     print(session.path(NAMES))
     known = np.concatenate([part.gallery_landmarks for part, _ in parts] + [queries.landmark_ids])
     class_table = ClassTable(np.unique(known))
-    scores = write_submission(session, test_ids, names, queries, class_table)
+    named = replace(
+        queries,
+        landmark_ids=names.landmark_ids,
+        confidences=names.confidences,
+        descriptors=queries.descriptors[:, :0],  # not looked at, and large
+    ).only(names.landmark_ids >= 0)
+    write_submission(session, test_ids, named, class_table)
+    rows = {"GAP of the head": rows_of(queries), "GAP": rows_of(named)}
+    scores, solution = score(session, "recognition", rows)
     left_out = sorted({name for _, facts in parts for name in facts["left_out"]})
     ways |= {"num_landmarks": len(class_table), "left_out": left_out}
-    write_report(session, "nearest", lambda: gather_facts(session, scores, names, queries, ways))
+    facts = gather_facts(scores, ways)
+    write_report(session, "nearest", lambda: facts | recognised.judge(session, named, solution))
 
 
 def find_non_landmarks(session, args, queries, plain, shared):
@@ -216,40 +224,25 @@ def find_non_landmarks(session, args, queries, plain, shared):
     return found
 
 
-def write_submission(session, test_ids, names, queries, class_table):
-    """Writes, checks and scores the submission; gives its scores and those of the head."""
-    source, path = session.source, session.path(RECOGNITION_SUBMISSION)
+def write_submission(session, test_ids, named, class_table):
+    """Writes the submission of named images, `Descriptions`, and checks it."""
+    path = session.path(RECOGNITION_SUBMISSION)
     if path.exists():
         say(
             f"{path}: replaced; the head's landmarks stay in queries.npz, and `recognition.py "
             "predict` writes them again"
         )
-    is_named = names.landmark_ids >= 0
-    named = (names.image_ids, names.landmark_ids, names.confidences)
-    write_recognition_submission(path, test_ids, *(column[is_named] for column in named))
+    write_recognition_submission(
+        path, test_ids, named.image_ids, named.landmark_ids, named.confidences
+    )
     num_named = check_recognition_submission(path, test_ids, class_table)
     say(f"{num_named:,} of {len(test_ids):,} test images named")
     print(path)
-    if not source.exists(RECOGNITION_SOLUTION):
-        say(f"{source}: no {RECOGNITION_SOLUTION}; the submission is not scored")
-        return {}
-    solution = source.fetch(RECOGNITION_SOLUTION)
-    of_head = source.scratch / "of_the_head.csv"
-    write_recognition_submission(
-        of_head, test_ids, queries.image_ids, queries.landmark_ids, queries.confidences
-    )
-    scores = {
-        "GAP of the head": score_recognition(of_head, solution),
-        "GAP": score_recognition(path, solution),
-    }
-    for name, score in scores.items():
-        print(format_scores(name, score))
-    return scores
 
 
-def gather_facts(session, scores, names, queries, ways):
-    """Gathers what the report says of the names, see `report.page.render`."""
-    facts = {
+def gather_facts(scores, ways):
+    """Gathers what the report says of the votes, see `report.page.render`."""
+    return {
         "title": "Nearest train images",
         "num_landmarks": ways["num_landmarks"],
         "known_to": "the head or a train image",
@@ -259,17 +252,6 @@ def gather_facts(session, scores, names, queries, ways):
         "details": [["vote", ways["vote"]], ["non-landmarks compared", ways["non_landmarks"]]],
         "scores": [{"name": NAMES_OF_SCORES[name], "usages": one} for name, one in scores.items()],
     }
-    if not scores:
-        return facts
-    is_named = names.landmark_ids >= 0
-    found = dataclasses.replace(
-        queries,
-        landmark_ids=names.landmark_ids,
-        confidences=names.confidences,
-        descriptors=queries.descriptors[:, :0],  # not looked at, and large
-    )
-    columns = (getattr(found, field.name)[is_named] for field in dataclasses.fields(found))
-    return facts | recognised.judge(session, type(found)(*columns))
 
 
 if __name__ == "__main__":

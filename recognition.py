@@ -14,16 +14,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from data.landmarks import read_categories, read_image_ids, read_labels, write_categories
-from data.sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV
-from data.submissions import (
-    check_recognition_submission,
-    read_recognition_solution,
-    write_recognition_submission,
-)
-from metrics import format_scores, score_recognition
+from data.sources import CATEGORY_CSV, TEST_CSV
+from data.submissions import check_recognition_submission, write_recognition_submission
 from network.loading import require_backend
 from recipes import ACTS_BESIDE, HUB, RECIPES, Data, Loss, Network, Recipe, Training
 from report import recognised
+from report.scores import rows_of, score
 from report.threshold import calibrate, save_calibration
 from report.write import write_report
 from runs.command_line import (
@@ -269,19 +265,15 @@ def predict(session, model_path, batch_size, flipped_too):
     num_predicted = check_recognition_submission(path, test_ids, describer.class_table)
     say(f"{num_predicted:,} of {len(test_ids):,} test images predicted")
     print(path)
+    scores, solution = score(session, "recognition", {"GAP": rows_of(found)})
     calibration = None
-    if source.exists(RECOGNITION_SOLUTION):
-        solution = source.fetch(RECOGNITION_SOLUTION)
-        print(format_scores("GAP", score_recognition(path, solution)))
-        calibration = calibrate(
-            describer.fingerprint["model"], found, read_recognition_solution(solution)
-        )
-    else:
-        say(f"{source}: no {RECOGNITION_SOLUTION}; the submission is not scored")
+    if solution:
+        calibration = calibrate(describer.fingerprint["model"], found, solution)
     keep_for_photos(session, describer.class_table, calibration)
     write_report(
-        session, "recognition", lambda: recognised.gather(session, describer, found, calibration)
-    )
+        session, "recognition",
+        lambda: recognised.gather(session, describer, found, calibration, scores, solution),
+    )  # fmt: skip
 
 
 def keep_for_photos(session, class_table, calibration):

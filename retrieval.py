@@ -23,13 +23,12 @@ from data.sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION
 from data.submissions import (
     MAX_RETRIEVED,
     check_retrieval_submission,
-    read_retrieval_solution,
     write_retrieval_submission,
 )
-from metrics import format_scores, score_retrieved
 from network.loading import require_backend
 from report import retrieved
-from report.neighbors import choose_rows, draw_neighbors
+from report.neighbors import choose_rows, draw_neighbors, score_queries
+from report.scores import score
 from report.write import write_report
 from runs.command_line import (
     find_part_files,
@@ -217,7 +216,9 @@ def merge(session, files, divisor, rerank=None):
     test_ids = read_test_ids(session.source, files[0], parts[0].query_ids)
     ranking = merge_parts(parts, divisor, num_nearest, rerank)
     path = session.path(RETRIEVAL_SUBMISSION)
-    _write_ranking(path, test_ids, ranking)
+    write_retrieval_submission(
+        path, test_ids, ranking.query_ids, ranking.row_ends, ranking.image_ids
+    )
     left_out = _tell_left_out(session, path, parts, test_ids)
     print(path)
     rankings = {"mAP@100": ranking}
@@ -225,8 +226,10 @@ def merge(session, files, divisor, rerank=None):
     if is_reranked and session.source.exists(RETRIEVAL_SOLUTION):
         plain = merge_parts(parts, 1, num_nearest, "none")
         rankings = {"mAP@100 without the rerank": plain} | rankings
-    scores, solution = score(session, test_ids, rankings)
-    rows = draw(session, parts, ranking, solution)
+    rankings = {name: found.as_rows(test_ids) for name, found in rankings.items()}
+    scores, solution = score(session, "retrieval", rankings)
+    scored = score_queries(ranking, solution)
+    rows = draw(session, parts, ranking, scored)
     merged = {
         "scores": scores,
         "num_parts": len(parts),
@@ -236,7 +239,7 @@ def merge(session, files, divisor, rerank=None):
     }
     write_report(
         session, "retrieval",
-        lambda: retrieved.gather(session, merged, fingerprint, ranking, solution, rows),
+        lambda: retrieved.gather(session, merged, fingerprint, solution, scored, rows),
     )  # fmt: skip
 
 
@@ -250,42 +253,11 @@ def _tell_left_out(session, path, parts, test_ids):
     return {"index": num_known - num_indexed, "test": len(test_ids) - num_answered}
 
 
-def score(session, test_ids, rankings):
-    """Scores rankings in memory, and prints what they reach.
-
-    Args:
-        session: `Session`.
-        test_ids: (n,) uint64.
-        rankings: dict, name of the score -> `merging.Ranking`.
-
-    Returns:
-        (dict, name -> scores; the ground truth, as of `submissions.read_retrieval_solution`), both
-        empty where the source has no ground truth.
-    """
-    source = session.source
-    if not source.exists(RETRIEVAL_SOLUTION):
-        say(f"{source}: no {RETRIEVAL_SOLUTION}; the submission is not scored")
-        return {}, {}
-    solution_csv, scores = source.fetch(RETRIEVAL_SOLUTION), {}
-    paths = session.path(RETRIEVAL_SUBMISSION), solution_csv
-    solution = read_retrieval_solution(solution_csv)
-    for name, ranking in rankings.items():
-        scores[name] = score_retrieved(ranking.as_rows(test_ids), solution, paths)
-        print(format_scores(name, scores[name]))
-    return scores, solution
-
-
-def _write_ranking(path, test_ids, ranking):
-    write_retrieval_submission(
-        path, test_ids, ranking.query_ids, ranking.row_ends, ranking.image_ids
-    )
-
-
-def draw(session, parts, ranking, solution):
+def draw(session, parts, ranking, scored):
     """Draws neighbors.png, without which the submission stands; gives the rows that are in it."""
     source, picture = session.source, session.path(NEIGHBORS_PICTURE)
     names = read_landmark_names(source.fetch(CATEGORY_CSV)) if source.exists(CATEGORY_CSV) else {}
-    rows = choose_rows(parts, ranking, solution, names)
+    rows = choose_rows(parts, ranking, scored, names)
     try:
         figure = draw_neighbors(source, rows)
     except (ExpectedError, OSError) as error:

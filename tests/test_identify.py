@@ -26,6 +26,8 @@ from runs.command_line import explain
 from runs.session import CALIBRATION, DESCRIPTORS, Session
 from utils import ExpectedError
 
+pytestmark = pytest.mark.usefixtures("tiny_models")
+
 
 @pytest.fixture(scope="module")
 def output(recognition_run, data_set, tmp_path_factory):

@@ -27,6 +27,8 @@ from search import exact, gallery_parts, on_gpu
 from search.gallery import find_neighbors, load_names, merge_neighbors
 from utils import ExpectedError
 
+pytestmark = pytest.mark.usefixtures("tiny_models")
+
 PAIR = ("--parts", 2)
 
 
@@ -448,7 +450,7 @@ def test_two_runs_on_one_output_are_refused(common, resumed, capsys):
 
     with hold_folder(resumed, "nearest"):
         assert run("vote", *common, "--output", resumed, *PAIR) == 1
-    assert "in use by process" in error_of(capsys.readouterr())
+    assert "in use by another run" in error_of(capsys.readouterr())
 
 
 def test_a_search_with_penalties_stops_between_parts(common, resumed, capsys, monkeypatch):
