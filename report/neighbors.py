@@ -110,6 +110,13 @@ def score_queries(ranking, solution):
     return sorted(scored, key=lambda row: (-row[0], row[1]))
 
 
+def picture_of(split, images, row):
+    """Gives the `Picture` of a row of `Descriptions`, without a caption."""
+    shard = Shard(split, int(images.shard_numbers[row]))
+    location = tuple(images.locations[row].tolist())
+    return Picture(format_image_id(images.image_ids[row]), shard, location, "")
+
+
 def _locate(split, place):
     number, offset, size = place.tolist()
     return Shard(split, number), (offset, size)

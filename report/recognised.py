@@ -5,9 +5,9 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from data.landmarks import format_image_id, read_categories, read_image_ids
-from data.sources import CATEGORY_CSV, TEST_CSV, Shard
+from data.sources import CATEGORY_CSV, TEST_CSV
 from metrics import LEADERBOARDS
-from report.neighbors import Picture
+from report.neighbors import picture_of
 from report.run import count_usages, encode_pictures, read_history
 
 MAX_LANDMARKS = 500  # in the table, those with the most test images
@@ -70,7 +70,7 @@ def judge(session, found, solution):
     }
     pairs, false = rows.confused(), rows.false_alarms()
     wanted = {row for pair in pairs for row in pair["rows"].values()} | {row for row, _ in false}
-    pictures = {row: _picture(found, row) for row in wanted if row is not None}
+    pictures = {row: picture_of("test", found, row) for row in wanted if row is not None}
     facts["pictures"] = encode_pictures(session.source, pictures.values())
     for pair in pairs:
         pair["pictures"] = {kind: row is not None and format_image_id(found.image_ids[row])
@@ -94,11 +94,6 @@ def _categories(session, facts):
     named |= {pair[kind] for pair in facts["pairs"] for kind in ("shown", "named")}
     named |= {row["named"] for row in facts["false_alarms"]}
     return {str(landmark): known[landmark] for landmark in sorted(named) if landmark in known}
-
-
-def _picture(found, row):
-    number, offset, size = found.places[row].tolist()
-    return Picture(format_image_id(found.image_ids[row]), Shard("test", number), (offset, size), "")
 
 
 class Rows:
