@@ -128,7 +128,7 @@ def begin(session, recipe, images, build, backbone=None):
         ExpectedError: the checkpoint belongs to other settings, labels or versions of Keras.
     """
     saved = checkpoints.find_checkpoint(session, recipe, images, backbone)
-    network = build(restored="" if saved else None)
+    network = build("" if saved else None)
     model.compile_network(network, recipe, images.class_sizes)
     network.optimizer.build(network.trainable_variables)
     return network, checkpoints.restore(saved, network) if saved else []
