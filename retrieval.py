@@ -58,7 +58,7 @@ from runs.session import (
     open_session,
     part_name,
 )
-from search.merging import NamedPart, load_parts, merge_parts
+from search.merging import load_parts, merge_parts
 from search.reranks import NAMED_BY, RERANKS, default_rerank
 from utils import ExpectedError, atomic_write, say
 
@@ -124,7 +124,7 @@ def parse_arguments(argv):
     if args.top > MAX_RETRIEVED:
         parser.error(f"argument --top: {args.top}; expected at most {MAX_RETRIEVED}")
     of_unit_length = {
-        "--rerank": args.rerank in ("confidence", "soft"),
+        "--rerank": args.rerank and RERANKS[args.rerank].columns,
         "--names": args.names in ("gallery", "both"),
         "--expand-queries": args.expand_queries,
         "--augment-index": args.augment_index,
@@ -236,7 +236,7 @@ def _plan_search(session, describer, args, queries):
     from search import naming, on_gpu, parts
 
     default = default_rerank(describer.recipe) if args.normalise else "divide"
-    has_all_reranks = not {default, args.rerank}.isdisjoint(("confidence", "soft"))
+    has_all_reranks = any(RERANKS[name].columns for name in {default, args.rerank or default})
     namer = naming.Namer()
     if has_all_reranks or args.names:
         namer = naming.find_namer(
@@ -277,7 +277,7 @@ def merge(session, files, divisor, rerank=None):
     """
     parts, fingerprint = load_parts(files)
     rerank, num_nearest = rerank or fingerprint.get("rerank", "divide"), fingerprint["top"]
-    if rerank in ("confidence", "soft") and not isinstance(parts[0], NamedPart):
+    if not RERANKS[rerank].columns.keys() <= parts[0].more.keys():
         raise ExpectedError(
             f"{files[0]}: it has no candidates of the rerank {rerank}; expected those of all "
             "reranks",
@@ -317,7 +317,7 @@ def merge(session, files, divisor, rerank=None):
 def _tell_left_out(session, path, parts, test_ids):
     """Checks the submission; says and gives how many images are not in it: dict by split."""
     num_answered = check_retrieval_submission(path, test_ids)
-    num_indexed = sum(len(part.index_ids) for part in parts)
+    num_indexed = len(np.unique(np.concatenate([part.index_ids for part in parts])))
     num_known = len(read_image_ids(session.source.fetch(INDEX_CSV)))
     say(f"{num_indexed:,} of {num_known:,} index images searched")
     say(f"{num_answered:,} of {len(test_ids):,} test images have neighbors")

@@ -20,7 +20,7 @@ from metrics import score_retrieval
 from runs.session import open_session
 from search import exact, parts
 from search.expansion import index_of
-from search.merging import NamedPart, Ranking, merge_parts
+from search.merging import Ranking, make_part, merge_parts
 from search.naming import find_namer
 from search.reranks import NAMED_BY, RERANKS
 
@@ -71,7 +71,7 @@ def score_all(source, folder):
                     "index", 1, 100, True, "soft", True, namer, namer.name_queries(queries),
                     expansion,
                 )  # fmt: skip
-                part = NamedPart(**parts.find_all_candidates(wanted, sums, index))
+                part = make_part(parts.find_all_candidates(wanted, sums, index))
                 for rerank in RERANKS:
                     scores[named_by, expanded, rerank] = score(session, part, rerank)
         ranking = rank_by_superglobal(queries, index)

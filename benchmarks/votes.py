@@ -11,7 +11,6 @@ import argparse
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import ablation
 import common
@@ -22,6 +21,7 @@ from data.sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
 from data.submissions import read_recognition_solution, read_retrieval_solution
 from descriptors.descriptions import concatenate, load_descriptions, load_queries, unit_length
 from metrics import global_average_precision
+from runs.session import Session
 from search import exact, gallery, gallery_parts, voting
 
 MODELS = {"2019": "2019", "strong": "together, from 9 images"}  # of the ablation's variants
@@ -101,7 +101,7 @@ def open_scene(args, name, seed):
         ablation.call("nearest.py", *words, "--batch-size", 32, "--parts", 1)
     if not (folder / "part-0-of-1.npz").exists():
         ablation.call("retrieval.py", *words, "--batch-size", 32, "--parts", 1, "--part", 0)
-    files = SimpleNamespace(output=folder, find_all=lambda name: sorted(folder.glob(name)))
+    files = Session(folder, source=None, stop=None)
     parts, _ = gallery_parts.load_parts([folder / "gallery-part-0-of-1.npz"])
     source = Path(args.source)
     retrieved = read_retrieval_solution(source / RETRIEVAL_SOLUTION).values()

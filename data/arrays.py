@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -127,6 +127,29 @@ class Column:
     at_least: float | None = None
     below: str | None = None
     order: str | None = None
+
+
+def column(dtypes, *shape, **limits):
+    """Declares a field of a dataclass as an array of a file, see `Column`."""
+    return field(metadata={"column": Column(dtypes, shape, **limits)})
+
+
+def columns_of(kind):
+    """Gives what a dataclass of arrays declares: dict, name -> `Column`."""
+    declared = {one.name: one.metadata.get("column") for one in fields(kind)}
+    return {name: column for name, column in declared.items() if column}
+
+
+def save_table(path, table, page):
+    """Writes a dataclass of arrays and a page of facts, see `save_arrays`."""
+    save_arrays(path, page, **{one.name: getattr(table, one.name) for one in fields(table)})
+
+
+def load_table(path, kind):
+    """Reads and checks what `save_table` wrote: (an object of the dataclass `kind`, page)."""
+    arrays, page = load_arrays(path)
+    check_arrays(path, arrays, columns_of(kind))
+    return kind(**arrays), page
 
 
 def check_arrays(path, arrays, columns):

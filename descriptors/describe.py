@@ -241,22 +241,24 @@ def describe_split(session, describer, split, image_ids, name):
     return descriptions
 
 
-def gather(found, describer, normalise=False):
+def gather(found, describer, normalise=False, keeps_repeated=False):
     """Joins the files of shards into `Descriptions` by ascending image id.
 
-    File after file goes to its place, so that the descriptors are in memory once, not twice. Where
-    an id appears twice, its first image counts.
+    File after file goes to its place, so that the descriptors are in memory once, not twice.
 
     Args:
         found: dict of file -> image ids, as `describe_shards` gives it.
         describer: `Describer`.
         normalise: scale the descriptors to length 1.
+        keeps_repeated: keep all pictures of an id that appears twice, not the first alone.
     """
     ids = np.concatenate([np.empty(0, np.uint64), *found.values()])
-    _, first_rows = np.unique(ids, return_index=True)
+    rows = np.argsort(ids, kind="stable")
+    if not keeps_repeated:
+        rows = np.unique(ids, return_index=True)[1]
     places = np.full(len(ids), -1)
-    places[first_rows] = np.arange(len(first_rows))
-    descriptions = describer.allocate(len(first_rows))
+    places[rows] = np.arange(len(rows))
+    descriptions = describer.allocate(len(rows))
     begin = 0
     for path, image_ids in found.items():
         piece = load_descriptions(path)[0]

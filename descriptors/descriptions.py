@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from data.arrays import Column, check_arrays, load_arrays, save_arrays
+from data.arrays import check_arrays, column, columns_of, load_arrays, save_table
 from utils import ExpectedError
 
 NORMALISED_ROWS = 4096  # at a time: float32 copies of more would not stay small
@@ -23,12 +23,12 @@ class Descriptions:
         locations: (n, 2) int64, offset and size in bytes of the image in that shard.
     """
 
-    image_ids: np.ndarray
-    landmark_ids: np.ndarray
-    confidences: np.ndarray
-    descriptors: np.ndarray
-    shard_numbers: np.ndarray
-    locations: np.ndarray
+    image_ids: np.ndarray = column("uint64", "images")
+    landmark_ids: np.ndarray = column("int64", "images")
+    confidences: np.ndarray = column("float32", "images", at_least=-1)
+    descriptors: np.ndarray = column("float32 float16", "images", "channels")
+    shard_numbers: np.ndarray = column("int16", "images", at_least=0)
+    locations: np.ndarray = column("int64", "images", 2, at_least=0)
 
     def __len__(self):
         return len(self.image_ids)
@@ -37,16 +37,6 @@ class Descriptions:
     def places(self):
         """(n, 3) int64: shard number, offset and size, to find the pictures again."""
         return np.column_stack([self.shard_numbers, self.locations])
-
-
-COLUMNS = {
-    "image_ids": Column("uint64", ("images",)),
-    "landmark_ids": Column("int64", ("images",)),
-    "confidences": Column("float32", ("images",), at_least=-1),  # a cosine, perhaps
-    "descriptors": Column("float32 float16", ("images", "channels")),
-    "shard_numbers": Column("int16", ("images",), at_least=0),
-    "locations": Column("int64", ("images", 2), at_least=0),
-}
 
 
 def concatenate(pieces):
@@ -78,19 +68,19 @@ def unit_length(descriptors):
 
 def save_descriptions(path, descriptions, fingerprint):
     """Writes descriptions and their fingerprint (a dict) as one atomic .npz file."""
-    columns = {field.name: getattr(descriptions, field.name) for field in fields(descriptions)}
-    save_arrays(path, fingerprint, **columns)
+    save_table(path, descriptions, fingerprint)
 
 
 def load_descriptions(path):
     """Reads and checks what `save_descriptions` wrote: (`Descriptions`, fingerprint)."""
-    return _load(path, COLUMNS)
+    return _load(path, columns_of(Descriptions))
 
 
 def load_queries(path):
     """Reads and checks descriptions whose image ids ascend: (`Descriptions`, fingerprint)."""
-    in_order = replace(COLUMNS["image_ids"], order="increasing")
-    return _load(path, COLUMNS | {"image_ids": in_order})
+    columns = columns_of(Descriptions)
+    in_order = replace(columns["image_ids"], order="increasing")
+    return _load(path, columns | {"image_ids": in_order})
 
 
 def _load(path, columns):

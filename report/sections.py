@@ -4,6 +4,7 @@ from data.landmarks import name_of_category
 from recipes import Recipe
 from report.charts import histogram, line_chart
 from report.markup import join, table, tag
+from search.reranks import RERANKS
 
 NUM_GLDV2_TESTS = 117_577
 # Re-scored on ground truth v2.1, in percent: (name, private, public).
@@ -28,12 +29,6 @@ MEANINGS = {
         "Mean average precision of the 100 nearest index images of each query that has any. "
         "1 is perfect: all images of its landmark come first."
     ),
-}
-MEASURES = {  # what orders the images of a query, by the rerank
-    "divide": "the squared distance, divided where query and image are said to show one landmark",
-    "confidence": "the squared distance, changed by how surely it is said to show the query's "
-    "landmark or another one",
-    "soft": "the squared distance; images that share landmarks with the query come first",
 }
 USAGES = ("Public", "Private", "all")
 SPREAD_COLORS = {"named rightly": "green", "named wrongly": "orange", "no landmark in it": "red"}
@@ -272,9 +267,10 @@ def queries(facts):
     """Writes the best, median and worst queries with what was found for them."""
     if not facts.get("rows"):
         return None
+    measure = RERANKS.get(facts.get("rerank"), RERANKS["none"]).measure
     text = (
         "The query comes first, then its nearest index images. ✓ shows the same landmark, ✗ does "
-        f"not. Below each: {MEASURES.get(facts.get('rerank'), 'the squared distance')}, and the "
+        f"not. Below each: {measure}, and the "
         "landmark that it is said to show."
     )
     parts = [tag("p", text)]

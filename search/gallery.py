@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.arrays import Column, check_arrays, load_arrays, save_arrays
+from data.arrays import column, load_table, save_table
 from descriptors.descriptions import load_descriptions, unit_length
 from utils import ExpectedError
 
@@ -257,34 +257,22 @@ class Names:
         cosines: (n, k) float32, descending; -1 fills up.
     """
 
-    image_ids: np.ndarray
-    landmark_ids: np.ndarray
-    confidences: np.ndarray
-    neighbor_ids: np.ndarray
-    neighbor_landmarks: np.ndarray
-    cosines: np.ndarray
+    image_ids: np.ndarray = column("uint64", "images", order="increasing")
+    landmark_ids: np.ndarray = column("int64", "images", at_least=-1)
+    confidences: np.ndarray = column("float32", "images")
+    neighbor_ids: np.ndarray = column("uint64", "images", "neighbors")
+    neighbor_landmarks: np.ndarray = column("int64", "images", "neighbors", at_least=-1)
+    cosines: np.ndarray = column("float32", "images", "neighbors")
 
     def __len__(self):
         return len(self.image_ids)
 
 
-NAMES_COLUMNS = {
-    "image_ids": Column("uint64", ("images",), order="increasing"),
-    "landmark_ids": Column("int64", ("images",), at_least=-1),
-    "confidences": Column("float32", ("images",)),
-    "neighbor_ids": Column("uint64", ("images", "neighbors")),
-    "neighbor_landmarks": Column("int64", ("images", "neighbors"), at_least=-1),
-    "cosines": Column("float32", ("images", "neighbors")),
-}
-
-
 def save_names(path, names, fingerprint):
     """Writes `Names` and their fingerprint (a dict) as one atomic .npz file."""
-    save_arrays(path, fingerprint, **vars(names))
+    save_table(path, names, fingerprint)
 
 
 def load_names(path):
     """Reads and checks what `save_names` wrote: (`Names`, fingerprint)."""
-    arrays, fingerprint = load_arrays(path)
-    check_arrays(path, arrays, NAMES_COLUMNS)
-    return Names(**arrays), fingerprint
+    return load_table(path, Names)

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data.arrays import (
-    Column,
     check_arrays,
+    column,
+    columns_of,
     digest_of_rows,
     load_arrays,
     load_page,
-    save_arrays,
+    save_table,
 )
 from descriptors.descriptions import load_queries, unit_length
 from runs.session import DESCRIPTORS, QUERIES, penalised_part_name
@@ -35,12 +36,14 @@ class GalleryPart:
         distances, penalties: as in `GalleryNeighbors`.
     """
 
-    query_ids: np.ndarray
-    gallery_ids: np.ndarray
-    gallery_landmarks: np.ndarray
-    positions: np.ndarray
-    distances: np.ndarray
-    penalties: np.ndarray
+    query_ids: np.ndarray = column("uint64", "queries", order="increasing")
+    gallery_ids: np.ndarray = column("uint64", "gallery images", order="increasing")
+    gallery_landmarks: np.ndarray = column("int64", "gallery images", at_least=0)
+    positions: np.ndarray = column(
+        "int32", "queries", "neighbors", at_least=-1, below="gallery images"
+    )
+    distances: np.ndarray = column("float32", "queries", "neighbors", at_least=0)
+    penalties: np.ndarray = column("float32", "queries", "neighbors", at_least=0)
 
     @property
     def neighbors(self):
@@ -57,14 +60,6 @@ class GalleryPart:
         )
 
 
-PART_COLUMNS = {
-    "query_ids": Column("uint64", ("queries",), order="increasing"),
-    "gallery_ids": Column("uint64", ("gallery images",), order="increasing"),
-    "gallery_landmarks": Column("int64", ("gallery images",), at_least=0),
-    "positions": Column("int32", ("queries", "neighbors"), at_least=-1, below="gallery images"),
-    "distances": Column("float32", ("queries", "neighbors"), at_least=0),
-    "penalties": Column("float32", ("queries", "neighbors"), at_least=0),
-}
 OF_A_PART = ("part", "shards", "left_out", "files")  # facts that parts do not share
 
 
@@ -79,16 +74,10 @@ def save_part(path, fingerprint, query_ids, gallery, neighbors):
         neighbors: `GalleryNeighbors` of the queries in it.
     """
     positions = np.searchsorted(gallery.image_ids, neighbors.image_ids).astype(np.int32)
-    save_arrays(
-        path,
-        fingerprint,
-        query_ids=query_ids,
-        gallery_ids=gallery.image_ids,
-        gallery_landmarks=gallery.landmark_ids,
-        positions=np.where(neighbors.landmark_ids >= 0, positions, np.int32(-1)),
-        distances=neighbors.distances,
-        penalties=neighbors.penalties,
-    )
+    positions = np.where(neighbors.landmark_ids >= 0, positions, np.int32(-1))
+    found = positions, neighbors.distances, neighbors.penalties
+    part = GalleryPart(query_ids, gallery.image_ids, gallery.landmark_ids, *found)
+    save_table(path, part, fingerprint)
 
 
 def load_part(path):
@@ -101,12 +90,13 @@ def load_part(path):
     number, num_parts = fingerprint.get("part"), fingerprint.get("parts")
     is_part = type(number) is int and type(num_parts) is int and 0 <= number < num_parts
     is_part &= _names_files(fingerprint)
-    if arrays.keys() != PART_COLUMNS.keys() or not is_part:
+    columns = columns_of(GalleryPart)
+    if arrays.keys() != columns.keys() or not is_part:
         raise ExpectedError(
             f"{path}: not a part of a gallery; expected a gallery-part-K-of-N.npz of nearest.py; "
             "leave it out"
         )
-    check_arrays(path, arrays, PART_COLUMNS)
+    check_arrays(path, arrays, columns)
     return GalleryPart(**arrays), fingerprint
 
 

@@ -1,11 +1,10 @@
 """Merges the parts of a search: the result is the same however many there were."""
 
-import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from data.arrays import Column, check_arrays, load_arrays
+from data.arrays import check_arrays, column, columns_of, load_arrays
 from search.reranks import RERANKS
 from utils import ExpectedError
 
@@ -22,93 +21,32 @@ class Part:
         query_places: (num_queries, 3) int64, shard number, offset and size of each picture.
         index_ids, index_landmarks, index_places: the same of the part's index images.
         row_ends, positions, distances: as in `exact.Candidates`.
+        more: dict, the columns that reranks want besides, see `reranks.Rerank`.
     """
 
-    query_ids: np.ndarray
-    query_landmarks: np.ndarray
-    query_places: np.ndarray
-    index_ids: np.ndarray
-    index_landmarks: np.ndarray
-    index_places: np.ndarray
-    row_ends: np.ndarray
-    positions: np.ndarray
-    distances: np.ndarray
+    query_ids: np.ndarray = column("uint64", "queries", order="increasing")
+    query_landmarks: np.ndarray = column("int64", "queries")
+    query_places: np.ndarray = column("int64", "queries", 3, at_least=0)
+    index_ids: np.ndarray = column("uint64", "index images", order="ascending")
+    index_landmarks: np.ndarray = column("int64", "index images")
+    index_places: np.ndarray = column("int64", "index images", 3, at_least=0)
+    row_ends: np.ndarray = column("int64", "queries", at_least=0, order="ascending")
+    positions: np.ndarray = column("int32", "candidates", at_least=0, below="index images")
+    distances: np.ndarray = column("float32", "candidates", at_least=0)
 
-    def candidates(self, first, last):
-        """Gives (rows, positions, distances) of the queries `first` to `last - 1`."""
-        return _cut(first, last, self.row_ends, self.positions, self.distances)
+    more: dict = field(default_factory=dict)
 
+    def __getitem__(self, name):
+        return self.more[name] if name in self.more else getattr(self, name)
 
-@dataclass(frozen=True)
-class NamedPart(Part):
-    """A part that has the candidates of the reranks by confidence and by soft labels, too.
-
-    Attributes:
-        confident_ends, confident_positions, confident_scores: as of
-            `candidates.best_by_confidence`.
-        soft_ends, soft_positions, soft_scores, soft_distances: as of
-            `candidates.best_by_soft_labels`.
-    """
-
-    confident_ends: np.ndarray
-    confident_positions: np.ndarray
-    confident_scores: np.ndarray
-    soft_ends: np.ndarray
-    soft_positions: np.ndarray
-    soft_scores: np.ndarray
-    soft_distances: np.ndarray
-
-    def by_confidence(self, first, last):
-        """Gives (rows, positions, scores) of some queries, the lower the better."""
-        columns = self.confident_positions, self.confident_scores
-        return _cut(first, last, self.confident_ends, *columns)
-
-    def by_soft_labels(self, first, last):
-        """Gives (rows, positions, distances, scores) of some queries, the higher the better.
-
-        Behind those with a common label come the nearest of all images. One of them that is among
-        the first as well counts there, since `_keep_best` takes the best place of an image.
-        """
-        columns = self.soft_positions, self.soft_distances, self.soft_scores
-        alike = _cut(first, last, self.soft_ends, *columns)
-        rows, positions, distances = self.candidates(first, last)
-        others = (rows, positions, distances, np.zeros(len(rows)))
-        return tuple(np.concatenate(pair) for pair in zip(alike, others, strict=True))
+    def cut(self, first, last, ends, *names):
+        """Cuts the queries `first` to `last - 1` out of ragged columns: (rows, *columns)."""
+        ends = self[ends]
+        begin, ends = ends[first - 1] if first else 0, ends[first:last]
+        rows = np.repeat(np.arange(first, last), np.diff(ends, prepend=begin))
+        return rows, *(self[name][begin : ends[-1]] for name in names)
 
 
-def _cut(first, last, ends, *columns):
-    """Cuts the queries `first` to `last - 1` out of ragged columns: (rows, *columns)."""
-    begin = ends[first - 1] if first else 0
-    ends = ends[first:last]
-    rows = np.repeat(np.arange(first, last), np.diff(ends, prepend=begin))
-    return rows, *(column[begin : ends[-1]] for column in columns)
-
-
-COLUMNS = {
-    "query_ids": Column("uint64", ("queries",), order="increasing"),
-    "query_landmarks": Column("int64", ("queries",)),
-    "query_places": Column("int64", ("queries", 3), at_least=0),
-    "index_ids": Column("uint64", ("index images",), order="increasing"),
-    "index_landmarks": Column("int64", ("index images",)),
-    "index_places": Column("int64", ("index images", 3), at_least=0),
-    "row_ends": Column("int64", ("queries",), at_least=0, order="ascending"),
-    "positions": Column("int32", ("candidates",), at_least=0, below="index images"),
-    "distances": Column("float32", ("candidates",), at_least=0),
-}
-NAMED_COLUMNS = COLUMNS | {
-    "confident_ends": Column("int64", ("queries",), at_least=0, order="ascending"),
-    "confident_positions": Column("int32", ("confident",), at_least=0, below="index images"),
-    "confident_scores": Column("float64", ("confident",)),
-    "soft_ends": Column("int64", ("queries",), at_least=0, order="ascending"),
-    "soft_positions": Column("int32", ("soft",), at_least=0, below="index images"),
-    "soft_scores": Column("float64", ("soft",), at_least=0),
-    "soft_distances": Column("float32", ("soft",), at_least=0),
-}
-RAGGED = {
-    "row_ends": "positions",
-    "confident_ends": "confident_positions",
-    "soft_ends": "soft_positions",
-}
 OF_ALL_PARTS = ("query_ids", "query_landmarks", "query_places")  # columns that parts share
 
 
@@ -192,28 +130,39 @@ def load_part(path):
     number, num_parts, top = (fingerprint.get(key) for key in ("part", "parts", "top"))
     is_part = all(type(value) is int for value in (number, num_parts, top))
     is_part &= fingerprint.get("rerank", "divide") in RERANKS
-    kind, columns = (NamedPart, NAMED_COLUMNS) if "rerank" in fingerprint else (Part, COLUMNS)
-    if arrays.keys() != columns.keys() or not (is_part and 0 <= number < num_parts and top > 0):
+    wanted, ends = columns_of(Part), {"row_ends": "positions"}
+    for rerank in RERANKS.values():
+        if rerank.columns and rerank.columns.keys() <= arrays.keys():
+            wanted |= rerank.columns
+            row_ends, positions, *_ = rerank.columns
+            ends[row_ends] = positions
+    if arrays.keys() != wanted.keys() or not (is_part and 0 <= number < num_parts and top > 0):
         raise ExpectedError(
             f"{path}: not a part of a search; expected a part-K-of-N.npz of retrieval.py; "
             "leave it out"
         )
-    check_arrays(path, arrays, columns)
-    for name in arrays.keys() & RAGGED.keys():
-        ends, num_candidates = arrays[name], len(arrays[RAGGED[name]])
-        if (ends[-1] if len(ends) else 0) != num_candidates:
+    check_arrays(path, arrays, wanted)
+    for name, positions in ends.items():
+        num_candidates = len(arrays[positions])
+        if (arrays[name][-1] if len(arrays[name]) else 0) != num_candidates:
             raise ExpectedError(
                 f"{path}: its rows do not end with its {num_candidates} candidates; expected a "
                 "part as retrieval.py writes it; search it again"
             )
-    return kind(**arrays), fingerprint
+    return make_part(arrays), fingerprint
+
+
+def make_part(arrays):
+    """Makes a `Part` of a dict of all its columns."""
+    own = {name: arrays[name] for name in columns_of(Part)}
+    return Part(**own, more={name: arrays[name] for name in arrays.keys() - own.keys()})
 
 
 def merge_parts(parts, divisor, num_nearest, rerank="divide"):
     """Merges the candidates of all parts into each query's best images.
 
     Args:
-        parts: list of all `Part`s; of `NamedPart`s for the reranks by confidence and soft labels.
+        parts: list of all `Part`s; with the columns of the rerank.
         divisor: of the squared distance to images of the query's landmark; 1 = no rerank.
         num_nearest: images wanted per query.
         rerank: one of `reranks.RERANKS`; only "divide" looks at the divisor.
@@ -221,85 +170,33 @@ def merge_parts(parts, divisor, num_nearest, rerank="divide"):
     Returns:
         `Ranking`.
     """
-    merge_block = {"confidence": _merge_by_confidence, "soft": _merge_by_soft_labels}.get(
-        rerank, functools.partial(_merge_by_distance, divisor=divisor if rerank == "divide" else 1)
-    )
-    query_ids = parts[0].query_ids
-    counts, pieces = np.zeros(len(query_ids), np.int64), [[] for _ in range(4)]
-    for first in range(0, len(query_ids), QUERY_BLOCK):
-        last = min(first + QUERY_BLOCK, len(query_ids))
-        rows, columns = merge_block(parts, first, last, num_nearest=num_nearest)
-        counts += np.bincount(rows, minlength=len(query_ids))
-        for piece, column in zip(pieces, columns, strict=True):
-            piece.append(column)
+    order = RERANKS[rerank].order
+    query_ids, num_queries = parts[0].query_ids, len(parts[0].query_ids)
+    counts, pieces = np.zeros(num_queries, np.int64), [[] for _ in range(4)]
+    for first in range(0, num_queries, QUERY_BLOCK):
+        last = min(first + QUERY_BLOCK, num_queries)
+        found = [order(part, first, last, divisor) for part in parts]
+        rows, positions, keys, distances = zip(*found, strict=True)
+        numbers = np.repeat(np.arange(len(parts)), [len(of_part) for of_part in rows])
+        ids = [part.index_ids[places] for part, places in zip(parts, positions, strict=True)]
+        rows, ids = np.concatenate(rows), np.concatenate(ids)
+        keys = [np.concatenate(key) for key in zip(*keys, strict=True)]
+        kept = _keep_best(rows, ids, keys, num_nearest)
+        counts += np.bincount(rows[kept], minlength=num_queries)
+        columns = ids, np.concatenate(distances), numbers, np.concatenate(positions)
+        for piece, of_block in zip(pieces, columns, strict=True):
+            piece.append(of_block[kept])
     columns = [np.concatenate(piece) if piece else np.empty(0, np.uint64) for piece in pieces]
     return Ranking(query_ids, np.cumsum(counts), *columns)
-
-
-def _merge_by_distance(parts, first, last, num_nearest, divisor):
-    """Merges a block of queries: (rows, columns of `Ranking` from its image ids on)."""
-    rows, positions, distances, image_ids, numbers = _join(parts, "candidates", first, last)
-    landmarks = _look_up(parts, "index_landmarks", positions, numbers)
-    agrees = landmarks == parts[0].query_landmarks[rows]
-    kept, reranked = merge_candidates(rows, image_ids, distances, agrees, divisor, num_nearest)
-    return rows[kept], (image_ids[kept], reranked, numbers[kept], positions[kept])
-
-
-def _merge_by_confidence(parts, first, last, num_nearest):
-    rows, positions, scores, image_ids, numbers = _join(parts, "by_confidence", first, last)
-    kept = _keep_best(rows, image_ids, [scores], num_nearest)
-    return rows[kept], (image_ids[kept], scores[kept], numbers[kept], positions[kept])
-
-
-def _merge_by_soft_labels(parts, first, last, num_nearest):
-    found = _join(parts, "by_soft_labels", first, last)
-    rows, positions, distances, scores, image_ids, numbers = found
-    kept = _keep_best(rows, image_ids, [-scores, distances], num_nearest)
-    distances = distances[kept].astype(np.float64)
-    return rows[kept], (image_ids[kept], distances, numbers[kept], positions[kept])
-
-
-def _join(parts, method, first, last):
-    """Joins what a method of all parts gives: (rows, positions, ..., image ids, parts' numbers)."""
-    found = [getattr(part, method)(first, last) for part in parts]
-    columns = [np.concatenate(column) for column in zip(*found, strict=True)]
-    numbers = np.repeat(np.arange(len(parts)), [len(rows) for rows, *_ in found])
-    return *columns, _look_up(parts, "index_ids", columns[1], numbers), numbers
-
-
-def _look_up(parts, name, positions, numbers):
-    """Gives what a column of the parts has at some positions, ordered by part."""
-    ends = np.cumsum(np.bincount(numbers, minlength=len(parts)))[:-1]
-    pieces = zip(parts, np.split(positions, ends), strict=True)
-    return np.concatenate([getattr(part, name)[places] for part, places in pieces])
-
-
-def merge_candidates(rows, image_ids, distances, agrees, divisor, num_nearest):
-    """Merges the candidates of all parts: reranks, removes repetitions, cuts.
-
-    Args:
-        rows: (n,) int, the query of each candidate.
-        image_ids: (n,) uint64, index images.
-        distances: (n,) float32, squared L2.
-        agrees: (n,) bool, the recogniser names the same landmark for query and index image.
-        divisor: of the distances where `agrees`; 1 leaves them as they are.
-        num_nearest: images wanted per query.
-
-    Returns:
-        (kept (m,) int64 places in the arguments, by query, then nearest first; reranked distances
-        (m,) float64). Equal distances go by image id.
-    """
-    reranked = distances.astype(np.float64)
-    reranked[agrees] /= divisor
-    kept = _keep_best(rows, image_ids, [reranked], num_nearest)
-    return kept, reranked[kept]
 
 
 def _keep_best(rows, image_ids, keys, num_nearest):
     """Keeps each query's best candidates, every image once.
 
     Args:
-        rows, image_ids, num_nearest: as for `merge_candidates`.
+        rows: (n,) int, the query of each candidate.
+        image_ids: (n,) uint64, index images.
+        num_nearest: images wanted per query.
         keys: list of (n,) float, the lower the better; the first decides, the next where it is
             equal, the image id in the end.
 

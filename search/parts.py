@@ -21,14 +21,13 @@ from descriptors.descriptions import (
 )
 from runs.session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
 from search import exact, on_gpu
-from search.candidates import best_by_confidence, best_by_soft_labels
 from search.expansion import expand, index_of
 from search.gallery import NUM_NEIGHBORS, Gallery, find_neighbors
 from search.gallery_parts import load_part as load_gallery_part
 from search.gallery_parts import save_part
 from search.merging import load_part
 from search.naming import Namer
-from search.reranks import Naming
+from search.reranks import RERANKS, Naming
 from utils import ExpectedError, say
 
 
@@ -123,7 +122,7 @@ def search_part(session, describer, wanted, queries, part, image_ids):
     if found := session.find_fitting(name, fingerprint | {"left_out": []}, load_part, copied=True):
         return found[0]
     described, left_out = describe_shards(session, describer, shards, image_ids)
-    index = gather(described, describer, wanted.normalise)
+    index = gather(described, describer, wanted.normalise, keeps_repeated=True)
     found, path = find_all_candidates(wanted, queries, index), session.path(name)
     # Left-out shards make the file one that is not whole: the next run searches the part again.
     save_arrays(path, fingerprint | {"left_out": left_out}, **found)
@@ -135,7 +134,13 @@ def search_part(session, describer, wanted, queries, part, image_ids):
 
 
 def find_all_candidates(wanted, queries, index):
-    """Names and searches a part's images: dict of the columns that `merging.load_part` reads."""
+    """Names and searches a part's images: dict of the columns that `merging.load_part` reads.
+
+    An id may have several pictures, in one shard or in two. All of them are searched, and the merge
+    takes the one that is best for a query, in whatever parts they are. Each list is longer by as
+    many pictures as repeat an id, so that enough ids are in it.
+    """
+    num_nearest = wanted.num_nearest + len(index) - len(np.unique(index.image_ids))
     propose = on_gpu.find_proposer()
     query_naming = wanted.query_naming or Namer().name_queries(queries)
     naming = wanted.namer.name(index)
@@ -145,7 +150,7 @@ def find_all_candidates(wanted, queries, index):
         vectors = expand(index.image_ids, vectors, whole, num_summed)
     found = exact.find_candidates(
         queries.descriptors, query_naming.landmark_ids, vectors, naming.landmark_ids,
-        wanted.num_nearest, propose,
+        num_nearest, propose,
     )  # fmt: skip
     columns = {
         "query_ids": queries.image_ids,
@@ -158,20 +163,11 @@ def find_all_candidates(wanted, queries, index):
         "positions": found.positions,
         "distances": found.distances,
     }
-    if not wanted.has_all_reranks:
-        return columns
-    both_sides = queries.descriptors, query_naming, vectors, naming
-    confident = best_by_confidence(*both_sides, wanted.num_nearest, propose)
-    soft = best_by_soft_labels(*both_sides, wanted.num_nearest)
-    return columns | {
-        "confident_ends": confident.row_ends,
-        "confident_positions": confident.positions,
-        "confident_scores": confident.scores,
-        "soft_ends": soft.row_ends,
-        "soft_positions": soft.positions,
-        "soft_scores": soft.scores,
-        "soft_distances": soft.distances,
-    }
+    if wanted.has_all_reranks:
+        both_sides = queries.descriptors, query_naming, vectors, naming
+        for rerank in RERANKS.values():
+            columns |= rerank.find(*both_sides, num_nearest, propose) if rerank.find else {}
+    return columns
 
 
 def find_whole_index(session, describer, shards, image_ids):

@@ -10,12 +10,14 @@ of the retrieval challenge of 2021), `soft` that of the 13th place there. What e
 docs/reranks.md.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
-RERANKS = ("none", "divide", "confidence", "soft")
+from data.arrays import Column
+
 NAMED_BY = ("head", "gallery", "both")
 SOFT_NEIGHBORS = 5  # nearest train images that make an image's soft labels
 # Of the confidence of an index image that shows another landmark: the surer its own landmark is,
@@ -130,3 +132,105 @@ def confidence_dimensions(confidences):
     """
     differ, agree = np.sqrt(2 * OTHER_LANDMARK * confidences), np.sqrt(2 - 2 * confidences)
     return differ.astype(np.float32), agree.astype(np.float32)
+
+
+# ----------------------------------------------------------------------------------- the reranks
+
+
+@dataclass(frozen=True)
+class Rerank:
+    """One way to order the images of a query; all that there is to it, see `RERANKS`.
+
+    Attributes:
+        measure: what the report says that the number below each picture is.
+        order: function (part, first query, last + 1, divisor) of a `merging.Part`: the candidates
+            as (rows, positions, list of keys, the lower the better and the first decides, distances
+            to show). Of an image that is there twice the best place counts.
+        columns: dict, name -> `Column`, what a part keeps for it beside the nearest of all and
+            those of the query's landmark.
+        find: function (queries, their `Naming`, index, its `Naming`, images wanted per query,
+            propose) that finds these columns, so that the best of all parts together are among
+            what the parts keep; None where there are none. Descriptors have length 1 then.
+    """
+
+    measure: str
+    order: Callable
+    columns: dict = field(default_factory=dict)
+    find: Callable | None = None
+
+
+def _by_distance(part, first, last, divisor):
+    rows, positions, distances = part.cut(first, last, "row_ends", "positions", "distances")
+    distances = distances.astype(np.float64)
+    agrees = part.index_landmarks[positions] == part.query_landmarks[rows]
+    distances[agrees] /= divisor
+    return rows, positions, [distances], distances
+
+
+def _by_plain_distance(part, first, last, divisor):
+    return _by_distance(part, first, last, 1)
+
+
+def _by_confidence(part, first, last, divisor):
+    names = "confident_ends", "confident_positions", "confident_scores"
+    rows, positions, scores = part.cut(first, last, *names)
+    return rows, positions, [scores], scores
+
+
+def _find_confident(queries, query_names, index, index_names, num_nearest, propose):
+    from search.candidates import best_by_confidence  # it loads faiss
+
+    found = best_by_confidence(queries, query_names, index, index_names, num_nearest, propose)
+    columns = found.row_ends, found.positions, found.scores
+    return dict(zip(RERANKS["confidence"].columns, columns, strict=True))
+
+
+def _by_soft_labels(part, first, last, divisor):
+    """Orders those with a common label; behind them come the nearest of all images."""
+    names = "soft_ends", "soft_positions", "soft_scores", "soft_distances"
+    alike = part.cut(first, last, *names)
+    rows, positions, distances = part.cut(first, last, "row_ends", "positions", "distances")
+    others = rows, positions, np.zeros(len(rows)), distances
+    pairs = zip(alike, others, strict=True)
+    rows, positions, scores, distances = (np.concatenate(pair) for pair in pairs)
+    return rows, positions, [-scores, distances], distances.astype(np.float64)
+
+
+def _find_soft(queries, query_names, index, index_names, num_nearest, propose):
+    from search.candidates import best_by_soft_labels  # it loads faiss
+
+    found = best_by_soft_labels(queries, query_names, index, index_names, num_nearest)
+    columns = found.row_ends, found.positions, found.scores, found.distances
+    return dict(zip(RERANKS["soft"].columns, columns, strict=True))
+
+
+def _ragged(name, **values):
+    """Declares the columns of a list of candidates: where rows end, positions, and values."""
+    columns = {
+        "ends": Column("int64", ("queries",), at_least=0, order="ascending"),
+        "positions": Column("int32", (name,), at_least=0, below="index images"),
+    }
+    columns |= {key: Column(dtype, (name,), least) for key, (dtype, least) in values.items()}
+    return {f"{name}_{key}": column for key, column in columns.items()}
+
+
+RERANKS = {
+    "none": Rerank("the squared distance", _by_plain_distance),
+    "divide": Rerank(
+        "the squared distance, divided where query and image are said to show one landmark",
+        _by_distance,
+    ),
+    "confidence": Rerank(
+        "the squared distance, changed by how surely it is said to show the query's landmark or "
+        "another one",
+        _by_confidence,
+        _ragged("confident", scores=("float64", None)),
+        _find_confident,
+    ),
+    "soft": Rerank(
+        "the squared distance; images that share landmarks with the query come first",
+        _by_soft_labels,
+        _ragged("soft", scores=("float64", 0), distances=("float32", 0)),
+        _find_soft,
+    ),
+}

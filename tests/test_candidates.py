@@ -5,9 +5,8 @@ import pytest
 
 from descriptors.descriptions import unit_length
 from search import candidates
-from search.candidates import best_by_confidence, best_by_soft_labels
 from search.exact import find_candidates
-from search.merging import NamedPart, merge_parts
+from search.merging import Part, merge_parts
 from search.reranks import RERANKS, Naming, confidence_dimensions
 
 TOP = 6
@@ -52,14 +51,14 @@ class World:
         found = find_candidates(
             self.queries, self.query_names.landmark_ids, self.index[rows], names.landmark_ids, TOP
         )
-        confident, soft = best_by_confidence(*sides, TOP), best_by_soft_labels(*sides, TOP)
+        of_both = (RERANKS[name].find(*sides, TOP, None) for name in ("confidence", "soft"))
+        confident, soft = of_both
         num_queries = len(self.queries)
-        return NamedPart(
+        return Part(
             np.arange(num_queries, dtype=np.uint64), self.query_names.landmark_ids,
             np.zeros((num_queries, 3), int), self.index_ids[rows], names.landmark_ids,
             np.zeros((len(rows), 3), int), found.row_ends, found.positions, found.distances,
-            confident.row_ends, confident.positions, confident.scores,
-            soft.row_ends, soft.positions, soft.scores, soft.distances,
+            confident | soft,
         )  # fmt: skip
 
     def parts(self, num_parts):
@@ -143,7 +142,10 @@ def test_the_reranks_reach_beyond_the_nearest(rerank):
     world = World(1, num_index=200, num_landmarks=20)
     [part] = world.parts(1)
     ranking = merge_parts([part], 1.5, TOP, rerank)
-    kept = [set(part.index_ids[part.candidates(q, q + 1)[1]].tolist()) for q in range(12)]
+    kept = [
+        set(part.index_ids[part.cut(q, q + 1, "row_ends", "positions")[1]].tolist())
+        for q in range(12)
+    ]
     assert any(set(row) - of_query for row, of_query in zip(ids_of(ranking), kept, strict=True))
 
 
@@ -154,14 +156,14 @@ def test_blocks_of_pairs_change_nothing(monkeypatch):
     monkeypatch.setattr(candidates, "PAIR_BLOCK", 7)
     again = world.part(np.arange(80))
     for name in ("soft_ends", "soft_positions", "soft_scores", "soft_distances"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
+        np.testing.assert_array_equal(again[name], whole[name])
 
 
 def test_only_the_best_of_each_query_are_kept():
     part = World(7).part(np.arange(80))
-    assert np.diff(part.soft_ends, prepend=0).max() == TOP
-    assert np.diff(part.confident_ends, prepend=0).max() <= 2 * TOP
-    assert (part.soft_scores > 0).all()
+    assert np.diff(part["soft_ends"], prepend=0).max() == TOP
+    assert np.diff(part["confident_ends"], prepend=0).max() <= 2 * TOP
+    assert (part["soft_scores"] > 0).all()
 
 
 @pytest.mark.parametrize("sizes", [{"num_queries": 0}, {"num_index": 0}])

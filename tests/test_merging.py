@@ -1,16 +1,14 @@
 """Tests of the merge: any number of parts equals one flat search, and the rerank is exact."""
 
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 from checks import one_line
 
-from data.arrays import load_arrays, save_arrays
+from data.arrays import columns_of, load_arrays, save_arrays
 from descriptors.descriptions import Descriptions, save_descriptions
 from search import merging
 from search.exact import Candidates, find_candidates
-from search.merging import Part, load_parts, merge_candidates, merge_parts
+from search.merging import Part, load_parts, merge_parts
 from utils import ExpectedError
 
 FINGERPRINT = {
@@ -98,6 +96,10 @@ def make_part(world, rows, found):
     )
 
 
+def columns_of_part(part):
+    return {name: part[name] for name in columns_of(Part)}
+
+
 def rankings_of(ranking):
     """Lists the (image id, distance) of every query."""
     pairs = list(zip(ranking.image_ids.tolist(), ranking.distances.tolist(), strict=True))
@@ -115,16 +117,23 @@ def assert_same_ranking(one, other):
 # ---------------------------------------------------------------------------------- by hand
 
 
-def by_hand(divisor, num_nearest, agrees=(False,) * 6):
-    """Merges the candidates of two queries that came from two parts."""
-    rows = np.array([0, 0, 1, 0, 0, 1])
-    image_ids = np.array([40, 20, 20, 30, 10, 50], np.uint64)
-    distances = np.array([3, 6, 6, 2, 6, 6], np.float32)
-    kept, reranked = merge_candidates(
-        rows, image_ids, distances, np.array(agrees), divisor, num_nearest
-    )
-    rows, image_ids = rows[kept].tolist(), image_ids[kept].tolist()
-    return list(zip(rows, image_ids, reranked.tolist(), strict=True))
+def by_hand(divisor, num_nearest, landmarks=None):
+    """Merges the candidates of two queries, of landmarks 7 and 8, that came from two parts."""
+
+    def part_of(image_ids, row_ends, positions, distances):
+        shown = [(landmarks or {}).get(image_id, 9) for image_id in image_ids]
+        return Part(
+            np.array([0, 1], np.uint64), np.array([7, 8]), np.zeros((2, 3), int),
+            np.array(image_ids, np.uint64), np.array(shown), np.zeros((len(shown), 3), int),
+            np.array(row_ends), np.array(positions), np.array(distances, np.float32),
+        )  # fmt: skip
+
+    parts = [
+        part_of([20, 40], [2, 3], [1, 0, 0], [3, 6, 6]),
+        part_of([10, 30, 50], [2, 3], [1, 0, 2], [2, 6, 6]),
+    ]
+    rankings = rankings_of(merge_parts(parts, divisor, num_nearest))
+    return [(query, *found) for query, row in enumerate(rankings) for found in row]
 
 
 def test_candidates_go_by_query_then_distance_then_image_id():
@@ -139,25 +148,16 @@ def test_each_query_is_cut_by_itself():
 
 
 def test_the_distance_is_divided_before_the_cut():
-    assert by_hand(1.5, 2, (False, True, False, False, False, True)) == [
+    assert by_hand(1.5, 2, {20: 7, 50: 8}) == [
         (0, 30, 2), (0, 40, 3), (1, 50, 4), (1, 20, 6),
     ]  # fmt: skip
-    assert by_hand(6, 2, (False, True, False, False, False, True)) == [
+    assert by_hand(6, 2, {20: 7, 50: 8}) == [
         (0, 20, 1), (0, 30, 2), (1, 50, 1), (1, 20, 6),
     ]  # fmt: skip
 
 
 def test_distances_that_become_equal_go_by_image_id():
-    agrees = (False, True, False, False, True, False)
-    assert by_hand(3, 4, agrees)[:3] == [(0, 10, 2), (0, 20, 2), (0, 30, 2)]
-
-
-def test_no_candidates_are_no_images():
-    none = np.empty(0, np.int64)
-    kept, reranked = merge_candidates(
-        none, none.astype(np.uint64), none.astype(np.float32), none.astype(bool), 1.5, 100
-    )
-    assert len(kept) == len(reranked) == 0
+    assert by_hand(3, 4, {20: 7, 10: 7})[:3] == [(0, 10, 2), (0, 20, 2), (0, 30, 2)]
 
 
 def test_the_image_at_rank_101_of_its_part_comes_in_when_it_shares_the_landmark():
@@ -261,13 +261,13 @@ def test_blocks_of_queries_change_nothing(monkeypatch, query_block):
 
 
 def test_only_a_block_of_queries_is_merged_at_a_time(monkeypatch):
-    sizes, real = [], merging.merge_candidates
+    sizes, real = [], merging._keep_best
 
     def noting(rows, *args):
         sizes.append(len(set(rows.tolist())))
         return real(rows, *args)
 
-    monkeypatch.setattr(merging, "merge_candidates", noting)
+    monkeypatch.setattr(merging, "_keep_best", noting)
     monkeypatch.setattr(merging, "QUERY_BLOCK", 4)
     merge_parts(World(10).parts(3), 1.5, 10)
     assert sizes == [4, 4, 4, 3]
@@ -328,7 +328,7 @@ def write_parts(folder, num_parts, **changed):
     for number, part in enumerate(World(13, num_index=12).parts(num_parts)):
         path = folder / f"part-{number}-of-{num_parts}.npz"
         facts = FINGERPRINT | {"part": number, "parts": num_parts}
-        save_arrays(path, facts | changed.get(f"part{number}", {}), **asdict(part))
+        save_arrays(path, facts | changed.get(f"part{number}", {}), **columns_of_part(part))
         paths.append(path)
     return paths
 
@@ -347,7 +347,7 @@ def test_parts_come_back_in_their_order_however_they_are_named(tmp_path, num_par
         parts, fingerprint = load_parts(order)
         assert fingerprint == FINGERPRINT | {"parts": num_parts}
         for part, known in zip(parts, expected, strict=True):
-            for name, column in asdict(known).items():
+            for name, column in columns_of_part(known).items():
                 np.testing.assert_array_equal(getattr(part, name), column)
                 assert getattr(part, name).dtype == column.dtype
 
@@ -444,7 +444,7 @@ def test_descriptions_are_no_part(tmp_path):
 
 def test_a_part_without_a_column_is_no_part(tmp_path):
     [path] = write_parts(tmp_path, 1)
-    columns = asdict(World(13, num_index=12).part(np.arange(12)))
+    columns = columns_of_part(World(13, num_index=12).part(np.arange(12)))
     del columns["distances"]
     save_arrays(path, FINGERPRINT | {"part": 0, "parts": 1}, **columns)
     assert refusal([path]).startswith(f"{path}: not a part of a search;")
@@ -496,7 +496,7 @@ EDITS = {
     "query_ids is not increasing": edited("query_ids", lambda a: a[::-1]),
     "query_ids is not increasing;": edited("query_ids", lambda a: np.full_like(a, 7)),
     "index_ids is int64, not uint64": edited("index_ids", lambda a: a.astype(np.int64)),
-    "index_ids is not increasing": put("index_ids", 1, 0),
+    "index_ids is not ascending": put("index_ids", 1, 0),
     "query_places has the shape (14, 3), not (15, 3)": edited("query_places", lambda a: a[:-1]),
     "index_places has -1, not 0 or more": put("index_places", (2, 1), -1),
     "index_landmarks has the shape (5), not (6)": edited("index_landmarks", lambda a: a[:-1]),
@@ -540,6 +540,6 @@ def test_a_part_gives_the_candidates_of_some_queries():
         (1, 2): ([], []),
         (1, 3): ([2, 2, 2], [2, 3, 4]),
     }.items():
-        of_rows = part.candidates(first, last)
+        of_rows = part.cut(first, last, "row_ends", "positions")
         assert of_rows[0].tolist() == rows
         assert of_rows[1].tolist() == of_rows[2].tolist() == positions

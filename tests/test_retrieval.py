@@ -39,6 +39,7 @@ from report import neighbors, write
 from runs import kernel as kernel_side
 from runs.command_line import run_command_line
 from search.merging import load_parts, merge_parts
+from search.reranks import RERANKS
 from utils import ExpectedError
 
 NUM_SHARDS, PER_SHARD = 7, 20  # of the index: 140 images, more than are retrieved
@@ -490,18 +491,29 @@ def test_an_index_of_fewer_than_100_images_is_retrieved_whole(data_set, model, t
     assert all(sorted(row) == sorted(data_set.of_split("index")) for row in rows.values())
 
 
-def test_an_id_in_two_shards_is_retrieved_once(world, model, tmp_path):
-    """Shard 1 again as shard 7; both copies in one part, then in two."""
-    source = shutil.copytree(world.folder, tmp_path / "source")
-    write_shard(source, Shard("index", 7), (source / Shard("index", 1).path).read_bytes())
-    arguments = ["--source", source, "--model", model, "--batch-size", 8]
-    rows = []
-    for parts in (1, 2):
-        assert run(*arguments, "--output", tmp_path, "--parts", parts) == 0
-        rows.append(read_retrieval_submission(tmp_path / "retrieval_submission.csv"))
-    assert rows[0] == rows[1]
-    assert {len(row) for row in rows[0].values()} == {0, 100}
-    assert all(len(set(row)) == len(row) for row in rows[0].values())
+def test_of_the_pictures_of_an_id_the_best_counts_in_any_number_of_parts(
+    world, model, tmp_path, capsys
+):
+    """Shard 7 has other pictures under the ids of shard 1, and twice under one of shard 0."""
+    source, rng = shutil.copytree(world.folder, tmp_path / "source"), np.random.default_rng(3)
+    ids = [*world.image_ids[Shard("index", 1)], *2 * world.image_ids[Shard("index", 0)][:1]]
+    pictures = [encode(draw([*LANDMARKS][n % 3], rng), quality=90) for n in range(len(ids))]
+    entries = [entry(member_name(i), data) for i, data in zip(ids, pictures, strict=True)]
+    write_shard(source, Shard("index", 7), pack(entries))
+    (source / RETRIEVAL_SOLUTION).unlink()
+    common_words = ["--source", source, "--output", tmp_path / "output"]
+    search = ["--model", model, "--batch-size", 8, "--top", 5, "--rerank", "soft"]
+    found = {}
+    for parts in (1, 2, 6):
+        assert run(*common_words, *search, "--parts", parts) == 0
+        for rerank in RERANKS:
+            assert run("merge", *common_words, "--parts", parts, "--rerank", rerank) == 0
+            submission = submission_of(tmp_path / "output")
+            assert found.setdefault(rerank, submission) == submission
+    rows = read_retrieval_submission(tmp_path / "output" / "retrieval_submission.csv").values()
+    assert {len(row) for row in rows} == {0, 5} and all(len(set(row)) == len(row) for row in rows)
+    num_known = len(world.of_split("index"))
+    assert f"{num_known - 2} of {num_known} index images searched" in capsys.readouterr().err
 
 
 def test_a_test_set_without_a_readable_image_gives_empty_cells(
