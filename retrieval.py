@@ -98,7 +98,7 @@ def _add_search_options(group):
     group.add_argument(
         "--rerank", choices=RERANKS,
         help="what is done about landmarks, see docs/reranks.md (default: divide of a softmax "
-        "network, soft of a cosine head)",
+        "network, agreement of a cosine head)",
     )  # fmt: skip
     group.add_argument(
         "--names", choices=NAMED_BY,

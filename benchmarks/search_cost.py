@@ -20,7 +20,7 @@ from common import median, print_table, ratio
 
 from descriptors.descriptions import Descriptions, save_descriptions, unit_length
 from search import gallery
-from search.candidates import best_by_confidence, best_by_soft_labels
+from search.candidates import best_by_confidence, best_by_agreement
 from search.exact import find_candidates
 from search.expansion import expand, index_of
 from search.reranks import name_by_neighbors
@@ -94,7 +94,7 @@ def print_candidates(args, folder, rng):
     ways = {
         "none and divide": partial(find_candidates, *landmarks),
         "confidence": partial(best_by_confidence, *sides),
-        "soft": partial(best_by_soft_labels, *sides),
+        "agreement": partial(best_by_agreement, *sides),
         "queries expanded": partial(expand, query_ids, queries, whole, 10),
     }
     _, seconds = common.measure_both(ways, args.rounds)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from search.exact import nearest, nearest_of_same_landmark
-from search.reranks import AGREEING_OFFSET, confidence_dimensions
+from search.reranks import AGREEING_OFFSET, confidence_dimensions, key_of_agreement
 
 MAX_PAIRS = 1 << 22  # of a query and an index image with a common label, at a time: 0.3 GB
 PAIR_BLOCK = 4096  # pairs whose distances are computed at a time
@@ -72,18 +72,20 @@ def _with_dimension(descriptors, values):
     return np.concatenate([descriptors.astype(np.float32), values[:, None]], axis=1)
 
 
-def best_by_soft_labels(queries, query_names, index, index_names, num_nearest):
-    """Finds each query's best index images by the likeness of their soft labels.
+def best_by_agreement(queries, query_names, index, index_names, num_nearest):
+    """Finds each query's best index images by cos + 3 a, among those that share a landmark with it.
 
-    Complete: an inverted list gives every index image with a label of the query's, and only those
-    score above 0. Behind them come the nearest of the rest, which the part has anyway.
+    Complete, together with the nearest of all, which the part has anyway. An inverted list gives
+    every index image that has a landmark in common with the query: all others have a = 0, and go by
+    their distance alone. What is nearer than one of those goes before it, since a is never
+    below 0; so it is among the `num_nearest` nearest of all if it is so in the end.
 
     Args:
         queries, query_names, index, index_names, num_nearest: as for `best_by_confidence`.
 
     Returns:
-        `Scored`: sum over the common labels l of s_l(query) s_l(index image), the higher the
-        better; equal scores go by distance, then by position.
+        `Scored`: the agreement a, the sum over the common landmarks of the products of both
+        weights.
     """
     lists = _invert(index_names)
     pieces, num_pairs = [], _count_pairs(query_names, lists)
@@ -133,15 +135,23 @@ def _pairs_with_common_labels(names, rows, lists):
 
 
 def _best_pairs(queries, index, rows, positions, scores, num_nearest):
-    """Keeps the best pairs of each query: (rows, positions, scores, distances)."""
+    """Keeps the best pairs of each query: (rows, positions, scores, distances).
+
+    The `num_nearest` that agree most give a key that the last of the best cannot exceed. No distance
+    is below 0: what would exceed it even at 0 is left out before its distance is computed.
+    """
     order = np.lexsort((-scores, rows))
-    is_last = _rank_in_row(rows) == num_nearest - 1
-    cutoffs = np.zeros(len(queries))
-    cutoffs[rows[is_last]] = scores[order][is_last]
-    chosen = scores >= cutoffs[rows]  # with all that equal the last one, which distances decide
+    most = order[_rank_in_row(rows[order]) < num_nearest]
+    distances = _distances(queries, index, rows[most], positions[most]).astype(np.float64)
+    keys = key_of_agreement(distances, scores[most])
+    limits = np.full(len(queries), -np.inf)
+    np.maximum.at(limits, rows[most], keys)
+    limits[np.bincount(rows, minlength=len(queries)) <= num_nearest] = np.inf
+    chosen = key_of_agreement(0, scores) <= limits[rows]
     rows, positions, scores = rows[chosen], positions[chosen], scores[chosen]
     distances = _distances(queries, index, rows, positions)
-    order = np.lexsort((positions, distances, -scores, rows))[_rank_in_row(rows) < num_nearest]
+    order = np.lexsort((positions, key_of_agreement(distances.astype(np.float64), scores), rows))
+    order = order[_rank_in_row(rows[order]) < num_nearest]
     return rows[order], positions[order], scores[order], distances[order]
 
 

@@ -111,7 +111,7 @@ def test_search_cost_runs(monkeypatch, capsys):
 
     few = ("--images", 300, "--queries", 50, "--index-queries", 20, "--width", 16, "--rounds", 1)
     out = run(monkeypatch, capsys, search_cost, *few)
-    for way in ("search", "search with penalties", "none and divide", "soft", "queries expanded"):
+    for way in ("search", "search with penalties", "none and divide", "agreement", "queries expanded"):
         assert f"| {way} |" in out
 
 

@@ -51,14 +51,14 @@ class World:
         found = find_candidates(
             self.queries, self.query_names.landmark_ids, self.index[rows], names.landmark_ids, TOP
         )
-        of_both = (RERANKS[name].find(*sides, TOP, None) for name in ("confidence", "soft"))
-        confident, soft = of_both
+        of_both = (RERANKS[name].find(*sides, TOP, None) for name in ("confidence", "agreement"))
+        confident, agreeing = of_both
         num_queries = len(self.queries)
         return Part(
             np.arange(num_queries, dtype=np.uint64), self.query_names.landmark_ids,
             np.zeros((num_queries, 3), int), self.index_ids[rows], names.landmark_ids,
             np.zeros((len(rows), 3), int), found.row_ends, found.positions, found.distances,
-            confident | soft,
+            confident | agreeing,
         )  # fmt: skip
 
     def parts(self, num_parts):
@@ -76,9 +76,9 @@ class World:
         differ, agree = confidence_dimensions(self.index_names.confidences)
         for query, landmark in enumerate(self.query_names.landmark_ids.tolist()):
             agrees = self.index_names.landmark_ids == landmark
-            if rerank == "soft":
+            if rerank == "agreement":
                 scores = np.array([self.likeness(query, image) for image in range(len(self.index))])
-                keys = (self.squared(query), -scores)
+                keys = (self.squared(query) - 6 * scores,)
             elif rerank == "confidence":
                 keys = (
                     np.where(agrees, self.squared(query, agree) - 2, self.squared(query, differ)),
@@ -136,7 +136,7 @@ def test_the_order_by_confidence_is_that_of_cosines():
         np.testing.assert_allclose(scores[places], best, atol=1e-6)
 
 
-@pytest.mark.parametrize("rerank", ["confidence", "soft"])
+@pytest.mark.parametrize("rerank", ["confidence", "agreement"])
 def test_the_reranks_reach_beyond_the_nearest(rerank):
     """The random worlds do hold the case that the lists of their own are for."""
     world = World(1, num_index=200, num_landmarks=20)
@@ -155,15 +155,15 @@ def test_blocks_of_pairs_change_nothing(monkeypatch):
     monkeypatch.setattr(candidates, "MAX_PAIRS", 50)
     monkeypatch.setattr(candidates, "PAIR_BLOCK", 7)
     again = world.part(np.arange(80))
-    for name in ("soft_ends", "soft_positions", "soft_scores", "soft_distances"):
-        np.testing.assert_array_equal(again[name], whole[name])
+    for name in ("ends", "positions", "agreements", "distances"):
+        np.testing.assert_array_equal(again[f"agreeing_{name}"], whole[f"agreeing_{name}"])
 
 
 def test_only_the_best_of_each_query_are_kept():
     part = World(7).part(np.arange(80))
-    assert np.diff(part["soft_ends"], prepend=0).max() == TOP
+    assert np.diff(part["agreeing_ends"], prepend=0).max() == TOP
     assert np.diff(part["confident_ends"], prepend=0).max() <= 2 * TOP
-    assert (part["soft_scores"] > 0).all()
+    assert (part["agreeing_agreements"] > 0).all()
 
 
 @pytest.mark.parametrize("sizes", [{"num_queries": 0}, {"num_index": 0}])
@@ -177,12 +177,14 @@ def test_names_without_any_weight_leave_the_nearest():
     world = World(9)
     nothing = Naming(np.full((12, 1), -1), np.zeros((12, 1)))
     world.query_names = nothing
-    soft, none = (merge_parts(world.parts(2), 1.5, TOP, rerank) for rerank in ("soft", "none"))
-    assert ids_of(soft) == ids_of(none)
+    agreeing, none = (
+        merge_parts(world.parts(2), 1.5, TOP, rerank) for rerank in ("agreement", "none")
+    )
+    assert ids_of(agreeing) == ids_of(none)
 
 
 def test_an_image_in_two_parts_appears_once():
     world = World(10)
     twice = [world.part(np.arange(80)), world.part(np.arange(50))]
-    for rerank in ("confidence", "soft"):
+    for rerank in ("confidence", "agreement"):
         assert ids_of(merge_parts(twice, 1.5, TOP, rerank)) == list(world.brute_force(rerank))

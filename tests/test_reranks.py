@@ -32,25 +32,27 @@ def test_the_head_names_one_landmark_with_its_confidence():
     assert naming.confidences.tolist() == [0.25, 0]
 
 
-def test_the_cosines_of_the_five_nearest_are_summed_by_landmark():
-    """7: 0.9 + 0.7 + 0.5, 9: 0.8, 4: 0.6; the sixth does not count."""
+def test_the_five_nearest_share_the_weight_of_the_first_by_their_eighth_powers():
+    """Eighth powers of 0.9, 0.8, 0.7, 0.6, 0.5 in millionths; the sixth does not count."""
     landmarks = np.array([[7, 9, 7, 4, 7, 9]])
     naming = name_by_neighbors(landmarks, np.array([[0.9, 0.8, 0.7, 0.6, 0.5, 0.4]]))
-    assert weights_of(naming) == [
-        {4: pytest.approx(0.12), 7: pytest.approx(0.42), 9: pytest.approx(0.16)}
-    ]
+    powers = {7: 430_467 + 57_648 + 3_906, 9: 167_772, 4: 16_796}
+    wanted = {landmark: 0.9 * power / sum(powers.values()) for landmark, power in powers.items()}
+    assert weights_of(naming) == [pytest.approx(wanted, rel=1e-5)]
     assert naming.landmark_ids.tolist() == [7]
-    assert naming.confidences == pytest.approx([0.42])
+    assert naming.confidences == pytest.approx([wanted[7]], rel=1e-5)
 
 
-def test_two_weaker_neighbors_outvote_the_nearest():
-    naming = name_by_neighbors(np.array([[3, 8, 8]]), np.array([[0.9, 0.5, 0.5]]))
+def test_two_neighbors_that_are_hardly_farther_outvote_the_nearest():
+    naming = name_by_neighbors(np.array([[3, 8, 8]]), np.array([[0.9, 0.85, 0.85]]))
     assert naming.landmark_ids.tolist() == [8]
 
 
 def test_neighbors_that_are_missing_or_on_the_other_side_weigh_nothing():
-    naming = name_by_neighbors(np.array([[5, 6, -1]]), np.array([[0.5, -0.5, -1]]))
-    assert weights_of(naming) == [{5: 0.1, 6: 0}]
+    naming = name_by_neighbors(np.array([[5, 6, -1], [5, -1, -1]]), np.array([[0.5, -0.5, -1]] * 2))
+    assert weights_of(naming) == [{5: 0.5, 6: 0}, {5: 0.5}]
+    nobody = name_by_neighbors(np.array([[5, -1]]), np.array([[-0.5, -1]]))
+    assert weights_of(nobody) == [{5: 0}]
 
 
 def test_five_equal_pictures_are_as_sure_as_can_be():
@@ -58,12 +60,11 @@ def test_five_equal_pictures_are_as_sure_as_can_be():
     assert naming.confidences.tolist() == [1]
 
 
-def test_both_count_half():
-    """Head: 7 at 0.8. Neighbors: 7 at 0.3 and 9 at 0.6."""
+def test_the_head_has_a_quarter_of_the_weight_beside_the_neighbors():
     of_head = name_by_head(np.array([7]), np.array([0.75]))
     of_neighbors = Naming(np.array([[7, 9]]), np.array([[0.25, 0.5]]))
     naming = name_by_both(of_head, of_neighbors)
-    assert weights_of(naming) == [{7: 0.5, 9: 0.25}]
+    assert weights_of(naming) == [{7: 0.375, 9: 0.375}]
     assert naming.landmark_ids.tolist() == [7]
 
 
@@ -96,4 +97,4 @@ def test_the_surest_and_the_least_sure_have_dimensions_too():
 
 def test_a_recipe_says_which_rerank_its_descriptors_want():
     found = {name: default_rerank(recipe) for name, recipe in RECIPES.items()}
-    assert found == {"2019": "divide", "strong": "soft", "frozen": "soft"}
+    assert found == {"2019": "divide", "strong": "agreement", "frozen": "agreement"}

@@ -502,7 +502,7 @@ def test_of_the_pictures_of_an_id_the_best_counts_in_any_number_of_parts(
     write_shard(source, Shard("index", 7), pack(entries))
     (source / RETRIEVAL_SOLUTION).unlink()
     common_words = ["--source", source, "--output", tmp_path / "output"]
-    search = ["--model", model, "--batch-size", 8, "--top", 5, "--rerank", "soft"]
+    search = ["--model", model, "--batch-size", 8, "--top", 5, "--rerank", "agreement"]
     found = {}
     for parts in (1, 2, 6):
         assert run(*common_words, *search, "--parts", parts) == 0
@@ -900,7 +900,7 @@ WRONG_USES = {
         "argument --rerank-divisor: 'nan'; expected a number from 1 up",
     ),
     "a rerank of raw descriptors": (
-        ["--rerank", "soft", "--no-normalise"],
+        ["--rerank", "agreement", "--no-normalise"],
         "--rerank compares descriptors of length 1; expected no --no-normalise",
     ),
     "an expansion of raw descriptors": (
@@ -958,7 +958,7 @@ def for_all_reranks(world, model, searched, tmp_path_factory):
     output = shutil.copytree(searched, tmp_path_factory.mktemp("reranks") / "output")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
-        assert run(*common(world, model), "--output", output, "--rerank", "soft") == 0
+        assert run(*common(world, model), "--output", output, "--rerank", "agreement") == 0
     return output
 
 
@@ -1000,10 +1000,10 @@ def oracle_by_head(world, output, rerank):
         squared = ((unit[1] - unit[0][query]) ** 2).sum(axis=1)
         agrees = index.landmark_ids == queries.landmark_ids[query]
         sure = np.maximum(index.confidences.astype(np.float64), 0)
-        if rerank == "soft":
+        if rerank == "agreement":
             of_query = max(0.0, float(queries.confidences[query]))
             likeness = np.where(agrees, sure * of_query, 0)
-            keys = (squared.astype(np.float32), -likeness)
+            keys = (squared.astype(np.float32).astype(np.float64) - 6 * likeness,)
         else:
             differ, agree = np.sqrt(0.2 * sure), np.sqrt(2 - 2 * sure)
             more = np.where(agrees, agree, differ).astype(np.float32).astype(np.float64) ** 2
@@ -1013,7 +1013,7 @@ def oracle_by_head(world, output, rerank):
     return rows
 
 
-@pytest.mark.parametrize("rerank", ["soft", "confidence"])
+@pytest.mark.parametrize("rerank", ["agreement", "confidence"])
 def test_a_rerank_is_a_rescoring_of_all_index_images(world, reranked, rerank):
     arguments = ["--source", world.folder, "--output", reranked, "--rerank", rerank]
     assert run("merge", *arguments) == 0
@@ -1056,9 +1056,9 @@ def test_the_parts_of_2019_are_as_they_were(searched):
 def test_parts_of_2019_cannot_be_reranked_otherwise(world, resumed, capsys):
     before = submission_of(resumed)
     arguments = ["merge", "--source", world.folder, "--output", resumed]
-    assert run(*arguments, "--rerank", "soft") == 1
+    assert run(*arguments, "--rerank", "agreement") == 1
     assert error_of(capsys.readouterr()) == (
-        f"error: {resumed / 'part-0-of-6.npz'}: it has no candidates of the rerank soft; expected "
+        f"error: {resumed / 'part-0-of-6.npz'}: it has no candidates of the rerank agreement; expected "
         "those of all reranks; search the parts with this --rerank again"
     )
     assert submission_of(resumed) == before
@@ -1073,7 +1073,7 @@ def test_a_cosine_head_is_reranked_by_soft_labels_unless_told_otherwise(
     assert (load_descriptions(tmp_path / "queries.npz")[0].confidences < 0).any()
     assert "the head alone names landmarks, since there is no gallery of nearest.py" in told
     assert read_retrieval_submission(tmp_path / "retrieval_submission.csv") == oracle_by_head(
-        world, tmp_path, "soft"
+        world, tmp_path, "agreement"
     )
     assert run(*arguments, "--no-normalise") == 0
     assert load_arrays(tmp_path / "part-0-of-2.npz")[0].keys() == OF_2019
@@ -1089,7 +1089,7 @@ def test_the_gallery_names_as_soon_as_it_is_there(world, model, reranked, fetche
     capsys.readouterr()
     scores = []
     for names in ([], ["--names", "gallery"], ["--names", "head"]):
-        assert run(*words, "--rerank", "soft", *names) == 0
+        assert run(*words, "--rerank", "agreement", *names) == 0
         scores.append(submission_of(reranked))
         by = {"head": "", "gallery": "landmarks (gallery)"}.get((names or [""])[-1], "(both)")
         assert by in capsys.readouterr().err
