@@ -36,7 +36,8 @@ from on_kaggle.results import CHALLENGES, collect, find_submitters, submit
 from on_kaggle.states import print_status, read_built
 from recipes import RECIPES
 from runs.command_line import CommandLine, number, run_command_line
-from utils import ExpectedError, hold_folder
+from runs.folders import hold_folder
+from utils import ExpectedError
 
 BUILD_OPTIONS = (
     "recipe", "recognition_args", "nearest_args", "retrieval_args", "shrink_args", "shrink",

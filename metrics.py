@@ -122,10 +122,20 @@ def score_retrieval(submission_path, solution_path):
     Raises:
         ExpectedError: a file is malformed, or they are not of the same test set.
     """
-    submission = read_retrieval_submission(submission_path)
-    solution = read_retrieval_solution(solution_path)
+    rows, solution = read_retrieval_submission(submission_path), solution_path
+    return score_retrieved(rows, read_retrieval_solution(solution), (submission_path, solution))
+
+
+def score_retrieved(retrieved, solution, paths):
+    """Scores a retrieval in memory, as `score_retrieval` does.
+
+    Args:
+        retrieved: dict, image id -> list of index image ids, best first.
+        solution: dict of `read_retrieval_solution`.
+        paths: of the submission and the solution, for the message.
+    """
     truths = {image_id: (truth.image_ids, truth.usage) for image_id, truth in solution.items()}
-    return _score_usages(mean_average_precision, submission, submission_path, truths, solution_path)
+    return _score_usages(mean_average_precision, retrieved, paths[0], truths, paths[1])
 
 
 def _score_usages(metric, submission, submission_path, truths, solution_path):

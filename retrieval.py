@@ -29,7 +29,7 @@ from data.submissions import (
     read_retrieval_solution,
     write_retrieval_submission,
 )
-from metrics import format_scores, score_retrieval
+from metrics import format_scores, score_retrieved
 from network.loading import require_backend
 from report import retrieved
 from report.neighbors import choose_rows, draw_neighbors
@@ -295,11 +295,12 @@ def merge(session, files, divisor, rerank=None):
     _write_ranking(path, test_ids, ranking)
     left_out = _tell_left_out(session, path, parts, test_ids)
     print(path)
-    plain, is_reranked = None, rerank != "none" and (rerank != "divide" or divisor > 1)
+    rankings = {"mAP@100": ranking}
+    is_reranked = rerank != "none" and (rerank != "divide" or divisor > 1)
     if is_reranked and session.source.exists(RETRIEVAL_SOLUTION):
-        plain = session.source.scratch / "without_rerank.csv"
-        _write_ranking(plain, test_ids, merge_parts(parts, 1, num_nearest, "none"))
-    scores, solution = score(session.source, path, plain)
+        plain = merge_parts(parts, 1, num_nearest, "none")
+        rankings = {"mAP@100 without the rerank": plain} | rankings
+    scores, solution = score(session, test_ids, rankings)
     rows = draw(session, parts, ranking, solution)
     merged = {
         "scores": scores,
@@ -324,23 +325,29 @@ def _tell_left_out(session, path, parts, test_ids):
     return {"index": num_known - num_indexed, "test": len(test_ids) - num_answered}
 
 
-def score(source, path, plain):
-    """Scores the submission, and `plain`, the one without the rerank (None where there is none).
+def score(session, test_ids, rankings):
+    """Scores rankings in memory, and prints what they reach.
+
+    Args:
+        session: `Session`.
+        test_ids: (n,) uint64.
+        rankings: dict, name of the score -> `merging.Ranking`.
 
     Returns:
         (dict, name -> scores; the ground truth, as of `submissions.read_retrieval_solution`), both
         empty where the source has no ground truth.
     """
+    source = session.source
     if not source.exists(RETRIEVAL_SOLUTION):
         say(f"{source}: no {RETRIEVAL_SOLUTION}; the submission is not scored")
         return {}, {}
-    solution_csv = source.fetch(RETRIEVAL_SOLUTION)
-    submissions = {"mAP@100 without the rerank": plain} if plain else {}
-    submissions["mAP@100"] = path
-    scores = {name: score_retrieval(file, solution_csv) for name, file in submissions.items()}
-    for name, one in scores.items():
-        print(format_scores(name, one))
-    return scores, read_retrieval_solution(solution_csv)
+    solution_csv, scores = source.fetch(RETRIEVAL_SOLUTION), {}
+    paths = session.path(RETRIEVAL_SUBMISSION), solution_csv
+    solution = read_retrieval_solution(solution_csv)
+    for name, ranking in rankings.items():
+        scores[name] = score_retrieved(ranking.as_rows(test_ids), solution, paths)
+        print(format_scores(name, scores[name]))
+    return scores, solution
 
 
 def _write_ranking(path, test_ids, ranking):

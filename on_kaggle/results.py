@@ -13,6 +13,7 @@ from data.submissions import (
 from on_kaggle.client import NetworkError, ask_once, download, patiently, printable
 from on_kaggle.packing import REPORT
 from on_kaggle.states import look, read_report
+from runs.folders import scratch_folder
 from runs.session import (
     CHECKPOINTS,
     DESCRIPTORS,
@@ -20,7 +21,7 @@ from runs.session import (
     RECOGNITION_SUBMISSION,
     RETRIEVAL_SUBMISSION,
 )
-from utils import ExpectedError, file_md5, say, scratch_folder
+from utils import ExpectedError, file_md5, say
 
 CHALLENGES = {  # challenge -> (its submission, the competition of 2019)
     "recognition": (RECOGNITION_SUBMISSION, "landmark-recognition-2019"),

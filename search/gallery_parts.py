@@ -21,6 +21,7 @@ from data.arrays import (
 from descriptors.descriptions import load_queries, unit_length
 from runs.session import DESCRIPTORS, QUERIES, penalised_part_name
 from search.gallery import NUM_NEIGHBORS, Gallery, GalleryNeighbors, find_neighbors, nobody
+from search.part_files import load_all
 from utils import ExpectedError, StoppedError, say
 
 
@@ -58,9 +59,6 @@ class GalleryPart:
             self.distances,
             self.penalties,
         )
-
-
-OF_A_PART = ("part", "shards", "left_out", "files")  # facts that parts do not share
 
 
 def save_part(path, fingerprint, query_ids, gallery, neighbors):
@@ -123,41 +121,17 @@ def load_parts(paths):
     Raises:
         ExpectedError: a part is missing, repeated, damaged, or of another search.
     """
-    parts, first = {}, None
-    for path in paths:
-        part, fingerprint = load_part(path)
-        if "non_landmarks" in fingerprint:
-            raise ExpectedError(
-                f"{path}: a part that was searched with penalties; expected a "
-                "gallery-part-K-of-N.npz of nearest.py, which makes these from it; leave it out"
-            )
-        shared = {key: fact for key, fact in fingerprint.items() if key not in OF_A_PART}
-        first = first or (path, shared, part.query_ids)
-        for key in shared.keys() | first[1].keys():
-            if shared.get(key) != first[1].get(key):
-                raise ExpectedError(
-                    f"{path}: {key} is {shared.get(key)}, but {first[1].get(key)} in {first[0]}; "
-                    "expected parts of one gallery; search the odd one again, with the same "
-                    "queries.npz"
-                )
-        if not np.array_equal(part.query_ids, first[2]):
-            raise ExpectedError(
-                f"{path}: its query_ids are not those of {first[0]}; expected parts of one "
-                "gallery; search the odd one again"
-            )
-        if fingerprint["part"] in parts:
-            raise ExpectedError(
-                f"{path}: part {fingerprint['part']} is given twice; expected each part once; "
-                "leave one out"
-            )
-        parts[fingerprint["part"]] = part, fingerprint
-    shared = first[1]
-    if missing := sorted(set(range(shared["parts"])) - parts.keys()):
+    return load_all(paths, _load_plain_part, ["query_ids"], "gallery")
+
+
+def _load_plain_part(path):
+    part, fingerprint = load_part(path)
+    if "non_landmarks" in fingerprint:
         raise ExpectedError(
-            f"part {', '.join(map(str, missing))} of {shared['parts']} is missing; expected all "
-            f"parts of the gallery; search part {missing[0]} of {shared['parts']} first"
+            f"{path}: a part that was searched with penalties; expected a "
+            "gallery-part-K-of-N.npz of nearest.py, which makes these from it; leave it out"
         )
-    return [parts[number] for number in sorted(parts)], shared
+    return part, fingerprint
 
 
 # ------------------------------------------------------------------------------------ the gallery

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data.arrays import check_arrays, column, columns_of, load_arrays
+from data.landmarks import format_image_id
+from search.part_files import load_all
 from search.reranks import RERANKS
 from utils import ExpectedError
 
@@ -69,6 +71,14 @@ class Ranking:
     parts: np.ndarray
     positions: np.ndarray
 
+    def as_rows(self, query_ids):
+        """Gives a submission's rows: dict, image id of each query -> its images' ids, as words."""
+        rows = {image_id: [] for image_id in map(format_image_id, query_ids)}
+        ids, ends = list(map(format_image_id, self.image_ids)), self.row_ends.tolist()
+        for query_id, begin, end in zip(self.query_ids, [0, *ends], ends, strict=False):
+            rows[format_image_id(query_id)] = ids[begin:end]
+        return rows
+
 
 def load_parts(paths):
     """Reads part files and checks that they are all the parts of one search.
@@ -82,42 +92,8 @@ def load_parts(paths):
     Raises:
         ExpectedError: a part is missing, repeated, damaged, or of another search.
     """
-    parts, first = {}, None
-    for path in paths:
-        part, fingerprint = load_part(path)
-        number = fingerprint.pop("part")
-        fingerprint.pop("left_out", None)  # the index images that were searched are counted
-        fingerprint.pop("shards", None)  # each part has its own
-        first = first or (path, part, fingerprint)
-        _require_one_search(path, part, fingerprint, *first)
-        if number in parts:
-            raise ExpectedError(
-                f"{path}: part {number} is given twice; expected each part once; leave one out"
-            )
-        parts[number] = part
-    shared = first[2]
-    if missing := sorted(set(range(shared["parts"])) - parts.keys()):
-        raise ExpectedError(
-            f"part {', '.join(map(str, missing))} of {shared['parts']} is missing; expected all "
-            f"parts; search part {missing[0]} of {shared['parts']} first"
-        )
-    return [parts[number] for number in sorted(parts)], shared
-
-
-def _require_one_search(path, part, fingerprint, first_path, first, shared):
-    """Raises ExpectedError if a part is of another search than the first one."""
-    for key in fingerprint.keys() | shared.keys():
-        if fingerprint.get(key) != shared.get(key):
-            raise ExpectedError(
-                f"{path}: {key} is {fingerprint.get(key)}, but {shared.get(key)} in "
-                f"{first_path}; expected parts of one search; search the odd one again"
-            )
-    for name in OF_ALL_PARTS:
-        if not np.array_equal(getattr(part, name), getattr(first, name)):
-            raise ExpectedError(
-                f"{path}: its {name} are not those of {first_path}; expected parts of one search; "
-                "search the odd one again"
-            )
+    parts, shared = load_all(paths, load_part, OF_ALL_PARTS, "search")
+    return [part for part, _ in parts], shared
 
 
 def load_part(path):

@@ -25,7 +25,8 @@ from kaggle_mock import IDS, RESULTS, KaggleMock, Outcome
 
 import kernels
 from on_kaggle import chain, client, packing, plan, results, states
-from utils import ExpectedError, hold_folder
+from runs.folders import hold_folder
+from utils import ExpectedError
 
 ROOT = Path(kernels.__file__).parent
 UNFINISHED = {"checkpoint/training.npz": "weights", "history.csv": "mini_epoch\n1\n"}
@@ -391,7 +392,7 @@ def test_a_part_that_began_before_the_model_was_finished_is_searched_again(built
 @needs_client
 def test_two_runs_at_once_do_not_push_everything_twice(built, kaggle):
     with hold_folder(built, "kernels"):
-        assert " in use by process " in refusal("run", built)
+        assert " in use by another run; " in refusal("run", built)
     assert kaggle.pushes() == []
 
 

@@ -355,7 +355,7 @@ def test_parts_come_back_in_their_order_however_they_are_named(tmp_path, num_par
 def test_missing_parts_are_named(tmp_path):
     paths = write_parts(tmp_path, 6)
     assert refusal([paths[0], *paths[2:4], paths[5]]) == (
-        "part 1, 4 of 6 is missing; expected all parts; search part 1 of 6 first"
+        "part 1, 4 of 6 is missing; expected all parts of the search; search part 1 of 6 first"
     )
 
 
@@ -400,7 +400,7 @@ def test_a_part_of_another_search_is_named_with_its_setting(tmp_path, setting, v
     was = (FINGERPRINT | {"parts": 3})[setting]
     assert refusal(paths) == (
         f"{paths[1]}: {setting} is {value}, but {was} in {paths[0]}; expected parts of one search; "
-        "search the odd one again"
+        "search the odd one again, with the same queries.npz"
     )
 
 
@@ -540,6 +540,6 @@ def test_a_part_gives_the_candidates_of_some_queries():
         (1, 2): ([], []),
         (1, 3): ([2, 2, 2], [2, 3, 4]),
     }.items():
-        of_rows = part.cut(first, last, "row_ends", "positions")
+        of_rows = part.cut(first, last, "row_ends", "positions", "distances")
         assert of_rows[0].tolist() == rows
         assert of_rows[1].tolist() == of_rows[2].tolist() == positions

@@ -767,7 +767,7 @@ def test_a_part_of_another_model_is_refused(
     was, now = (load_arrays(path)[1]["model"] for path in (files[0], odd))
     assert error_of(capsys.readouterr()) == (
         f"error: {odd}: model is {now}, but {was} in {files[0]}; expected parts of one search; "
-        "search the odd one again"
+        "search the odd one again, with the same queries.npz"
     )
     assert submission_of(resumed) == before
 
@@ -785,7 +785,7 @@ def test_a_part_that_is_missing_is_named_with_the_command_that_makes_it(world, r
     (resumed / "part-3-of-6.npz").unlink()
     assert run("merge", "--source", world.folder, "--output", resumed) == 1
     assert error_of(capsys.readouterr()) == (
-        "error: part 3 of 6 is missing; expected all parts; search part 3 of 6 first"
+        "error: part 3 of 6 is missing; expected all parts of the search; search part 3 of 6 first"
     )
 
 

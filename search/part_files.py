@@ -1,0 +1,58 @@
+"""All the parts of one search or gallery: complete, none twice, none of another one."""
+
+import numpy as np
+
+from utils import ExpectedError
+
+OF_A_PART = ("part", "shards", "left_out", "files")  # facts that parts do not share
+
+
+def load_all(paths, load, columns, whole):
+    """Reads part files and checks that they belong together and are all.
+
+    Args:
+        paths: in any order.
+        load: function of a path that gives (part, its fingerprint).
+        columns: names of the attributes that all parts share.
+        whole: what they are parts of, e.g. `search`.
+
+    Returns:
+        (list of (part, its fingerprint) by number, dict of the facts that all share).
+
+    Raises:
+        ExpectedError: a part is missing, repeated, damaged, or of another search.
+    """
+    parts, first = {}, None
+    for path in paths:
+        part, fingerprint = load(path)
+        shared = {key: fact for key, fact in fingerprint.items() if key not in OF_A_PART}
+        first = first or (path, part, shared)
+        _require_one(path, part, shared, first, columns, whole)
+        number = fingerprint["part"]
+        if number in parts:
+            raise ExpectedError(
+                f"{path}: part {number} is given twice; expected each part once; leave one out"
+            )
+        parts[number] = part, fingerprint
+    shared = first[2]
+    if missing := sorted(set(range(shared["parts"])) - parts.keys()):
+        raise ExpectedError(
+            f"part {', '.join(map(str, missing))} of {shared['parts']} is missing; expected all "
+            f"parts of the {whole}; search part {missing[0]} of {shared['parts']} first"
+        )
+    return [parts[number] for number in sorted(parts)], shared
+
+
+def _require_one(path, part, shared, first, columns, whole):
+    """Raises ExpectedError if a part does not belong to the first one."""
+    first_path, first_part, first_shared = first
+    advice = f"expected parts of one {whole}; search the odd one again, with the same queries.npz"
+    for key in shared.keys() | first_shared.keys():
+        if shared.get(key) != first_shared.get(key):
+            raise ExpectedError(
+                f"{path}: {key} is {shared.get(key)}, but {first_shared.get(key)} in "
+                f"{first_path}; {advice}"
+            )
+    for name in columns:
+        if not np.array_equal(getattr(part, name), getattr(first_part, name)):
+            raise ExpectedError(f"{path}: its {name} are not those of {first_path}; {advice}")
