@@ -17,7 +17,7 @@ test: $(VENV)/.installed-dev  ## all tests, a few minutes on 2 cores
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-cluster: $(VENV)/.installed-cluster  ## tests of several devices, machines and Dask workers
-	$(BIN)/python -m pytest -q tests/test_replicas.py tests/test_machines.py tests/test_scheduler.py
+	$(BIN)/python -m pytest -q tests/test_devices.py tests/test_machines.py tests/test_dask_workers.py
 
 lint: $(VENV)/.installed-dev  ## format and lint, without changing anything
 	$(BIN)/ruff format --check .

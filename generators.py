@@ -36,12 +36,14 @@ class Batch:
             not count.
         class_indices: (n,) int32, or None where classes are unknown.
         locations: (n, 2) int64, the offset and size in bytes of each image in the shard's tar.
+        weight: of each image in the loss, where several machines train together; else None.
     """
 
     images: np.ndarray
     image_ids: np.ndarray
     class_indices: np.ndarray | None
     locations: np.ndarray
+    weight: float | None = None
 
 
 @dataclass(frozen=True)

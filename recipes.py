@@ -312,3 +312,5 @@ RECIPES = {
         batch_size=128, epochs=20, learning_rate=1e-3, schedule="cosine", warm_up=0.05,
     ),
 }  # fmt: skip
+# For some thousand photos and a laptop: `frozen` with a small network, see docs/own-photos.md.
+RECIPES["small"] = RECIPES["frozen"].changed(backbone="mobilenet_v2", image_size=160)

@@ -179,16 +179,15 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         fresh: forget the checkpoint first.
         place: (addresses of the machines that train together or None, number of this one).
     """
+    recipe, valid_shards = fit_to_source(session.source, recipe, valid_shards)
     source, data = session.source, recipe.data
     shards = source.select_shards("train", *data.train_shards, "train_shards")
     held_out = source.select_shards("train", *valid_shards, "valid_shards")
     announce(source, shards, recipe)
 
     import model
-    from network import (
-        backbones,  # these load Keras, which is deferred until the source has answered
-        devices,
-    )
+    from cluster import machines
+    from network import backbones  # loads Keras, which is deferred until the source has answered
     from training import checkpoints, frozen, loop
 
     # Before 450 MB of train.csv are fetched for them.
@@ -206,13 +205,28 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         checkpoints.forget(session)
     images = loop.TrainImages(class_table, labels, shards, held_out)
     trainer = frozen if recipe.network.frozen_backbone else loop
-    with devices.join_machines(*place):
-        network = trainer.train(session, recipe, images, valid_every)
+    with machines.join(*place) as joined:
+        together = (joined,) if place[0] else ()  # a frozen backbone needs one machine
+        network = trainer.train(session, recipe, images, valid_every, *together)
     if place[1]:  # the first machine writes
         return
     path = session.path(MODEL)
     model.save_recogniser(network, path, class_table, recipe)
     print(path)
+
+
+def fit_to_source(source, recipe, valid_shards):
+    """Chooses the shards of a source that has fewer than Google Landmarks v2, unless a person did.
+
+    Returns:
+        (`Recipe`, (first, stop) of the held-out shards): all but shard 0, which is held out.
+    """
+    num_shards = source.count_shards("train")
+    is_default = recipe.data.train_shards == Data().train_shards
+    if not is_default or not 1 < num_shards < recipe.data.train_shards[1]:
+        return recipe, valid_shards
+    say(f"{source}: {num_shards} train shards; the first is held out to validate on")
+    return recipe.changed(train_shards=(1, num_shards)), (0, 1)
 
 
 def announce(source, shards, recipe):

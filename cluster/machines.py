@@ -1,77 +1,120 @@
-"""The machines of one run: they find one another, agree, and notice when one is gone.
+"""The machines of one run, by JAX's distributed runtime: it connects them and watches them.
 
-Every machine but the first listens at its address, the first connects to all of them; JSON lines
-go to and fro. Nothing here knows Keras or JAX.
+Its key-value store carries small facts, its heartbeats notice a machine that is gone. Ours is what
+it lacks: shards for each machine, a stop that all follow, and one line where a machine is lost.
 """
 
+import atexit
 import contextlib
+import dataclasses
 import json
+import math
 import os
-import queue
+import signal
 import socket
-import threading
+import subprocess
+import sys
 import time
 
-from utils import ExpectedError, say
+import numpy as np
 
-PATIENCE_S = 300.0  # for the other machines at the start
-BEAT_S = 5.0  # between signs of life
-LOST_AFTER_S = 120.0  # without a sign of life; compiling a step may hold it up for a minute
-GRACE_S = 15.0  # to end cleanly; a step that waits for a lost machine may never end
-MAX_LINE_BYTES = 64 << 20
+from generators import Batch, ShardEnd
+from network.loading import stdout_to_stderr
+from utils import ExpectedError, StoppedError, say
+
+PATIENCE_S = 300  # for the other machines at the start
+LOST_AFTER_S = 60  # without a sign of life; JAX then ends the others
+LAST_WORDS_S = 3.0  # until all others know that a machine ends
+LEAVE_TOGETHER_S = 10.0  # for all to come to the end; a step that waits may never do
 NOWHERE = "nowhere"
 
+# Where JAX ends a process it does so in native code, with a page; this reads what comes from there.
+NATIVE_READER = """
+import sys
+told = sys.stdin.buffer.read()
+if b"Terminating process because the JAX distributed service" in told:
+    told = sys.argv[1].encode()
+sys.stderr.buffer.write(told)
+"""
 
-class Peer:
-    """A connection to another machine: its socket, what to read from, and what came."""
 
-    def __init__(self, connection):
-        self.connection = connection
-        self.file = connection.makefile("r", encoding="utf-8")
-        self.messages = queue.Queue()
+class OneMachine:
+    """A run on this machine alone, where nothing has to be agreed on.
+
+    Attributes:
+        count: machines that train together; each has a shard of its own.
+        number: of this one; the first writes what is kept.
+    """
+
+    count = 1
+    number = 0
+
+    def follow_first(self, variables, rows, facts):
+        """Takes weights and rows of the history from the first machine; gives the rows.
+
+        Args:
+            variables: list of keras.Variable, weights and moments of the network.
+            rows: of the history, as far as this machine knows it.
+            facts: dict that must be equal on all machines.
+        """
+        return rows
+
+    def share_shards(self, stream, plan, reading):
+        """Gives the stream of this machine's shards, with as many batches a group as the others'.
+
+        Args:
+            stream: function, (plan, `Reading`) -> iterator of `Batch` and `ShardEnd`.
+            plan: list of (epoch, `Shard`), those of all machines.
+            reading: `Reading` of batches as the recipe has them.
+        """
+        return stream(plan, reading)
+
+    def common(self, stop):
+        """Gives a `Stop` that all machines follow together."""
+        return stop
+
+    def collect(self, row, num_shards):
+        """Gives the rows of a group of shards, which were trained together, in their order.
+
+        Args:
+            row: of the history, what this machine knows of its shard.
+            num_shards: of the group.
+        """
+        return [row]
 
 
-class Machines:
-    """The machines of a run, seen from one of them.
+ALONE = OneMachine()
+
+
+class LostError(ExpectedError):
+    """Another machine ended or is gone."""
+
+    def __init__(self, reason, count):
+        super().__init__(
+            f"{reason}; expected all {count} machines to the end; run the same command again to "
+            "continue, with those that are there"
+        )
+        self.reason = reason
+
+
+class Machines(OneMachine):
+    """Several machines, seen from one of them; `join` makes it.
 
     Args:
         addresses: tuple of str, `HOST:PORT` of each machine.
         number: of this one, its place in `addresses`.
-
-    Raises:
-        ExpectedError: this machine's port is taken, another machine did not come, or was started
-            with other addresses.
+        client: of JAX's coordination service.
     """
 
-    def __init__(self, addresses, number):
-        self.addresses, self.number = tuple(addresses), number
-        self.lost = None  # why the run cannot go on
-        self._loss = None  # ... in short, as the others are told it
-        self._has_lost = threading.Event()
-        self._is_closed = False
-        self._stderr = os.dup(2)  # which the main thread may have muted when it is needed
-        self._lock = threading.Lock()
-        if (
-            number == 0
-        ):  # JAX will listen there, and says in many lines, after minutes, if it cannot
-            self._open_port().close()
-        others = range(1, len(addresses)) if number == 0 else [0]
-        self._peers = {}
-        deadline = time.monotonic() + PATIENCE_S
-        for other in others:
-            connect = self._call if number == 0 else self._listen
-            connection = connect(other, deadline)
-            self._peers[other] = Peer(connection)
-            self._greet(other)
-        for work in (self._beat, *(lambda o=other: self._read(o) for other in others)):
-            threading.Thread(target=work, name="machines", daemon=True).start()
-
-    def __len__(self):
-        return len(self.addresses)
+    def __init__(self, addresses, number, client):
+        self.addresses, self.number, self.count = addresses, number, len(addresses)
+        self._client, self._turn = client, 0
 
     def name(self, number):
         """Names a machine for a message."""
         return f"machine {number} ({self.addresses[number]})"
+
+    # ------------------------------------------------------------------------ what is agreed on
 
     def exchange(self, value):
         """Gives what all machines say, in their order; all of them must call it.
@@ -80,160 +123,308 @@ class Machines:
             value: anything that JSON can hold.
 
         Raises:
-            ExpectedError: one of them failed or is gone.
+            LostError: one of them ended.
         """
-        if self.number:
-            self._send(0, {"value": value})
-            return self._receive(0)["values"]
-        values = [value, *(self._receive(other)["value"] for other in self._peers)]
-        for other in self._peers:
-            self._send(other, {"values": values})
-        return values
+        self._say(self._turn, {"value": value})
+        said = [self._hear(number) for number in range(self.count)]
+        if self._turn:  # all have read what was said before, as they speak again
+            self._client.key_value_delete(self._key(self._turn - 1, self.number))
+        self._turn += 1
+        return [each["value"] for each in said]
 
-    def finish(self):
-        """Waits until all have come to the end."""
-        self.exchange("finished")
-        self._is_closed = True
+    def _say(self, turn, message):
+        key = self._key(turn, self.number)
+        self._client.key_value_set(key, json.dumps(message), allow_overwrite=True)
 
-    def fail(self, reason):
-        """Tells the others that this machine ends, and why; they end, too."""
-        told = self._loss or f"{self.name(self.number)} ended: {reason}"
-        for other in self._peers:
-            self._send(other, {"failed": told})
-        self._is_closed = True
-
-    def is_lost(self, timeout_s):
-        """Tells whether a machine is gone, which may show in other errors a little earlier."""
-        return self._has_lost.wait(timeout_s)
-
-    # ------------------------------------------------------------------------- the connections
-
-    def _call(self, other, deadline):
-        """Connects to another machine."""
-        host, _, port = self.addresses[other].rpartition(":")
-        say(f"waiting for {self.name(other)}")
+    def _hear(self, number, patience_s=math.inf):
+        deadline = time.monotonic() + patience_s
         while True:
-            try:
-                return socket.create_connection((host, int(port)), timeout=LOST_AFTER_S)
-            except OSError as error:
+            try:  # in pieces of a second: Ctrl-C is answered between them
+                said = self._client.blocking_key_value_get(self._key(self._turn, number), 1000)
+            except RuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
                 if time.monotonic() > deadline:
-                    raise self._absent(other, error) from error
-                time.sleep(0.2)
+                    raise LostError(
+                        f"{self.name(number)} is gone or does not answer", self.count
+                    ) from error
+                continue
+            said = json.loads(said)
+            if said.get("failed"):
+                raise LostError(said["failed"], self.count)
+            return said
 
-    def _listen(self, other, deadline):
-        """Waits for another machine to connect."""
-        with self._open_port() as server:
-            say(f"waiting for {self.name(other)}")
-            server.settimeout(max(0.1, deadline - time.monotonic()))
-            try:
-                connection, _ = server.accept()
-            except TimeoutError as error:
-                raise self._absent(other, error) from error
-        connection.settimeout(LOST_AFTER_S)
-        return connection
+    def _key(self, turn, number):
+        return f"landmarks/{turn}/{number}"
 
-    def _open_port(self):
-        """Listens at this machine's address."""
-        host, _, port = self.addresses[self.number].rpartition(":")
+    def follow_first(self, variables, rows, facts):
+        import jax
+        from jax.experimental import multihost_utils
+
+        devices = jax.local_devices()
+        kind = f"{len(devices)} {devices[0].platform}"
+        self.require_equal(facts | {"the number and kind of devices": kind})
+        for variable in variables:
+            variable.assign(multihost_utils.broadcast_one_to_all(np.asarray(variable)))
+        return self.exchange(None if self.number else rows)[0]
+
+    def require_equal(self, facts):
+        """Raises ExpectedError unless all machines have the same facts."""
+        facts = json.loads(json.dumps(facts))  # as others come
+        for number, others in enumerate(self.exchange(facts)):
+            for name in facts:
+                if others[name] != facts[name]:
+                    raise ExpectedError(
+                        f"{self.name(number)}: {name} is {others[name]}, here it is "
+                        f"{facts[name]}; expected the same command and data on all machines"
+                    )
+
+    def share_shards(self, stream, plan, reading):
+        """Gives every n-th shard to each machine, which gives 1/n of each batch.
+
+        Where a shard ends before those of other machines, its last batch is repeated with a weight
+        of 0: each image counts once.
+        """
+        size = reading.batch_size // self.count
+        reading = dataclasses.replace(reading, batch_size=size)
+        items = stream(plan[self.number :: self.count], reading)
+        pixels = np.zeros((size, reading.image_size, reading.image_size, 3), np.uint8)
+        none = np.empty(0, np.uint64)
+        filler = Batch(pixels, none, np.zeros(size, np.int32), none)
+        for begin in range(0, len(plan), self.count):
+            # The last group may have no shard for this machine.
+            is_over = begin + self.number >= len(plan)
+            end = ShardEnd(plan[begin][1], 0, ()) if is_over else None
+            while True:
+                item = end or next(items)
+                end = item if isinstance(item, ShardEnd) else None
+                num_active = sum(self.exchange(end is None))
+                if not num_active:
+                    break
+                filler = filler if end else item
+                weight = 0.0 if end else self.count / num_active
+                yield dataclasses.replace(filler, weight=weight)
+            yield end
+
+    def common(self, stop):
+        return CommonStop(stop, self)
+
+    def collect(self, row, num_shards):
+        rows = self.exchange(row)[:num_shards]
+        times = ("waited_s", "seconds")
+        return [
+            row
+            | {name: row[name] / num_shards for name in times}
+            | {"images_per_s": row["images_per_s"] * num_shards}
+            for row in rows
+        ]
+
+    # ----------------------------------------------------------------------------------- the end
+
+    def end(self, error):
+        """Tells the others that this machine ends, and leaves together with them where it can.
+
+        Args:
+            error: why; None at the end of the run.
+
+        Returns:
+            What to raise: the error, or why it came where another machine is the reason.
+        """
+        if error is None:
+            self.exchange("finished")
+        else:
+            error = self._fail(error)
         try:
-            return socket.create_server((host, int(port)))
-        except OSError as error:
-            raise ExpectedError(
-                f"{self.name(self.number)}: cannot listen there ({error.strerror or error}); "
-                "expected a free port of this machine",
-                setting="machines",
-            ) from error
+            self._client.wait_at_barrier("end", round(LEAVE_TOGETHER_S * 1000))
+        except RuntimeError:
+            if self.number == 0:  # with which the store goes, and JAX would end those who read it
+                time.sleep(LAST_WORDS_S)
+            # JAX would wait for the others at the exit.
+            atexit.register(os._exit, getattr(error, "exit_code", 1))
+        else:
+            import jax
 
-    def _greet(self, other):
-        """Makes sure that the other side is of this run."""
-        hello = {"machines": list(self.addresses), "number": other}
-        self._send(other, hello)
+            jax.distributed.shutdown()
+        return error
+
+    def _fail(self, error):
+        """Says why this machine ends; gives the error, or what other machine is the reason."""
+        reason = ""  # for what fails within a step, on all machines, when one of them is lost
+        if isinstance(error, LostError):
+            reason = error.reason
+        elif isinstance(error, ExpectedError | StoppedError | KeyboardInterrupt):
+            text = str(error).partition("\n")[0] or type(error).__name__
+            reason = f"{self.name(self.number)} ended: {text}"
+        for turn in (self._turn, self._turn + 1):  # others may have come one further
+            self._say(turn, {"failed": reason})
         try:
-            answer = json.loads(self._peers[other].file.readline(MAX_LINE_BYTES) or "{}")
-        except (OSError, ValueError) as error:
-            answer = str(error)
-        if answer != hello | {"number": self.number}:
-            raise ExpectedError(
-                f"{self.name(other)}: answers {json.dumps(answer)[:200]}; expected the same list "
-                "of machines everywhere, and another number on each",
-                setting="machines",
+            for number in range(0 if reason else self.count):
+                self._hear(number, LAST_WORDS_S)
+        except LostError as lost:
+            return lost
+        return error
+
+
+class CommonStop:
+    """A `Stop` of several machines: what stops one stops all, after the same step.
+
+    Args:
+        stop: `Stop` of this machine.
+        machines: `Machines`.
+    """
+
+    def __init__(self, stop, machines):
+        self.stop, self.machines = stop, machines
+        self.said = ""
+
+    @property
+    def signal_number(self):
+        return self.stop.signal_number
+
+    def requested(self, needed_s=0.0):
+        """Tells whether to stop now; all machines must ask together."""
+        own = self.stop.reason() if self.stop.requested(needed_s) else ""
+        reasons = self.machines.exchange(own)
+        self.said = next((f"{r} on machine {k}" for k, r in enumerate(reasons) if r), "")
+        return bool(self.said)
+
+    def reason(self):
+        """Names what asked for the stop, and where."""
+        return self.said
+
+
+# ------------------------------------------------------------------------------ the connections
+
+
+@contextlib.contextmanager
+def join(addresses, number):
+    """Joins the machines of a run, which then train as one.
+
+    Args:
+        addresses: tuple of str, `HOST:PORT` of each machine; None for this machine alone. JAX
+            listens at the first one.
+        number: of this machine.
+
+    Yields:
+        `OneMachine` or `Machines`.
+
+    Raises:
+        ExpectedError: Keras does not run on JAX, a machine did not come, or is gone.
+    """
+    if not addresses:
+        yield ALONE
+        return
+    _require_jax(addresses)
+    machines = _connect(addresses, number)
+    lost = LostError(f"another machine is gone, or silent for {LOST_AFTER_S} s", machines.count)
+    with native_ends_in_one_line(lost):
+        try:
+            yield machines
+            machines.end(None)
+        except BaseException as error:
+            reason = machines.end(error)
+            if reason is error:
+                raise
+            raise reason from error
+
+
+def _connect(addresses, number):
+    """Connects to the other machines; gives `Machines`."""
+    import jax
+    from jax._src import distributed  # the key-value store has no public name
+
+    if number == 0:
+        _require_free_port(addresses[0])
+    _require_name(addresses[number])
+    absent = ExpectedError(
+        f"machine {number} ({addresses[number]}): the {len(addresses)} machines did not find one "
+        f"another within {PATIENCE_S} s; expected the same list of machines everywhere, another "
+        "number on each, and a way to the first; start the command on all"
+    )
+    say(f"waiting for {len(addresses)} machines at {addresses[0]}")
+    with native_ends_in_one_line(absent):
+        try:
+            # Keras' own `initialize` lets JAX guess the devices: under Slurm the first GPU alone.
+            jax.distributed.initialize(
+                addresses[0],
+                len(addresses),
+                number,
+                cluster_detection_method="deactivate",
+                initialization_timeout=PATIENCE_S,
+                heartbeat_timeout_seconds=LOST_AFTER_S,
             )
+            machines = Machines(addresses, number, distributed.global_state.client)
+            if machines.exchange(list(addresses)) != [list(addresses)] * len(addresses):
+                raise absent
+            jax.devices()  # waits for those of all machines
+        except RuntimeError as error:
+            raise absent from error
+    # JAX takes SIGTERM for itself, which then stops nothing; Slurm sends it ahead of the end.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    return machines
 
-    def _absent(self, other, error):
-        return ExpectedError(
-            f"{self.name(other)}: did not come within {PATIENCE_S:.0f} s ({error}); expected the "
-            f"same command there with --machine {other}; start it on all machines"
+
+@contextlib.contextmanager
+def native_ends_in_one_line(error):
+    """Puts one line in the place of the page with which JAX ends a process in the block.
+
+    What other native code writes to stdout and stderr shows where the block fails otherwise.
+
+    Args:
+        error: ExpectedError to tell instead.
+    """
+    sys.stderr.flush()
+    original, python_stderr = os.dup(2), sys.stderr
+    command = [sys.executable, "-c", NATIVE_READER, f"error: {error}\n"]
+    # A session of its own: it must outlive Ctrl-C.
+    reader = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    os.dup2(reader.stdin.fileno(), 2)
+    reader.stdin.close()
+    sys.stderr = open(original, "w", buffering=1, closefd=False)  # noqa: SIM115
+    try:
+        with stdout_to_stderr():  # Gloo says there that it is connected
+            yield
+    except (ExpectedError, StoppedError, KeyboardInterrupt):
+        reader.kill()
+        raise
+    else:
+        reader.kill()
+    finally:
+        sys.stderr.flush()
+        sys.stderr = python_stderr
+        os.dup2(original, 2)
+        os.close(original)
+        reader.wait()
+
+
+def _require_jax(addresses):
+    import keras
+
+    if keras.backend.backend() != "jax":
+        raise ExpectedError(
+            f"{len(addresses)} machines: Keras runs on {keras.backend.backend()}; expected JAX, "
+            "which trains on several; set KERAS_BACKEND=jax"
         )
 
-    def _send(self, other, message):
-        with contextlib.suppress(OSError), self._lock:  # the reader notices that it is gone
-            self._peers[other].connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def _receive(self, other):
-        while True:
-            if self.lost:
-                raise ExpectedError(self.lost)
-            with contextlib.suppress(queue.Empty):
-                message = self._peers[other].messages.get(timeout=0.5)
-                if message:
-                    return message
-
-    def _beat(self):
-        while True:
-            for other in self._peers:
-                self._send(other, {"alive": True})
-            time.sleep(BEAT_S)
-
-    def _read(self, other):
-        """Takes in what another machine says, until it says no more."""
-        peer = self._peers[other]
-        while True:
-            try:
-                message = json.loads(peer.file.readline(MAX_LINE_BYTES))
-            except (OSError, ValueError):  # also at the end, where nothing is read
-                break
-            if "failed" in message:
-                self._lose(message["failed"])
-            elif "alive" not in message:
-                peer.messages.put(message)
-        self._lose(f"{self.name(other)} is gone")
-
-    def _lose(self, reason):
-        """Ends the run on this machine, and lets the first machine tell the others."""
-        if self._is_closed or self.lost:
-            return
-        self._loss = reason
-        self.lost = (
-            f"{reason}; expected all {len(self)} machines to the end; run the same command again "
-            "to continue, with those that are there"
-        )
-        self._has_lost.set()
-        for other, peer in self._peers.items():
-            peer.messages.put(None)
-            if self.number == 0:
-                self._send(other, {"failed": reason})
-        timer = threading.Timer(GRACE_S, self._give_up)
-        timer.daemon = True
-        timer.start()
-
-    def _give_up(self):
-        """Ends the process: its main thread waits inside of a step, where nothing reaches it."""
-        if not self._is_closed:
-            os.write(self._stderr, f"error: {self.lost}\n".encode())
-            os._exit(1)
+def _require_free_port(address):
+    """Raises ExpectedError unless JAX can listen there: it says so in many lines, after minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_server((host, int(port))).close()
+    except OSError as error:
+        raise ExpectedError(
+            f"machine 0 ({address}): cannot listen there ({error.strerror or error}); expected a "
+            "free port of this machine",
+            setting="machines",
+        ) from error
 
 
-def require_name(address):
-    """Makes sure that the name of this machine leads where others reach it.
+def _require_name(address):
+    """Raises ExpectedError unless the name of this machine leads to where others reach it.
 
     It is what Gloo tells the others, by which JAX connects processors; on Debian and Ubuntu it
     leads to 127.0.1.1 at first.
-
-    Args:
-        address: `HOST:PORT` of this machine.
-
-    Raises:
-        ExpectedError: it leads to this machine alone, or nowhere.
     """
     host, name = address.rpartition(":")[0], socket.gethostname()
     own, named = _look_up(host), _look_up(name)
@@ -249,40 +440,3 @@ def _look_up(host):
         return socket.gethostbyname(host)
     except OSError:
         return NOWHERE
-
-
-def open_door(address):
-    """Opens a port of this machine that leads to an address, and stays open when that is gone.
-
-    JAX ends a process, with a page of its own, as soon as its connection to the first machine
-    breaks; this one does not.
-
-    Args:
-        address: `HOST:PORT`.
-
-    Returns:
-        The door's own `HOST:PORT`.
-    """
-    host, _, port = address.rpartition(":")
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def serve():
-        while True:
-            inner, _ = server.accept()
-            try:
-                outer = socket.create_connection((host, int(port)))
-            except OSError:  # not yet there: asked again
-                inner.close()
-                continue
-            for pair in ((inner, outer), (outer, inner)):
-                threading.Thread(target=_copy, args=pair, name="door", daemon=True).start()
-
-    threading.Thread(target=serve, name="door", daemon=True).start()
-    return f"127.0.0.1:{server.getsockname()[1]}"
-
-
-def _copy(source, target):
-    """Copies what comes from a socket to another until the end, which is not passed on."""
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)

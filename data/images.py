@@ -160,13 +160,13 @@ def make_thumbnail(data, longest_side, formats=IMAGE_FORMATS):
     return thumbnail
 
 
-def shrink_image(data, pixels, quality):
+def shrink_image(data, pixels, quality, formats=IMAGE_FORMATS):
     """Makes a picture small: upright, RGB, without EXIF, its shorter side so many pixels.
 
     None is enlarged, and a JPEG that is upright, RGB and small already stays byte for byte.
 
     Args:
-        data: bytes of a JPEG (or of a PNG, WebP or GIF of that name).
+        data, formats: as of `decode_image`.
         pixels: its shorter side afterwards.
         quality: of the JPEG, 1 to 95.
 
@@ -176,7 +176,7 @@ def shrink_image(data, pixels, quality):
     Raises:
         BadImageError: the bytes are not a readable image.
     """
-    with _opened(data) as image:
+    with _opened(data, formats) as image:
         is_plain = image.format == "JPEG" and image.mode == "RGB" and "exif" not in image.info
         if is_plain and min(image.size) <= pixels:
             image.load()  # a damaged one shows here

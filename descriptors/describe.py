@@ -33,7 +33,7 @@ from generators import (
     tell_problems,
 )
 from model import load_recogniser
-from network.devices import set_up_replicas
+from network.devices import choose_devices
 from runs.session import descriptions_name
 from utils import StoppedError, say
 
@@ -67,8 +67,8 @@ class Describer:
 
     def __init__(self, settings, source):
         self.settings = settings
-        self.replicas = set_up_replicas(settings.batch_size)
-        with self.replicas.scope():
+        self.devices = choose_devices(settings.batch_size)
+        with self.devices.scope():
             recogniser = load_recogniser(
                 settings.model_path, lambda: read_2019_classes(source.fetch(TRAIN_CSV))
             )
@@ -103,7 +103,7 @@ class Describer:
     def describe(self, batch, shard):
         """Describes one `Batch` of a shard."""
         n, dtype = len(batch.image_ids), self.settings.dtype
-        class_indices, confidences, descriptors = self.replicas.predict_on_batch(
+        class_indices, confidences, descriptors = self.devices.predict_on_batch(
             self.predictor, batch.images
         )
         descriptors, confidences = descriptors[:n].astype(dtype), confidences[:n]

@@ -1,31 +1,22 @@
-"""One network on several devices, of one machine or of several: every batch is split over them.
+"""One network on several devices: every batch is split over them.
 
-The only place that speaks to TensorFlow or JAX itself; on one device nothing is done.
+The only place that speaks to TensorFlow or JAX itself; on one device nothing is done. Under JAX the
+devices may be those of several machines, see `cluster.machines`.
 """
 
-import atexit
 import contextlib
-import dataclasses
-import json
-import os
-import signal
-from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 
-from cluster.machines import Machines, open_door, require_name
-from generators import Batch, ShardEnd
-from network.loading import loading_keras, muted_stderr, stdout_to_stderr
-from utils import ExpectedError, StoppedError, say
+from network.loading import loading_keras, muted_stderr
+from utils import ExpectedError, say
 
 with loading_keras():
     import keras
 
 FLOAT16 = "mixed_float16"  # the precision policy of GPUs
 BFLOAT16 = "mixed_bfloat16"  # ... and of TPU cores
-JAX_PATIENCE_S = 600  # longer than that of `Machines`, who say it in one line
-LOST_SHOWS_S = 3.0  # until a machine is known to be gone, after a step has failed
 AXIS = "batch"  # the one axis of the devices: images are split along it, and so are the classes
 HEAD = r"(.*[/_])?logits[/_]"  # of a path: the head's weights, `logits/kernel`, and their moments
 
@@ -60,22 +51,21 @@ def make_metrics(network, images, class_indices):
 
 
 class OneDevice:
-    """Runs batches on the one device that Keras chooses.
-
-    Attributes:
-        num_machines: that train together; each has a shard of its own.
-        is_first: whether this machine writes what is kept.
-    """
-
-    num_machines = 1
-    is_first = True
+    """Runs batches on the one device that Keras chooses."""
 
     def scope(self):
         """Gives the context in which networks must be built and loaded."""
         return contextlib.nullcontext()
 
-    def train_on_batch(self, network, images, class_indices):
-        """Trains on one batch; gives (loss, accuracy) as floats."""
+    def train_on_batch(self, network, images, class_indices, weight=None):
+        """Trains on one batch; gives (loss, accuracy) as floats.
+
+        Args:
+            network: compiled keras.Model.
+            images: of the batch, or of this machine's share of it.
+            class_indices: of the images.
+            weight: of each of them in the loss, where several machines train together.
+        """
         if network.train_function is None:
             make_metrics(network, images, class_indices)
         # Keras before 3.14 gave the mean since the last reset (keras-team/keras#22617).
@@ -83,51 +73,18 @@ class OneDevice:
         return network.train_on_batch(images, class_indices)
 
     def predict_on_batch(self, network, images):
-        """Gives the network's outputs as a list of NumPy arrays."""
+        """Gives the network's outputs for a whole batch as a list of NumPy arrays."""
         outputs = network.predict_on_batch(images)
         return outputs if isinstance(outputs, list) else [outputs]
 
     def settle(self, network):
         """Brings the variables of a network up to date that was trained on."""
 
-    def follow_first(self, network, rows, facts):
-        """Takes weights and rows of the history from the first machine; gives the rows.
 
-        Args:
-            network: compiled keras.Model.
-            rows: of the history, as far as this machine knows it.
-            facts: dict that must be equal on all machines.
-        """
-        return rows
+class MirroredDevices(OneDevice):
+    """Mirrors networks on TensorFlow devices; each takes its share of a batch.
 
-    def keep_step(self, stream, plan, reading):
-        """Gives a stream with as many batches for each group of shards as other machines have.
-
-        Args:
-            stream: function, (plan, `Reading`) -> iterator of `Batch` and `ShardEnd`.
-            plan: list of (epoch, `Shard`), those of all machines.
-            reading: `Reading` of batches as the recipe has them.
-        """
-        return stream(plan, reading)
-
-    def common(self, stop):
-        """Gives a `Stop` that all machines follow together."""
-        return stop
-
-    def collect(self, row, num_shards):
-        """Gives the rows of a group of shards, which were trained together, in their order.
-
-        Args:
-            row: of the history, what this machine knows of its shard.
-            num_shards: of the group.
-        """
-        return [row]
-
-
-class TensorFlowReplicas(OneDevice):
-    """Mirrors networks on several devices; each takes its share of a batch, gradients are summed.
-
-    Batch normalisation works within a share.
+    Gradients are summed. Batch normalisation works within a share.
 
     Args:
         devices: list of TensorFlow device names.
@@ -142,7 +99,7 @@ class TensorFlowReplicas(OneDevice):
     def scope(self):
         return self.strategy.scope()
 
-    def train_on_batch(self, network, images, class_indices):
+    def train_on_batch(self, network, images, class_indices, weight=None):
         # Keras' own train_on_batch would give each device the whole batch.
         if network.train_function is None:
             network.test_on_batch(images, class_indices)  # makes the metrics' variables in time
@@ -165,32 +122,14 @@ class TensorFlowReplicas(OneDevice):
         )
 
 
-@dataclass(frozen=True)
-class Placed:
-    """Where the value of a Keras variable is.
-
-    Attributes:
-        variable: keras.Variable.
-        resting: its own value, as it was when it was placed; another one was assigned since.
-        array: jax.Array on the devices, its split axis padded to a multiple of their number.
-        is_newer: a step changed it.
-    """
-
-    variable: object
-    resting: object
-    array: object
-    is_newer: bool = False
-
-
-class JaxDevices(OneDevice):
+class SplitDevices(OneDevice):
     """Splits every batch over JAX devices, and the head by classes over the same devices.
 
     Losses, gradients and batch normalisation are of the whole batch, as on one device. Each device
     has all weights but those of the head, of which it has the columns of its share of the classes:
-    features cross between devices, which are small, instead of the head's gradients. Where the
-    devices do not divide the columns, zeros are added on the devices, and nowhere else: Keras and
-    the checkpoint know the variables as they are on one device. Those rest in the machine's memory
-    and are up to date after `settle`.
+    features cross between devices, which are small, instead of the head's gradients. Keras and the
+    checkpoint know the variables as they are on one device: those rest in the machine's memory and
+    are up to date after `settle`.
 
     Args:
         devices: list of Keras' names of JAX devices.
@@ -209,268 +148,187 @@ class JaxDevices(OneDevice):
             layout_map=layouts, batch_dim_name=AXIS, auto_shard_dataset=False
         )
         self.num_devices = len(devices)
-        self._placed = {}  # id of a variable -> Placed
-        self._steps = {}  # (id of a network, what it does) -> (network, function)
+        self.everywhere = keras.distribution.TensorLayout([], mesh).backend_layout
+        self._placed = {}  # keras.Model -> SplitNetwork
 
-    def train_on_batch(self, network, images, class_indices):
-        return self._train(network, (images, class_indices, None))
+    def train_on_batch(self, network, images, class_indices, weight=None):
+        if network not in self._placed:
+            make_metrics(network, images, class_indices)
+        weights = None if weight is None else np.full(len(images), weight, np.float32)
+        logs = self.place(network).train((images, class_indices, weights))
+        return float(logs["loss"]), float(logs["sparse_categorical_accuracy"])
 
     def predict_on_batch(self, network, images):
-        step = self._step(network, "predict", self._make_predict_step)
-        groups = (network.trainable_variables, network.non_trainable_variables)
-        outputs = step([[self._place(v) for v in group] for group in groups], self._split(images))
+        outputs = self.place(network).predict(images)
         outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
         return [np.asarray(output) for output in outputs]
 
     def settle(self, network):
-        for variable in [*network.variables, *network.optimizer.variables]:
-            placed = self._placed.get(id(variable))
-            if placed and placed.is_newer:
-                value = self._whole(placed.array)[tuple(map(slice, variable.shape))]
-                self._rest(variable, value, placed.array)
+        self.place(network).settle()
 
-    # ----------------------------------------------------------------------------- the steps
+    def place(self, network):
+        """Gives the `SplitNetwork` of a network."""
+        if network not in self._placed:
+            self._placed[network] = SplitNetwork(self, network)
+        return self._placed[network]
 
-    def _train(self, network, batch):
-        """Trains on (images, class indices, weights of the images or None)."""
-        if (id(network), "train") not in self._steps:
-            make_metrics(network, *batch[:2])
-        step = self._step(network, "train", self._make_train_step)
-        groups = _state_of(network)
-        state = [[self._place(variable) for variable in group] for group in groups]
-        logs, state = step(state, [None if x is None else self._split(x) for x in batch])
-        for variable, array in zip(chain(*groups), chain(*state), strict=True):
-            self._placed[id(variable)] = Placed(variable, variable.value, array, is_newer=True)
-        return float(logs["loss"]), float(logs["sparse_categorical_accuracy"])
 
-    def _make_train_step(self, network):
+class SplitNetwork:
+    """A network on the devices of `SplitDevices`: its variables there, and its steps.
+
+    Args:
+        devices: `SplitDevices`.
+        network: keras.Model, compiled if it is to be trained.
+    """
+
+    def __init__(self, devices, network):
         import jax
 
-        groups = _state_of(network)
+        self.devices, self.network, self.is_newer = devices, network, False
+        groups = [network.trainable_variables, network.non_trainable_variables]
+        if network.optimizer:
+            groups.append(network.optimizer.variables)
+        self.state = [[SplitVariable(devices, variable) for variable in g] for g in groups]
+        out = (devices.everywhere, [[each.layout for each in group] for group in self.state])
+        self.train_step = jax.jit(self._train, donate_argnums=0, out_shardings=out)
+        self.predict_step = jax.jit(self._predict, out_shardings=devices.everywhere)
 
-        def step(state, batch):
-            state = [self._cut(*pair) for pair in zip(state, groups, strict=True)]
-            metrics = [jax.numpy.zeros(v.shape, v.dtype) for v in network.metrics_variables]
-            with self.distribution.scope():
-                logs, (*state, _) = network.train_step((*state, metrics), tuple(batch))
-            return logs, [self._pad(*pair) for pair in zip(state, groups, strict=True)]
-
-        layouts = [[self._layout(variable) for variable in group] for group in groups]
-        return jax.jit(step, donate_argnums=0, out_shardings=(self._everywhere(), layouts))
-
-    def _make_predict_step(self, network):
+    def train(self, batch):
+        """Trains on (images, class indices, weights of the images or None); gives the logs."""
         import jax
 
-        groups = (network.trainable_variables, network.non_trainable_variables)
+        # Each machine has its own share of the batch.
+        batch = jax.tree.map(
+            lambda part: jax.make_array_from_process_local_data(self._layout(part), part), batch
+        )
+        logs, arrays = self.train_step(self._each(SplitVariable.place), batch)
+        self.is_newer = True
+        for variable, array in zip(chain(*self.state), chain(*arrays), strict=True):
+            variable.array = array
+        return logs
 
-        def step(state, images):
-            state = [self._cut(*pair) for pair in zip(state, groups, strict=True)]
-            with self.distribution.scope():
-                return network.stateless_call(*state, images, training=False)[0]
+    def predict(self, images):
+        """Gives the outputs for a batch, of which every machine has the whole."""
+        import jax
 
-        return jax.jit(step, out_shardings=self._everywhere())
+        images = jax.make_array_from_callback(
+            images.shape, self._layout(images), images.__getitem__
+        )
+        return self.predict_step(self._each(SplitVariable.place)[:2], images)
 
-    def _step(self, network, kind, make):
-        if (id(network), kind) not in self._steps:
-            self._steps[id(network), kind] = network, make(network)
-        return self._steps[id(network), kind][1]
+    def settle(self):
+        """Gives the variables the values that the steps gave the arrays."""
+        if self.is_newer:
+            self._each(SplitVariable.settle)
+        self.is_newer = False
 
-    # ------------------------------------------------------------------------- the placement
-
-    def _place(self, variable):
-        """Gives a variable's value on the devices."""
-        placed = self._placed.get(id(variable))
-        if placed is None or placed.resting is not variable.value:
-            import jax
-
-            value = keras.ops.convert_to_numpy(variable.value)
-            padded = np.pad(value, self._padding(variable)) if value.ndim else value
-            array = jax.make_array_from_callback(
-                padded.shape, self._layout(variable), lambda index: padded[index]
+    def _train(self, state, batch):
+        metrics = [keras.ops.zeros(v.shape, v.dtype) for v in self.network.metrics_variables]
+        with self.devices.distribution.scope():
+            logs, (*state, _) = self.network.train_step(
+                (*self._each(SplitVariable.cut, state), metrics), batch
             )
-            placed = self._rest(variable, value, array)
-        return placed.array
+        return logs, self._each(SplitVariable.pad, state)
 
-    def _rest(self, variable, value, array):
-        """Keeps a variable's own value where it takes no memory of the devices."""
-        import jax
+    def _predict(self, state, images):
+        with self.devices.distribution.scope():
+            state = self._each(SplitVariable.cut, state)
+            return self.network.stateless_call(*state, images, training=False)[0]
 
-        variable.assign(jax.device_put(value, jax.local_devices(backend="cpu")[0]))
-        placed = Placed(variable, variable.value, array)
-        self._placed[id(variable)] = placed
-        return placed
+    def _each(self, do, *values):
+        """Does something with each variable, and its value where one is given, in groups."""
+        groups = zip(self.state, *values, strict=False)  # a prediction has no optimizer's
+        return [[do(*both) for both in zip(*group, strict=True)] for group in groups]
 
-    def _layout(self, variable):
-        return self.distribution.get_variable_layout(variable).backend_layout
-
-    def _everywhere(self):
-        return keras.distribution.TensorLayout([], self.distribution.device_mesh).backend_layout
-
-    def _padding(self, variable):
-        """Gives what is to be added at the end of each axis: ((0, n), ...)."""
-        axes = self.distribution.get_variable_layout(variable).axes
-        sizes = zip(variable.shape, axes, strict=True)
-        return [(0, -size % self.num_devices if axis else 0) for size, axis in sizes]
-
-    def _pad(self, values, variables):
-        return [
-            keras.ops.pad(value, self._padding(variable)) if variable.shape else value
-            for value, variable in zip(values, variables, strict=True)
-        ]
-
-    def _cut(self, values, variables):
-        """Gives the values of variables without what was added to them."""
-        cut = [
-            value[tuple(map(slice, variable.shape))]
-            for value, variable in zip(values, variables, strict=True)
-        ]
-        # Told, or the compiler would gather the whole head on every device to cut it.
-        layouts = map(self._layout, variables)
-        return list(map(keras.distribution.distribute_tensor, cut, layouts))
-
-    def _split(self, batch):
-        """Gives each device its share of a batch."""
-        import jax
-
-        layout = self.distribution.get_data_layout(batch.shape).backend_layout
-        return jax.make_array_from_process_local_data(layout, batch)
-
-    def _whole(self, array):
-        """Gives an array of the devices as NumPy has it."""
-        return np.asarray(array)
+    def _layout(self, batch):
+        return self.devices.distribution.get_data_layout(batch.shape).backend_layout
 
 
-def _state_of(network):
-    """Lists the variables that a step takes and gives, as Keras' `train_step` wants them."""
-    return (
-        network.trainable_variables,
-        network.non_trainable_variables,
-        network.optimizer.variables,
-    )
+class SplitVariable:
+    """A variable of a network on the devices of `SplitDevices`.
 
-
-class JaxMachines(JaxDevices):
-    """Splits batch and head over the devices of several machines.
-
-    Each machine streams every n-th shard and gives 1/n of each batch, so that n shards are trained
-    on together; the first machine reads and writes the checkpoint.
+    Where the devices do not divide the columns of the head, zeros are added to them on the devices,
+    and nowhere else.
 
     Args:
-        machines: `Machines`, joined by `join_machines`.
+        devices: `SplitDevices`.
+        variable: keras.Variable.
     """
 
-    def __init__(self, machines):
-        super().__init__(_list_devices())
-        self.machines, self.num_machines = machines, len(machines)
-        self.is_first = machines.number == 0
-        self.weight = 1.0  # of the images of this machine in the next step
+    def __init__(self, devices, variable):
+        layout = devices.distribution.get_variable_layout(variable)
+        self.variable, self.everywhere = variable, devices.everywhere
+        self.layout = layout.backend_layout
+        sizes = zip(variable.shape, layout.axes, strict=True)
+        self.padding = [(0, -size % devices.num_devices if axis else 0) for size, axis in sizes]
+        self.array = None  # on the devices
+        self.resting = None  # the variable's own value when it was placed
 
-    def train_on_batch(self, network, images, class_indices):
-        weights = np.full(len(images), self.weight, np.float32)
-        return self._train(network, (images, class_indices, weights))
-
-    def predict_on_batch(self, network, images):
-        # Every machine has the whole batch here, and predicts its share of it.
-        share = np.split(images, self.num_machines)[self.machines.number]
-        return super().predict_on_batch(network, share)
-
-    def follow_first(self, network, rows, facts):
-        import jax
-        from jax.experimental import multihost_utils
-
-        devices = jax.local_devices()
-        kind = f"{len(devices)} {devices[0].platform}"
-        self.require_equal(facts | {"the number and kind of devices": kind})
-        for variable in [*network.variables, *network.optimizer.variables]:
-            value = keras.ops.convert_to_numpy(variable.value)
-            variable.assign(multihost_utils.broadcast_one_to_all(value))
-        return self.machines.exchange(rows)[0]
-
-    def require_equal(self, facts):
-        """Raises ExpectedError unless all machines have the same facts."""
-        facts = json.loads(json.dumps(facts))  # as others come
-        for number, others in enumerate(self.machines.exchange(facts)):
-            for name in facts:
-                if others[name] != facts[name]:
-                    raise ExpectedError(
-                        f"{self.machines.name(number)}: {name} is {others[name]}, here it is "
-                        f"{facts[name]}; expected the same command and data on all machines"
-                    )
-
-    def keep_step(self, stream, plan, reading):
-        """Streams this machine's shards, and as many batches for each group as the others do.
-
-        Where a shard ends before those of other machines, its last batch is repeated with a weight
-        of 0: each image counts once.
-        """
-        own = plan[self.machines.number :: self.num_machines]
-        size = reading.batch_size // self.num_machines
-        items = stream(own, dataclasses.replace(reading, batch_size=size))
-        pixels = np.zeros((size, reading.image_size, reading.image_size, 3), np.uint8)
-        none = np.empty(0, np.uint64)
-        filler = Batch(pixels, none, np.zeros(size, np.int32), none)
-        for begin in range(0, len(plan), self.num_machines):
-            # The last group may have no shard for this machine.
-            is_over = begin + self.machines.number >= len(plan)
-            end = ShardEnd(plan[begin][1], 0, ()) if is_over else None
-            while True:
-                item = end or next(items)
-                end = item if isinstance(item, ShardEnd) else None
-                num_active = sum(self.machines.exchange(end is None))
-                if not num_active:
-                    break
-                self.weight = 0.0 if end else self.num_machines / num_active
-                filler = filler if end or item is None else item
-                yield filler if end else item
-            yield end
-
-    def common(self, stop):
-        return CommonStop(stop, self.machines)
-
-    def collect(self, row, num_shards):
-        rows = self.machines.exchange(row)[:num_shards]
-        times = ("waited_s", "seconds")
-        return [
-            row
-            | {name: row[name] / num_shards for name in times}
-            | {"images_per_s": row["images_per_s"] * num_shards}
-            for row in rows
-        ]
-
-    def _whole(self, array):
-        if not array.is_fully_replicated:
+    def place(self):
+        """Gives the array, anew where the variable was given a value since."""
+        if self.resting is not self.variable.value:
             import jax
 
-            array = jax.jit(lambda values: values, out_shardings=self._everywhere())(array)
-        return np.asarray(array)
+            value = keras.ops.convert_to_numpy(self.variable.value)
+            padded = np.pad(value, self.padding) if value.ndim else value
+            self.array = jax.make_array_from_callback(padded.shape, self.layout, padded.__getitem__)
+            self._rest(value)
+        return self.array
+
+    def settle(self):
+        """Gives the variable the array's value."""
+        import jax
+
+        whole = self.array
+        if not whole.is_fully_replicated:
+            whole = jax.jit(lambda array: array, out_shardings=self.everywhere)(whole)
+        self._rest(np.asarray(whole)[tuple(map(slice, self.variable.shape))])
+
+    def _rest(self, value):
+        """Keeps the variable's own value where it takes no memory of the devices."""
+        import jax
+
+        self.variable.assign(jax.device_put(value, jax.local_devices(backend="cpu")[0]))
+        self.resting = self.variable.value
+
+    def pad(self, value):
+        """Adds zeros to a value of the variable."""
+        return keras.ops.pad(value, self.padding) if self.padding else value
+
+    def cut(self, array):
+        """Gives the value without what was added to it."""
+        value = array[tuple(map(slice, self.variable.shape))]
+        # Told, or the compiler would gather the whole head on every device to cut it.
+        return keras.distribution.distribute_tensor(value, self.layout)
 
 
-class CommonStop:
-    """A `Stop` of several machines: what stops one stops all, after the same step.
+def choose_devices(batch_size):
+    """Chooses the devices that batches run on, and says so where there are several.
 
     Args:
-        stop: `Stop` of this machine.
-        machines: `Machines`.
+        batch_size: images in a step, over all devices together.
+
+    Returns:
+        `OneDevice`, `MirroredDevices` or `SplitDevices`.
+
+    Raises:
+        ExpectedError: the batch cannot be split evenly.
     """
-
-    def __init__(self, stop, machines):
-        self.stop, self.machines = stop, machines
-        self.said = ""
-
-    @property
-    def signal_number(self):
-        return self.stop.signal_number
-
-    def requested(self, needed_s=0.0):
-        """Tells whether to stop now; all machines must ask together."""
-        own = self.stop.reason() if self.stop.requested(needed_s) else ""
-        reasons = self.machines.exchange(own)
-        self.said = next((f"{r} on machine {k}" for k, r in enumerate(reasons) if r), "")
-        return bool(self.said)
-
-    def reason(self):
-        """Names what asked for the stop, and where."""
-        return self.said
+    backend = keras.backend.backend()
+    devices = {"tensorflow": list_gpus, "jax": _list_devices}.get(backend, list)()
+    if len(devices) < 2:
+        return OneDevice()
+    kind = devices[0].partition(":")[0].upper()
+    if batch_size % len(devices):
+        raise ExpectedError(
+            f"batches of {batch_size} images: {len(devices)} {kind}s here; expected a multiple of "
+            "that",
+            setting="batch_size",
+        )
+    say(f"{len(devices)} {kind}s, each takes {batch_size // len(devices)} images of a batch")
+    if backend == "tensorflow":
+        return MirroredDevices([f"GPU:{number}" for number in range(len(devices))])
+    return SplitDevices(devices)
 
 
 def agree_on_overflow(optimizer):
@@ -528,88 +386,3 @@ def mean_over_devices(gradients):
 
     context = tf.distribute.get_replica_context()
     return context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
-
-
-_joined = None  # `Machines` of this process: JAX has one such state, too
-
-
-@contextlib.contextmanager
-def join_machines(addresses, number):
-    """Joins the machines of a run, which then train as one.
-
-    Args:
-        addresses: list of str, `HOST:PORT` of each machine; None for this machine alone.
-        number: of this machine.
-
-    Raises:
-        ExpectedError: Keras does not run on JAX, a machine did not come, or is gone.
-    """
-    global _joined
-    if not addresses:
-        yield
-        return
-    if keras.backend.backend() != "jax":
-        raise ExpectedError(
-            f"{len(addresses)} machines: Keras runs on {keras.backend.backend()}; expected JAX, "
-            "which trains on several; set KERAS_BACKEND=jax"
-        )
-    import jax
-
-    _joined = machines = Machines(addresses, number)
-    try:
-        # Keras' own `initialize` lets JAX guess the devices: under Slurm the first GPU alone.
-        jax.distributed.initialize(
-            open_door(addresses[0]) if number else addresses[0],
-            len(addresses),
-            number,
-            cluster_detection_method="deactivate",
-            heartbeat_timeout_seconds=JAX_PATIENCE_S,
-        )
-        # JAX takes SIGTERM for itself, which then stops nothing; Slurm sends it ahead of the end.
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-        with stdout_to_stderr():  # Gloo says there that it is connected
-            yield
-        machines.finish()
-        jax.distributed.shutdown()
-    except BaseException as error:
-        # JAX would wait for the others at the exit, which are gone.
-        atexit.register(os._exit, getattr(error, "exit_code", 1))
-        is_own = isinstance(error, StoppedError | ExpectedError | KeyboardInterrupt)
-        is_lost = machines.is_lost(0.0 if is_own else LOST_SHOWS_S)
-        machines.fail(str(error).partition("\n")[0] or type(error).__name__)
-        if is_lost and not isinstance(error, StoppedError):
-            raise ExpectedError(machines.lost) from error
-        raise
-    finally:
-        _joined = None
-
-
-def set_up_replicas(batch_size):
-    """Chooses how batches run here, and says so where there are several devices.
-
-    Args:
-        batch_size: images in a step, over all devices together.
-
-    Returns:
-        `OneDevice`, `TensorFlowReplicas`, `JaxDevices` or `JaxMachines`.
-
-    Raises:
-        ExpectedError: the batch cannot be split evenly.
-    """
-    backend = keras.backend.backend()
-    devices = {"tensorflow": list_gpus, "jax": _list_devices}.get(backend, list)()
-    if len(devices) < 2:
-        return OneDevice()
-    kind = devices[0].partition(":")[0].upper()
-    if _joined and kind == "CPU":
-        require_name(_joined.addresses[_joined.number])
-    if batch_size % len(devices):
-        raise ExpectedError(
-            f"batches of {batch_size} images: {len(devices)} {kind}s here; expected a multiple of "
-            "that",
-            setting="batch_size",
-        )
-    say(f"{len(devices)} {kind}s, each takes {batch_size // len(devices)} images of a batch")
-    if backend == "tensorflow":
-        return TensorFlowReplicas([f"GPU:{number}" for number in range(len(devices))])
-    return JaxMachines(_joined) if _joined else JaxDevices(devices)

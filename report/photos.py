@@ -89,7 +89,8 @@ class Answer:
             lines = [f"{self.path}: probably no landmark"]
             others = self.guesses
         else:
-            link = f"  {best.category}" if best.category else ""
+            is_address = (best.category or "").startswith("http")
+            link = f"  {best.category}" if is_address else ""
             lines = [f"{self.path}: {best.name} ({best.landmark_id}) {best.confidence:.3f}{link}"]
         kind = "best guesses" if self.is_landmark is False else "or"
         if others:

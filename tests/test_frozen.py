@@ -562,6 +562,6 @@ def test_several_devices_would_be_asked_for_the_vectors(data_set, tmp_path, monk
             asked.append(network.name)
             return super().predict_on_batch(network, images)
 
-    monkeypatch.setattr(frozen, "set_up_replicas", lambda batch_size: Noting())
+    monkeypatch.setattr(frozen, "choose_devices", lambda batch_size: Noting())
     run(data_set.folder, tmp_path, recipe=recipe_with(epochs=1))
     assert asked.count("views") == NUM_BATCHES + 2  # two to tell the time

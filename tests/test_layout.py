@@ -11,25 +11,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("recognition", "retrieval", "nearest", "shrink", "identify", "kernels")
+SCRIPTS = ("recognition", "retrieval", "nearest", "shrink", "identify", "gather", "kernels")
 # From below: a unit may import those on the lines before its own.
 FLOORS = (
     ("utils", "recipes"),
     ("data",),
     ("demo", "generators"),
     ("runs",),
-    ("cluster", "metrics"),
+    ("metrics",),
     ("network",),
-    ("model",),
+    ("model", "cluster"),
     ("descriptors",),
     ("search", "training", "shrinking", "on_kaggle"),
     ("report",),
+    ("gathering",),
     SCRIPTS,
 )
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 WITH_FRAMEWORK = {"network", "model", "descriptors", "training"}  # in all of their modules, or most
-ALONE_WITH_FRAMEWORK = {"search.parts", "search.on_gpu", "report.photo_answer"}
+ALONE_WITH_FRAMEWORK = {"cluster.machines", "search.parts", "search.on_gpu", "report.photo_answer"}
 MODULES = {
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
     for unit in FLOOR_OF

@@ -824,7 +824,7 @@ def test_machines_must_agree_on_settings_and_on_the_images_to_train_on(
         def follow_first(self, network, rows, facts):
             raise StopIteration(facts)
 
-    monkeypatch.setattr(loop, "set_up_replicas", lambda batch_size: Noting())
+    monkeypatch.setattr(loop, "choose_devices", lambda batch_size: Noting())
     with pytest.raises(StopIteration) as caught:
         run(data_set.folder, tmp_path)
     facts = caught.value.value

@@ -18,7 +18,7 @@ from data.landmarks import format_image_id
 from data.sources import Shard, digest_of_shards
 from generators import Batch, Reading, ShardEnd, stream_batches, tell_problems
 from network import heads
-from network.devices import set_up_replicas
+from network.devices import choose_devices
 from recipes import Recipe
 from runs.session import CHECKPOINT, Session, features_name
 from training import loop
@@ -83,9 +83,9 @@ class Describer:
         known = self.fingerprint | {"images": digest_of(image_ids)}
         return {shard: known | {"shard": digest_of_shards(source, [shard])} for shard in shards}
 
-    def describe(self, replicas, batch):
+    def describe(self, devices, batch):
         """Describes one `Batch`: (n, views, channels) float16."""
-        (vectors,) = replicas.predict_on_batch(self.predictor, batch.images)
+        (vectors,) = devices.predict_on_batch(self.predictor, batch.images)
         vectors = vectors[: len(batch.image_ids)]  # the rest only fills the batch
         with np.errstate(over="ignore"):  # looked at when the shard is saved
             return vectors.astype(np.float16)
@@ -106,8 +106,8 @@ def train(session, recipe, images, valid_every):
     _check(recipe)
     policy = model.set_up_keras(recipe.training.seed, recipe.training.bfloat16)
     num_epochs = recipe.training.epochs
-    replicas = set_up_replicas(recipe.training.batch_size)
-    with replicas.scope():
+    devices = choose_devices(recipe.training.batch_size)
+    with devices.scope():
         describer = Describer(recipe)
         head, rows = begin_or_continue(
             session,
@@ -126,10 +126,10 @@ def train(session, recipe, images, valid_every):
             f"{len(images.class_table):,} landmarks"
         )
         loop.require_space(session, head)
-        train, held_out = describe(session, describer, replicas, images)
-        head_run = HeadRun(session, recipe, images, replicas, head, train, held_out)
+        train, held_out = describe(session, describer, devices, images)
+        head_run = HeadRun(session, recipe, images, devices, head, train, held_out)
         head_run.train(rows, valid_every, describer.digest)
-    with replicas.scope():
+    with devices.scope():
         return model.join_head(describer.pooled, head, recipe)
 
 
@@ -150,13 +150,13 @@ def _check(recipe):
 # --------------------------------------------------------------------------------- description
 
 
-def describe(session, describer, replicas, images):
+def describe(session, describer, devices, images):
     """Describes all images of the shards, each shard saved as it ends, so that nothing is redone.
 
     Args:
         session: `Session`.
         describer: `Describer`.
-        replicas: how batches run, of `set_up_replicas`.
+        devices: how batches run, of `choose_devices`.
         images: `TrainImages`.
 
     Returns:
@@ -170,8 +170,8 @@ def describe(session, describer, replicas, images):
     fingerprints = describer.fingerprints_for(session.source, shards, images.labels.image_ids)
     found = _find_described(session, fingerprints, describer.shape)
     if missing := [shard for shard in shards if shard not in found]:
-        _tell_cost(session, describer, replicas, images, len(missing))
-        for shard, arrays in _describe_shards(session, describer, replicas, images, found):
+        _tell_cost(session, describer, devices, images, len(missing))
+        for shard, arrays in _describe_shards(session, describer, devices, images, found):
             save_arrays(session.path(features_name(shard)), fingerprints[shard], **arrays)
             found[shard] = arrays["image_ids"], len(arrays["bad_image_ids"])
     train, held_out = (
@@ -211,13 +211,13 @@ def _load(path, shape):
     return arrays, fingerprint
 
 
-def _tell_cost(session, describer, replicas, images, num_missing):
+def _tell_cost(session, describer, devices, images, num_missing):
     """Says what disk, memory and time it will take; raises ExpectedError without that disk."""
     batch_size, size = describer.recipe.training.batch_size, describer.recipe.data.image_size
     pixels = np.zeros((batch_size, size, size, 3), np.uint8)
-    replicas.predict_on_batch(describer.predictor, pixels)  # compiles it
+    devices.predict_on_batch(describer.predictor, pixels)  # compiles it
     begin = time.perf_counter()
-    replicas.predict_on_batch(describer.predictor, pixels)
+    devices.predict_on_batch(describer.predictor, pixels)
     batch_s = time.perf_counter() - begin
 
     of_shard = len(images.labels) / session.source.count_shards("train")
@@ -245,7 +245,7 @@ def _stream_images(session, describer, images, shards):
     return stream_batches(session.source, plan, reading, session.stop.requested, num_skippable)
 
 
-def _describe_shards(session, describer, replicas, images, found):
+def _describe_shards(session, describer, devices, images, found):
     """Yields (shard, dict of arrays) of those that are not yet found; says how it goes."""
     shards = [*images.shards, *images.held_out]
     missing, num_shards, times = [s for s in shards if s not in found], len(shards), []
@@ -258,7 +258,7 @@ def _describe_shards(session, describer, replicas, images, found):
             if session.stop.requested():
                 raise StoppedError(session.stop, f"{len(found)} of {num_shards} shards described")
             waited_s += time.perf_counter() - asked
-            pieces.append((item.image_ids, describer.describe(replicas, item)))
+            pieces.append((item.image_ids, describer.describe(devices, item)))
             asked = time.perf_counter()
         tell_problems(item, "left out")
         if item.problem:  # not saved, so that a later run tries it again
@@ -327,7 +327,7 @@ class HeadRun:
 
     Attributes:
         session, recipe, images: as for `train`.
-        replicas: how batches run, of `set_up_replicas`.
+        devices: how batches run, of `choose_devices`.
         head: compiled keras.Model of `model.build_head`.
         vectors, held_out: `Vectors` to train on and to validate on.
     """
@@ -335,7 +335,7 @@ class HeadRun:
     session: Session
     recipe: Recipe
     images: TrainImages
-    replicas: object
+    devices: object
     head: object
     vectors: Vectors
     held_out: Vectors
@@ -368,7 +368,7 @@ class HeadRun:
         pace = Pace(self.recipe, self.head, epoch, settings.epochs, num_steps)
         stream = shuffle(self.vectors, settings.batch_size, [settings.seed, epoch])
         row = {"mini_epoch": epoch + 1, "epoch": epoch + 1}
-        row |= loop.train_mini_epoch(self.replicas, self.head, stream, pace, stop, done)
+        row |= loop.train_mini_epoch(self.devices, self.head, stream, pace, stop, done)
         row |= {
             "bad_images": self.vectors.num_bad,
             "problem": ", ".join(f"{shard.path} left out" for shard in self.vectors.left_out),
@@ -376,7 +376,7 @@ class HeadRun:
         if is_validated:
             scale = heads.scale_of(self.recipe.loss, len(self.images.class_table))
             valid = in_order(self.held_out, settings.batch_size)
-            row |= loop.validate(self.replicas, self.head, valid, scale)
+            row |= loop.validate(self.devices, self.head, valid, scale)
         return row
 
 

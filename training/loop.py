@@ -12,15 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 import model
+from cluster.machines import ALONE
 from data.images import Augmentation
 from data.landmarks import ClassTable, TrainLabels
 from generators import Reading, ShardEnd, stream_batches, tell_problems
 from network import heads
-from network.devices import set_up_replicas
+from network.devices import choose_devices
 from network.optimizers import set_rates, steps_taken
 from recipes import Recipe, learning_rate_at
 from runs.session import CHECKPOINT, PREVIOUS_CHECKPOINT
-from training.checkpoints import begin_or_continue, save_checkpoint, size_on_disk
+from training.checkpoints import begin_or_continue, save_checkpoint, size_on_disk, variables_of
 from training.history import describe_progress, write_history
 from utils import (
     ExpectedError,
@@ -63,7 +64,7 @@ class TrainImages:
 # ------------------------------------------------------------------------------- the whole run
 
 
-def train(session, recipe, images, valid_every):
+def train(session, recipe, images, valid_every, machines=ALONE):
     """Trains shard after shard, from the checkpoint if there is one.
 
     Args:
@@ -71,6 +72,7 @@ def train(session, recipe, images, valid_every):
         recipe: `Recipe`.
         images: `TrainImages`.
         valid_every: mini-epochs between validations.
+        machines: `OneMachine`, or `Machines` that train together.
 
     Returns:
         The trained network.
@@ -81,12 +83,12 @@ def train(session, recipe, images, valid_every):
     """
     policy = model.set_up_keras(recipe.training.seed, recipe.training.bfloat16)
     plan = [(epoch, shard) for epoch in range(recipe.training.epochs) for shard in images.shards]
-    replicas = set_up_replicas(recipe.training.batch_size)
+    devices = choose_devices(recipe.training.batch_size)
     num_steps = count_steps(session, recipe, images)
-    with replicas.scope():
+    with devices.scope():
         network, rows = begin_or_continue(session, recipe, images, num_steps)
     facts = recipe.settings() | {"the digest of labels and shards": images.fingerprint}
-    rows = replicas.follow_first(network, rows, facts)
+    rows = machines.follow_first(variables_of(network), rows, facts)
     if len(rows) == len(plan):
         say(f"training is complete: {len(plan)} mini-epochs")
         write_history(session, rows, True)  # that session wrote to another folder
@@ -98,24 +100,24 @@ def train(session, recipe, images, valid_every):
     require_space(session, network)
     valid = load_valid_images(session, recipe, images, describe_done(rows, plan))
     num_classes = len(images.class_table)
-    stream = open_stream(session, replicas, recipe, images, rows, plan)
-    stop = replicas.common(session.stop)
+    stream = open_stream(session, machines, recipe, images, rows, plan)
+    stop = machines.common(session.stop)
     while len(rows) < len(plan):
         done = describe_done(rows, plan)
         # A mini-epoch that would not fit into the time is not begun.
         longest_s = max((row["seconds"] for row in rows[-10:]), default=0)
-        if stop.requested(longest_s * replicas.num_machines):
+        if stop.requested(longest_s * machines.count):
             raise StoppedError(stop, done)
-        group = plan[len(rows) : len(rows) + replicas.num_machines]
+        group = plan[len(rows) : len(rows) + machines.count]
         pace = Pace(recipe, network, len(rows), len(plan), num_steps / len(plan), len(group))
-        trained = train_mini_epoch(replicas, network, stream, pace, stop, done)
-        for (epoch, _), row in zip(group, replicas.collect(trained, len(group)), strict=True):
+        trained = train_mini_epoch(devices, network, stream, pace, stop, done)
+        for (epoch, _), row in zip(group, machines.collect(trained, len(group)), strict=True):
             rows.append({"mini_epoch": len(rows) + 1, "epoch": epoch + 1} | row)
         require_few_problems(session, images, rows)
         is_milestone = len(rows) % valid_every < len(group) or len(rows) == len(plan)
         if is_milestone:
-            rows[-1] |= validate(replicas, network, valid, heads.scale_of(recipe.loss, num_classes))
-        if replicas.is_first:
+            rows[-1] |= validate(devices, network, valid, heads.scale_of(recipe.loss, num_classes))
+        if machines.number == 0:
             save_checkpoint(session, network, recipe, images, rows)
             write_history(session, rows, is_milestone)
             say(describe_progress(rows, len(plan)))
@@ -124,12 +126,12 @@ def train(session, recipe, images, valid_every):
     return network
 
 
-def open_stream(session, replicas, recipe, images, rows, plan):
+def open_stream(session, machines, recipe, images, rows, plan):
     """Opens the stream of the shards to come.
 
     Args:
         session, recipe, images: as for `train`.
-        replicas: how batches run, of `set_up_replicas`.
+        machines: `OneMachine`, or `Machines` that train together.
         rows: of the history, one for each shard that is done.
         plan: list of (epoch, `Shard`), the whole run.
 
@@ -142,7 +144,7 @@ def open_stream(session, replicas, recipe, images, rows, plan):
     def stream(plan, reading):
         return stream_batches(session.source, plan, reading, session.stop.requested, num_skippable)
 
-    return replicas.keep_step(stream, plan[len(rows) :], reading_of(recipe, images.labels))
+    return machines.share_shards(stream, plan[len(rows) :], reading_of(recipe, images.labels))
 
 
 def describe_done(rows, plan):
@@ -231,11 +233,11 @@ class Pace:
         return rate
 
 
-def train_mini_epoch(replicas, network, stream, pace, stop, done):
+def train_mini_epoch(devices, network, stream, pace, stop, done):
     """Trains on the batches of one shard.
 
     Args:
-        replicas: how batches run, of `set_up_replicas`.
+        devices: how batches run, of `choose_devices`.
         network: compiled keras.Model.
         stream: iterator of `Batch` and `ShardEnd`.
         pace: `Pace`.
@@ -260,7 +262,9 @@ def train_mini_epoch(replicas, network, stream, pace, stop, done):
         if stop.requested():
             raise StoppedError(stop, done)
         rate = pace.set_for(len(losses))
-        loss, accuracy = replicas.train_on_batch(network, item.images, item.class_indices)
+        loss, accuracy = devices.train_on_batch(
+            network, item.images, item.class_indices, item.weight
+        )
         if not math.isfinite(loss):
             raise ExpectedError(
                 f"the loss is {loss} in batch {len(losses) + 1} of a mini-epoch; expected a finite "
@@ -269,7 +273,7 @@ def train_mini_epoch(replicas, network, stream, pace, stop, done):
             )
         losses.append(loss)
         accuracies.append(accuracy)
-    replicas.settle(network)
+    devices.settle(network)
     tell_problems(item, "left out")
     seconds = time.perf_counter() - begin
     return {
@@ -319,14 +323,14 @@ def load_valid_images(session, recipe, images, done):
     return batches
 
 
-def validate(replicas, network, batches, scale=1.0):
+def validate(devices, network, batches, scale=1.0):
     """Measures loss and accuracy on the held-out images; the history row's valid_ columns.
 
     A margin is left out: it would make a landmark harder to name than it is.
     """
     losses, hits = [], []
     for batch in batches:
-        (logits,) = replicas.predict_on_batch(network, batch.images)
+        (logits,) = devices.predict_on_batch(network, batch.images)
         logits = logits[: len(batch.image_ids)]  # the rest only fills the batch
         losses.append(cross_entropy(scale * logits, batch.class_indices))
         hits.append(logits.argmax(axis=1) == batch.class_indices)

@@ -1,8 +1,7 @@
-"""Two replicas of a network share each batch; two logical CPUs stand for two GPUs."""
+"""Several devices share each batch; two logical CPUs stand for two GPUs, eight for JAX."""
 
 import importlib.util
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,16 +21,16 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 import keras
 import model
 from recipes import Loss, Recipe, Training
-from network.devices import OneDevice, TensorFlowReplicas
+from network.devices import OneDevice, MirroredDevices
 
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (6, 8, 16, 16, 3), np.uint8)
 classes = rng.integers(0, 3, (6, 8)).astype(np.int32)
 
 
-def run(replicas):
+def run(devices):
     # No batch normalisation: it works within a share, so that two shares differ from one batch.
-    with replicas.scope():
+    with devices.scope():
         model.set_up_keras(0)
         inputs = keras.Input((16, 16, 3), dtype="uint8")
         pixels = keras.layers.Rescaling(1 / 255)(inputs)
@@ -40,16 +39,16 @@ def run(replicas):
         network = keras.Model(inputs, keras.layers.Dense(3, name="logits")(pooled))
         model.compile_network(network, Recipe(training=Training(learning_rate=0.01)), [1, 1, 1])
         network.optimizer.build(network.trainable_variables)
-        losses = [replicas.train_on_batch(network, x, y) for x, y in zip(images, classes)]
+        losses = [devices.train_on_batch(network, x, y) for x, y in zip(images, classes)]
         predictor = model.build_predictor(model.build_classifier(network, Loss()))
-        outputs = replicas.predict_on_batch(predictor, images[0])
+        outputs = devices.predict_on_batch(predictor, images[0])
         network.reset_metrics()
         valid = network.test_on_batch(images[1], classes[1])
     return np.array(losses), outputs, np.array(valid)
 
 
 one = run(OneDevice())
-two = run(TensorFlowReplicas(["CPU:0", "CPU:1"]))
+two = run(MirroredDevices(["CPU:0", "CPU:1"]))
 np.testing.assert_allclose(two[0], one[0], rtol=2e-3, atol=2e-4)
 np.testing.assert_allclose(two[2], one[2], rtol=2e-3, atol=2e-4)
 assert one[1][0].tolist() == two[1][0].tolist()
@@ -58,7 +57,7 @@ print("equal")
 """
 
 
-def test_two_replicas_train_and_predict_as_one_device_does():
+def test_two_devices_train_and_predict_as_one_does():
     tests = Path(__file__).resolve().parent
     code = TWO_CPUS.format(root=str(tests.parent), tests=str(tests))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -113,7 +112,7 @@ import keras
 from network import backbones
 import model
 from recipes import Recipe
-from network.devices import OneDevice, TensorFlowReplicas
+from network.devices import OneDevice, MirroredDevices
 from training.loop import Pace
 
 STRONG = {{
@@ -136,9 +135,10 @@ images = rng.integers(0, 256, (6, 8, 32, 32, 3), np.uint8)
 classes = rng.integers(0, 3, (6, 8)).astype(np.int32)
 
 
-def run(replicas, precision, optimizer, learning_rate):
-    recipe = Recipe.of(STRONG | {{"optimizer": optimizer, "learning_rate": learning_rate}})
-    with replicas.scope():
+def run(devices, precision, clip_norm, optimizer, learning_rate):
+    changed = {{"optimizer": optimizer, "learning_rate": learning_rate, "clip_norm": clip_norm}}
+    recipe = Recipe.of(STRONG | changed)
+    with devices.scope():
         model.set_up_keras(0)
         keras.config.set_dtype_policy(precision)
         network = model.build_network(recipe, 3, 100)
@@ -147,15 +147,19 @@ def run(replicas, precision, optimizer, learning_rate):
     losses = []
     for step in range(6):
         Pace(recipe, network, step // 2, 3, 2).set_for(step % 2)
-        losses.append(replicas.train_on_batch(network, images[step], classes[step]))
+        losses.append(devices.train_on_batch(network, images[step], classes[step]))
     moments = [v for v in network.optimizer.variables if "moment" in v.path]
     assert len(moments) >= 4
     return np.array(losses), [v.numpy() for v in (*network.variables, *moments)]
 
 
-both = OneDevice(), TensorFlowReplicas(["CPU:0", "CPU:1"])
-for settings in (("float32", "sgd", 1.0), ("mixed_float16", "adamw", 0.01)):
-    one, two = (run(replicas, *settings) for replicas in both)
+both = OneDevice(), MirroredDevices(["CPU:0", "CPU:1"])
+for settings in (
+    ("float32", 0.05, "sgd", 1.0),
+    ("float32", 50.0, "sgd", 0.01),  # never reached: the sum of gradients shows
+    ("mixed_float16", 0.05, "adamw", 0.01),
+):
+    one, two = (run(devices, *settings) for devices in both)
     least = 1e-6 if settings[0] == "float32" else 1e-2
     np.testing.assert_allclose(two[0], one[0], rtol=1e-4)
     for ours, theirs in zip(one[1], two[1], strict=True):
@@ -181,11 +185,11 @@ tf.config.set_logical_device_configuration(
 )
 import model
 from recipes import Loss, Recipe, Training
-from network.devices import TensorFlowReplicas
+from network.devices import MirroredDevices
 
-replicas = TensorFlowReplicas(["CPU:0", "CPU:1"])
+devices = MirroredDevices(["CPU:0", "CPU:1"])
 keras.config.set_dtype_policy("mixed_float16")
-with replicas.scope():
+with devices.scope():
     inputs = keras.Input((4,), dtype="float32")
     network = keras.Model(inputs, keras.layers.Dense(2)(inputs))
     model.compile_network(network, Recipe(training=Training(learning_rate=0.01)), [1, 1, 1])
@@ -194,15 +198,15 @@ with replicas.scope():
 
 small, large = np.ones((2, 4), np.float32), np.full((2, 4), 1e9, np.float32)
 classes = np.zeros(4, np.int32)
-replicas.train_on_batch(network, np.concatenate([small, small]), classes)
+devices.train_on_batch(network, np.concatenate([small, small]), classes)
 before, scale = network.get_weights(), float(network.optimizer.dynamic_scale.numpy())
 assert network.optimizer.iterations.numpy() == 1
 for shares in ([small, large], [large, small]):
-    replicas.train_on_batch(network, np.concatenate(shares), classes)
+    devices.train_on_batch(network, np.concatenate(shares), classes)
     for was, now in zip(before, network.get_weights()):
         np.testing.assert_array_equal(was, now)
 assert network.optimizer.dynamic_scale.numpy() == scale / 4
-replicas.train_on_batch(network, np.concatenate([small, small]), classes)
+devices.train_on_batch(network, np.concatenate([small, small]), classes)
 assert network.optimizer.iterations.numpy() == 2
 assert all(np.isfinite(weights).all() for weights in network.get_weights())
 print("skipped")
@@ -221,7 +225,7 @@ def test_a_batch_that_two_gpus_cannot_share_is_refused(monkeypatch):
 
     monkeypatch.setattr(devices, "list_gpus", lambda: ["gpu:0", "gpu:1"])
     with pytest.raises(ExpectedError, match="batches of 33 images: 2 GPUs here"):
-        devices.set_up_replicas(33)
+        devices.choose_devices(33)
 
 
 # ------------------------------------------------------------------------------------------ JAX
@@ -240,9 +244,8 @@ import keras
 import numpy as np
 
 import model
-from network import devices
 from recipes import Recipe
-from network.devices import JaxDevices, OneDevice, set_up_replicas
+from network.devices import SplitDevices, OneDevice, choose_devices
 from tiny_network import in_place_of_backbones
 from training.loop import Pace
 
@@ -302,24 +305,26 @@ def compare(settings, data, first, second):
     return many
 
 
-eight = set_up_replicas(24)
-assert type(eight) is JaxDevices and eight.num_devices == 8
-three = JaxDevices(keras.distribution.list_devices()[:3])
+eight = choose_devices(24)
+assert type(eight) is SplitDevices and eight.num_devices == 8
+three = SplitDevices(keras.distribution.list_devices()[:3])
 with in_place_of_backbones():
     compare(SOFTMAX, images, eight, three)
 head = compare(STRONG, vectors, three, eight)
 
 # No collective of the compiled step is as large as the head: features cross, not its gradients.
-state = [[eight._place(v) for v in group] for group in devices._state_of(head)]
-batch = [eight._split(vectors[0]), eight._split(classes[0]), None]
-text = eight._steps[id(head), "train"][1].lower(state, batch).compile().as_text()
+placed = eight.place(head)
+state = [[v.place() for v in group] for group in placed.state]
+batch = (*(jax.device_put(x, placed._layout(x)) for x in (vectors[0], classes[0])), None)
+text = placed.train_step.lower(state, batch).compile().as_text()
 lines = [line for line in text.splitlines() if "all-gather(" in line or "all-reduce(" in line]
 assert lines
 sizes = [np.prod(list(map(int, shape.split(",")))) for line in lines
          for shape in re.findall(r"f32\\[([\\d,]+)\\]", line)]  # fmt: skip
 kernel = head.get_layer("logits").kernel
 assert max(sizes) < 64 * 13 * 3 == np.prod(kernel.shape), sizes
-shard = eight._place(kernel).addressable_shards[0].data
+(array,) = (v.array for v in placed.state[0] if v.variable is kernel)
+shard = array.addressable_shards[0].data
 assert shard.shape == (64, 5)  # 39 columns, and one of zeros, on 8 devices
 print("equal")
 """
@@ -333,205 +338,3 @@ def test_jax_devices_train_as_one_and_a_run_goes_on_with_another_number():
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | flags
     )
     assert done.stdout.strip() == "equal", done.stderr[-3000:]
-
-
-MACHINE = """
-import runpy, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-sys.argv[0] = "recognition.py"
-from tiny_network import in_place_of_backbones
-with in_place_of_backbones():
-    runpy.run_path({root!r} + "/recognition.py", run_name="__main__")
-"""
-
-# The same global batches in one process: batch i of every machine's shard, one after another.
-ONE_PROCESS = """
-import sys
-sys.path[:0] = [{root!r}, {tests!r}]
-from pathlib import Path
-import numpy as np
-from training import checkpoints
-from training import loop
-import recognition
-from dataclasses import replace
-from generators import Batch, stream_batches
-from data.landmarks import read_train_labels
-from model import set_up_keras, to_numpy
-from recipes import Recipe
-from runs.session import Session
-from data.sources import TRAIN_CSV, Source
-from tiny_network import in_place_of_backbones
-from data.arrays import save_arrays
-from utils import Stop
-
-args = recognition.parse_arguments(sys.argv[3:])
-num_machines = int(sys.argv[2])
-recipe, output = Recipe.of(vars(args)), Path(sys.argv[1])
-source = Source(args.source, output)
-table, labels = read_train_labels(source.fetch(TRAIN_CSV), recipe.data.min_images)
-shards = source.select_shards("train", *recipe.data.train_shards)
-images = loop.TrainImages(table, labels, shards, [])
-session = Session(output, source, Stop())
-set_up_keras(0)
-with in_place_of_backbones():
-    num_steps = loop.count_steps(session, recipe, images)
-    network, _ = checkpoints.begin_or_continue(session, recipe, images, num_steps)
-size = recipe.training.batch_size // num_machines
-reading = replace(loop.reading_of(recipe, labels), batch_size=size)
-steps_of_shard = num_steps / len(shards)
-losses, accuracies, last = [], [], {{}}
-nothing = np.zeros((size, 32, 32, 3), np.uint8), np.zeros(size, np.int32)
-for begin in range(0, len(shards), num_machines):
-    group = shards[begin : begin + num_machines]
-    streams = [list(stream_batches(source, [(0, shard)], reading)) for shard in group]
-    batches = [[item for item in stream if isinstance(item, Batch)] for stream in streams]
-    pace = loop.Pace(recipe, network, begin, len(shards), steps_of_shard, len(group))
-    of_group = []
-    for step in range(max(map(len, batches))):
-        active = [k for k in range(len(group)) if step < len(batches[k])]
-        for k in active:
-            last[k] = batches[k][step].images, batches[k][step].class_indices
-        parts = [last.get(k, nothing) for k in range(num_machines)]
-        weights = [num_machines / len(active) if k in active else 0 for k in range(num_machines)]
-        pace.set_for(step)
-        x, y = map(np.concatenate, zip(*parts))
-        weights = np.repeat(np.array(weights, np.float32), size)
-        network.reset_metrics()
-        of_group.append(list(map(float, network.train_on_batch(x, y, weights))))
-    losses += [np.mean(of_group, axis=0)[0]] * len(group)
-    accuracies += [np.mean(of_group, axis=0)[1]] * len(group)
-variables = [*network.variables, *network.optimizer.variables]
-arrays = {{f"v{{i:05d}}": to_numpy(v) for i, v in enumerate(variables)}}
-save_arrays(output / "one.npz", {{"losses": losses, "accuracies": accuracies}}, **arrays)
-"""
-
-
-def start(code, *arguments):
-    """Starts a Python process on JAX."""
-    code = code.format(root=str(ROOT), tests=str(ROOT / "tests"))
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env=os.environ | {"KERAS_BACKEND": "jax"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def start_machines(number, arguments):
-    """Starts the processes of machines on loopback."""
-    from test_machines import free_addresses
-
-    options = ("--machines", ",".join(free_addresses(number)), "--machine")
-    return [start(MACHINE, *arguments, *options, k) for k in range(number)]
-
-
-@needs_jax
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [2, 3])
-def test_machines_train_as_one_process_with_the_same_batches(number, tmp_path):
-    from synthetic import make_source
-
-    from data.arrays import load_arrays
-
-    made = make_source(tmp_path / "source", train_shards=5, per_train_shard=16)
-    # Uneven: 16, 16, 16 and 16 + 3 images; three machines have a last group of one shard.
-    output = tmp_path / "output"
-    arguments = [
-        *("train", "--source", made.folder, "--output", output, "--train-shards", "1:5"),
-        *("--valid-shards", "0:1", "--min-images", 3, "--backbone", "mobilenet_v2"),
-        *("--weights", "none", "--image-size", 32, "--batch-size", 12, "--learning-rate", 0.01),
-    ]
-    processes = start_machines(number, arguments)
-    (tmp_path / "one").mkdir()
-    one = start(ONE_PROCESS, tmp_path / "one", number, *arguments)
-    said = [process.communicate(timeout=300) for process in (*processes, one)]
-    assert [process.returncode for process in (*processes, one)] == [0] * (number + 1), said
-    # Nothing of Gloo, which prints to stdout.
-    assert [stdout for stdout, _ in said] == [f"{output / 'model.keras'}\n", *[""] * number]
-    ours, page = load_arrays(output / "checkpoint" / "training.npz")
-    theirs, oracle = load_arrays(tmp_path / "one" / "one.npz")
-    rows = page["history"]
-    assert [row["shard"] for row in rows] == [1, 2, 3, 4]
-    assert [row["images"] for row in rows] == [16, 16, 16, 19]
-    np.testing.assert_allclose([row["loss"] for row in rows], oracle["losses"], rtol=1e-4)
-    accuracies = [row["accuracy"] for row in rows]
-    np.testing.assert_allclose(accuracies, oracle["accuracies"], atol=1e-6)
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        least = 1e-3 * np.abs(value).max() + 1e-6
-        np.testing.assert_allclose(ours[name], value, rtol=1e-2, atol=least, err_msg=name)
-
-
-@needs_jax
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [2, 3])
-def test_a_killed_machine_ends_the_run_and_fewer_continue_it(number, tmp_path):
-    from synthetic import make_source
-
-    from data.arrays import load_arrays
-
-    made = make_source(tmp_path / "source", train_shards=1 + number, per_train_shard=16)
-    output, num_epochs = tmp_path / "output", 48 // number
-    arguments = [
-        *("train", "--source", made.folder, "--output", output, "--valid-shards", "0:1"),
-        *("--train-shards", f"1:{1 + number}", "--min-images", 3, "--backbone", "mobilenet_v2"),
-        *("--weights", "none", "--image-size", 32, "--batch-size", 12, "--epochs", num_epochs),
-    ]
-    first, *others = start_machines(number, arguments)
-    for line in first.stderr:
-        if line.startswith("mini-epoch 6/"):
-            break
-    others[0].kill()
-    said = [process.communicate(timeout=120)[1].splitlines()[-1] for process in (first, *others)]
-    assert [first.returncode, *(other.returncode for other in others[1:])] == [1] * (number - 1)
-    for last in (said[0], *said[2:]):
-        expected = f"expected all {number} machines to the end"
-        assert re.match(rf"error: machine 1 \(.*\) is gone; {expected}", last)
-    checkpoint = output / "checkpoint" / "training.npz"
-    num_done = len(load_arrays(checkpoint)[1]["history"])
-    assert 6 <= num_done < 48 and num_done % number == 0
-    fewer = start_machines(2, arguments) if number == 3 else [start(MACHINE, *arguments)]
-    said = [process.communicate(timeout=300) for process in fewer]
-    assert [stdout for stdout, _ in said] == [f"{output / 'model.keras'}\n", ""][: len(fewer)], said
-    rows = load_arrays(checkpoint)[1]["history"]
-    assert [row["mini_epoch"] for row in rows] == list(range(1, 49))
-    assert [row["shard"] for row in rows] == list(range(1, 1 + number)) * num_epochs
-
-
-@needs_jax
-@pytest.mark.parametrize("name", ["margin", "the number and kind of devices"])
-def test_machines_that_differ_are_refused(name):
-    from types import SimpleNamespace
-
-    from network import devices
-    from utils import ExpectedError
-
-    one = object.__new__(devices.JaxMachines)
-    one.machines = SimpleNamespace(
-        exchange=lambda facts: [facts, facts | {name: "another"}], name=lambda k: f"machine {k}"
-    )
-    with pytest.raises(ExpectedError, match=f"machine 1: {name} is another, here it is ") as caught:
-        one.follow_first(None, [], {"margin": 0.3, "epochs": 1})
-    assert str(caught.value).endswith("expected the same command and data on all machines")
-
-
-@needs_jax
-@pytest.mark.slow
-def test_sigterm_on_one_machine_stops_all_after_the_same_step(tmp_path):
-    from synthetic import make_source
-
-    made = make_source(tmp_path / "source", train_shards=3, per_train_shard=16)
-    arguments = [
-        *("train", "--source", made.folder, "--output", tmp_path / "output", "--epochs", 400),
-        *("--train-shards", "1:3", "--valid-shards", "0:1", "--min-images", 3, "--weights"),
-        *("none", "--backbone", "mobilenet_v2", "--image-size", 32, "--batch-size", 4),
-    ]
-    first, second = start_machines(2, arguments)
-    for line in first.stderr:
-        if line.startswith("mini-epoch 2/"):
-            break
-    second.terminate()
-    said = [process.communicate(timeout=120) for process in (first, second)]
-    assert [process.returncode for process in (first, second)] == [0, 0]
-    assert [stdout for stdout, _ in said] == ["", ""]
-    ends = {stderr.splitlines()[-1] for _, stderr in said}
-    assert len(ends) == 1 and "stopped by SIGTERM on machine 1: " in ends.pop()
