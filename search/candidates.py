@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from search.exact import nearest, nearest_of_same_landmark
-from search.reranks import AGREEING_OFFSET, confidence_dimensions, key_of_agreement
+from search.reranks import key_of_agreement
 
 MAX_PAIRS = 1 << 22  # of a query and an index image with a common label, at a time: 0.3 GB
 PAIR_BLOCK = 4096  # pairs whose distances are computed at a time
@@ -32,46 +31,6 @@ class Scored:
     distances: np.ndarray | None = None
 
 
-def best_by_confidence(queries, query_names, index, index_names, num_nearest, propose=None):
-    """Finds each query's best index images by Henkel's rerank; see `confidence_dimensions`.
-
-    These are the best of all by d + 0.2 c, less those of the query's landmark, and the best of the
-    query's landmark by d - 2 c. Complete: d + 0.2 c is never less than d - 2 c. So whatever goes
-    before an image of another landmark in the first order goes before it in the end, too: it is
-    among the first `num_nearest` there if it is so in the end.
-
-    Args:
-        queries, index: (num_queries, d) and (n, d) descriptors of length 1.
-        query_names, index_names: their `reranks.Naming`.
-        num_nearest: images wanted per query.
-        propose: as for `exact.nearest`.
-
-    Returns:
-        `Scored`, the lower the better: d + 0.2 c or d - 2 c.
-    """
-    differ, agree = confidence_dimensions(index_names.confidences)
-    wide_queries = _with_dimension(queries, np.zeros(len(queries), np.float32))
-    wide_index = _with_dimension(index, differ)
-    positions, scores = nearest(wide_queries, wide_index, num_nearest, propose)
-    is_other = positions >= 0
-    if len(index):
-        is_other &= index_names.landmark_ids[positions] != query_names.landmark_ids[:, None]
-    same_positions, same_scores = nearest_of_same_landmark(
-        wide_queries, query_names.landmark_ids, _with_dimension(index, agree),
-        index_names.landmark_ids, num_nearest,
-    )  # fmt: skip
-    kept = np.concatenate([is_other, same_positions >= 0], axis=1)
-    scores, same_scores = scores.astype(np.float64), same_scores.astype(np.float64)
-    scores = np.concatenate([scores, same_scores - AGREEING_OFFSET], axis=1)
-    positions = np.concatenate([positions, same_positions], axis=1)
-    return Scored(np.cumsum(kept.sum(axis=1)), positions[kept], scores[kept])
-
-
-def _with_dimension(descriptors, values):
-    """Gives descriptors as float32 with one more value each."""
-    return np.concatenate([descriptors.astype(np.float32), values[:, None]], axis=1)
-
-
 def best_by_agreement(queries, query_names, index, index_names, num_nearest):
     """Finds each query's best index images by cos + 3 a, among those that share a landmark with it.
 
@@ -81,7 +40,9 @@ def best_by_agreement(queries, query_names, index, index_names, num_nearest):
     below 0; so it is among the `num_nearest` nearest of all if it is so in the end.
 
     Args:
-        queries, query_names, index, index_names, num_nearest: as for `best_by_confidence`.
+        queries, index: (num_queries, d) and (n, d) descriptors of length 1.
+        query_names, index_names: their `reranks.Naming`.
+        num_nearest: images wanted per query.
 
     Returns:
         `Scored`: the agreement a, the sum over the common landmarks of the products of both
@@ -137,8 +98,8 @@ def _pairs_with_common_labels(names, rows, lists):
 def _best_pairs(queries, index, rows, positions, scores, num_nearest):
     """Keeps the best pairs of each query: (rows, positions, scores, distances).
 
-    The `num_nearest` that agree most give a key that the last of the best cannot exceed. No distance
-    is below 0: what would exceed it even at 0 is left out before its distance is computed.
+    The `num_nearest` that agree most give a key that the last of the best cannot exceed. No
+    distance is below 0: what would exceed it even at 0 is left out before its distance is computed.
     """
     order = np.lexsort((-scores, rows))
     most = order[_rank_in_row(rows[order]) < num_nearest]

@@ -49,7 +49,7 @@ class Namer:
         if neighbors is None:
             return of_head
         of_gallery = name_by_neighbors(neighbors.landmark_ids, neighbors.cosines)
-        return of_gallery if self.named_by == "gallery" else name_by_both(of_head, of_gallery)
+        return name_by_both(of_head, of_gallery)
 
 
 def find_namer(session, describer_facts, queries, named_by=None, propose=None):

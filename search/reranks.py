@@ -2,12 +2,10 @@
 
     none          the squared distance d
     divide        d / 1.5 where query and index image show the same landmark
-    confidence    cos + c where they do, else cos - 0.1 c; c is how sure the index image's name is
     agreement     cos + 3 a, a the sum over landmarks of how sure both images' names are of them
 
-Sources: `divide` is mayukh18's of 2019, `confidence` Henkel's, arXiv:2110.03786 (first place
-of the retrieval challenge of 2021); `agreement` adds to the cosine what the 13th place there sorted
-by alone. What each bought: docs/reranks.md.
+Sources: `divide` is mayukh18's of 2019; `agreement` adds to the cosine what the 13th place of the
+retrieval challenge of 2021 sorted by alone. What each bought: docs/reranks.md.
 """
 
 from collections.abc import Callable
@@ -18,14 +16,10 @@ import numpy as np
 
 from data.arrays import Column
 
-NAMED_BY = ("head", "gallery", "both")
+NAMED_BY = ("head", "both")
 # What names an image: its 5 nearest train images, by their cosine to this power, and the head.
 NUM_NAMING, NAMING_POWER, HEAD_SHARE = 5, 8, 0.25
 AGREEMENT_WEIGHT = 3
-# Of the confidence of an index image that shows another landmark: the surer its own landmark is,
-# the less likely it is the query's.
-OTHER_LANDMARK = 0.1
-AGREEING_OFFSET = 2  # see `confidence_dimensions`
 NO_LABEL = -1  # fills up rows of labels; of weight 0
 
 
@@ -123,23 +117,6 @@ def default_rerank(recipe):
     return "divide" if recipe.loss.loss == "softmax" else "agreement"
 
 
-def confidence_dimensions(confidences):
-    """Writes Henkel's rerank as squared distances: one more dimension of the search.
-
-    Between vectors of length 1 the squared distance d is 2 - 2 cos, so that the order by
-    cos - 0.1 c is that by d + 0.2 c, and the order by cos + c that by d - 2 c. The first is the
-    squared distance from (q, 0) to (x, sqrt(0.2 c)), the second that to (x, sqrt(2 - 2 c)), less 2.
-
-    Args:
-        confidences: (n,) float64, 0 to 1, of the index images.
-
-    Returns:
-        (values where the landmarks differ, values where they agree): (n,) float32 each.
-    """
-    differ, agree = np.sqrt(2 * OTHER_LANDMARK * confidences), np.sqrt(2 - 2 * confidences)
-    return differ.astype(np.float32), agree.astype(np.float32)
-
-
 # ----------------------------------------------------------------------------------- the reranks
 
 
@@ -175,20 +152,6 @@ def _by_distance(part, first, last, divisor):
 
 def _by_plain_distance(part, first, last, divisor):
     return _by_distance(part, first, last, 1)
-
-
-def _by_confidence(part, first, last, divisor):
-    names = "confident_ends", "confident_positions", "confident_scores"
-    rows, positions, scores = part.cut(first, last, *names)
-    return rows, positions, [scores], scores
-
-
-def _find_confident(queries, query_names, index, index_names, num_nearest, propose):
-    from search.candidates import best_by_confidence  # it loads faiss
-
-    found = best_by_confidence(queries, query_names, index, index_names, num_nearest, propose)
-    columns = found.row_ends, found.positions, found.scores
-    return dict(zip(RERANKS["confidence"].columns, columns, strict=True))
 
 
 def key_of_agreement(distances, agreements):
@@ -231,13 +194,6 @@ RERANKS = {
     "divide": Rerank(
         "the squared distance, divided where query and image are said to show one landmark",
         _by_distance,
-    ),
-    "confidence": Rerank(
-        "the squared distance, changed by how surely it is said to show the query's landmark or "
-        "another one",
-        _by_confidence,
-        _ragged("confident", scores=("float64", None)),
-        _find_confident,
     ),
     "agreement": Rerank(
         "the squared distance; images that are said to show the query's landmarks go up",

@@ -7,7 +7,6 @@ from recipes import RECIPES
 from search.reranks import (
     NO_LABEL,
     Naming,
-    confidence_dimensions,
     default_rerank,
     name_by_both,
     name_by_head,
@@ -78,23 +77,7 @@ def test_no_images_have_no_names():
     assert len(naming) == len(naming.landmark_ids) == len(naming.confidences) == 0
 
 
-def test_one_more_dimension_is_what_the_confidence_changes():
-    """c = 0.5, cos = 0.9: 0.9 - 0.05 = 0.85 for another landmark, 0.9 + 0.5 = 1.4 for the same.
-
-    As squared distances: 0.2 + 0.1 = 2 - 2 x 0.85, and 0.2 + 1 - 2 = 2 - 2 x 1.4 = -0.8.
-    """
-    differ, agree = confidence_dimensions(np.array([0.5]))
-    distance = 2 - 2 * 0.9
-    assert distance + differ[0].astype(float) ** 2 == pytest.approx(2 - 2 * 0.85)
-    assert distance + agree[0].astype(float) ** 2 - 2 == pytest.approx(2 - 2 * 1.4)
-
-
-def test_the_surest_and_the_least_sure_have_dimensions_too():
-    differ, agree = confidence_dimensions(np.array([0.0, 1.0]))
-    assert differ.tolist() == [0, pytest.approx(0.2**0.5)]
-    assert agree.tolist() == [pytest.approx(2**0.5), 0]
-
-
 def test_a_recipe_says_which_rerank_its_descriptors_want():
     found = {name: default_rerank(recipe) for name, recipe in RECIPES.items()}
-    assert found == {"2019": "divide", "strong": "agreement", "frozen": "agreement"}
+    assert found.pop("2019") == "divide"
+    assert set(found.values()) == {"agreement"}
