@@ -1,6 +1,7 @@
 # make demo   the whole job on the miniature landmark world, offline, in minutes
 # make test   the tests
 PYTHON ?= python3
+export PYTHONSAFEPATH =
 VENV ?= .venv
 BIN := $(VENV)/bin
 
@@ -10,8 +11,8 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(VENV)/.installed  ## recognition and retrieval on the miniature world, with both scores
-	$(BIN)/python recognition.py --demo --output output/demo
-	$(BIN)/python retrieval.py --demo --output output/demo
+	$(BIN)/python recognition.py --demo
+	$(BIN)/python retrieval.py --demo
 
 test: $(VENV)/.installed-dev  ## all tests, a few minutes on 2 cores
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
@@ -38,9 +39,16 @@ clean:  ## remove the results, keep the environment
 # pip says errors alone, so the lines before it say what takes so long.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
+# Checked before minutes of installing; a .venv of another Python is made anew.
+VERSION := import sys; print(*sys.version_info[:2], sep=".")
+
 $(VENV)/.installed: requirements.txt
+	@case "$$($(PYTHON) -c '$(VERSION)')" in 3.11|3.12|3.13) ;; *) \
+		echo "error: $(PYTHON) is Python $$($(PYTHON) -c '$(VERSION)'); expected 3.11 to 3.13;" \
+			"name another one, e.g. make demo PYTHON=python3.12"; exit 1 ;; esac
+	@test "$$($(BIN)/python -c '$(VERSION)' 2>&1)" = "$$($(PYTHON) -c '$(VERSION)')" \
+		|| $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing TensorFlow, Keras and the others into $(VENV): about 600 MB, one to three minutes ..."
-	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) -r requirements.txt
 	@touch $@
 

@@ -15,7 +15,7 @@ from data.images import PLAIN, Augmentation, BadImageError, decode_image, draw_v
 from data.landmarks import format_image_id
 from data.sources import Shard
 from data.tars import MEMBER_NAME
-from utils import ExpectedError, in_background, map_ahead, run_ahead, say
+from utils import ExpectedError, in_background, map_ahead, read_at, run_ahead, say
 
 MAX_MEMBER_BYTES = 64 << 20  # the largest JPEGs of the data set are a few MB
 MAX_BAD_SHARE = 0.05  # of a shard's images; more means that something else is wrong
@@ -331,7 +331,7 @@ def read_member(descriptor, member):
     """Reads the bytes of a `Member` of an open tar; raises BadImageError for a huge one."""
     if member.size > MAX_MEMBER_BYTES:
         raise BadImageError(f"{member.size} bytes")
-    return os.pread(descriptor, member.size, member.offset)
+    return read_at(descriptor, member.size, member.offset)
 
 
 def batch_images(images, reading):

@@ -25,6 +25,7 @@ SECRETS = re.compile(
 )
 LAST_WORDS_S = 1.5  # for what is to be put in order after a second Ctrl-C
 HALF_WRITTEN = ".writing-"  # begins the names of files that are not whole yet
+_one_reader = threading.Lock()
 
 
 class ExpectedError(Exception):
@@ -121,6 +122,15 @@ def file_md5(path):
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def read_at(descriptor, num_bytes, offset):
+    """Reads bytes of an open file; threads may do so at the same time."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, num_bytes, offset)
+    with _one_reader:  # Windows knows no reading at a place
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, num_bytes)
 
 
 def require_free_space(folder, size_bytes, purpose):

@@ -1,5 +1,5 @@
 """Other processes and machines.
 
 dask_workers   jobs on the workers of a Dask cluster, for --scheduler
-machines       the machines of one run: found, asked, watched
+machines       the machines of one run, by JAX's runtime: shared facts, shards and stops
 """

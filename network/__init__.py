@@ -5,5 +5,5 @@ layers       pooling, neck, cosine heads and their losses
 heads        pooling, neck, logits or cosines, the loss
 optimizers   Adam, AdamW, SGD; backbone and head at rates of their own
 loading      what surrounds the import of Keras
-devices      several devices and machines: each takes its share of a batch
+devices      one device or several: each takes its share of a batch
 """

@@ -48,10 +48,10 @@ def describe_machine():
     """Names processor, memory and GPUs, as far as the system tells."""
     words = [f"{os.cpu_count()} cores"]
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         words = [f"{words[0]} of {names[0]}"] if names else words
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf
         size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         words.append(f"{size / 1e9:.0f} GB of memory")
     with contextlib.suppress(OSError, subprocess.SubprocessError):

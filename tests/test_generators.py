@@ -34,7 +34,7 @@ from generators import (
     list_members,
     stream_batches,
 )
-from utils import ExpectedError
+from utils import ExpectedError, read_at
 
 JPEG = encode(draw(17, np.random.default_rng(0)), quality=95)
 HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
@@ -141,9 +141,8 @@ def test_a_huge_member_is_a_bad_image_and_is_not_read(tmp_path, monkeypatch):
     with open(path, "wb") as file:  # a file with a hole: it takes no space on the disk
         file.write(info.tobuf(tarfile.USTAR_FORMAT))
         file.truncate(512 + MAX_MEMBER_BYTES + 512 + 1024)
-    real_pread = generators.os.pread
     monkeypatch.setattr(
-        generators.os, "pread", lambda *args: real_pread(*args) if args[1] < 99_999 else 1 / 0
+        generators, "read_at", lambda *args: read_at(*args) if args[1] < 99_999 else 1 / 0
     )
     _, end = read_all(
         Source(tmp_path, tmp_path / "s"), shard, image_ids=frozenset({int(GOOD_ID, 16)})

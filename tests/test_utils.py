@@ -16,6 +16,7 @@ from utils import (
     atomic_write,
     file_md5,
     in_background,
+    read_at,
     require_free_space,
     say,
 )
@@ -234,3 +235,19 @@ def test_a_stop_in_a_thread_leaves_the_signals_alone():
     before = signal.getsignal(signal.SIGTERM)
     assert in_background(requested).result(timeout=30) is False
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("has_pread", [True, False])
+def test_bytes_are_read_at_their_place_by_several_threads(tmp_path, monkeypatch, has_pread):
+    content = bytes(range(256)) * 100
+    (tmp_path / "file").write_bytes(content)
+    if not has_pread:
+        monkeypatch.delattr("os.pread")
+    with open(tmp_path / "file", "rb") as file:
+
+        def read(start):
+            places = range(start, 25_000, 97)
+            return all(read_at(file.fileno(), 9, n) == content[n : n + 9] for n in places)
+
+        futures = [in_background(read, start) for start in range(8)]
+        assert all(future.result(timeout=30) for future in futures)
