@@ -8,21 +8,24 @@ Photos are made small and upright and divided into train, index and test; near d
 that a camera took in a row stay together. What is left out is told, file by file, in left_out.csv.
 """
 
+import sys
 from pathlib import Path
 
-from runs.command_line import CommandLine, number, run_command_line
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
+from runs.command_line import CommandLine, any_path, number, run_command_line
 from utils import Stop, say
 
 
 def parse_arguments(argv):
     """Parses the command line."""
-    parser = CommandLine(prog="gather.py", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="holds a folder of photos for each landmark")
+    parser = CommandLine(__doc__, prog="gather.py")
+    parser.add_argument("folder", type=any_path, help="holds a folder of photos for each landmark")
     parser.add_argument(
-        "--non-landmarks", type=Path, metavar="FOLDER", help="pictures that show no landmark"
+        "--non-landmarks", type=any_path, metavar="FOLDER", help="pictures that show no landmark"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("output/photos"), help="folder of the data set"
+        "--output", type=any_path, default=Path("output/photos"), help="folder of the data set"
     )
     parser.add_argument(
         "--pixels", type=number(int, 32, 4096), default=256, metavar="N",

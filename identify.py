@@ -4,6 +4,7 @@
     python identify.py holiday/ '*.png' --model M     folders and patterns, another model
     python identify.py --demo                     some pictures of the demo, after `make demo`
     python identify.py PHOTO --json               one JSON object a photo, for programs
+    python identify.py --take-away FOLDER         model, names and an example that needs Keras alone
 
 Where retrieval.py or nearest.py left descriptors, the pictures nearest to each photo are told too.
 Nothing is fetched, unless --source names where those pictures are.
@@ -82,6 +83,10 @@ def make_parser():
         help="pictures near each photo to tell, where there are descriptors",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object a photo")
+    parser.add_argument(
+        "--take-away", type=any_path, metavar="FOLDER",
+        help="write a folder with model, names, threshold, an example and a card to publish",
+    )  # fmt: skip
     return parser
 
 
@@ -89,7 +94,10 @@ def parse_arguments(argv):
     """Parses and checks the command line."""
     parser = make_parser()
     args = parse_with_files(parser, argv)
-    if not args.files and not args.demo:
+    if args.take_away:
+        if args.files:
+            parser.error("--take-away goes without a PHOTO")
+    elif not args.files and not args.demo:
         parser.error("no photo given; expected PHOTO ..., or --demo")
     if args.output is None:
         home = kernel.FOLDER / "working" if kernel.is_kernel() else Path("output")
@@ -102,6 +110,8 @@ def main(argv=None):
     args = parse_arguments(argv)
     require_backend()
     model_path = require_model(args)
+    if args.take_away:
+        return take_away(args, model_path)
     register_heic()
     photos = find_photos(args.files) if args.files else None
     # What is wrong with a photo is told before a network is loaded for it.
@@ -115,6 +125,15 @@ def main(argv=None):
             f"{num_failed} of {len(photos)} photos could not be read; expected pictures, e.g. "
             "JPEG, PNG, TIFF or HEIC; see the lines above"
         )
+
+
+def take_away(args, model_path):
+    """Writes the folder to take along."""
+    from report.take_away import write_take_away  # loads Keras
+
+    with open_output(args) as session:
+        write_take_away(session, model_path, args.take_away)
+    print(args.take_away)
 
 
 def is_readable(path):

@@ -4,8 +4,10 @@ Every network takes uint8 RGB images (batch, image_size, image_size, 3). Files a
 running any code that is in them.
 """
 
+import contextlib
 import hashlib
 import json
+import math
 import re
 import tempfile
 import zipfile
@@ -19,7 +21,7 @@ from data.arrays import require_true_sizes
 from data.landmarks import ClassTable
 from network import backbones
 from network.loading import loading_keras, muted_stderr
-from recipes import Recipe
+from recipes import HUB, Recipe
 from utils import ExpectedError, atomic_write
 
 with loading_keras():
@@ -31,6 +33,9 @@ with loading_keras():
 
 to_numpy = keras.ops.convert_to_numpy  # of a variable, on every backend
 LANDMARKS_MEMBER = "landmarks.json"  # our page in the .keras file, which is a zip archive
+# ... and Keras' own members.
+CONFIG_MEMBER, METADATA_MEMBER, WEIGHTS_MEMBER = "config.json", "metadata.json", "model.weights.h5"
+WHOLE = "a whole .keras file"
 POOLING = (keras.layers.GlobalMaxPooling2D, keras.layers.GlobalAveragePooling2D)
 
 
@@ -45,9 +50,12 @@ def set_up_keras(seed, bfloat16=False):
         The name of the precision policy.
     """
     keras.utils.set_random_seed(seed)
-    policy = "mixed_bfloat16" if bfloat16 else precision_here()
-    keras.mixed_precision.set_global_policy(policy)
-    return policy
+    keras.config.set_dtype_policy(_choose_precision(bfloat16))
+    return precision()
+
+
+def _choose_precision(bfloat16):
+    return "mixed_bfloat16" if bfloat16 else precision_here()
 
 
 def precision():
@@ -58,14 +66,14 @@ def precision():
 # ------------------------------------------------------------------------------------- networks
 
 
-def build_network(recipe, num_classes, num_steps, weights=None):
+def build_network(recipe, num_classes, num_steps, restored=None):
     """Builds the network to train: images -> descriptor -> logits, or cosines.
 
     Args:
         recipe: `Recipe`.
         num_classes: size of the class table.
         num_steps: training steps to come.
-        weights: of the backbone, instead of the recipe's.
+        restored: of a network whose values follow, see `backbones.build`.
 
     Returns:
         keras.Model, (batch, image_size, image_size, 3) uint8 RGB -> (batch, num_classes) float32.
@@ -74,27 +82,26 @@ def build_network(recipe, num_classes, num_steps, weights=None):
     Raises:
         ExpectedError: as `backbones.build` does.
     """
-    pooled = build_pooled(recipe, weights)
+    pooled = build_pooled(recipe, restored)
     network = _put_head_on(pooled.input, pooled.output, recipe, num_classes)
     shorten_batch_norm_memory(network, num_steps)
     return network
 
 
-def build_pooled(recipe, weights=None):
+def build_pooled(recipe, restored=None):
     """Builds what is below neck and head: images -> the pooled vector (batch, channels).
 
     Args:
         recipe: `Recipe`.
-        weights: of the backbone, instead of the recipe's.
+        restored: of a network whose values follow, see `backbones.build`.
 
     Raises:
         ExpectedError: as `backbones.build` does.
     """
-    weights = weights or recipe.network.weights
-    size = recipe.data.image_size
+    size, weights = recipe.data.image_size, recipe.network.weights
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
-    features = backbones.build(recipe.network.backbone, images, weights)
-    if weights == "none":
+    features = backbones.build(recipe.network.backbone, images, weights, restored)
+    if weights == "none" and restored is None:
         start_blocks_as_identity(keras.Model(images, features))
     return keras.Model(images, heads.pool(recipe.network, features), name="pooled")
 
@@ -286,7 +293,7 @@ class Recogniser:
     @property
     def fingerprint(self):
         """32 hex characters that differ for other weights or other landmarks."""
-        return digest_of_variables(self.classifier.variables, self.class_table.fingerprint)
+        return digest_of_variables(self.classifier.weights, self.class_table.fingerprint)
 
     @property
     def image_size(self):
@@ -304,6 +311,8 @@ def save_recogniser(network, path, class_table, recipe):
         recipe: `Recipe`.
     """
     page = {"landmark_ids": class_table.landmark_ids.tolist(), "recipe": recipe.as_page()}
+    if architecture := backbones.architecture_of(network):
+        page["backbone"] = architecture
     save_model(build_classifier(network, recipe.loss), path, page)
 
 
@@ -326,32 +335,97 @@ def save_model(model, path, page):
 def load_model(path):
     """Reads what `save_model` wrote, after checking that it is whole.
 
+    A file with a recipe is built by that, and takes its weights alone from the file: Keras refuses
+    descriptions of networks by later versions, which have options that it does not know.
+
     Returns:
         (keras.Model, page).
 
     Raises:
-        ExpectedError: no such file, a damaged one, or one without its class table.
+        ExpectedError: no such file, a damaged one, or one without its class table; a weight is
+            missing, is too many, or has another shape than the recipe gives it.
     """
     path = Path(path)
     if not path.is_file():
         raise ExpectedError(
             f"{path}: no such file; expected a model written by recognition.py", setting="model"
         )
-    whole = "a whole .keras file; take another copy, or train again"
     try:
         with zipfile.ZipFile(path) as archive:
             require_true_sizes(archive)
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
+            config, metadata = (
+                archive.read(CONFIG_MEMBER),
+                json.loads(archive.read(METADATA_MEMBER)),
+            )
+            writer = str(metadata["keras_version"])[:20]
             has_page = LANDMARKS_MEMBER in archive.namelist()
             page = json.loads(archive.read(LANDMARKS_MEMBER)) if has_page else {}
-            config = archive.read("config.json") if "config.json" in archive.namelist() else b""
     except Exception as error:  # a damaged archive can fail anywhere
-        raise ExpectedError(f"{path}: {_reason(error)}; expected {whole}") from error
+        raise ExpectedError(
+            f"{path}: {_reason(error)}; expected {WHOLE}; take another copy, or train again"
+        ) from error
     _check_page(path, page)
     if b'"keras_hub' in config:
         _require_hub(path)
-    return _load_keras(path, whole), page
+    recipe = _read_recipe(path, page)
+    with _explained(path, writer):
+        # An older file names a preset of keras-hub and does not hold what it is.
+        is_named_only = recipe.network.backbone.startswith(HUB) and not page.get("backbone")
+        if "recipe" in page and not is_named_only:
+            return _rebuild(path, recipe, page), page
+        return keras.models.load_model(path), page
+
+
+def _rebuild(path, recipe, page):
+    """Builds the classifier of a recipe in the precision of this machine, with a file's weights."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(_choose_precision(recipe.training.bfloat16))
+    try:
+        restored, num_classes = page.get("backbone", ""), len(page["landmark_ids"])
+        network = build_network(recipe, num_classes, math.inf, restored)
+        classifier = build_classifier(network, recipe.loss)
+    finally:
+        keras.config.set_dtype_policy(before)
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
+        own = Path(folder, "own.weights.h5")
+        classifier.save_weights(own)  # to know where Keras looks for each
+        wanted = _shapes_of_weights(own)
+        own.unlink()
+        file = archive.extract(WEIGHTS_MEMBER, folder)
+        found = _shapes_of_weights(file)
+        for name in sorted(wanted.keys() | found.keys()):
+            if found.get(name) != wanted.get(name):
+                raise ValueError(
+                    f"weight {name} {_shape_in_words(found.get(name))} in the file, and "
+                    f"{_shape_in_words(wanted.get(name))} in the network of its recipe"
+                )
+        classifier.load_weights(file)
+    return classifier
+
+
+def _shapes_of_weights(path):
+    """Lists the arrays of a file of weights that are in it, and not behind a link: name -> shape.
+
+    Raises:
+        ValueError: an array of anything but numbers, or one that lies in another file.
+    """
+    shapes = {}
+
+    def note(name, item):
+        if isinstance(item, h5py.Dataset):
+            if item.external or item.is_virtual or item.dtype.kind not in "fiub":
+                raise ValueError(f"weight {name} is no array of numbers in this file")
+            shapes[name] = item.shape
+
+    with h5py.File(path) as file:
+        file.visititems(note)
+    return shapes
+
+
+def _shape_in_words(shape):
+    return "is missing" if shape is None else f"has the shape {shape}"
 
 
 def _require_hub(path):
@@ -387,28 +461,38 @@ def _check_page(path, page):
         )
 
 
-def _load_keras(path, expected, file=None, **options):
-    """Loads a model file by Keras, which never runs code from it.
+@contextlib.contextmanager
+def _explained(path, writer, expected=WHOLE):
+    """Makes of whatever goes wrong in the block an ExpectedError that names both versions of Keras.
 
     Args:
-        path: the file, for the message.
-        expected: what it should be, and what to do.
-        file: where it is, if not at `path`.
-        options: of `keras.models.load_model`.
+        path: the model file.
+        writer: the version that wrote it.
+        expected: what the file should be.
     """
     try:
         with muted_stderr():  # TensorFlow looks for a GPU here, and tells of it
-            return keras.models.load_model(file or path, **options)
+            yield
     except Exception as error:  # a file of somebody else can fail anywhere in Keras
-        reason = _reason(error)
         if "safe_mode" in str(error):  # Keras advises to pass safe_mode=False, which runs the code
-            reason = "it carries code (a Lambda layer or the like), so it is never loaded"
-            expected = "nothing but Keras' own layers; take another model, or train one"
-        raise ExpectedError(f"{path}: {reason}; expected {expected}") from error
+            raise ExpectedError(
+                f"{path}: it carries code (a Lambda layer or the like), so it is never loaded; "
+                "expected nothing but Keras' own layers; take another model, or train one"
+            ) from error
+        remedy = "" if writer == keras.__version__ else f"open it with Keras {writer}, "
+        raise ExpectedError(
+            f"{path}: {_reason(error)} (written by Keras {writer}, read by {keras.__version__}); "
+            f"expected {expected}; {remedy}take another copy, or train again"
+        ) from error
 
 
 def _reason(error):
-    return (str(error) or type(error).__name__).splitlines()[0]
+    """Gives the line of an error that says what is wrong, which is not Keras' first one."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, ExpectedError):
+        return text.partition("; ")[0]
+    cause = text.rpartition("Exception encountered: ")[2]
+    return cause.strip().splitlines()[0]
 
 
 def load_recogniser(path, read_2019_classes=None):
@@ -489,8 +573,11 @@ def _load_hdf5(path):
     with tempfile.TemporaryDirectory() as folder:
         named = Path(folder, "model.h5")  # Keras goes by the name, and the file is a `.model`
         named.symlink_to(Path(path).resolve())
-        expected = "a whole model saved by Keras 2; take another copy"
-        loaded = _load_keras(path, expected, named, compile=False)
+        with h5py.File(path) as file:
+            writer = file.attrs.get("keras_version", b"2")
+            writer = writer.decode() if isinstance(writer, bytes) else str(writer)
+        with _explained(path, writer, "a whole model saved by Keras 2"):
+            loaded = keras.models.load_model(named, compile=False)
     inputs, outputs = getattr(loaded, "inputs", None), getattr(loaded, "outputs", None)
     if not (inputs and outputs and len(inputs) == len(outputs) == 1):
         return loaded

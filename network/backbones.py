@@ -5,6 +5,7 @@ float32, so that no caller has to know it.
 """
 
 import inspect
+import json
 import re
 import warnings
 from pathlib import Path
@@ -84,13 +85,15 @@ HUB_FAMILIES = {
 }
 
 
-def build(name, images, weights):
+def build(name, images, weights, restored=None):
     """Builds a backbone on top of the input.
 
     Args:
         name: of `recipes.BACKBONES`, or hub:PRESET.
         images: KerasTensor (batch, image_size, image_size, 3) uint8 RGB.
         weights: "imagenet" (of a keras-hub preset: its own), "none" for random ones, or a file.
+        restored: what `architecture_of` told of a network whose values follow from a checkpoint or
+            a model file, so that no others are loaded; "" where the name is enough.
 
     Returns:
         KerasTensor of features: (batch, rows, columns, channels); of a vision transformer (batch,
@@ -99,19 +102,19 @@ def build(name, images, weights):
     Raises:
         ExpectedError: as `check` does; the weights cannot be loaded or do not match.
     """
-    check(name, images.shape[1], weights)
-    if is_file(weights):
-        say(f"weights: {weights}, md5 {check_weights(weights)}")
+    source = None if weights == "none" or restored is not None else weights
+    check(name, images.shape[1], source or "none")
+    if source and is_file(source):
+        say(f"weights: {source}, md5 {check_weights(source)}")
     if name.startswith(HUB):
-        return _build_hub(name.removeprefix(HUB), images, weights)
+        return _build_hub(name.removeprefix(HUB), images, source, restored)
     pixels = BACKBONES[name].pixels
-    if pixels == "included" and is_file(weights):
+    if pixels == "included" and weights != "none" and source != "imagenet":
         pixels = "included, from a file"
     builder = find_builder(name)
     options = {"include_top": False, "input_tensor": preprocess(images, pixels)}
     if "include_preprocessing" in inspect.signature(builder).parameters:
         options["include_preprocessing"] = False  # it would run in float16 on a GPU
-    source = None if weights == "none" else weights
     try:
         with warnings.catch_warnings(action="ignore"):  # Keras warns of each layer before it fails
             return builder(weights=source, **options).output
@@ -288,25 +291,39 @@ def _import_hub(preset):
     return keras_hub
 
 
-def _build_hub(preset, images, weights):
+def architecture_of(network):
+    """Gives what it takes to build a network's backbone where its preset is not there.
+
+    Args:
+        network: keras.Model on top of `build`.
+
+    Returns:
+        JSON of keras-hub's configuration of it; "" for other backbones.
+    """
+    return next((one.architecture for one in network.layers if hasattr(one, "architecture")), "")
+
+
+def _build_hub(preset, images, source, restored):
     """Builds a vision transformer of keras-hub, see `build`.
 
     Position embeddings of a DINOv2 survive a file only while they are frozen: keras-hub 0.26 saves
     the preset's in place of fine-tuned ones whose sum has grown, and resizes the others.
     """
     family, image_size = find_hub_family(preset), images.shape[1]
-    backbone = _load_preset(preset, family, image_size, weights)
-    if is_file(weights):
-        try:
-            backbone.load_weights(weights)
-        except Exception as error:  # h5py, zipfile and Keras each raise their own
-            raise _wrong_weights(weights, error) from error
     is_siglip = family.backbone == "SigLIPBackbone"
-    encoder = backbone.vision_encoder if is_siglip else backbone
+    if restored:
+        kind = "SigLIPVisionEncoder" if is_siglip else family.backbone
+        encoder = getattr(_import_hub(preset).models, kind).from_config(json.loads(restored))
+    else:
+        backbone = _load_preset(preset, family, image_size, source)
+        encoder = backbone.vision_encoder if is_siglip else backbone
     if encoder.image_shape[0] != image_size:
         expected = f"{encoder.image_shape[0]}, the preset's own size"
         raise _wrong_size(f"{HUB}{preset}", image_size, expected)
     network = _with_pooled_token(encoder) if is_siglip else encoder
+    settings = encoder.get_config()
+    settings.pop("dtype", None)  # that of the machine that builds it
+    network.architecture = json.dumps(settings)
     pixels = preprocess(images, family.pixels)
     tokens = network({family.input_name: pixels} if family.input_name else pixels)
     rows = image_size // np.max(encoder.patch_size)  # an int or a pair
@@ -319,13 +336,14 @@ def _build_hub(preset, images, weights):
     return tokens
 
 
-def _load_preset(preset, family, image_size, weights):
+def _load_preset(preset, family, image_size, source):
+    """Loads a preset of keras-hub; with its own weights, those of a file, or None."""
     keras_hub = _import_hub(preset)
     takes_any_size = family.patch_size is not None
     shape = {"image_shape": (image_size, image_size, 3)} if takes_any_size else {}
     try:
-        return getattr(keras_hub.models, family.backbone).from_preset(
-            preset, load_weights=weights == "imagenet", **shape
+        backbone = getattr(keras_hub.models, family.backbone).from_preset(
+            preset, load_weights=source == "imagenet", **shape
         )
     except Exception as error:  # kagglehub, requests and Keras each raise their own
         raise ExpectedError(
@@ -333,6 +351,12 @@ def _load_preset(preset, family, image_size, weights):
             "can be downloaded, or a folder that holds one",
             setting="backbone",
         ) from error
+    if source and is_file(source):
+        try:
+            backbone.load_weights(source)
+        except Exception as error:  # h5py, zipfile and Keras each raise their own
+            raise _wrong_weights(source, error) from error
+    return backbone
 
 
 def _with_pooled_token(siglip):

@@ -411,7 +411,7 @@ def require_model(args):
     found = args.model or Session(args.output, source=None, stop=None).find(MODEL)
     if not found.is_file():
         raise ExpectedError(
-            f"{found}: no such file; expected model.keras of recognition.py", setting="model"
+            f"{found}: no such file; expected a model written by recognition.py", setting="model"
         )
     return found
 

@@ -1,6 +1,7 @@
 """Tests of the backbones. Only the smallest are built; a vision transformer is tiny or absent."""
 
 import re
+import shutil
 import sys
 import warnings
 
@@ -10,7 +11,8 @@ import pytest
 from checks import one_line
 from tiny_network import build_tiny, in_place_of_backbones
 
-from model import build_classifier, build_network, load_recogniser, save_model
+from data.landmarks import ClassTable
+from model import build_classifier, build_network, load_recogniser, save_model, save_recogniser
 from network import backbones
 from network.backbones import build, check, count_prefix_tokens
 from recipes import BACKBONES, Loss, Recipe
@@ -176,11 +178,17 @@ def test_an_efficientnet_scales_a_file_of_weights_by_the_layer_that_keras_leaves
     path = tmp_path / "b0.weights.h5"
     builder = backbones.find_builder("efficientnet_b0")
     builder(include_top=False, weights=None, input_shape=(32, 32, 3)).save_weights(path)
-    images = image_input()
-    network = keras.Model(images, build("efficientnet_b0", images, str(path)))
-    rescalings = [one for one in network.layers if isinstance(one, keras.layers.Rescaling)]
-    assert np.shape(rescalings[0].scale) == (3,)
-    assert [one.scale for one in rescalings[1:]] == [1 / 255]
+    # As it does for weights that follow from a checkpoint or model file, and began as ImageNet's.
+    for weights, restored in ((str(path), None), (str(path), ""), ("imagenet", "")):
+        images = image_input()
+        network = keras.Model(images, build("efficientnet_b0", images, weights, restored))
+        rescalings = [one for one in network.layers if isinstance(one, keras.layers.Rescaling)]
+        assert np.shape(rescalings[0].scale) == (3,)
+        assert [one.scale for one in rescalings[1:]] == [1 / 255]
+
+
+def test_a_network_whose_weights_follow_needs_no_file_of_first_weights(tiny_backbones):
+    build("resnet50", image_input(), "/nowhere/resnet50.h5", restored="")
 
 
 def test_preprocessing_stays_in_float32_under_mixed_precision(monkeypatch, float32_afterwards):
@@ -440,6 +448,21 @@ def test_a_preset_gives_tokens_of_its_own_weights_and_survives_its_file(presets,
     save_model(network, tmp_path / "model.keras", {"landmark_ids": []})
     again = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(again.predict_on_batch(seen), ours)
+
+
+@pytest.mark.parametrize("name", TINY_PRESETS)
+def test_a_model_on_a_preset_opens_where_the_preset_is_not(presets, name, tmp_path):
+    _, image_size, _ = TINY_PRESETS[name]
+    shutil.copytree(presets[name][0], tmp_path / name)
+    settings = {"backbone": f"hub:{tmp_path / name}", "image_size": image_size, "pooling": "token"}
+    recipe, path = Recipe.of(settings), tmp_path / "model.keras"
+    network = build_network(recipe, 4, 100)
+    save_recogniser(network, path, ClassTable(np.arange(4)), recipe)
+    shutil.rmtree(tmp_path / name)
+    seen = np.random.default_rng(1).integers(0, 256, (2, image_size, image_size, 3), np.uint8)
+    expected = build_classifier(network, recipe.loss).predict_on_batch(seen)
+    again = load_recogniser(path).classifier
+    np.testing.assert_array_equal(again.predict_on_batch(seen), expected)
 
 
 def test_dinov2_gives_what_it_gives_for_normalised_pixels(presets):

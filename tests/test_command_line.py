@@ -224,7 +224,7 @@ MISSING = (
         (
             retrieval,
             ["--demo", "--model", "none.keras"],
-            "none.keras: no such file; expected model",
+            "none.keras: no such file; expected a model",
         ),
         (retrieval, ["merge", "--demo"], "output/demo: no part-*-of-6.npz there; "),
         (nearest, ["vote", "--demo"], "output/demo: no gallery-part-*-of-6.npz there; "),

@@ -30,7 +30,13 @@ FLOORS = (
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 WITH_FRAMEWORK = {"network", "model", "descriptors", "training"}  # in all of their modules, or most
-ALONE_WITH_FRAMEWORK = {"cluster.machines", "search.parts", "search.on_gpu", "report.photo_answer"}
+ALONE_WITH_FRAMEWORK = {
+    "cluster.machines",
+    "search.parts",
+    "search.on_gpu",
+    "report.photo_answer",
+    "report.take_away",
+}
 MODULES = {
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
     for unit in FLOOR_OF

@@ -1,5 +1,6 @@
 """Tests of the networks and their files. All but one are too small to be worth training."""
 
+import io
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from checks import one_line
 from tiny_network import in_place_of_backbones
 
 import model
+from data.landmarks import ClassTable
 from model import (
     Recogniser,
     build_classifier,
@@ -23,6 +26,7 @@ from model import (
     load_model,
     load_recogniser,
     save_model,
+    save_recogniser,
     set_up_keras,
 )
 from network.devices import OneDevice
@@ -150,7 +154,7 @@ def test_the_softmax_stays_in_float32_under_mixed_precision(tiny_backbones, floa
 def test_a_vision_transformer_is_pooled_over_its_patches_or_by_its_first_token(
     pooling, pool, monkeypatch, tmp_path
 ):
-    def build(name, images, weights):  # 5 tokens, then 2 x 2 patches
+    def build(name, images, *others):  # 5 tokens, then 2 x 2 patches
         pixels = keras.ops.cast(images, "float32") / 255
         patches = keras.layers.Conv2D(6, 16, 16, activation="relu", name="patches")(pixels)
         tokens = keras.layers.Reshape((4, 6), name="tokens")(patches)
@@ -457,6 +461,142 @@ def test_a_model_of_keras_hub_without_keras_hub_is_refused_in_one_line(model_fil
         "package keras-hub (requirements-hub.txt), whose layers this model has; install it, or "
         "take another model; check --model"
     )
+
+
+# ---------------------------------------------------------------- files of other versions of Keras
+
+
+STRONG = recipe_of(
+    "resnet50", pooling="gem", gem_learnt=True, neck=8, loss="arcface", confidence="cosine"
+)
+
+
+@pytest.fixture
+def strong_file(tiny_backbones, tmp_path):
+    """A model.keras with its recipe, and what it says of IMAGES."""
+    keras.utils.set_random_seed(1)
+    network = build_network(STRONG, 4, 100)
+    path = tmp_path / "model.keras"
+    save_recogniser(network, path, ClassTable(np.array(PAGE["landmark_ids"])), STRONG)
+    return path, network.predict_on_batch(IMAGES)
+
+
+def by_another_keras(path, version="3.99.0"):
+    """Changes a file as if a later version had written it, with an option that this one refuses."""
+    data = with_other_config(path.read_bytes(), path, b'"filters"', b'"option": 1, "filters"')
+    path.write_bytes(data)
+    written = json.dumps({"keras_version": version, "date_saved": ""})
+    path.write_bytes(with_member(path, "metadata.json", written))
+
+
+def with_member(path, name, content):
+    with zipfile.ZipFile(path) as archive:
+        members = {one: archive.read(one) for one in archive.namelist()}
+    return zip_of(members | {name: content}, path)
+
+
+def test_a_recipes_network_opens_whatever_the_version_that_described_it(strong_file):
+    path, expected = strong_file
+    by_another_keras(path)
+    with pytest.raises(TypeError, match="option"):
+        keras.models.load_model(path)
+    classifier = load_recogniser(path).classifier
+    np.testing.assert_array_equal(classifier.predict_on_batch(IMAGES), expected)
+
+
+def test_another_network_of_another_version_is_refused_with_both_and_the_cause(model_file):
+    by_another_keras(model_file)
+    with pytest.raises(ExpectedError) as caught:
+        load_recogniser(model_file)
+    assert re.fullmatch(
+        rf"{re.escape(str(model_file))}: .*'option'.* \(written by Keras 3\.99\.0, read by "
+        rf"{re.escape(keras.__version__)}\); expected a whole \.keras file; open it with Keras "
+        r"3\.99\.0, take another copy, or train again",
+        one_line(caught.value),
+    )
+
+
+def test_our_layers_are_found_by_their_names_wherever_their_module_lies(strong_file):
+    path, expected = strong_file
+    config = json.loads(zipfile.ZipFile(path).read("config.json"))
+    modules = {one["module"] for one in config["config"]["layers"]} - {"keras.layers"}
+    (module,) = [one for one in modules if one and not one.startswith("keras")]
+    old, new = f'"module": "{module}"'.encode(), b'"module": "moved.away"'
+    path.write_bytes(with_other_config(path.read_bytes(), path, old, new))
+    loaded = keras.models.load_model(path)
+    np.testing.assert_array_equal(loaded.predict_on_batch(IMAGES), expected)
+
+
+def drop(file):
+    del file["layers/dense/vars/0"]
+
+
+def link(file):
+    file["elsewhere"] = file["layers/dense/vars/0"][()]
+    drop(file)
+    file["layers/dense/vars/0"] = h5py.SoftLink("/elsewhere")
+
+
+def point_outside(file):
+    drop(file)
+    file.create_dataset(
+        "layers/dense/vars/0", (16, 8), "float32", external=[("/etc/passwd", 0, 512)]
+    )
+
+
+def reshape(file):
+    drop(file)
+    file["layers/dense/vars/0"] = np.zeros((16, 9), np.float32)
+
+
+def add(file):
+    file["layers/dense_1/vars/0"] = np.zeros((3, 2), np.float32)
+
+
+WRONG_WEIGHTS = {
+    "missing": (drop, r"dense/vars/0 is missing in the file, and has the shape \(16, 8\) in the"),
+    "elsewhere": (link, "dense/vars/0 is missing in the file, and has the shape .*"),
+    "another file": (point_outside, "dense/vars/0 is no array of numbers in this file"),
+    "shape": (reshape, r"dense/vars/0 has the shape \(16, 9\) in the file, and has the shape .*"),
+    "extra": (add, r"dense_1/vars/0 has the shape \(3, 2\) in the file, and is missing in the"),
+}
+
+
+@pytest.mark.parametrize(("change", "told"), WRONG_WEIGHTS.values(), ids=WRONG_WEIGHTS)
+def test_weights_that_are_not_the_recipes_are_told_by_their_path(strong_file, change, told):
+    path, _ = strong_file
+    weights = io.BytesIO(zipfile.ZipFile(path).read("model.weights.h5"))
+    with h5py.File(weights, "r+") as file:
+        change(file)
+    path.write_bytes(with_member(path, "model.weights.h5", weights.getvalue()))
+    with pytest.raises(
+        ExpectedError, match=f"^{re.escape(str(path))}: weight (elsewhere|layers/{told})"
+    ):
+        load_recogniser(path)
+
+
+def test_a_preset_that_a_file_only_names_is_not_looked_for(model_file, monkeypatch):
+    recipe = recipe_of("hub:dinov2_tiny").as_page()
+    page = json.dumps(PAGE | {"recipe": recipe, "backbone": ""})
+    model_file.write_bytes(with_page(model_file.read_bytes(), model_file, page))
+    monkeypatch.setattr(model.backbones, "build", lambda *args: pytest.fail("looked for"))
+    load_recogniser(model_file)
+
+
+def test_a_file_is_opened_in_the_precision_of_the_machine(strong_file, monkeypatch):
+    monkeypatch.setattr(model, "precision_here", lambda: "mixed_float16")
+    classifier = load_recogniser(strong_file[0]).classifier
+    assert classifier.get_layer("tiny_1_conv").compute_dtype == "float16"
+    assert model.precision() == "float32"
+
+
+def test_a_fingerprint_is_of_the_weights_and_not_of_a_seed_of_random_numbers():
+    def fingerprint(seed):
+        images = keras.Input((32, 32, 3))
+        network = keras.Model(images, keras.layers.Dropout(0.5, seed=seed)(images))
+        return Recogniser(network, ClassTable(np.arange(3))).fingerprint
+
+    assert fingerprint(1) == fingerprint(2)
 
 
 def pooled(images, **options):

@@ -18,7 +18,16 @@ from network import loading
 from utils import ExpectedError
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("recognition", "retrieval", "nearest", "shrink", "identify", "kernels", "metrics")
+SCRIPTS = (
+    "recognition",
+    "retrieval",
+    "nearest",
+    "shrink",
+    "identify",
+    "kernels",
+    "metrics",
+    "gather",
+)
 UNIX_ALONE = ("fcntl", "pwd", "grp", "resource", "termios", "tty", "pty", "syslog", "posix_ipc")
 
 # Runs a script where what only Unix has is hidden, with a network that compiles in a second.

@@ -5,6 +5,8 @@ Imports Keras, via `model`.
 
 import math
 import os
+import re
+from itertools import zip_longest
 
 import numpy as np
 
@@ -37,6 +39,8 @@ def save_checkpoint(session, network, recipe, images, rows, backbone=None):
         "labels": images.labels.fingerprint,
         "precision": model.precision(),
         "recipe": recipe.as_page(),
+        "keras": model.keras.__version__,
+        "variables": [_name_of(variable) for variable in variables_of(network)],
         "backbone": backbone,
         "history": rows,
     }
@@ -61,6 +65,11 @@ def size_on_disk(network):
 def variables_of(network):
     """Lists all that training changes, in an order that depends on the architecture alone."""
     return [*network.variables, *network.optimizer.variables]
+
+
+def _name_of(variable):
+    """Gives a variable's path without numbers: those of Keras count all layers of the process."""
+    return re.sub(r"_\d+", "", variable.path)
 
 
 def forget(session):
@@ -124,30 +133,34 @@ def begin_or_continue(session, recipe, images, num_steps, build=model.build_netw
     if saved:
         _check_continues(saved[0], saved[2], recipe, images)
         _check_backbone(saved[0], saved[2], backbone)
-    network = build(recipe, len(images.class_table), num_steps, weights="none" if saved else None)
+    network = build(recipe, len(images.class_table), num_steps, "" if saved else None)
     model.compile_network(network, recipe, images.class_sizes)
     network.optimizer.build(network.trainable_variables)
     if not saved:
         return network, []
     path, arrays, page = saved
-    _restore(path, network, [arrays[name] for name in sorted(arrays)])
+    _restore(path, network, [arrays[name] for name in sorted(arrays)], page)
     return network, page["history"]
 
 
-def _restore(path, network, arrays):
+def _restore(path, network, arrays, page):
     """Gives the variables of a network a checkpoint's values; raises ExpectedError if they differ.
 
     Another version of Keras may have others for the same recipe.
     """
     variables = variables_of(network)
-    shapes, wanted = ([tuple(each.shape) for each in group] for group in (arrays, variables))
-    if shapes != wanted or not all(array.dtype.kind in "fiub" for array in arrays):
-        raise ExpectedError(
-            f"{path}: its {len(arrays)} arrays are not the {len(variables)} weights and moments of "
-            "this network in their shapes; expected a checkpoint of this version of Keras; "
-            "continue with the version that wrote it",
-            setting="fresh",
-        )
+    wanted = [(_name_of(variable), tuple(variable.shape)) for variable in variables]
+    names = page.get("variables") or [name for name, _ in wanted]  # older ones have none
+    found = zip_longest(names, (each.dtype.kind in "fiub" and each.shape for each in arrays))
+    for number, (theirs, ours) in enumerate(zip_longest(found, wanted)):
+        if theirs != ours:
+            theirs, ours = (f"{one[0]} {one[1]}" if one else "none" for one in (theirs, ours))
+            here, writer = model.keras.__version__, page.get("keras", "3")
+            raise ExpectedError(
+                f"{path}: its weight {number} is {theirs}; expected {ours}, as Keras {here} has "
+                f"it; continue with Keras {writer}, the version that wrote it",
+                setting="fresh",
+            )
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
 

@@ -90,7 +90,7 @@ class Describer:
         with np.errstate(over="ignore"):  # looked at when the shard is saved
             return vectors.astype(np.float16)
 
-    def build_head(self, recipe, num_classes, num_steps, weights=None):
+    def build_head(self, recipe, num_classes, num_steps, restored=None):
         """Builds what is trained, as `checkpoints.begin_or_continue` asks for it."""
         return model.build_head(recipe, self.shape[1], num_classes, num_steps)
 

@@ -1,0 +1,142 @@
+"""A folder to take along: model, names, threshold, an example with Keras alone, and a card."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from data.landmarks import name_of_category
+from model import load_recogniser
+from network.plain import without_own_layers
+from report.photo_answer import find_calibration, find_categories
+from report.write import read_facts
+from utils import ExpectedError, atomic_write
+
+EXAMPLE = '''\
+"""Names the landmark of a photo; needs Keras, NumPy and Pillow: python name_photo.py PHOTO"""
+import csv, json, sys, keras, numpy as np
+from PIL import Image, ImageOps
+facts = json.load(open("settings.json"))
+names = [row["name"] for row in csv.DictReader(open("landmarks.csv", encoding="utf-8"))]
+size, model = (facts["image_size"],) * 2, keras.models.load_model("model.keras")
+photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
+fit = ImageOps.pad if facts["keep_aspect"] else Image.Image.resize
+confidences = keras.ops.convert_to_numpy(model(np.asarray(fit(photo, size))[None]))[0]
+best = int(confidences.argmax())
+is_known = facts["threshold"] is None or confidences[best] >= facts["threshold"]
+print(f"{names[best]} {confidences[best]:.3f}" if is_known else "probably no landmark")
+'''
+CARD = """\
+# A recogniser of {num_landmarks:,} landmarks
+
+`python name_photo.py PHOTO` names the landmark of a photo. It needs Keras {keras} or newer with any
+of its backends, NumPy and Pillow, and nothing else.
+
+| file | what it is |
+|---|---|
+| model.keras | {backbone}, {image_size} x {image_size} RGB (uint8) -> {kind} of each landmark |
+| landmarks.csv | id and name of each output, in their order |
+| settings.json | side of the pictures; below which confidence a photo shows no landmark |
+| name_photo.py | an example |
+
+## Data and licence
+
+Trained on {source}. {licence}
+
+## Scores
+
+{scores}
+
+## Limits
+
+- It knows {num_landmarks:,} landmarks. Below the threshold it says "probably no landmark".
+{threshold}- Its confidences hold for photographs like those that it was trained on.
+"""
+GOOGLE = (
+    "The photographs of Google Landmarks Dataset v2 are of Wikimedia Commons. The train images are "
+    "under CC-BY licences; metadata/train_attribution.csv of that data set names their authors."
+)
+OWN = "Write here whose photographs these are, and under which licence the model may be used."
+
+
+def write_take_away(session, model_path, folder):
+    """Writes the folder; what is there of an earlier one is replaced.
+
+    Args:
+        session: `Session`; its source may be None.
+        model_path: the recogniser's file.
+        folder: `pathlib.Path`.
+
+    Raises:
+        ExpectedError: the network has layers that Keras alone does not open.
+    """
+    import keras
+
+    recogniser = load_recogniser(model_path)
+    recipe = recogniser.recipe
+    if recipe.network.backbone.startswith("hub:"):
+        raise ExpectedError(
+            f"{model_path}: its backbone is of keras-hub; expected one of Keras, which opens "
+            "wherever Keras is; take the model as it is",
+        )
+    folders = (model_path.parent, session.output)
+    categories = find_categories(folders, session.source)
+    calibration = find_calibration(folders, recogniser.fingerprint)
+    rows = [("landmark_id", "name")]
+    for landmark_id in recogniser.class_table.landmark_ids.tolist():
+        name = name_of_category(categories[landmark_id]) if landmark_id in categories else ""
+        rows.append((landmark_id, name or f"landmark {landmark_id}"))
+    settings = {
+        "image_size": recogniser.image_size,
+        "keep_aspect": recipe.data.keep_aspect,
+        "threshold": calibration.threshold if calibration else None,
+    }
+    with atomic_write(folder / "model.keras") as temporary:
+        without_own_layers(recogniser.classifier).save(temporary)
+    names = io.StringIO()
+    csv.writer(names, lineterminator="\n").writerows(rows)
+    card = write_card(session, recogniser, calibration, keras.__version__)
+    texts = {
+        "landmarks.csv": names.getvalue(),
+        "settings.json": json.dumps(settings, indent=1) + "\n",
+        "name_photo.py": EXAMPLE,
+        "README.md": card,
+    }
+    for name, text in texts.items():
+        with atomic_write(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def write_card(session, recogniser, calibration, keras_version):
+    """Writes the card from what the report knows of the run."""
+    found, recipe = read_facts(session), recogniser.recipe
+    facts = found.get("recognition", {})
+    source = str(facts.get("run", {}).get("source", "photographs that nobody noted"))
+    is_google = "google-landmark" in source
+    if "://" not in source:  # where its folder lies is nobody's business
+        source = f"the photographs of {Path(source).name}"
+    scores = [
+        f"{one['name']}: "
+        + ", ".join(f"{usage} {value:.3f}" for usage, value in one["usages"].items())
+        for script in found.values()
+        for one in script.get("scores", [])
+    ]
+    threshold = ""
+    if calibration:
+        threshold = (
+            f"- At that threshold {calibration.kept:.0%} of the test photographs that were named "
+            f"rightly keep their name,\n  and {calibration.refused:.0%} of those without one are "
+            f"refused ({calibration.num_checked_on:,} photographs).\n"
+        )
+    is_cosine = recipe.loss.loss != "softmax" and recipe.loss.confidence == "cosine"
+    return CARD.format(
+        num_landmarks=len(recogniser.class_table),
+        keras=".".join(keras_version.split(".")[:2]),
+        backbone=recipe.network.backbone,
+        image_size=recogniser.image_size,
+        kind="the cosine" if is_cosine else "the probability",
+        source=source,
+        licence=GOOGLE if is_google else OWN,
+        scores="\n".join(f"- {line}" for line in scores) or "Nobody measured any.",
+        threshold=threshold,
+    )
