@@ -28,7 +28,7 @@ SESSION_HOURS = 12.0  # a kernel's limit
 QUOTA_HOURS = 30.0  # of GPU sessions in a week
 SEARCHED = 127_000 * 2048  # numbers that a query of --search-rate is multiplied with
 # As shares of a plain search of the same images: search_cost.py.
-CANDIDATES_OF_ALL_RERANKS = 1 + 0.49
+CANDIDATES_OF_ALL_RERANKS = 1 + 0.30
 ROW_BYTES = 38  # of an image's description beside the descriptor: ids, confidence, place
 PART_GB = 0.19 + 0.28  # candidates of all reranks, docs/reranks.md
 
