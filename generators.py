@@ -5,19 +5,18 @@ stages are plain generators, composed in `stream_batches`.
 """
 
 import os
-import tarfile
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from data.images import PLAIN, Augmentation, BadImageError, decode_image, draw_view
+from data.images import PLAIN, BadImageError, decode_image, draw_view
 from data.landmarks import format_image_id
 from data.sources import Shard
-from data.tars import MEMBER_NAME
-from utils import ExpectedError, in_background, map_ahead, read_at, run_ahead, say
+from data.tars import Member, list_members, read_member
+from recipes import Data
+from utils import ExpectedError, in_background, map_ahead, run_ahead, say
 
-MAX_MEMBER_BYTES = 64 << 20  # the largest JPEGs of the data set are a few MB
 MAX_BAD_SHARE = 0.05  # of a shard's images; more means that something else is wrong
 MIN_BAD_IMAGES = 3  # ... but a tiny shard may have a few
 NUM_CORES = os.cpu_count() or 1
@@ -68,29 +67,29 @@ class Reading:
     """How shards are read: what `stream_batches` must know besides the shards.
 
     Attributes:
-        image_size: side of the square images, in pixels.
+        data: `recipes.Data`: how large images become, how they fit, what is left to chance.
         batch_size: images in a batch.
         class_of: function, image id -> class index or None (leave the image out). None itself:
             every image of the shard that is in `image_ids`, without classes.
-        image_ids: set of int, the images to read where `class_of` is None.
-        is_shuffled: in an order of its own for each epoch and shard; else in the tar's order.
-        fills_batches: a shard's last batch repeats images that count, as in training.
-        keeps_aspect: pictures are fitted into the square; else squashed.
-        augmentation: `Augmentation`.
-        seed: of shuffling and augmentation.
+        image_ids: (n,) uint64, the images to read where `class_of` is None.
+        is_training: in an order of its own for each epoch and shard, augmented as `data` says, the
+            last batch filled up with images that count. Else in the tar's order, as they are.
+        seed: of order and augmentation.
         num_threads: decoding threads.
     """
 
-    image_size: int
+    data: Data
     batch_size: int
     class_of: callable = None
-    image_ids: frozenset = field(default=frozenset(), repr=False)
-    is_shuffled: bool = False
-    fills_batches: bool = False
-    keeps_aspect: bool = False
-    augmentation: Augmentation = Augmentation()
+    image_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64), repr=False)
+    is_training: bool = False
     seed: int = 0
     num_threads: int = NUM_CORES
+
+    @property
+    def image_size(self):
+        """Side of the square images, in pixels."""
+        return self.data.image_size
 
 
 # ---------------------------------------------------------------------------------- the pipeline
@@ -193,7 +192,7 @@ def read_shard(shard, path, reading, epoch, pool):
         pool: executor that decodes.
     """
     members = choose_members(list_members(path), reading)
-    if reading.is_shuffled:
+    if reading.is_training:
         rng = np.random.default_rng([reading.seed, epoch, shard.number])
         rng.shuffle(members)
     bad_images, good_images = [], []
@@ -242,60 +241,12 @@ def check_bad_images(shard, bad_images, num_images):
 # ------------------------------------------------------------------------------------ the stages
 
 
-@dataclass(frozen=True)
-class Member:
-    """Where an image lies in a tar: `size` bytes at `offset`."""
-
-    image_id: int
-    offset: int
-    size: int
-    class_index: int | None = None
-
-
-def list_members(path):
-    """Lists the images of a tar without reading them; anything else in the tar is left alone.
-
-    A tar is untrusted input: only regular files named a/b/c/<id>.jpg count, nothing is extracted.
-
-    Args:
-        path: an uncompressed tar.
-
-    Returns:
-        list of `Member`, in the tar's order; the first one where an id appears twice.
-
-    Raises:
-        ExpectedError: not a whole tar.
-    """
-    members, seen = [], set()
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                if info.size < 0:  # would lead back, in circles
-                    raise tarfile.ReadError(f"negative size at byte {info.offset}")
-                match = MEMBER_NAME.fullmatch(info.name) if info.isreg() else None
-                if match and match[4] not in seen:
-                    seen.add(match[4])
-                    members.append(Member(int(match[4], 16), info.offset_data, info.size))
-            _check_end(tar, path)
-    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
-        raise ExpectedError(
-            f"{path}: {error}; expected a whole uncompressed tar", setting="skip_bad_shards"
-        ) from error
-    return members
-
-
-def _check_end(tar, path):
-    """Raises ReadError unless the tar ends as tars do; tarfile takes damage there for the end."""
-    tar.fileobj.seek(tar.offset)
-    end = tar.fileobj.read(tarfile.BLOCKSIZE)
-    if end.strip(b"\0") or not end:
-        raise tarfile.ReadError(f"damaged or cut off at byte {tar.offset}")
-
-
 def choose_members(members, reading):
     """Keeps the members to read, with their class indices."""
     if reading.class_of is None:
-        return [member for member in members if member.image_id in reading.image_ids]
+        ids = np.array([member.image_id for member in members], np.uint64)
+        is_wanted = np.isin(ids, reading.image_ids)
+        return [member for member, wanted in zip(members, is_wanted, strict=True) if wanted]
     classes = ((member, reading.class_of(member.image_id)) for member in members)
     return [
         Member(member.image_id, member.offset, member.size, class_index)
@@ -310,28 +261,20 @@ def decode_members(descriptor, members, reading, epoch, pool):
     Args:
         descriptor: of the open tar; positional reads let the threads share it.
     """
-    augments = reading.augmentation != Augmentation()
+    data = reading.data
 
     def decode(member):
         view = PLAIN
-        if augments:  # seeded by the image, so that the number of threads changes nothing
-            rng = np.random.default_rng([reading.seed, epoch, member.image_id])
-            view = draw_view(reading.augmentation, rng)
+        if reading.is_training:  # seeded by the image: the number of threads changes nothing
+            view = draw_view(data, np.random.default_rng([reading.seed, epoch, member.image_id]))
         try:
-            data = read_member(descriptor, member)
-            return decode_image(data, reading.image_size, reading.keeps_aspect, view)
+            content = read_member(descriptor, member)
+            return decode_image(content, data.image_size, data.keep_aspect, view)
         except BadImageError as error:
             return error
 
     num_ahead = reading.batch_size + 2 * reading.num_threads
     yield from zip(members, map_ahead(pool, decode, members, num_ahead), strict=True)
-
-
-def read_member(descriptor, member):
-    """Reads the bytes of a `Member` of an open tar; raises BadImageError for a huge one."""
-    if member.size > MAX_MEMBER_BYTES:
-        raise BadImageError(f"{member.size} bytes")
-    return read_at(descriptor, member.size, member.offset)
 
 
 def batch_images(images, reading):
@@ -358,7 +301,7 @@ def batch_images(images, reading):
             source = (place - len(kept)) % len(fill_members)
             pixels[place] = fill_pixels[source]
             members.append(fill_members[source])
-        yield _batch(pixels, members if reading.fills_batches else kept)
+        yield _batch(pixels, members if reading.is_training else kept)
 
 
 def _batch(pixels, members):

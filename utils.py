@@ -23,7 +23,7 @@ CHUNK_BYTES = 1 << 20
 SECRETS = re.compile(
     r"([a-z][a-z0-9+.-]*://)\S*@|(https?://[^\s?]*\?)\S*?(?=[,:;)]*(?:\s|$))", re.I
 )
-LAST_WORDS_S = 1.5  # for what is to be put in order after a second Ctrl-C
+LAST_WORDS_S = 1.0  # for what is to be put in order after a second Ctrl-C
 HALF_WRITTEN = ".writing-"  # begins the names of files that are not whole yet
 _one_reader = threading.Lock()
 
@@ -243,7 +243,7 @@ def _end_at_second_ctrl_c(signals):
 
 def end_soon():
     """Ends an interrupted process within seconds, whatever it still waits for."""
-    timer = threading.Timer(LAST_WORDS_S, _end_now)
+    timer = threading.Timer(0.3, _end_now)
     timer.daemon = True
     timer.start()
 

@@ -19,11 +19,11 @@ import common
 import numpy as np
 from common import CACHE, median, print_table, print_verdict, ratio
 
-import generators
-from data.images import Augmentation
 from data.sources import Shard
+from data.tars import list_members
 from generators import Reading, ShardEnd, read_shard
 from network.loading import muted_stderr
+from recipes import Data
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import cv2
@@ -41,9 +41,12 @@ BEST = "simplejpeg at half size, INTER_AREA"
 def ours(tar, num_threads, crops=False):
     """Reads a shard as `generators.stream_batches` does, without the download."""
     reading = Reading(
-        SIZE, BATCH, lambda image_id: 0, is_shuffled=True, fills_batches=True,
-        augmentation=Augmentation(crops), num_threads=num_threads,
-    )  # fmt: skip
+        Data(image_size=SIZE, augment=crops),
+        BATCH,
+        lambda image_id: 0,
+        is_training=True,
+        num_threads=num_threads,
+    )
     with ThreadPoolExecutor(num_threads) as pool:
         for item in read_shard(SHARD, tar, reading, 0, pool):
             if not isinstance(item, ShardEnd):
@@ -62,7 +65,7 @@ def extract_and_read(tar):
 
 def in_threads(tar, decode, num_threads=2):
     """Decodes with any function bytes -> image, in threads, straight from the tar."""
-    members = generators.list_members(tar)
+    members = list_members(tar)
     np.random.default_rng(0).shuffle(members)
     with open(tar, "rb") as file, ThreadPoolExecutor(num_threads) as pool:
 
@@ -95,7 +98,7 @@ def tf_data(tar, decode, num_threads=2):
     """tf.data fed by a generator of bytes, decoding in its own threads."""
     import tensorflow as tf
 
-    members = generators.list_members(tar)
+    members = list_members(tar)
     np.random.default_rng(0).shuffle(members)
 
     def read():

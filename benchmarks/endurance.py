@@ -37,6 +37,7 @@ from data.download import Patience, download
 from data.images import decode_image
 from data.sources import Shard, Source
 from generators import Reading, ShardEnd, stream_batches
+from recipes import Data
 
 NUM_IMAGES = 64  # in a shard, 1.5 MB
 IMAGE_SIZE, BATCH_SIZE = 192, 32  # a shard's images take 7 MB when decoded
@@ -142,7 +143,9 @@ def resident_bytes():
 
 def stream(source, shards, photo_of, expected, memory_after):
     """Streams all shards; gives (Counter of image ids, number of wrong images, memory by shard)."""
-    reading = Reading(IMAGE_SIZE, BATCH_SIZE, image_ids=frozenset(photo_of))
+    reading = Reading(
+        Data(image_size=IMAGE_SIZE), BATCH_SIZE, image_ids=np.array(list(photo_of), np.uint64)
+    )
     seen, num_wrong, memory, num_ended = Counter(), 0, {}, 0
     for item in stream_batches(source, [(0, shard) for shard in shards], reading):
         if isinstance(item, ShardEnd):

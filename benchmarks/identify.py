@@ -21,7 +21,7 @@ from common import ROOT, print_table
 from data.landmarks import format_image_id
 from data.sources import RECOGNITION_SOLUTION, Source
 from data.submissions import read_recognition_solution
-from generators import list_members
+from data.tars import list_members
 
 
 def parse_arguments():

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -144,7 +145,7 @@ def read(folder):
 
     import model
     from runs.session import Session
-    from training.checkpoints import begin_or_continue
+    from training import loop
 
     found = {}
     for path in sorted(folder.glob("*.keras")):
@@ -156,7 +157,9 @@ def read(folder):
                 outputs = predict(model.load_recogniser(path).classifier)
                 if name in CHECKPOINTS:
                     session = Session(folder / name, None, None)
-                    network, _ = begin_or_continue(session, recipe, images_of_checkpoint(), 100)
+                    images = images_of_checkpoint()
+                    build = partial(model.build_network, recipe, len(images.class_table), 100)
+                    network, _ = loop.begin(session, recipe, images, build)
                     train_one_step(network)
                     outputs += predict(model.build_classifier(network, recipe.loss))
                 differences = [

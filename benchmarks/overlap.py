@@ -26,6 +26,7 @@ from data.sources import Shard, Source
 from demo.server import serve
 from generators import Reading, ShardEnd, stream_batches
 from network.devices import OneDevice
+from recipes import Data
 from training import loop
 from utils import Stop
 
@@ -86,7 +87,13 @@ def run(source, reading, step_s, mini_epochs):
 
 def simulate(tar, step_s, decode_s, download_s, mini_epochs):
     """Runs with sleeps of these lengths for a shard."""
-    reading = Reading(TINY_SIZE, TINY_BATCH, lambda image_id: 0, fills_batches=True, num_threads=2)
+    reading = Reading(
+        Data(image_size=TINY_SIZE, augment=False),
+        TINY_BATCH,
+        lambda image_id: 0,
+        is_training=True,
+        num_threads=2,
+    )
     image = np.zeros((TINY_SIZE, TINY_SIZE, 3), np.uint8)
 
     def decode_image(*_):
@@ -137,7 +144,13 @@ def run_real(num_images, mini_epochs):
         list of (name, T, D, L, seconds, waited seconds).
     """
     tar = common.make_shard(num_images)
-    reading = Reading(REAL_SIZE, REAL_BATCH, lambda image_id: 0, fills_batches=True, num_threads=2)
+    reading = Reading(
+        Data(image_size=REAL_SIZE, augment=False),
+        REAL_BATCH,
+        lambda image_id: 0,
+        is_training=True,
+        num_threads=2,
+    )
     results = []
     with tempfile.TemporaryDirectory(dir=common.CACHE) as folder:
         write_world(Path(folder, "world"), tar, mini_epochs)

@@ -16,9 +16,11 @@ import common
 from common import median, print_table, print_verdict, ratio
 
 import shrink
-from data.images import Augmentation, shrink_image
+from data.images import shrink_image
 from data.sources import Shard
-from generators import Reading, list_members, read_shard
+from data.tars import list_members
+from generators import Reading, read_shard
+from recipes import Data
 
 SHARD = Shard("train", 0)
 NETWORK_SIZES = (192, 96)
@@ -47,8 +49,7 @@ def shrink_rate(originals, rounds):
 def decode_rates(tars, num_images, rounds, size):
     """Measures images/s of processor time from tar bytes to augmented batches, interleaved."""
     reading = Reading(
-        size, 64, lambda image_id: 0, is_shuffled=True, fills_batches=True,
-        augmentation=Augmentation(crops=True), num_threads=1,
+        Data(image_size=size), 64, lambda image_id: 0, is_training=True, num_threads=1,
     )  # fmt: skip
 
     def read(tar):

@@ -23,12 +23,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 
 import model
-from data.images import Augmentation
 from data.sources import Shard
 from descriptors import describe
 from generators import Batch, Reading, ShardEnd, stream_batches
 from network.devices import OneDevice
-from recipes import Loss, Recipe
+from recipes import Data, Loss, Recipe
 from training import loop
 from utils import Stop
 
@@ -97,9 +96,11 @@ def compare_feeding(size, rounds):
     tar = common.make_shard(FEEDING_BATCH * STEPS_PER_SHARD)
     network = build(size)
     reading = Reading(
-        size, FEEDING_BATCH, lambda image_id: image_id % NUM_CLASSES, is_shuffled=True,
-        fills_batches=True, augmentation=Augmentation(crops=True),
-    )  # fmt: skip
+        Data(image_size=size),
+        FEEDING_BATCH,
+        lambda image_id: image_id % NUM_CLASSES,
+        is_training=True,
+    )
     batch = constant_batch(size, FEEDING_BATCH)
     num_images = FEEDING_BATCH * STEPS_PER_SHARD * NUM_SHARDS
 

@@ -46,21 +46,6 @@ class BadImageError(Exception):
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """What is changed at random; the default is nothing.
-
-    Attributes:
-        crops: crop each image, and mirror half of them.
-        geometry: share of the images that are turned, rescaled and shifted, 0 to 1.
-        erase: share of the images of which one box is erased, 0 to 1.
-    """
-
-    crops: bool = False
-    geometry: float = 0.0
-    erase: float = 0.0
-
-
-@dataclass(frozen=True)
 class View:
     """How one image is seen; the default is the whole of it, as it is.
 
@@ -82,29 +67,29 @@ class View:
 PLAIN = View()  # the whole picture, as it is
 
 
-def draw_view(augmentation, rng):
-    """Draws how an image is seen.
+def draw_view(data, rng):
+    """Draws how a train image is seen.
 
     Crop and mirror are drawn first, so that they do not depend on what else is on.
 
     Args:
-        augmentation: `Augmentation`.
+        data: `recipes.Data`, which says what is left to chance.
         rng: numpy Generator.
 
     Returns:
         `View`.
     """
     drawn = {}
-    if augmentation.crops:
+    if data.augment:
         size = rng.uniform(MIN_CROP, 1, 2)
         offset = rng.uniform(size=2) * (1 - size)
         drawn |= {"crop": (*offset, *(offset + size)), "is_mirrored": rng.random() < 0.5}
-    if augmentation.geometry and rng.random() < augmentation.geometry:
+    if data.geometry and rng.random() < data.geometry:
         turn, rescale, right, down = rng.uniform(-1, 1, 4)
         drawn["geometry"] = (
             MAX_TURN * turn, 1 + MAX_RESCALE * rescale, MAX_SHIFT * right, MAX_SHIFT * down,
         )  # fmt: skip
-    if augmentation.erase and rng.random() < augmentation.erase:
+    if data.erase and rng.random() < data.erase:
         drawn["erased"] = tuple(rng.random(2))
     return View(**drawn)
 

@@ -1,4 +1,6 @@
-"""Tars as this project writes them, and folders into which somebody unpacked one.
+"""Tars to read and to write, and folders into which somebody unpacked one.
+
+A tar is untrusted input: its images are found where they lie, nothing is extracted by its name.
 
 Kaggle unpacks the tars of an uploaded data set. Such a folder is read as the tar that it would be
 with its members in the order of their names.
@@ -9,12 +11,113 @@ import os
 import re
 import stat
 import tarfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import ExpectedError, atomic_write
+from data.images import BadImageError
+from utils import CHUNK_BYTES, ExpectedError, atomic_write, read_at, say
 
 MEMBER_NAME = re.compile(r"([0-9a-f])/([0-9a-f])/([0-9a-f])/(\1\2\3[0-9a-f]{13})\.jpg")
+MAX_MEMBER_BYTES = 64 << 20  # the largest JPEGs of the data set are a few MB
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where an image lies in a tar: `size` bytes at `offset`."""
+
+    image_id: int
+    offset: int
+    size: int
+    class_index: int | None = None
+
+
+def list_members(path):
+    """Lists the images of a tar without reading them; says what else is in it.
+
+    Only regular files named a/b/c/<id>.jpg or ./a/b/c/<id>.jpg count. Of an id that appears twice,
+    the first image does.
+
+    Args:
+        path: an uncompressed tar.
+
+    Returns:
+        list of `Member`, in the tar's order.
+
+    Raises:
+        ExpectedError: not one whole tar, or its files are no images.
+    """
+    members, others, first_other = {}, Counter(), ""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                if info.size < 0:  # would lead back, in circles
+                    raise tarfile.ReadError(f"negative size at byte {info.offset}")
+                match = MEMBER_NAME.fullmatch(info.name.removeprefix("./"))
+                image_id = int(match[4], 16) if match and info.isreg() else None
+                if image_id is not None and image_id not in members:
+                    members[image_id] = Member(image_id, info.offset_data, info.size)
+                elif not info.isdir():
+                    others[_kind_of(info, match)] += 1
+                    first_other = first_other or info.name
+            _check_end(tar)
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
+        raise ExpectedError(
+            f"{path}: {error}; expected a whole uncompressed tar", setting="skip_bad_shards"
+        ) from error
+    if others:
+        _tell_others(path, len(members), others, first_other)
+    return list(members.values())
+
+
+def _kind_of(info, match):
+    """Names what a member of a tar is that is not read as an image."""
+    if not info.isreg():
+        return "a hard link" if info.islnk() else "a link or device"
+    if match:
+        return "of an id that is there already"
+    is_below = MEMBER_NAME.fullmatch("/".join(info.name.split("/")[-4:]))
+    return "below another folder" if is_below else "of another name"
+
+
+def _tell_others(path, num_images, others, first_other):
+    """Says what of a tar is left alone; raises ExpectedError where that is all of it."""
+    kinds = ", ".join(f"{number:,} {kind}" for kind, number in others.items())
+    num_files = num_images + others.total()
+    what = f"{kinds}; the first is {first_other!r:.80}"
+    if not num_images:
+        raise ExpectedError(
+            f"{path}: none of its {num_files:,} files is an image ({what}); expected names "
+            "a/b/c/<id>.jpg",
+            setting="skip_bad_shards",
+        )
+    say(f"{path}: {num_images:,} images; of its {num_files:,} files left alone: {what}")
+
+
+def _check_end(tar):
+    """Raises ReadError unless the tar ends as tars do, and the file with it.
+
+    tarfile takes damage for the end, and knows nothing of a second tar behind the first.
+    """
+    tar.fileobj.seek(tar.offset)
+    end = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if end.strip(b"\0") or not end:
+        raise tarfile.ReadError(f"damaged or cut off at byte {tar.offset}")
+    while more := tar.fileobj.read(CHUNK_BYTES):
+        if more.strip(b"\0"):
+            raise tarfile.ReadError(
+                f"more after its end at byte {tar.offset}, perhaps a second tar"
+            )
+
+
+def read_member(descriptor, member):
+    """Reads the bytes of a `Member` of an open tar; raises BadImageError for a huge one."""
+    if member.size > MAX_MEMBER_BYTES:
+        raise BadImageError(f"{member.size} bytes")
+    return read_at(descriptor, member.size, member.offset)
+
+
+# ----------------------------------------------------------------------------------------- to write
 
 
 def member_name(image_id):

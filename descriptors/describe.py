@@ -6,6 +6,7 @@ Recognition takes the landmarks, retrieval all of it. Imports Keras, via `model`
 import copy
 import dataclasses
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from generators import (
 from model import load_recogniser
 from network.devices import choose_devices
 from runs.session import descriptions_name
-from utils import StoppedError, say
+from utils import ExpectedError, StoppedError, format_duration, say
 
 _describers = {}  # the last one that `open_describer` made, by what it was made of
 
@@ -76,15 +77,28 @@ class Describer:
         self.class_table = recogniser.class_table
         self.image_size = recogniser.image_size
         self.recipe = recogniser.recipe
-        self.keeps_aspect = self.recipe.data.keep_aspect
+        # As large as the file's network takes them, which may be somebody else's.
+        self.data = dataclasses.replace(self.recipe.data, image_size=recogniser.image_size)
         # Two files of descriptions go together only if all of this is equal.
         self.fingerprint = {
             "model": recogniser.fingerprint,
             "batch_size": settings.batch_size,
             "flipped_too": settings.flipped_too,
             "descriptor_dtype": settings.dtype,
-            "keeps_aspect": self.keeps_aspect,
+            "keeps_aspect": self.data.keep_aspect,
         }
+
+    # What `describe_shards` asks for besides; `training.frozen` has a describer of its own.
+    problem = "left empty"  # what becomes of an image that cannot be described
+    name_of = staticmethod(descriptions_name)
+    load_ids = staticmethod(load_image_ids)
+
+    def prepare(self, session, missing, image_ids):
+        """Is called before the shards that are not described yet are read."""
+
+    def join(self, pieces, shard_end):
+        """Joins what `describe` gave of the batches of a shard."""
+        return concatenate(pieces)
 
     def storing(self, dtype):
         """Gives the same network, which stores descriptors as another dtype."""
@@ -110,7 +124,7 @@ class Describer:
         is_finite = np.isfinite(descriptors).all(axis=1) & np.isfinite(confidences)
         for image_id in batch.image_ids[~is_finite].tolist():
             image = f"{shard.path}: image {format_image_id(image_id)}"
-            say(f"{image} left empty: not finite in {dtype}")
+            say(f"{image} {self.problem}: not finite in {dtype}")
         return Descriptions(
             batch.image_ids[is_finite],
             self.class_table.landmark_ids[class_indices[:n][is_finite]],
@@ -122,12 +136,12 @@ class Describer:
 
     def describe_pictures(self, paths):
         """Describes picture files, in this order: (n, d) of those that are readable."""
-        reading = Reading(self.image_size, self.settings.batch_size)
+        reading = Reading(self.data, self.settings.batch_size)
 
         def decoded():
             for number, path in enumerate(paths):
                 try:
-                    pixels = decode_image(path.read_bytes(), self.image_size, self.keeps_aspect)
+                    pixels = decode_image(path.read_bytes(), self.image_size, self.data.keep_aspect)
                 except (BadImageError, OSError) as error:
                     say(f"{path}: {error}; left out")
                 else:
@@ -179,43 +193,57 @@ def describe_shards(session, describer, shards, image_ids):
         ExpectedError: data, network or disk fail.
     """
     source = session.source
-    fingerprints = {s: describer.fingerprint_for(source, [s], image_ids) for s in shards}
-    paths = {shard: session.path(descriptions_name(shard)) for shard in shards}
+    facts = {shard: describer.fingerprint_for(source, [shard], image_ids) for shard in shards}
     described = {}
     for shard in shards:
-        file = descriptions_name(shard), fingerprints[shard], load_image_ids
-        found = session.find_fitting(*file, copied=True)
-        described[shard] = found and found[1]
-    missing = [shard for shard in shards if described[shard] is None]
-    stream = _stream_images(session, describer, missing, image_ids, len(shards))
-    for left, shard in enumerate(missing):
-        pieces = [describer.allocate(0)]
-        while not isinstance(item := next(stream), ShardEnd):
-            if session.stop.requested():
-                num_done = len(shards) - len(missing) + left
-                done = f"{num_done} of {len(shards)} {shard.split} shards described"
-                raise StoppedError(session.stop, done)
-            pieces.append(describer.describe(item, shard))
-        tell_problems(item, "left empty")
-        if item.problem:  # not saved, so that a later run tries it again
-            continue
-        descriptions = concatenate(pieces)
-        save_descriptions(paths[shard], descriptions, fingerprints[shard])
-        described[shard] = descriptions.image_ids
-        say(f"{shard.path}: {item.num_images:,} images described ({left + 1}/{len(missing)})")
-    found = {paths[shard]: ids for shard, ids in described.items() if ids is not None}
-    return found, [shard.number for shard, ids in described.items() if ids is None]
-
-
-def _stream_images(session, describer, shards, image_ids, num_shards):
-    """Streams the batches of shards in their tars' order; `num_shards` of the split in all."""
-    reading = Reading(
-        describer.image_size, describer.settings.batch_size,
-        image_ids=frozenset(image_ids.tolist()), keeps_aspect=describer.keeps_aspect,
+        name = describer.name_of(shard)
+        if found := session.find_fitting(name, facts[shard], describer.load_ids, copied=True):
+            described[shard] = found[1]
+    if missing := [shard for shard in shards if shard not in described]:
+        describer.prepare(session, missing, image_ids)
+    reading = Reading(describer.data, describer.settings.batch_size, image_ids=image_ids)
+    stream = stream_batches(
+        source, [(0, shard) for shard in missing], reading,
+        session.stop.requested, session.num_skippable(len(shards)),
     )  # fmt: skip
-    plan = [(0, shard) for shard in shards]
-    num_skippable = session.num_skippable(num_shards)
-    return stream_batches(session.source, plan, reading, session.stop.requested, num_skippable)
+    times = []
+    for shard in missing:
+        done = f"{len(described)} of {len(shards)} {shard.split} shards described"
+        begin = time.perf_counter()
+        rows, waited_s = _describe_shard(describer, shard, stream, session.stop, done)
+        times.append(time.perf_counter() - begin)
+        if rows is None:  # a later run tries it again
+            continue
+        save_descriptions(session.path(describer.name_of(shard)), rows, facts[shard])
+        described[shard] = rows.image_ids
+        left_s = (len(missing) - len(times)) * np.median(times)
+        say(
+            f"{shard.path}: {len(rows.image_ids):,} images described ({len(times)}/{len(missing)})"
+            f", {len(rows.image_ids) / times[-1]:.0f} images/s, {waited_s / times[-1]:.0%} waiting "
+            f"for data, {format_duration(left_s)} to go"
+        )
+    found = {session.path(describer.name_of(s)): described[s] for s in shards if s in described}
+    return found, [shard.number for shard in shards if shard not in described]
+
+
+def _describe_shard(describer, shard, stream, stop, done):
+    """Describes the images of the stream's next shard.
+
+    Returns:
+        (rows, seconds that were waited for data); the rows of a broken shard are None.
+    """
+    pieces, waited_s = [describer.allocate(0)], 0.0
+    while True:
+        asked = time.perf_counter()
+        item = next(stream)
+        waited_s += time.perf_counter() - asked
+        if isinstance(item, ShardEnd):
+            break
+        if stop.requested():
+            raise StoppedError(stop, done)
+        pieces.append(describer.describe(item, shard))
+    tell_problems(item, describer.problem)
+    return (None if item.problem else describer.join(pieces, item)), waited_s
 
 
 def describe_split(session, describer, split, image_ids, name):
@@ -233,6 +261,13 @@ def describe_split(session, describer, split, image_ids, name):
     shards = session.source.select_shards(split)
     found, left_out = describe_shards(session, describer, shards, image_ids)
     descriptions = gather(found, describer)
+    if not len(descriptions) and not left_out:
+        raise ExpectedError(
+            f"{session.source}: none of the {len(image_ids):,} {split} images is in its "
+            f"{len(shards)} {split} shards; expected the images that metadata/{split}.csv names; "
+            "check that table and shards belong together",
+            setting="source",
+        )
     fingerprint = describer.fingerprint_for(session.source, shards, image_ids)
     save_descriptions(session.path(name), descriptions, fingerprint | {"left_out": left_out})
     if not left_out:

@@ -40,8 +40,8 @@ class Descriptions:
 
 
 def concatenate(pieces):
-    """Joins a non-empty list of `Descriptions`."""
-    return Descriptions(
+    """Joins a non-empty list of `Descriptions`, or of another dataclass of arrays."""
+    return type(pieces[0])(
         *(
             np.concatenate([getattr(piece, field.name) for piece in pieces])
             for field in fields(pieces[0])

@@ -18,13 +18,11 @@ from data.images import BadImageError, decode_whole, shrink_image
 from data.landmarks import format_image_id, read_train_labels
 from data.sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV, share_of
 from data.tables import read_table, write_table
-from data.tars import add_image, open_new
+from data.tars import add_image, list_members, open_new, read_member
 from generators import (
     NUM_CORES,
     ShardEnd,
     check_bad_images,
-    list_members,
-    read_member,
     stream_shards,
     tell_problems,
 )

@@ -15,8 +15,8 @@ import gather
 from data.landmarks import read_image_ids, read_landmark_names, read_train_labels
 from data.sources import CATEGORY_CSV, INDEX_CSV, TEST_CSV, TRAIN_CSV, Source
 from data.submissions import read_recognition_solution, read_retrieval_solution
+from data.tars import list_members
 from gathering import division, folders
-from generators import list_members
 from utils import ExpectedError
 
 KIND = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "bmp": "BMP"}

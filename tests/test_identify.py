@@ -18,8 +18,8 @@ import retrieval
 from data.images import BadImageError
 from data.landmarks import ClassTable, format_image_id
 from data.sources import Shard, Source
+from data.tars import list_members
 from descriptors.descriptions import Descriptions, save_descriptions, unit_length
-from generators import list_members
 from report import photo_nearest, photos
 from report.threshold import Calibration, save_calibration
 from runs.command_line import explain

@@ -15,7 +15,6 @@ from data.images import (
     FILL,
     PHOTO_FORMATS,
     PLAIN,
-    Augmentation,
     BadImageError,
     View,
     check_photo,
@@ -24,6 +23,7 @@ from data.images import (
     draw_view,
     shrink_image,
 )
+from recipes import Data
 
 LEFT, RIGHT = (200, 40, 30), (30, 50, 210)  # colours of the two halves of the test picture
 
@@ -49,8 +49,9 @@ def png_of_size(width, height):
 
 
 def view_of(seed, **settings):
-    """Draws the view that an augmentation of these settings gives with a seed."""
-    return draw_view(Augmentation(**settings), np.random.default_rng(seed))
+    """Draws the view that a recipe of these settings gives with a seed."""
+    data = Data(**({"augment": False} | settings))
+    return draw_view(data, np.random.default_rng(seed))
 
 
 # ------------------------------------------------------------------------- images that are read
@@ -105,7 +106,7 @@ READABLE = {
 def test_every_format_found_under_the_name_jpg_is_decoded_in_its_colours(
     data, left, right, keeps_aspect, augments
 ):
-    view = view_of(1, crops=True, geometry=1, erase=1) if augments else PLAIN
+    view = view_of(1, augment=True, geometry=1, erase=1) if augments else PLAIN
     pixels = decode_image(data, 24, keeps_aspect, view)
     assert pixels.shape == (24, 24, 3)
     assert pixels.dtype == np.uint8
@@ -393,7 +394,7 @@ PHOTO = encode(draw(17, np.random.default_rng(3)), "PNG")  # 48x36
 
 def test_no_augmentation_draws_nothing():
     rng = np.random.default_rng(0)
-    assert draw_view(Augmentation(), rng) == PLAIN
+    assert draw_view(Data(augment=False), rng) == PLAIN
     assert rng.random() == np.random.default_rng(0).random()
 
 
@@ -409,7 +410,7 @@ def test_crop_and_mirror_are_the_first_five_numbers_of_the_seed(others):
         view = image.resize((32, 32), Image.Resampling.HAMMING, box)
         if rng.random() < 0.5:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        drawn = view_of(seed, crops=True, **others)
+        drawn = view_of(seed, augment=True, **others)
         drawn = View(drawn.crop, drawn.is_mirrored)
         np.testing.assert_array_equal(decode_image(PHOTO, 32, view=drawn), np.asarray(view))
 
@@ -417,13 +418,13 @@ def test_crop_and_mirror_are_the_first_five_numbers_of_the_seed(others):
 def test_a_crop_keeps_most_of_the_picture_and_half_of_them_are_mirrored(monkeypatch):
     data = encode(PICTURE, "PNG")
     plain = decode_image(data, 32)
-    views = [decode_image(data, 32, view=view_of(seed, crops=True)) for seed in range(40)]
+    views = [decode_image(data, 32, view=view_of(seed, augment=True)) for seed in range(40)]
     mirrored = sum(tuple(view[0, 0]) == RIGHT for view in views)
     assert 8 <= mirrored <= 32
     assert all(view.shape == plain.shape for view in views)
     monkeypatch.setattr(images, "MIN_CROP", 1.0)  # nothing is left to chance but the mirror
     for seed in range(10):
-        view = decode_image(data, 32, view=view_of(seed, crops=True))
+        view = decode_image(data, 32, view=view_of(seed, augment=True))
         assert np.array_equal(view, plain) or np.array_equal(view, plain[:, ::-1])
 
 

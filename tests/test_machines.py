@@ -234,11 +234,11 @@ import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 import numpy as np
-from training import checkpoints
+import model
 from training import loop
 import recognition
-from dataclasses import replace
-from generators import Batch, stream_batches
+from functools import partial
+from generators import Batch, Reading, stream_batches
 from data.landmarks import read_train_labels
 from model import set_up_keras, to_numpy
 from recipes import Recipe
@@ -259,9 +259,10 @@ session = Session(output, source, Stop())
 set_up_keras(0)
 with in_place_of_backbones():
     num_steps = loop.count_steps(session, recipe, images)
-    network, _ = checkpoints.begin_or_continue(session, recipe, images, num_steps)
+    build = partial(model.build_network, recipe, len(table), num_steps)
+    network, _ = loop.begin(session, recipe, images, build)
 size = recipe.training.batch_size // num_machines
-reading = replace(loop.reading_of(recipe, labels), batch_size=size)
+reading = Reading(recipe.data, size, labels.find, is_training=True, seed=recipe.training.seed)
 steps_of_shard = num_steps / len(shards)
 losses, accuracies, last = [], [], {{}}
 nothing = np.zeros((size, 32, 32, 3), np.uint8), np.zeros(size, np.int32)

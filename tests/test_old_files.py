@@ -1,5 +1,6 @@
 """Files of an earlier version still open, and say what they said: see data/README.md."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from model import load_recogniser
 from recipes import Recipe
 from runs.session import features_name
 from search.merging import load_parts
-from training.checkpoints import begin_or_continue
+from training import loop
 
 DATA = Path(__file__).parent / "data"
 RUNS = ("2019", "strong", "frozen")
@@ -58,7 +59,8 @@ def test_an_old_run_goes_on_from_its_checkpoint(name, tmp_path):
     recipe = Recipe.of(load_arrays(DATA / name / "checkpoint" / "training.npz")[1]["recipe"])
     session = session_at(DATA / name, source)
     images = images_of(session.source, recipe)
-    network, rows = begin_or_continue(session, recipe, images, 10)
+    build = partial(model.build_network, recipe, len(images.class_table), 10)
+    network, rows = loop.begin(session, recipe, images, build)
     assert len(rows) == 3
     classifier = model.build_classifier(network, recipe.loss)
     digest = model.digest_of_variables(classifier.variables, images.class_table.fingerprint)
@@ -71,10 +73,10 @@ def test_an_old_run_on_a_frozen_backbone_goes_on_from_its_checkpoint_and_vectors
     session = session_at(DATA / "frozen", make_source(tmp_path / "source").folder)
     images = images_of(session.source, recipe)
 
-    def build(recipe, num_classes, num_steps, weights=None):
-        return model.build_head(recipe, 16, num_classes, num_steps)
+    def build(weights):
+        return model.build_head(recipe, 16, len(images.class_table), 10)
 
-    head, rows = begin_or_continue(session, recipe, images, 10, build, page["backbone"])
+    head, rows = loop.begin(session, recipe, images, build, page["backbone"])
     assert len(rows) == 3
     trained = load_recogniser(DATA / "frozen" / "model.keras").classifier
     for layer in head.layers[1:]:

@@ -31,9 +31,9 @@ from data.arrays import load_arrays
 from data.landmarks import format_image_id
 from data.sources import INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV, Shard, Source
 from data.submissions import read_retrieval_solution, read_retrieval_submission
+from data.tars import list_members
 from demo.server import serve
 from descriptors.descriptions import concatenate, load_descriptions
-from generators import list_members
 from metrics import format_scores, score_retrieval
 from report import neighbors, write
 from runs import kernel as kernel_side
@@ -222,8 +222,8 @@ def test_stdout_has_the_paths_and_both_scores_and_nothing_else(world, model, tmp
         rf"mAP@100 without the rerank: Public {number}  Private {number}  all {number}", lines[3]
     )
     told = captured.err.splitlines()
-    assert "test/images_001.tar: 9 images described (2/2)" in told
-    assert "index/images_000.tar: 19 images described (1/4)" in told
+    for done in ("test/images_001.tar: 9 images described (2/2), ", "index/images_000.tar: 19 "):
+        assert any(line.startswith(done) for line in told)
     assert "part 0 of 2: 17 queries, 79 index images" in told
     assert "part 1 of 2: 17 queries, 59 index images" in told
     assert told[-1] == "17 of 19 test images have neighbors"

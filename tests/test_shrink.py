@@ -24,7 +24,9 @@ from synthetic import encode, entry, make_image_id, make_source, member_name, pa
 import shrink
 from data.images import decode_image
 from data.sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV, Shard, Source
-from generators import Reading, ShardEnd, list_members, stream_batches
+from data.tars import list_members
+from generators import Reading, ShardEnd, stream_batches
+from recipes import Data
 from runs import kernel
 from shrinking import small_shards
 from shrinking.manifests import read_page
@@ -123,7 +125,7 @@ def test_the_output_is_a_source_with_its_md5_files_and_tables(whole, data_set, t
 
 
 def test_the_output_streams_the_same_images_as_the_source(whole, data_set, tmp_path):
-    reading = Reading(PIXELS, 8, lambda image_id: 0, is_shuffled=True, fills_batches=True)
+    reading = Reading(Data(image_size=PIXELS), 8, lambda image_id: 0, is_training=True)
     plan = [(0, Shard("train", 1))]
     streams = [
         list(stream_batches(Source(folder, tmp_path), plan, reading))
@@ -145,7 +147,7 @@ def test_a_mount_that_unpacked_the_tars_streams_the_same_images(whole, tmp_path)
             path = folder / member_name(image_id)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-    reading = Reading(PIXELS, 8, lambda image_id: 0, is_shuffled=True, fills_batches=True)
+    reading = Reading(Data(image_size=PIXELS), 8, lambda image_id: 0, is_training=True)
     plan = [(0, Shard("train", 0)), (0, Shard("train", 1)), (1, Shard("train", 0))]
     streams = []
     for scratch in ("first", "second"):

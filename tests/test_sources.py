@@ -9,7 +9,7 @@ from checks import one_line
 from fault_server import Fault, FaultServer
 
 from data.sources import CVDF_URL, Shard, Source, share_of
-from generators import list_members
+from data.tars import list_members
 from utils import ExpectedError, MissingFileError
 
 TAR = random.Random(3).randbytes(50_000)

@@ -4,6 +4,7 @@ import csv
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import keras
 import numpy as np
@@ -15,7 +16,6 @@ from tiny_network import in_place_of_backbones
 
 from cluster.machines import OneMachine
 from data.arrays import load_arrays, save_arrays
-from data.images import Augmentation
 from data.landmarks import ClassTable, TrainLabels, read_train_labels
 from data.sources import TRAIN_CSV, Shard, Source
 from generators import Batch
@@ -26,7 +26,7 @@ from recipes import Recipe
 from runs.command_line import explain
 from runs.session import Session
 from training import checkpoints, history, loop
-from training.checkpoints import begin_or_continue, load_checkpoint, save_checkpoint
+from training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from training.history import HISTORY_COLUMNS, describe_progress
 from training.loop import TrainImages
 from utils import ExpectedError, Stop, StoppedError, format_duration
@@ -107,6 +107,12 @@ def run_until(monkeypatch, folder, output, recipe=RECIPE, **limit):
     with monkeypatch.context() as patch, pytest.raises(StoppedError) as caught:
         run(folder, output, StopAfter(patch, **limit), recipe)
     return str(caught.value)
+
+
+def begin(session, recipe, images):
+    """Builds the network and restores the checkpoint, as training does: (network, rows)."""
+    build = partial(loop.model.build_network, recipe, len(images.class_table), 10)
+    return loop.begin(session, recipe, images, build)
 
 
 def checkpoint_of(output):
@@ -414,12 +420,12 @@ def test_a_checkpoint_holds_all_that_mixed_precision_goes_on_from(
     session = session_at(tmp_path, data_set.folder)
     images = images_of(session.source)
     batch = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8), np.arange(8) % 2
-    network, _ = begin_or_continue(session, RECIPE, images, 10)
+    network, _ = begin(session, RECIPE, images)
     assert network.optimizer.name == "loss_scale_optimizer"
     network.optimizer.learning_rate = 0.01
     OneDevice().train_on_batch(network, *batch)
     save_checkpoint(session, network, RECIPE, images, [])
-    again, _ = begin_or_continue(session, RECIPE, images, 10)
+    again, _ = begin(session, RECIPE, images)
     assert_same_state(again, network)
     losses = [OneDevice().train_on_batch(each, *batch) for each in (again, network)]
     assert losses[0] == losses[1]
@@ -499,7 +505,7 @@ def test_every_setting_of_a_recipe_is_among_those_tried():
 def test_a_changed_setting_is_named_and_refused(data_set, whole_run, name, value):
     session = session_at(whole_run[1], data_set.folder)
     with pytest.raises(ExpectedError) as caught:
-        begin_or_continue(session, recipe_with(**{name: value}), images_of(session.source), 10)
+        find_checkpoint(session, recipe_with(**{name: value}), images_of(session.source))
     assert explain(caught.value) == (
         f"{checkpoint_of(whole_run[1])}: it has {name} = {SETTINGS[name]}, now it is {value}; "
         "expected the same settings to continue; give them again, or start over with --fresh"
@@ -513,7 +519,7 @@ def test_another_class_table_is_refused(data_set, whole_run, landmark_ids):
     session = session_at(whole_run[1], data_set.folder)
     images = replace(images_of(session.source), class_table=ClassTable(np.array(landmark_ids)))
     with pytest.raises(ExpectedError) as caught:
-        begin_or_continue(session, RECIPE, images, 10)
+        find_checkpoint(session, RECIPE, images)
     assert explain(caught.value) == (
         f"{checkpoint_of(whole_run[1])}: its landmarks are not the {len(landmark_ids)} of this "
         "source; expected the same class table; continue with the same source, or start over with "
@@ -539,7 +545,7 @@ def test_swapped_labels_are_refused(data_set, whole_run):
     images = images_of(session.source)
     swapped = replace(images.labels, class_indices=3 - images.labels.class_indices)
     with pytest.raises(ExpectedError, match="trained with other labels of the same landmarks"):
-        begin_or_continue(session, RECIPE, replace(images, labels=swapped), 10)
+        find_checkpoint(session, RECIPE, replace(images, labels=swapped))
 
 
 DAMAGES = {
@@ -585,7 +591,7 @@ def test_a_checkpoint_of_an_odd_recipe_is_refused_in_one_line(
     save_arrays(checkpoint, page | {"recipe": recipe}, **arrays)
     session = session_at(tmp_path, data_set.folder)
     with pytest.raises(ExpectedError) as caught:
-        begin_or_continue(session, RECIPE, images_of(session.source), 10)
+        find_checkpoint(session, RECIPE, images_of(session.source))
     message = explain(caught.value)
     assert message.startswith(f"{checkpoint}: recipe: ")
     assert "; expected a checkpoint that recognition.py wrote, or start over" in message
@@ -607,7 +613,7 @@ def test_a_checkpoint_of_other_variables_is_refused_in_one_line(
     save_arrays(checkpoint, page, **change(arrays))
     session = session_at(tmp_path, data_set.folder)
     with pytest.raises(ExpectedError) as caught:
-        begin_or_continue(session, RECIPE, images_of(session.source), 10)
+        begin(session, RECIPE, images_of(session.source))
     message = explain(caught.value)
     assert message.startswith(f"{checkpoint}: its ")
     assert message.endswith("the version that wrote it, or start over with --fresh")
@@ -641,14 +647,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_set, tmp_path, monkeypatch
 def test_steps_that_overflow_float16_are_skipped_counted_and_told(
     data_set, tmp_path, monkeypatch, tiny_backbones, float32_afterwards, capsys
 ):
-    real = checkpoints.begin_or_continue
+    real = loop.begin
 
     def begin(*args):
         network, rows = real(*args)
         network.optimizer.dynamic_scale.assign(2.0**20)  # a step halves it
         return network, rows
 
-    monkeypatch.setattr(loop, "begin_or_continue", begin)
+    monkeypatch.setattr(loop, "begin", begin)
     monkeypatch.setattr(loop.model, "precision_here", lambda: "mixed_float16")
     network = run(data_set.folder, tmp_path, recipe=STRONG)
     rows = history_of(tmp_path)
@@ -780,10 +786,10 @@ def test_machines_together_leave_out_no_more_shards_than_one(tmp_path, data_set)
     """Each machine's stream counts its own; so two may come at the same time."""
     session = session_at(tmp_path, data_set.folder, skips_bad_shards=True)
     images = images_of(session.source)
-    rows = [{"problem": ""}, {"problem": "a.tar: broken; expected a tar"}]
-    loop.require_few_problems(session, images, rows)
+    rows = [{"problem": "", "images": 9}, {"problem": "a.tar: broken; expected a tar"}]
+    loop.require_good_shards(session, images, rows)
     with pytest.raises(ExpectedError, match="b.tar: broken") as caught:
-        loop.require_few_problems(session, images, [*rows, {"problem": "b.tar: broken"}])
+        loop.require_good_shards(session, images, [*rows, {"problem": "b.tar: broken"}])
     assert caught.value.setting == "skip_bad_shards"
 
 
@@ -807,15 +813,12 @@ def test_the_stream_is_read_as_the_recipe_says(data_set, tmp_path, monkeypatch):
         return real(source, plan, reading, *args)
 
     monkeypatch.setattr(loop, "stream_batches", noting)
-    settings = {"augment": False, "erase": 0.5, "geometry": 0.7, "keep_aspect": True}
-    run(data_set.folder, tmp_path, recipe=recipe_with(epochs=1, seed=7, **settings))
+    recipe = recipe_with(epochs=1, seed=7, erase=0.5)
+    run(data_set.folder, tmp_path, recipe=recipe)
     held_out, train = readings
-    assert train.augmentation == Augmentation(crops=False, erase=0.5, geometry=0.7)
-    assert (train.is_shuffled, train.fills_batches, train.keeps_aspect) == (True,) * 3
-    assert train.seed == 7
-    assert held_out.augmentation == Augmentation()
-    assert (held_out.is_shuffled, held_out.fills_batches) == (False,) * 2
-    assert held_out.keeps_aspect
+    assert train.data == held_out.data == recipe.data
+    assert (train.is_training, train.seed) == (True, 7)
+    assert not held_out.is_training
 
 
 def test_machines_must_agree_on_settings_and_on_the_images_to_train_on(
@@ -830,12 +833,6 @@ def test_machines_must_agree_on_settings_and_on_the_images_to_train_on(
     facts = caught.value.value
     images = images_of(Source(data_set.folder, tmp_path))
     assert facts == SETTINGS | {"the digest of labels and shards": images.fingerprint}
-
-
-def test_mirror_and_crop_are_the_only_augmentation_of_2019():
-    found = loop.reading_of(Recipe(), TrainLabels(np.empty(0), np.empty(0)))
-    assert found.augmentation == Augmentation(crops=True)
-    assert not found.keeps_aspect
 
 
 def test_the_steps_to_come_are_those_of_the_shards_that_are_read(data_set, tmp_path):
@@ -870,7 +867,7 @@ def test_the_held_out_images_are_plain_and_not_more_than_fit_into_memory(
     assert [len(batch.image_ids) for batch in batches] == [8, 8, 4]
     in_tar = [int(image_id, 16) for image_id in data_set.image_ids[Shard("train", 0)]]
     assert ids.tolist() == in_tar
-    plain = loop.Reading(32, 8, images.labels.find)
+    plain = loop.Reading(RECIPE.data, 8, images.labels.find)
     *expected, _ = loop.stream_batches(session.source, [(0, Shard("train", 0))], plain)
     for batch, other in zip(batches, expected, strict=True):
         np.testing.assert_array_equal(batch.images, other.images)

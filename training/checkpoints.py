@@ -14,10 +14,7 @@ import model
 from data.arrays import load_arrays, save_arrays
 from recipes import Recipe
 from runs.session import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT
-from utils import (
-    ExpectedError,
-    say,
-)
+from utils import ExpectedError, say
 
 
 def save_checkpoint(session, network, recipe, images, rows, backbone=None):
@@ -114,41 +111,34 @@ def load_checkpoint(session):
     return None
 
 
-def begin_or_continue(session, recipe, images, num_steps, build=model.build_network, backbone=None):
-    """Builds the network, and restores the checkpoint if there is one.
+def find_checkpoint(session, recipe, images, backbone=None):
+    """Finds the checkpoint to continue from: as `load_checkpoint`, or None.
 
     Args:
         session, recipe, images: as for `loop.train`.
-        num_steps: of the whole run.
-        build: function, as `model.build_network`.
         backbone: digest of a frozen backbone that is not in the network.
 
-    Returns:
-        (compiled keras.Model, list of history rows).
-
     Raises:
-        ExpectedError: the checkpoint belongs to other settings, labels or versions of Keras.
+        ExpectedError: it belongs to other settings, labels or weights, or all are damaged.
     """
-    saved = load_checkpoint(session)
-    if saved:
+    if saved := load_checkpoint(session):
         _check_continues(saved[0], saved[2], recipe, images)
         _check_backbone(saved[0], saved[2], backbone)
-    network = build(recipe, len(images.class_table), num_steps, "" if saved else None)
-    model.compile_network(network, recipe, images.class_sizes)
-    network.optimizer.build(network.trainable_variables)
-    if not saved:
-        return network, []
-    path, arrays, page = saved
-    _restore(path, network, [arrays[name] for name in sorted(arrays)], page)
-    return network, page["history"]
+    return saved
 
 
-def _restore(path, network, arrays, page):
-    """Gives the variables of a network a checkpoint's values; raises ExpectedError if they differ.
+def restore(saved, network):
+    """Gives the variables of a network a checkpoint's values; gives the rows of its history.
 
-    Another version of Keras may have others for the same recipe.
+    Args:
+        saved: of `find_checkpoint`.
+        network: compiled keras.Model whose optimizer is built.
+
+    Raises:
+        ExpectedError: they differ; another version of Keras may have others for the same recipe.
     """
-    variables = variables_of(network)
+    path, arrays, page = saved
+    arrays, variables = [arrays[name] for name in sorted(arrays)], variables_of(network)
     wanted = [(_name_of(variable), tuple(variable.shape)) for variable in variables]
     names = page.get("variables") or [name for name, _ in wanted]  # older ones have none
     found = zip_longest(names, (each.dtype.kind in "fiub" and each.shape for each in arrays))
@@ -163,6 +153,7 @@ def _restore(path, network, arrays, page):
             )
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
+    return page["history"]
 
 
 def _check_continues(path, page, recipe, images):

@@ -13,25 +13,33 @@ from dataclasses import dataclass
 import numpy as np
 
 import model
-from data.arrays import Column, check_arrays, digest_of, load_arrays, save_arrays
+from data.arrays import Column, check_arrays, digest_of, load_arrays
 from data.landmarks import format_image_id
 from data.sources import Shard, digest_of_shards
-from generators import Batch, Reading, ShardEnd, stream_batches, tell_problems
-from network import heads
+from descriptors.describe import describe_shards
+from descriptors.descriptions import concatenate
+from generators import Batch, ShardEnd
 from network.devices import choose_devices
-from recipes import Recipe
-from runs.session import CHECKPOINT, Session, features_name
+from runs.session import CHECKPOINT, features_name
 from training import loop
-from training.checkpoints import begin_or_continue, save_checkpoint
-from training.history import ALL_SHARDS, describe_progress, write_history
-from training.loop import Pace, TrainImages, describe_done
-from utils import ExpectedError, StoppedError, format_duration, require_free_space, say
+from training.history import ALL_SHARDS
+from training.loop import Pace, train_mini_epoch
+from utils import ExpectedError, format_duration, require_free_space, say
 
-# Of a shard's file, beside its vectors.
-COLUMNS = {
-    "image_ids": Column("uint64", ("images",)),
-    "bad_image_ids": Column("uint64", ("bad images",)),
-}
+
+@dataclass(frozen=True)
+class Described:
+    """What a shard's file holds.
+
+    Attributes:
+        image_ids: (n,) uint64.
+        vectors: (n, views, channels) float16.
+        bad_image_ids: (m,) uint64, images that could not be described.
+    """
+
+    image_ids: np.ndarray
+    vectors: np.ndarray
+    bad_image_ids: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -56,43 +64,92 @@ class Vectors:
 
 
 class Describer:
-    """The backbone up to the pooling, which never changes.
+    """The backbone up to the pooling, which never changes; `describe.describe_shards` runs it.
 
     Args:
         recipe: `Recipe`.
+        devices: how batches run, of `choose_devices`.
     """
 
-    def __init__(self, recipe):
-        data, network = recipe.data, recipe.network
-        self.recipe = recipe
+    problem = "left out"
+    name_of = staticmethod(features_name)
+
+    def __init__(self, recipe, devices):
+        network, self.data, self.settings = recipe.network, recipe.data, recipe.training
+        self.devices = devices
         self.pooled = model.build_pooled(recipe)
-        self.predictor = model.build_views(self.pooled, data.augment)
+        self.predictor = model.build_views(self.pooled, self.data.augment)
         self.shape = self.predictor.output.shape[1:]  # (views, channels)
         self.digest = model.digest_of_variables(self.pooled.weights, network.backbone)
         self.fingerprint = {
             "backbone": self.digest,
             "pooling": [network.pooling, network.gem_p],
-            "image_size": data.image_size,
-            "keeps_aspect": data.keep_aspect,
-            "mirrored_too": data.augment,
+            "image_size": self.data.image_size,
+            "keeps_aspect": self.data.keep_aspect,
+            "mirrored_too": self.data.augment,
             "precision": model.precision(),
         }
 
-    def fingerprints_for(self, source, shards, image_ids):
-        """Gives the fingerprint of each shard's file that describes these images: dict of shard."""
-        known = self.fingerprint | {"images": digest_of(image_ids)}
-        return {shard: known | {"shard": digest_of_shards(source, [shard])} for shard in shards}
+    def fingerprint_for(self, source, shards, image_ids):
+        """Gives the fingerprint of a shard's file that describes these images."""
+        facts = {"images": digest_of(image_ids), "shard": digest_of_shards(source, shards)}
+        return self.fingerprint | facts
 
-    def describe(self, devices, batch):
-        """Describes one `Batch`: (n, views, channels) float16."""
-        (vectors,) = devices.predict_on_batch(self.predictor, batch.images)
-        vectors = vectors[: len(batch.image_ids)]  # the rest only fills the batch
-        with np.errstate(over="ignore"):  # looked at when the shard is saved
-            return vectors.astype(np.float16)
+    def prepare(self, session, missing, image_ids):
+        """Says what disk and time it will take; raises ExpectedError without that disk."""
+        pixels = np.zeros((self.settings.batch_size, *self.pooled.input.shape[1:]), np.uint8)
+        self.devices.predict_on_batch(self.predictor, pixels)  # compiles it
+        begin = time.perf_counter()
+        self.devices.predict_on_batch(self.predictor, pixels)
+        image_s = (time.perf_counter() - begin) / self.settings.batch_size
+        num_images = len(missing) * len(image_ids) / session.source.count_shards("train")
+        disk_bytes = num_images * 2 * math.prod(self.shape)
+        say(
+            f"to describe: about {num_images:,.0f} images of {len(missing)} shards; "
+            f"{disk_bytes / 1e9:.2f} GB on disk, and in memory as many for all shards; the network "
+            f"alone takes {format_duration(num_images * image_s)}"
+        )
+        folder = session.path(features_name(missing[0])).parent
+        require_free_space(folder, disk_bytes, "the vectors of the train images")
 
-    def build_head(self, recipe, num_classes, num_steps, restored=None):
-        """Builds what is trained, as `checkpoints.begin_or_continue` asks for it."""
-        return model.build_head(recipe, self.shape[1], num_classes, num_steps)
+    def allocate(self, num_images):
+        """Allocates `Described` of so many images, not yet filled in."""
+        ids = np.empty(num_images, np.uint64)
+        return Described(ids, np.empty((num_images, *self.shape), np.float16), ids[:0])
+
+    def describe(self, batch, shard):
+        """Describes one `Batch`; a vector that float16 does not hold is left out."""
+        ids = batch.image_ids
+        (vectors,) = self.devices.predict_on_batch(self.predictor, batch.images)
+        with np.errstate(over="ignore"):
+            vectors = vectors[: len(ids)].astype(np.float16)  # the rest only fills the batch
+        is_finite = np.isfinite(vectors).all(axis=(1, 2))
+        for image_id in ids[~is_finite].tolist():
+            image = f"{shard.path}: image {format_image_id(image_id)}"
+            say(f"{image} left out: not finite in float16")
+        return Described(ids[is_finite], vectors[is_finite], ids[~is_finite])
+
+    def join(self, pieces, shard_end):
+        """Joins what `describe` gave of the batches of a shard."""
+        unread = np.array([image_id for image_id, _ in shard_end.bad_images], np.uint64)
+        nothing = self.allocate(0)
+        return concatenate([Described(nothing.image_ids, nothing.vectors, unread), *pieces])
+
+    def load(self, path):
+        """Reads and checks a shard's file: (`Described`, fingerprint)."""
+        arrays, fingerprint = load_arrays(path)
+        columns = {
+            "image_ids": Column("uint64", ("images",)),
+            "vectors": Column("float16", ("images", *self.shape)),
+            "bad_image_ids": Column("uint64", ("bad images",)),
+        }
+        check_arrays(path, arrays, columns)
+        return Described(**arrays), fingerprint
+
+    def load_ids(self, path):
+        """Reads and checks as `load` does: (image ids alone, fingerprint)."""
+        described, fingerprint = self.load(path)
+        return described.image_ids, fingerprint
 
 
 # ------------------------------------------------------------------------------- the whole run
@@ -105,30 +162,21 @@ def train(session, recipe, images, valid_every):
     """
     _check(recipe)
     policy = model.set_up_keras(recipe.training.seed, recipe.training.bfloat16)
-    num_epochs = recipe.training.epochs
     devices = choose_devices(recipe.training.batch_size)
+    num_steps = loop.count_steps(session, recipe, images)
     with devices.scope():
-        describer = Describer(recipe)
-        head, rows = begin_or_continue(
-            session,
-            recipe,
-            images,
-            loop.count_steps(session, recipe, images),
-            describer.build_head,
-            describer.digest,
-        )
-    if len(rows) == num_epochs:
-        say(f"training is complete: {num_epochs} mini-epochs")
-        write_history(session, rows, True)  # that session wrote to another folder
-    else:
-        say(
-            f"{recipe.network.backbone}, frozen, {policy}, {recipe.data.image_size} pixels, "
-            f"{len(images.class_table):,} landmarks"
-        )
-        loop.require_space(session, head)
-        train, held_out = describe(session, describer, devices, images)
-        head_run = HeadRun(session, recipe, images, devices, head, train, held_out)
-        head_run.train(rows, valid_every, describer.digest)
+        describer = Describer(recipe, devices)
+
+        def build(restored):
+            return model.build_head(recipe, describer.shape[1], len(images.class_table), num_steps)
+
+        head, rows = loop.begin(session, recipe, images, build, describer.digest)
+    run = loop.Run(
+        session, recipe, images, devices, head, rows, recipe.training.epochs, describer.digest
+    )
+    if not run.is_complete():
+        run.introduce(f"frozen, {policy}")
+        train_head(run, *describe(session, describer, images), valid_every)
     with devices.scope():
         return model.join_head(describer.pooled, head, recipe)
 
@@ -150,13 +198,12 @@ def _check(recipe):
 # --------------------------------------------------------------------------------- description
 
 
-def describe(session, describer, devices, images):
+def describe(session, describer, images):
     """Describes all images of the shards, each shard saved as it ends, so that nothing is redone.
 
     Args:
         session: `Session`.
         describer: `Describer`.
-        devices: how batches run, of `choose_devices`.
         images: `TrainImages`.
 
     Returns:
@@ -167,153 +214,41 @@ def describe(session, describer, devices, images):
         ExpectedError: data, network or disk fail, or no image is there to train on.
     """
     shards = [*images.shards, *images.held_out]
-    fingerprints = describer.fingerprints_for(session.source, shards, images.labels.image_ids)
-    found = _find_described(session, fingerprints, describer.shape)
-    if missing := [shard for shard in shards if shard not in found]:
-        _tell_cost(session, describer, devices, images, len(missing))
-        for shard, arrays in _describe_shards(session, describer, devices, images, found):
-            save_arrays(session.path(features_name(shard)), fingerprints[shard], **arrays)
-            found[shard] = arrays["image_ids"], len(arrays["bad_image_ids"])
-    train, held_out = (
-        gather(session, images.labels, describer.shape, versions, found)
-        for versions in (
-            {shard: fingerprints[shard]["shard"] for shard in group}
-            for group in (images.shards, images.held_out)
-        )
-    )
+    found, _ = describe_shards(session, describer, shards, images.labels.image_ids)
+    groups = (images.shards, images.held_out)
+    train, held_out = (gather(session, describer, images.labels, g, found) for g in groups)
     if not len(train.image_ids):
         raise loop.no_images(images)
     return train, held_out
 
 
-def _find_described(session, fingerprints, shape):
-    """Finds the shards that are described already, by vectors of a shape.
-
-    Returns:
-        dict of shard -> (image ids, number of bad images).
-    """
-
-    def load(path):
-        arrays, fingerprint = _load(path, shape)
-        return (arrays["image_ids"], len(arrays["bad_image_ids"])), fingerprint
-
-    found = {}
-    for shard, fingerprint in fingerprints.items():
-        if fitting := session.find_fitting(features_name(shard), fingerprint, load, copied=True):
-            found[shard] = fitting[1]
-    return found
-
-
-def _load(path, shape):
-    """Reads and checks a shard's file, of (views, channels) an image: (arrays, fingerprint)."""
-    arrays, fingerprint = load_arrays(path)
-    check_arrays(path, arrays, COLUMNS | {"vectors": Column("float16", ("images", *shape))})
-    return arrays, fingerprint
-
-
-def _tell_cost(session, describer, devices, images, num_missing):
-    """Says what disk, memory and time it will take; raises ExpectedError without that disk."""
-    batch_size, size = describer.recipe.training.batch_size, describer.recipe.data.image_size
-    pixels = np.zeros((batch_size, size, size, 3), np.uint8)
-    devices.predict_on_batch(describer.predictor, pixels)  # compiles it
-    begin = time.perf_counter()
-    devices.predict_on_batch(describer.predictor, pixels)
-    batch_s = time.perf_counter() - begin
-
-    of_shard = len(images.labels) / session.source.count_shards("train")
-    shard_bytes = of_shard * 2 * math.prod(describer.shape)
-    disk_bytes, memory_bytes = num_missing * shard_bytes, len(images.shards) * shard_bytes
-    say(
-        f"to describe: about {num_missing * of_shard:,.0f} images of {num_missing} shards; "
-        f"{disk_bytes / 1e9:.2f} GB on disk, then {memory_bytes / 1e9:.2f} GB of memory; the "
-        f"network alone takes {format_duration(num_missing * of_shard / batch_size * batch_s)}"
-    )
-    folder = session.path(features_name(images.shards[0])).parent
-    require_free_space(folder, disk_bytes, "the vectors of the train images")
-
-
-def _stream_images(session, describer, images, shards):
-    """Streams the batches of shards in their tars' order, without augmentation."""
-    reading = Reading(
-        describer.recipe.data.image_size,
-        describer.recipe.training.batch_size,
-        images.labels.find,
-        keeps_aspect=describer.recipe.data.keep_aspect,
-    )
-    plan = [(0, shard) for shard in shards]
-    num_skippable = session.num_skippable(len(images.shards) + len(images.held_out))
-    return stream_batches(session.source, plan, reading, session.stop.requested, num_skippable)
-
-
-def _describe_shards(session, describer, devices, images, found):
-    """Yields (shard, dict of arrays) of those that are not yet found; says how it goes."""
-    shards = [*images.shards, *images.held_out]
-    missing, num_shards, times = [s for s in shards if s not in found], len(shards), []
-    stream = _stream_images(session, describer, images, missing)
-    for number, shard in enumerate(missing, start=1):
-        begin = asked = time.perf_counter()
-        waited_s = 0.0
-        pieces = [(np.empty(0, np.uint64), np.empty((0, *describer.shape), np.float16))]
-        while not isinstance(item := next(stream), ShardEnd):
-            if session.stop.requested():
-                raise StoppedError(session.stop, f"{len(found)} of {num_shards} shards described")
-            waited_s += time.perf_counter() - asked
-            pieces.append((item.image_ids, describer.describe(devices, item)))
-            asked = time.perf_counter()
-        tell_problems(item, "left out")
-        if item.problem:  # not saved, so that a later run tries it again
-            continue
-        arrays = _as_arrays(item, *map(np.concatenate, zip(*pieces, strict=True)))
-        yield shard, arrays
-        times.append(time.perf_counter() - begin)
-        num_images, num_bad = len(arrays["image_ids"]), len(arrays["bad_image_ids"])
-        bad = f", {num_bad} bad" if num_bad else ""
-        left_s = (len(missing) - number) * np.median(times)
-        say(
-            f"{shard.path}: {num_images:,} images described{bad} ({number}/{len(missing)}), "
-            f"{num_images / times[-1]:.0f} images/s, {waited_s / times[-1]:.0%} waiting for data, "
-            f"{format_duration(left_s)} to go"
-        )
-
-
-def _as_arrays(shard_end, image_ids, vectors):
-    """Gives the arrays of a shard's file; a vector that float16 does not hold is left out."""
-    is_finite = np.isfinite(vectors).all(axis=(1, 2))
-    for image_id in image_ids[~is_finite].tolist():
-        image = f"{shard_end.shard.path}: image {format_image_id(image_id)}"
-        say(f"{image} left out: not finite in float16")
-    unread = np.array([image_id for image_id, _ in shard_end.bad_images], np.uint64)
-    return {
-        "image_ids": image_ids[is_finite],
-        "vectors": vectors[is_finite],
-        "bad_image_ids": np.concatenate([unread, image_ids[~is_finite]]),
-    }
-
-
-def gather(session, labels, shape, versions, found):
+def gather(session, describer, labels, shards, found):
     """Joins the files of shards into `Vectors`, file after file, so that they are in memory once.
 
     Args:
-        session: `Session`.
+        session, describer: as for `describe`.
         labels: `TrainLabels`, which name the classes.
-        shape: (views, channels) of an image's vectors.
-        versions: dict of shard -> words that differ for another file of it.
-        found: dict of shard -> (image ids, number of bad images).
+        shards: list of `Shard`.
+        found: dict of file -> image ids.
     """
-    shards = [shard for shard in versions if shard in found]
-    image_ids = np.concatenate([np.empty(0, np.uint64), *(found[shard][0] for shard in shards)])
-    values, begin = np.empty((len(image_ids), *shape), np.float16), 0
-    for shard in shards:
-        vectors = _load(session.path(features_name(shard)), shape)[0]["vectors"]
-        values[begin : begin + len(vectors)] = vectors
-        begin += len(vectors)
-    facts = [f"{shard.path} {versions[shard]} {digest_of(found[shard][0])}" for shard in shards]
+    paths = {shard: session.path(features_name(shard)) for shard in shards}
+    there = {shard: path for shard, path in paths.items() if path in found}
+    image_ids = np.concatenate([np.empty(0, np.uint64), *(found[p] for p in there.values())])
+    values, begin, num_bad = np.empty((len(image_ids), *describer.shape), np.float16), 0, 0
+    facts = []
+    for shard, path in there.items():
+        described, _ = describer.load(path)
+        values[begin : begin + len(described.vectors)] = described.vectors
+        begin += len(described.vectors)
+        num_bad += len(described.bad_image_ids)
+        version = digest_of_shards(session.source, [shard])
+        facts.append(f"{shard.path} {version} {digest_of(found[path])}")
     return Vectors(
         values,
         image_ids,
         class_indices=labels.class_indices[np.searchsorted(labels.image_ids, image_ids)],
-        num_bad=sum(found[shard][1] for shard in shards),
-        left_out=[shard for shard in versions if shard not in found],
+        num_bad=num_bad,
+        left_out=[shard for shard in shards if shard not in there],
         digest=digest_of(np.array(facts, "U")),
     )
 
@@ -321,63 +256,34 @@ def gather(session, labels, shape, versions, found):
 # ------------------------------------------------------------------------------------ the head
 
 
-@dataclass(frozen=True)
-class HeadRun:
-    """The training of neck and head on vectors.
+def train_head(run, vectors, held_out, valid_every):
+    """Trains neck and head, pass after pass over all vectors.
 
-    Attributes:
-        session, recipe, images: as for `train`.
-        devices: how batches run, of `choose_devices`.
-        head: compiled keras.Model of `model.build_head`.
+    Args:
+        run: `loop.Run` of a network of `model.build_head`.
         vectors, held_out: `Vectors` to train on and to validate on.
+        valid_every: mini-epochs between validations.
     """
+    rows, settings = run.rows, run.recipe.training
+    if rows and rows[-1]["vectors"] != vectors.digest:
+        raise ExpectedError(
+            f"{run.session.path(CHECKPOINT)}: its vectors were of other images or files of shards; "
+            "expected the same shards, with the same ones left out; continue with those",
+            setting="fresh",
+        )
+    num_steps = math.ceil(len(vectors.image_ids) / settings.batch_size)
+    left_out = ", ".join(f"{shard.path} left out" for shard in vectors.left_out)
 
-    session: Session
-    recipe: Recipe
-    images: TrainImages
-    devices: object
-    head: object
-    vectors: Vectors
-    held_out: Vectors
+    def train_epoch(stop):
+        epoch = len(rows)
+        pace = Pace(run.recipe, run.network, epoch, settings.epochs, num_steps)
+        stream = shuffle(vectors, settings.batch_size, [settings.seed, epoch])
+        row = {"epoch": epoch + 1}
+        row |= train_mini_epoch(run.devices, run.network, stream, pace, stop, run.done())
+        row |= {"bad_images": vectors.num_bad, "problem": left_out}
+        return [row | {"vectors": vectors.digest}]  # in the checkpoint alone
 
-    def train(self, rows, valid_every, backbone):
-        """Trains epoch after epoch; `rows` of the history are appended."""
-        session, num_epochs = self.session, self.recipe.training.epochs
-        if rows and rows[-1]["vectors"] != self.vectors.digest:
-            raise ExpectedError(
-                f"{session.path(CHECKPOINT)}: its vectors were of other images or files of shards; "
-                "expected the same shards, with the same ones left out; continue with those",
-                setting="fresh",
-            )
-        while len(rows) < num_epochs:
-            is_milestone = (len(rows) + 1) % valid_every == 0 or len(rows) + 1 == num_epochs
-            row = self.train_epoch(rows, is_milestone)
-            rows.append(row | {"vectors": self.vectors.digest})  # in the checkpoint alone
-            save_checkpoint(session, self.head, self.recipe, self.images, rows, backbone=backbone)
-            write_history(session, rows, is_milestone)
-            say(describe_progress(rows, num_epochs))
-
-    def train_epoch(self, rows, is_validated):
-        """Trains one pass over the vectors; gives its row of the history."""
-        epoch, settings, stop = len(rows), self.recipe.training, self.session.stop
-        done = describe_done(rows, range(settings.epochs))
-        # An epoch that would not fit into the time is not begun.
-        if stop.requested(max((row["seconds"] for row in rows[-10:]), default=0)):
-            raise StoppedError(stop, done)
-        num_steps = math.ceil(len(self.vectors.image_ids) / settings.batch_size)
-        pace = Pace(self.recipe, self.head, epoch, settings.epochs, num_steps)
-        stream = shuffle(self.vectors, settings.batch_size, [settings.seed, epoch])
-        row = {"mini_epoch": epoch + 1, "epoch": epoch + 1}
-        row |= loop.train_mini_epoch(self.devices, self.head, stream, pace, stop, done)
-        row |= {
-            "bad_images": self.vectors.num_bad,
-            "problem": ", ".join(f"{shard.path} left out" for shard in self.vectors.left_out),
-        }
-        if is_validated:
-            scale = heads.scale_of(self.recipe.loss, len(self.images.class_table))
-            valid = in_order(self.held_out, settings.batch_size)
-            row |= loop.validate(self.devices, self.head, valid, scale)
-        return row
+    run.train(train_epoch, lambda: in_order(held_out, settings.batch_size), valid_every)
 
 
 def shuffle(vectors, batch_size, seed):

@@ -3,17 +3,16 @@
 Imports Keras, via `model`.
 """
 
-import dataclasses
 import hashlib
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 import model
-from cluster.machines import ALONE
-from data.images import Augmentation
+from cluster.machines import ALONE, OneMachine
 from data.landmarks import ClassTable, TrainLabels
 from generators import Reading, ShardEnd, stream_batches, tell_problems
 from network import heads
@@ -21,7 +20,8 @@ from network.devices import choose_devices
 from network.optimizers import set_rates, steps_taken
 from recipes import Recipe, learning_rate_at
 from runs.session import CHECKPOINT, PREVIOUS_CHECKPOINT
-from training.checkpoints import begin_or_continue, save_checkpoint, size_on_disk, variables_of
+from training import checkpoints
+from training.checkpoints import save_checkpoint, size_on_disk, variables_of
 from training.history import describe_progress, write_history
 from utils import (
     ExpectedError,
@@ -86,44 +86,124 @@ def train(session, recipe, images, valid_every, machines=ALONE):
     devices = choose_devices(recipe.training.batch_size)
     num_steps = count_steps(session, recipe, images)
     with devices.scope():
-        network, rows = begin_or_continue(session, recipe, images, num_steps)
+        build = partial(model.build_network, recipe, len(images.class_table), num_steps)
+        network, rows = begin(session, recipe, images, build)
     facts = recipe.settings() | {"the digest of labels and shards": images.fingerprint}
     rows = machines.follow_first(variables_of(network), rows, facts)
-    if len(rows) == len(plan):
-        say(f"training is complete: {len(plan)} mini-epochs")
-        write_history(session, rows, True)  # that session wrote to another folder
+    run = Run(session, recipe, images, devices, network, rows, len(plan), machines=machines)
+    if run.is_complete():
         return network
-    say(
-        f"{recipe.network.backbone}, {policy}, {recipe.data.image_size} pixels, "
-        f"{len(images.class_table):,} landmarks"
-    )
-    require_space(session, network)
-    valid = load_valid_images(session, recipe, images, describe_done(rows, plan))
-    num_classes = len(images.class_table)
+    run.introduce(policy)
+    valid = load_valid_images(session, recipe, images, run.done())
     stream = open_stream(session, machines, recipe, images, rows, plan)
-    stop = machines.common(session.stop)
-    while len(rows) < len(plan):
-        done = describe_done(rows, plan)
-        # A mini-epoch that would not fit into the time is not begun.
-        longest_s = max((row["seconds"] for row in rows[-10:]), default=0)
-        if stop.requested(longest_s * machines.count):
-            raise StoppedError(stop, done)
+
+    def train_group(stop):
+        """Trains the next shard, or with several machines as many shards; gives their rows."""
         group = plan[len(rows) : len(rows) + machines.count]
         pace = Pace(recipe, network, len(rows), len(plan), num_steps / len(plan), len(group))
-        trained = train_mini_epoch(devices, network, stream, pace, stop, done)
-        for (epoch, _), row in zip(group, machines.collect(trained, len(group)), strict=True):
-            rows.append({"mini_epoch": len(rows) + 1, "epoch": epoch + 1} | row)
-        require_few_problems(session, images, rows)
-        is_milestone = len(rows) % valid_every < len(group) or len(rows) == len(plan)
-        if is_milestone:
-            rows[-1] |= validate(devices, network, valid, heads.scale_of(recipe.loss, num_classes))
-        if machines.number == 0:
-            save_checkpoint(session, network, recipe, images, rows)
-            write_history(session, rows, is_milestone)
-            say(describe_progress(rows, len(plan)))
-        if len(rows) >= len(images.shards) and not any(row["images"] for row in rows):
-            raise no_images(images)
+        trained = train_mini_epoch(devices, network, stream, pace, stop, run.done())
+        together = zip(group, machines.collect(trained, len(group)), strict=True)
+        new = [{"epoch": epoch + 1} | row for (epoch, _), row in together]
+        require_good_shards(session, images, [*rows, *new])
+        return new
+
+    run.train(train_group, lambda: valid, valid_every)
     return network
+
+
+def begin(session, recipe, images, build, backbone=None):
+    """Builds and compiles the network, and restores the checkpoint if there is one.
+
+    Args:
+        session, recipe, images: as for `train`.
+        build: function of `restored`, as `model.build_network` takes them; gives the network.
+        backbone: digest of a frozen backbone that is not in the network.
+
+    Returns:
+        (compiled keras.Model, list of history rows).
+
+    Raises:
+        ExpectedError: the checkpoint belongs to other settings, labels or versions of Keras.
+    """
+    saved = checkpoints.find_checkpoint(session, recipe, images, backbone)
+    network = build(restored="" if saved else None)
+    model.compile_network(network, recipe, images.class_sizes)
+    network.optimizer.build(network.trainable_variables)
+    return network, checkpoints.restore(saved, network) if saved else []
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run, mini-epoch after mini-epoch, whatever it trains on.
+
+    Attributes:
+        session, recipe, images: as for `train`.
+        devices: how batches run, of `choose_devices`.
+        network: compiled keras.Model.
+        rows: list, the history; what is done.
+        num_mini_epochs: of the whole run.
+        backbone: digest of a frozen backbone that is not in the network.
+        machines: `OneMachine`, or `Machines` that train together.
+    """
+
+    session: object
+    recipe: Recipe
+    images: TrainImages
+    devices: object
+    network: object
+    rows: list
+    num_mini_epochs: int
+    backbone: str | None = None
+    machines: OneMachine = ALONE
+
+    def done(self):
+        """Says how far the run came, for a person who may continue it."""
+        return f"{len(self.rows)} of {self.num_mini_epochs} mini-epochs done"
+
+    def is_complete(self):
+        """Tells whether nothing is left to train, and says so."""
+        if len(self.rows) < self.num_mini_epochs:
+            return False
+        say(f"training is complete: {self.num_mini_epochs} mini-epochs")
+        write_history(self.session, self.rows, True)  # that session wrote to another folder
+        return True
+
+    def introduce(self, how):
+        """Says what is trained; raises ExpectedError unless two checkpoints fit on the disk."""
+        say(
+            f"{self.recipe.network.backbone}, {how}, {self.recipe.data.image_size} pixels, "
+            f"{len(self.images.class_table):,} landmarks"
+        )
+        require_space(self.session, self.network)
+
+    def train(self, train_next, valid, valid_every):
+        """Trains to the end; what is done is saved after each step.
+
+        Args:
+            train_next: function of a `Stop` that trains one mini-epoch or more and gives the rows.
+            valid: function without arguments that gives the `Batch`es to validate on.
+            valid_every: mini-epochs between validations.
+        """
+        rows, machines = self.rows, self.machines
+        stop = machines.common(self.session.stop)
+        while (num_before := len(rows)) < self.num_mini_epochs:
+            # A mini-epoch that would not fit into the time is not begun.
+            longest_s = max((row["seconds"] for row in rows[-10:]), default=0)
+            if stop.requested(longest_s * machines.count):
+                raise StoppedError(stop, self.done())
+            for row in train_next(stop):
+                rows.append({"mini_epoch": len(rows) + 1} | row)
+            is_milestone = len(rows) // valid_every > num_before // valid_every
+            is_milestone = is_milestone or len(rows) == self.num_mini_epochs
+            if is_milestone:
+                scale = heads.scale_of(self.recipe.loss, len(self.images.class_table))
+                rows[-1] |= validate(self.devices, self.network, valid(), scale)
+            if machines.number == 0:
+                save_checkpoint(
+                    self.session, self.network, self.recipe, self.images, rows, self.backbone
+                )
+                write_history(self.session, rows, is_milestone)
+                say(describe_progress(rows, self.num_mini_epochs))
 
 
 def open_stream(session, machines, recipe, images, rows, plan):
@@ -138,32 +218,16 @@ def open_stream(session, machines, recipe, images, rows, plan):
     Returns:
         Iterator of `Batch` and `ShardEnd`.
     """
-    num_skippable = session.num_skippable(len(images.shards))
+    settings, num_skippable = recipe.training, session.num_skippable(len(images.shards))
+    reading = Reading(
+        recipe.data, settings.batch_size, images.labels.find, is_training=True, seed=settings.seed
+    )
     num_skippable -= sum(bool(row["problem"]) for row in rows)
 
     def stream(plan, reading):
         return stream_batches(session.source, plan, reading, session.stop.requested, num_skippable)
 
-    return machines.share_shards(stream, plan[len(rows) :], reading_of(recipe, images.labels))
-
-
-def describe_done(rows, plan):
-    """Says how far the run came, for a person who may continue it."""
-    return f"{len(rows)} of {len(plan)} mini-epochs done"
-
-
-def reading_of(recipe, labels):
-    """Gives the `Reading` of train images: shuffled, augmented, every batch full."""
-    return Reading(
-        recipe.data.image_size,
-        recipe.training.batch_size,
-        labels.find,
-        is_shuffled=True,
-        fills_batches=True,
-        keeps_aspect=recipe.data.keep_aspect,
-        augmentation=Augmentation(recipe.data.augment, recipe.data.geometry, recipe.data.erase),
-        seed=recipe.training.seed,
-    )
+    return machines.share_shards(stream, plan[len(rows) :], reading)
 
 
 def count_steps(session, recipe, images):
@@ -172,11 +236,16 @@ def count_steps(session, recipe, images):
     return round(len(images.labels) * share * recipe.training.epochs / recipe.training.batch_size)
 
 
-def require_few_problems(session, images, rows):
-    """Raises ExpectedError if all machines together left out more shards than may be."""
+def require_good_shards(session, images, rows):
+    """Raises ExpectedError if too many shards were left out, or an epoch had no image.
+
+    Each machine's stream counts its own; here those of all machines count together.
+    """
     problems = [row["problem"] for row in rows if row["problem"]]
     if len(problems) > session.num_skippable(len(images.shards)):
         raise ExpectedError(problems[-1], setting="skip_bad_shards")
+    if len(rows) >= len(images.shards) and not any(row["images"] for row in rows):
+        raise no_images(images)
 
 
 def no_images(images):
@@ -304,12 +373,7 @@ def load_valid_images(session, recipe, images, done):
     Returns:
         list of `Batch`.
     """
-    reading = dataclasses.replace(
-        reading_of(recipe, images.labels),
-        is_shuffled=False,
-        fills_batches=False,
-        augmentation=Augmentation(),
-    )
+    reading = Reading(recipe.data, recipe.training.batch_size, images.labels.find)
     plan = [(0, shard) for shard in images.held_out]
     batches, num_images = [], 0
     for item in stream_batches(session.source, plan, reading, session.stop.requested):
