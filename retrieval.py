@@ -38,6 +38,7 @@ from runs.command_line import (
     run_command_line,
     session_settings,
 )
+from runs.pictures import draw_picture
 from runs.session import (
     NEIGHBORS_PICTURE,
     REPORT_FACTS,
@@ -54,7 +55,7 @@ from search.in_parts import (
 )
 from search.merging import load_parts, merge_parts
 from search.reranks import NAMED_BY, RERANKS, default_rerank
-from utils import ExpectedError, atomic_write, say
+from utils import ExpectedError, say
 
 SPLIT = "index"  # is searched
 MAX_SUMMED = 1000  # descriptors in the sum of an expansion
@@ -78,12 +79,12 @@ def make_parser():
     group.add_argument(
         "--rerank", choices=RERANKS,
         help="what is done about landmarks, see docs/reranks.md (default: divide of a softmax "
-        "network, soft of a cosine head)",
+        "network, agreement of a cosine head)",
     )  # fmt: skip
     group.add_argument(
         "--names", choices=NAMED_BY,
-        help="who says which landmark an image shows: the network's head, its nearest train images "
-        "of nearest.py, or both (default: divide takes the head, other reranks both where "
+        help="who says which landmark an image shows: the network's head, or both that and its "
+        "nearest train images of nearest.py (default: divide takes the head, agreement both where "
         "nearest.py was run)",
     )  # fmt: skip
     group.add_argument(
@@ -105,7 +106,7 @@ def parse_arguments(argv):
         parser.error(f"argument --top: {args.top}; expected at most {MAX_RETRIEVED}")
     of_unit_length = {
         "--rerank": args.rerank and RERANKS[args.rerank].columns,
-        "--names": args.names in ("gallery", "both"),
+        "--names": args.names == "both",
         "--expand-queries": args.expand_queries,
         "--augment-index": args.augment_index,
     }
@@ -256,16 +257,16 @@ def _tell_left_out(session, path, parts, test_ids):
 def draw(session, parts, ranking, scored):
     """Draws neighbors.png, without which the submission stands; gives the rows that are in it."""
     source, picture = session.source, session.path(NEIGHBORS_PICTURE)
-    names = read_landmark_names(source.fetch(CATEGORY_CSV)) if source.exists(CATEGORY_CSV) else {}
-    rows = choose_rows(parts, ranking, scored, names)
-    try:
-        figure = draw_neighbors(source, rows)
-    except (ExpectedError, OSError) as error:
-        say(f"{picture}: not drawn: {error}")
-        return rows
-    with atomic_write(picture) as temporary:
-        figure.savefig(temporary)
-    print(picture)
+    rows = []
+
+    def draw_rows():
+        has_names = source.exists(CATEGORY_CSV)
+        names = read_landmark_names(source.fetch(CATEGORY_CSV)) if has_names else {}
+        rows.extend(choose_rows(parts, ranking, scored, names))
+        return draw_neighbors(source, rows)
+
+    if draw_picture(picture, draw_rows):
+        print(picture)
     return rows
 
 

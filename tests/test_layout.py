@@ -70,9 +70,13 @@ def imports_of(name):
 def imports_at_start(name):
     """Names what is imported when the module is, and not only when a function is called."""
     functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    body = ast.parse(MODULES[name].read_text()).body
-    statements = [part for part in body if not isinstance(part, functions)]
-    return set().union(*map(imports_below, statements))
+    statements, found = ast.parse(MODULES[name].read_text()).body, set()
+    for part in statements:
+        if isinstance(part, ast.ClassDef):
+            statements += part.body
+        elif not isinstance(part, functions):
+            found |= imports_below(part)
+    return found
 
 
 def closure(name, imports):
