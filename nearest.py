@@ -18,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
+from data.arrays import save_table
 from data.landmarks import ClassTable, read_labels
 from data.submissions import check_recognition_submission, write_recognition_submission
 from network.loading import require_backend
@@ -157,9 +158,9 @@ def name_queries(session, files, args):
     likeness = gallery.likeness_to(queries.descriptors, rows)
     landmark_ids, confidences = vote(neighbors, likeness, queries.landmark_ids, queries.confidences)
     found = neighbors.image_ids, neighbors.landmark_ids, neighbors.cosines
-    names = gallery.Names(queries.image_ids, landmark_ids, confidences, *found)
+    names = gallery.NamesByNeighbors(queries.image_ids, landmark_ids, confidences, *found)
     ways = {"non_landmarks": len(rows)}
-    gallery.save_names(session.path(NAMES), names, shared | ways)
+    save_table(session.path(NAMES), names, shared | ways)
     print(session.path(NAMES))
     known = np.concatenate([part.gallery_landmarks for part, _ in parts] + [queries.landmark_ids])
     class_table = ClassTable(np.unique(known))

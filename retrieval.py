@@ -165,7 +165,7 @@ def open_images(session, args):
 
 
 def _plan_search(session, describer, args, queries):
-    """Decides which candidates are kept and who names landmarks: `parts.Search`."""
+    """Decides which candidates are kept and who names landmarks: `parts.WantedSearch`."""
     from search import naming, parts
 
     default = default_rerank(describer.recipe) if args.normalise else "divide"
@@ -173,7 +173,7 @@ def _plan_search(session, describer, args, queries):
     namer = naming.Namer()
     if has_all_reranks or args.names:
         namer = naming.find_namer(session, describer.fingerprint, queries, args.names)
-    return parts.Search(
+    return parts.WantedSearch(
         SPLIT, args.parts, args.top, args.normalise, default, has_all_reranks, namer,
         namer.name_queries(queries),
     )  # fmt: skip

@@ -27,7 +27,7 @@ _one_at_a_time = threading.Lock()  # a worker may have several threads, Keras ha
 
 
 @dataclass(frozen=True)
-class Place:
+class SessionArguments:
     """What a worker needs to open a `Session` of its own; can be pickled.
 
     Attributes:
@@ -56,7 +56,7 @@ class Workers:
         locations = [place.location for place in session.source.places]
         source = tuple(x if isinstance(x, str) else str(x.resolve()) for x in locations)
         output, scratch = session.output.resolve(), Path(scratch).resolve()
-        self.place = Place(output, scratch, source, session.skips_bad_shards)
+        self.arguments = SessionArguments(output, scratch, source, session.skips_bad_shards)
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         self.has_gpus = any(GPU in worker.get("resources", {}) for worker in workers)
 
@@ -82,7 +82,7 @@ class Workers:
 
         resources = {GPU: 1} if on_gpu and self.has_gpus else None
         futures = self.client.map(
-            functools.partial(_do, self.place, function), jobs, pure=False, resources=resources
+            functools.partial(_do, self.arguments, function), jobs, pure=False, resources=resources
         )
         job_of, stop = dict(zip(futures, jobs, strict=True)), self.session.stop
         missing = set(futures)
@@ -176,10 +176,10 @@ def _require_project(client):
     found["the scheduler"] = client.run_on_scheduler(
         importlib.util.find_spec, __name__.partition(".")[0]
     )
-    for place, spec in found.items():
+    for where, spec in found.items():
         if spec is None:
             raise ExpectedError(
-                f"{place}: this project cannot be imported there; expected scheduler and workers "
+                f"{where}: this project cannot be imported there; expected scheduler and workers "
                 "to run in its folder; start them there by `python -m dask`"
             )
 
@@ -214,10 +214,10 @@ def _sharing_cores(num_workers):
     """
     import dask
 
-    place = "distributed.nanny.pre-spawn-environ"
-    kept = {name: os.environ.get(name) for name in dask.config.get(place)}
+    environment = "distributed.nanny.pre-spawn-environ"
+    kept = {name: os.environ.get(name) for name in dask.config.get(environment)}
     share = max(1, (os.cpu_count() or 1) // num_workers)
-    with dask.config.set({f"{place}.OMP_NUM_THREADS": share}):
+    with dask.config.set({f"{environment}.OMP_NUM_THREADS": share}):
         try:
             yield
         finally:
@@ -238,16 +238,18 @@ def _visible_gpus():
 # ------------------------------------------------------------------------------ in a worker
 
 
-def _do(place, function, job):
+def _do(arguments, function, job):
     """Does a job in the worker's own session."""
     with _one_at_a_time:
-        return function(_open_session(place), job)
+        return function(_open_session(arguments), job)
 
 
 @functools.lru_cache(maxsize=1)
-def _open_session(place):
+def _open_session(arguments):
     """Opens this worker's session, which is kept for the jobs to come."""
     closing = contextlib.ExitStack()
-    path = closing.enter_context(scratch_folder(place.scratch))
+    path = closing.enter_context(scratch_folder(arguments.scratch))
     atexit.register(closing.close)
-    return Session(place.output, Source(place.source, path), Stop(), place.skips_bad_shards)
+    return Session(
+        arguments.output, Source(arguments.source, path), Stop(), arguments.skips_bad_shards
+    )

@@ -16,7 +16,7 @@ from data.arrays import (
 )
 from descriptors.descriptions import load_queries, unit_length
 from runs.session import DESCRIPTORS, QUERIES
-from search.gallery import Gallery, GalleryNeighbors, nobody
+from search.gallery import Gallery, GalleryNeighbors, no_neighbors
 from search.part_files import load_all
 from utils import ExpectedError
 
@@ -45,7 +45,7 @@ class GalleryPart:
     def neighbors(self):
         """The part's `GalleryNeighbors`."""
         is_there = self.positions >= 0
-        empty = nobody(*self.positions.shape)
+        empty = no_neighbors(*self.positions.shape)
         if not len(self.gallery_ids):
             return empty
         return GalleryNeighbors(

@@ -55,7 +55,7 @@ def make_describer(session, args, dtype):
     from descriptors import describe  # loads Keras
 
     model_path = args.model or session.find(MODEL)
-    settings = describe.Settings(model_path, args.batch_size, args.flipped_too, dtype)
+    settings = describe.DescribeSettings(model_path, args.batch_size, args.flipped_too, dtype)
     return describe.open_describer(settings, session.source)
 
 

@@ -35,11 +35,11 @@ class Namer:
     facts: dict | None = None
 
     def name_queries(self, queries):
-        """Gives the `reranks.Naming` of test images, `Descriptions` of length 1."""
+        """Gives the `reranks.SoftLabels` of test images, `Descriptions` of length 1."""
         return self._name(queries, self.of_queries)
 
     def name(self, images):
-        """Gives the `reranks.Naming` of other images, `Descriptions` of length 1."""
+        """Gives the `reranks.SoftLabels` of other images, `Descriptions` of length 1."""
         if self.gallery is None:
             return self._name(images, None)
         return self._name(images, find_neighbors(self.gallery, images.descriptors, NUM_NAMING))

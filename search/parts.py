@@ -27,7 +27,7 @@ from search.gallery_parts import load_part as load_gallery_part
 from search.gallery_parts import save_part
 from search.merging import load_part
 from search.naming import Namer
-from search.reranks import RERANKS, Naming
+from search.reranks import RERANKS, SoftLabels
 from utils import ExpectedError, say
 
 
@@ -55,7 +55,7 @@ class Expansion:
 
 
 @dataclass(frozen=True)
-class Search:
+class WantedSearch:
     """What to search and how; can be pickled.
 
     Attributes:
@@ -66,7 +66,7 @@ class Search:
         rerank: that of the merge, unless it is told another one.
         has_all_reranks: keep the candidates of every rerank, not of "divide" and "none" alone.
         namer: `naming.Namer` of the index images.
-        query_naming: `reranks.Naming` of the queries; None is what they say themselves.
+        query_labels: `reranks.SoftLabels` of the queries; None is what they say themselves.
         expansion: `Expansion`, or None for descriptors as they are.
     """
 
@@ -77,7 +77,7 @@ class Search:
     rerank: str = "divide"
     has_all_reranks: bool = False
     namer: Namer = Namer()
-    query_naming: Naming | None = None
+    query_labels: SoftLabels | None = None
     expansion: Expansion | None = None
 
     def facts(self):
@@ -103,7 +103,7 @@ def search_part(session, describer, wanted, queries, part, image_ids):
     Args:
         session: `Session`.
         describer: `Describer`.
-        wanted: `Search`.
+        wanted: `WantedSearch`.
         queries: `Descriptions`, of length 1 where the search wants that.
         part: number of the part, from 0.
         image_ids: (n,) uint64, all images of the split that count.
@@ -141,29 +141,29 @@ def find_all_candidates(wanted, queries, index):
     many pictures as repeat an id, so that enough ids are in it.
     """
     num_nearest = wanted.num_nearest + len(index) - len(np.unique(index.image_ids))
-    query_naming = wanted.query_naming or Namer().name_queries(queries)
-    naming = wanted.namer.name(index)
+    query_labels = wanted.query_labels or Namer().name_queries(queries)
+    labels = wanted.namer.name(index)
     vectors = index.descriptors
     if wanted.expansion and wanted.expansion.num_of_index:
         whole, num_summed = wanted.expansion.index, wanted.expansion.num_of_index
         vectors = expand(index.image_ids, vectors, whole, num_summed)
     found = exact.find_candidates(
-        queries.descriptors, query_naming.landmark_ids, vectors, naming.landmark_ids,
+        queries.descriptors, query_labels.landmark_ids, vectors, labels.landmark_ids,
         num_nearest,
     )  # fmt: skip
     columns = {
         "query_ids": queries.image_ids,
-        "query_landmarks": query_naming.landmark_ids,
+        "query_landmarks": query_labels.landmark_ids,
         "query_places": queries.places,
         "index_ids": index.image_ids,
-        "index_landmarks": naming.landmark_ids,
+        "index_landmarks": labels.landmark_ids,
         "index_places": index.places,
         "row_ends": found.row_ends,
         "positions": found.positions,
         "distances": found.distances,
     }
     if wanted.has_all_reranks:
-        both_sides = queries.descriptors, query_naming, vectors, naming
+        both_sides = queries.descriptors, query_labels, vectors, labels
         for rerank in RERANKS.values():
             columns |= rerank.find(*both_sides, num_nearest) if rerank.find else {}
     return columns

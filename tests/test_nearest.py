@@ -13,7 +13,7 @@ from synthetic import RARE_LANDMARK
 
 import nearest
 import retrieval
-from data.arrays import load_arrays, save_arrays
+from data.arrays import load_arrays, load_table, save_arrays
 from data.sources import RECOGNITION_SOLUTION, Shard, Source
 from data.submissions import read_recognition_submission
 from descriptors.descriptions import load_descriptions, load_queries, unit_length
@@ -23,7 +23,7 @@ from runs import kernel as kernel_side
 from runs.command_line import run_command_line
 from runs.session import Session
 from search import exact, gallery_parts, on_gpu
-from search.gallery import find_neighbors, load_names, merge_neighbors
+from search.gallery import NamesByNeighbors, find_neighbors, merge_neighbors
 from utils import ExpectedError
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
@@ -182,7 +182,7 @@ def test_names_and_votes_are_those_of_brute_force(data_set, named):
     landmarks = np.array([data_set.landmark_of[f"{i:016x}"] for i in ids])
     cosines = 1 - ((q[:, None] - x[None]) ** 2).sum(axis=2) / 2
     others = q[np.argsort(cosines.max(axis=1), kind="stable")[: round(0.2 * len(q))]]
-    names = load_names(named / "names.npz")[0]
+    names = load_table(named / "names.npz", NamesByNeighbors)[0]
     submission = read_recognition_submission(named / "recognition_submission.csv")
     for row, image_id in enumerate(queries.image_ids):
         order = np.lexsort((ids, -cosines[row]))[:10]
