@@ -1,7 +1,7 @@
 """neighbors.png: some queries with their nearest index images, right ones framed green."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Picture:
     image_id: str
     shard: Shard
     location: tuple
-    caption: str
+    caption: str = ""
     is_right: bool | None = None
 
 
@@ -61,17 +61,15 @@ def choose_rows(parts, ranking, scored, names):
 
     def make_row(query, title, relevant):
         nearest = []
-        for place in range(begins[query], min(begins[query] + NUM_SHOWN, begins[query + 1])):
-            part, position = parts[ranking.parts[place]], ranking.positions[place]
-            image_id = format_image_id(ranking.image_ids[place])
-            caption = f"{ranking.distances[place]:.4g}\n{name(part.index_landmarks[position])}"
-            is_right = None if relevant is None else image_id in relevant
-            shard, location = _locate("index", part.index_places[position])
-            nearest.append(Picture(image_id, shard, location, caption, is_right))
-        caption = f"query\n{name(parts[0].query_landmarks[query])}"
-        shard, location = _locate("test", parts[0].query_places[query])
-        query_id = format_image_id(ranking.query_ids[query])
-        return NeighborRow(Picture(query_id, shard, location, caption), title, tuple(nearest))
+        for rank in range(begins[query], min(begins[query] + NUM_SHOWN, begins[query + 1])):
+            part, position = parts[ranking.parts[rank]], ranking.positions[rank]
+            found = make_picture("index", ranking.image_ids[rank], part.index_places[position])
+            caption = f"{ranking.distances[rank]:.4g}\n{name(part.index_landmarks[position])}"
+            is_right = None if relevant is None else found.image_id in relevant
+            nearest.append(replace(found, caption=caption, is_right=is_right))
+        asked = make_picture("test", ranking.query_ids[query], parts[0].query_places[query])
+        asked = replace(asked, caption=f"query\n{name(parts[0].query_landmarks[query])}")
+        return NeighborRow(asked, title, tuple(nearest))
 
     def name(landmark_id):
         return names.get(int(landmark_id), f"landmark {landmark_id}")[:24]
@@ -111,15 +109,15 @@ def score_queries(ranking, solution):
 
 
 def picture_of(split, images, row):
-    """Gives the `Picture` of a row of `Descriptions`, without a caption."""
-    shard = Shard(split, int(images.shard_numbers[row]))
-    location = tuple(images.locations[row].tolist())
-    return Picture(format_image_id(images.image_ids[row]), shard, location, "")
+    """Gives the `Picture` of a row of `Descriptions`."""
+    place = np.append(images.shard_numbers[row], images.locations[row])
+    return make_picture(split, images.image_ids[row], place)
 
 
-def _locate(split, place):
+def make_picture(split, image_id, place):
+    """Gives the `Picture` of an image at (shard number, offset, size)."""
     number, offset, size = place.tolist()
-    return Shard(split, number), (offset, size)
+    return Picture(format_image_id(image_id), Shard(split, number), (offset, size))
 
 
 def draw_neighbors(source, rows):

@@ -31,9 +31,8 @@ def search_in_parts(session, args, search_parts, script):
     Returns:
         list of the part files.
     """
-    files = []
-    for path in (_on_workers(session, args, script) if args.scheduler
-                 else search_parts(session, args)):  # fmt: skip
+    on_workers, files = args.scheduler is not None, []
+    for path in _on_workers(session, args, script) if on_workers else search_parts(session, args):
         print(path)
         files.append(path)
     return files
