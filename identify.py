@@ -42,6 +42,7 @@ from runs.command_line import (
     run_command_line,
 )
 from runs.folders import scratch_folder
+from runs.pictures import draw_picture
 from runs.session import (
     DEMO_OUTPUT,
     DEMO_PHOTOS,
@@ -50,7 +51,7 @@ from runs.session import (
     Session,
     mute_warnings,
 )
-from utils import ExpectedError, atomic_write, in_background, say
+from utils import ExpectedError, in_background, say
 
 WORLD = f"scratch/{DEMO_WORLD}"  # where `make demo` drew it
 
@@ -210,12 +211,7 @@ def draw(session, rows, tell):
     """
     path = session.path(IDENTIFIED_PICTURE)
     with_near = [(answer, photo, read_nearest(session, answer)) for answer, photo in rows]
-    try:
-        with atomic_write(path) as temporary:
-            draw_answers(with_near).savefig(temporary, dpi=110)
-    except Exception as error:  # whatever is wrong with the picture, the answers are told
-        say(f"{path}: not drawn: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
-    else:
+    if draw_picture(path, lambda: draw_answers(with_near), dpi=110):
         tell(path)
 
 

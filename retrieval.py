@@ -50,6 +50,7 @@ from runs.command_line import (
     session_settings,
 )
 from runs.kernel import require_package
+from runs.pictures import draw_picture
 from runs.session import (
     MODEL,
     NEIGHBORS_PICTURE,
@@ -60,7 +61,7 @@ from runs.session import (
 )
 from search.merging import load_parts, merge_parts
 from search.reranks import NAMED_BY, RERANKS, default_rerank
-from utils import ExpectedError, atomic_write, say
+from utils import ExpectedError, say
 
 MAX_SUMMED = 1000  # descriptors in the sum of an expansion
 
@@ -359,16 +360,16 @@ def _write_ranking(path, test_ids, ranking):
 def draw(session, parts, ranking, solution):
     """Draws neighbors.png, without which the submission stands; gives the rows that are in it."""
     source, picture = session.source, session.path(NEIGHBORS_PICTURE)
-    names = read_landmark_names(source.fetch(CATEGORY_CSV)) if source.exists(CATEGORY_CSV) else {}
-    rows = choose_rows(parts, ranking, solution, names)
-    try:
-        figure = draw_neighbors(source, rows)
-    except (ExpectedError, OSError) as error:
-        say(f"{picture}: not drawn: {error}")
-        return rows
-    with atomic_write(picture) as temporary:
-        figure.savefig(temporary)
-    print(picture)
+    rows = []
+
+    def draw_rows():
+        has_names = source.exists(CATEGORY_CSV)
+        names = read_landmark_names(source.fetch(CATEGORY_CSV)) if has_names else {}
+        rows.extend(choose_rows(parts, ranking, solution, names))
+        return draw_neighbors(source, rows)
+
+    if draw_picture(picture, draw_rows):
+        print(picture)
     return rows
 
 

@@ -124,14 +124,7 @@ def draw_neighbors(source, rows):
     Raises:
         ExpectedError: the source does not give an image, or gives one that cannot be decoded.
     """
-    import matplotlib  # slow to import, and --help must answer at once
-
-    with matplotlib.rc_context({"text.parse_math": False}):  # a name may have $ in it
-        return _draw_neighbors(source, rows)
-
-
-def _draw_neighbors(source, rows):
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(18, 2.25 * len(rows) + 0.4), layout="constrained")
     grid = figure.subplots(len(rows), NUM_SHOWN + 1, squeeze=False) if rows else []

@@ -193,14 +193,7 @@ def draw_answers(rows):
     Returns:
         matplotlib Figure.
     """
-    import matplotlib  # slow to import, and the answers come first
-
-    with matplotlib.rc_context({"text.parse_math": False}):  # a name may have $ in it
-        return _draw_answers(rows)
-
-
-def _draw_answers(rows):
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import
 
     num_near = max((sum(near is not None for near in nearest) for _, _, nearest in rows), default=0)
     num_abreast = 1 if num_near else min(len(rows), MAX_ABREAST)

@@ -7,6 +7,7 @@ import json
 
 from report.page import render
 from report.run import describe_run
+from runs.pictures import is_drawn
 from runs.session import REPORT, REPORT_FACTS
 from utils import atomic_write, say
 
@@ -23,22 +24,21 @@ def write_report(session, name, gather):
             perhaps `scores`, `details`, `left_out`, ...
     """
     path = session.path(REPORT)
-    try:
-        all_facts = read_facts(session)
-        all_facts[name] = gather() | {"run": describe_run(session)}
-        names = sorted(all_facts, key=lambda one: ORDER.index(one) if one in ORDER else len(ORDER))
-        # As JSON gives them back, now and later.
-        all_facts = {one: json.loads(json.dumps(all_facts[one])) for one in names}
-        page = draw_page(session, name, all_facts)
-        text = json.dumps(all_facts)
-        for written, content in ((session.path(REPORT_FACTS), text), (path, page)):
-            with atomic_write(written) as temporary:
-                temporary.write_text(content, encoding="utf-8")
-    except Exception as error:  # whatever is wrong with a picture of it, the run is done
-        reason = " ".join(str(error).split())[:160]
-        say(f"{path}: not drawn: {type(error).__name__}: {reason}")
-        return
-    print(path)
+    if is_drawn(path, lambda: _add_to_report(session, name, gather)):
+        print(path)
+
+
+def _add_to_report(session, name, gather):
+    all_facts = read_facts(session)
+    all_facts[name] = gather() | {"run": describe_run(session)}
+    names = sorted(all_facts, key=lambda one: ORDER.index(one) if one in ORDER else len(ORDER))
+    # As JSON gives them back, now and later.
+    all_facts = {one: json.loads(json.dumps(all_facts[one])) for one in names}
+    page = draw_page(session, name, all_facts)
+    files = {REPORT_FACTS: json.dumps(all_facts), REPORT: page}
+    for file_name, content in files.items():
+        with atomic_write(session.path(file_name)) as temporary:
+            temporary.write_text(content, encoding="utf-8")
 
 
 def draw_page(session, name, all_facts):

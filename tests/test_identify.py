@@ -23,6 +23,7 @@ from descriptors.descriptions import Descriptions, save_descriptions, unit_lengt
 from report import photo_nearest, photos
 from report.threshold import Calibration, save_calibration
 from runs.command_line import explain
+from runs.pictures import draw_picture
 from runs.session import CALIBRATION, DESCRIPTORS, Session
 from utils import ExpectedError
 
@@ -330,8 +331,8 @@ def test_a_name_can_neither_break_the_line_nor_steer_the_terminal_nor_stop_the_p
     assert line.startswith(r"a\n\x1b[31m\u202e\udcff $\bad{$.jpg: a\n")
     page = json.loads(json.dumps(answer.as_page()))
     assert (page["file"], page["name"]) == (NASTY, NASTY)
-    figure = photos.draw_answers([(answer, Image.new("RGB", (40, 30)), [])])
-    figure.savefig(tmp_path / "drawn.png", dpi=20)
+    rows = [(answer, Image.new("RGB", (40, 30)), [])]
+    assert draw_picture(tmp_path / "drawn.png", lambda: photos.draw_answers(rows), dpi=20)
 
 
 def test_a_file_that_is_too_large_for_a_photo_is_not_read_as_a_whole(tmp_path, monkeypatch):

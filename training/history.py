@@ -2,14 +2,11 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from data.tables import write_table
+from runs.pictures import draw_picture
 from runs.session import HISTORY, HISTORY_PICTURE
-from utils import (
-    atomic_write,
-    format_duration,
-)
+from utils import format_duration
 
 ALL_SHARDS = -1  # in the place of a shard's number, where a mini-epoch is a pass over all vectors
 HISTORY_COLUMNS = (
@@ -23,12 +20,13 @@ def write_history(session, rows, with_picture):
     """Writes history.csv, a row per mini-epoch, and history.png if asked to."""
     write_table(session.path(HISTORY), pd.DataFrame(rows, columns=HISTORY_COLUMNS))
     if with_picture:
-        with atomic_write(session.path(HISTORY_PICTURE)) as temporary:
-            draw_history(rows).savefig(temporary, dpi=110)
+        draw_picture(session.path(HISTORY_PICTURE), lambda: draw_history(rows), dpi=110)
 
 
 def draw_history(rows):
     """Draws loss, accuracy and speed over the mini-epochs as a matplotlib Figure."""
+    from matplotlib.figure import Figure  # has settings of its own, see `draw_picture`
+
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     loss, accuracy, speed = figure.subplots(1, 3)
     rows = [row for row in rows if row["loss"] is not None]
