@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from checks import one_line
 from synthetic import RARE_LANDMARK
+from tiny_network import in_place_of_backbones
 
 import nearest
 import retrieval
@@ -73,14 +74,14 @@ def recognised(recognition_run, tmp_path_factory):
 def named(common, recognised, tmp_path_factory):
     """The output folder of a run in 2 parts."""
     output = shutil.copytree(recognised, tmp_path_factory.mktemp("nearest") / "output")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, in_place_of_backbones():
         patch.setattr(write, "render", lambda all_facts: "")
         assert run(*common, "--output", output, *PAIR) == 0
     return output
 
 
 @pytest.fixture(autouse=True)
-def no_page(monkeypatch):
+def no_page(monkeypatch, tiny_backbones):
     """Draws no report, since tests/test_report.py does."""
     monkeypatch.setattr(write, "render", lambda all_facts: "")
 
@@ -349,7 +350,7 @@ def test_two_runs_on_one_output_are_refused(common, resumed, capsys):
 
     with hold_folder(resumed, "nearest"):
         assert run("vote", *common, "--output", resumed, *PAIR) == 1
-    assert "in use by process" in error_of(capsys.readouterr())
+    assert "in use by another run" in error_of(capsys.readouterr())
 
 
 def edits():
