@@ -52,10 +52,9 @@ from runs.session import (
     gallery_part_name,
     open_session,
 )
-from search.voting import VOTES, least_like_gallery, vote
+from search.voting import least_like_gallery, vote
 from utils import ExpectedError, require_free_space, say
 
-NOBODY = "none"  # for --non-landmarks
 NAMES_OF_SCORES = {"GAP of the head": "GAP of the head", "GAP": "GAP of the votes"}
 
 
@@ -77,23 +76,8 @@ def make_parser():
         help="landmarks of the train images: train.csv, train_clean.csv, or all images of the "
         "landmarks in train_clean.csv (default: as the model was trained)",
     )  # fmt: skip
-    _add_vote_options(parser.add_argument_group("search and vote"))
+    add_part_options(parser.add_argument_group("search and vote"), "train shards", "vote")
     return parser
-
-
-def _add_vote_options(group):
-    add_part_options(group, "train shards", "vote")
-    group.add_argument(
-        "--vote", choices=VOTES, default=VOTES[0],
-        help="head: cosines of the 3 best images by landmark, less penalties, and the head's "
-        "confidence; sum: without the head; powers: cos^8 of 5 images times the head's ^12",
-    )  # fmt: skip
-    group.add_argument(
-        "--non-landmarks", metavar="WHICH",
-        help="what is no landmark, and lessens the votes of what looks like it: a CSV of ids of "
-        f"test or index images, a folder of pictures, or {NOBODY} (default: the fifth of the test "
-        "images that is least like any train image)",
-    )  # fmt: skip
 
 
 def parse_arguments(argv):
@@ -107,14 +91,6 @@ def parse_arguments(argv):
 def main(argv=None):
     """Searches parts of the gallery and lets them vote, as the module's docstring shows."""
     args = parse_arguments(argv)
-    others = Path(args.non_landmarks or ".")
-    if args.non_landmarks != NOBODY and not (others.is_file() or others.is_dir()):
-        # Not when the command line is parsed: kernels.py does that where no data set is mounted.
-        raise ExpectedError(
-            f"{args.non_landmarks}: no such file; expected a CSV of ids, a folder of pictures, or "
-            f"{NOBODY}",
-            setting="non_landmarks",
-        )
     name = "nearest" if args.part is None else f"gallery-part-{args.part}"
     require_backend()
     if args.step == "vote":  # what is missing is told before a world is drawn
@@ -254,24 +230,14 @@ def name_queries(session, files, args):
             setting="source",
         )
     queries = gallery_parts.find_queries_of(session, shared, args.queries)
-    plain = gallery.merge_neighbors([part.neighbors for part, _ in parts])
-    others = find_non_landmarks(session, args, queries, plain, shared)
-    penalised = plain
-    if len(others.descriptors):
-        from search import on_gpu  # it loads Keras
-
-        found = gallery_parts.search_with_penalties(
-            session, parts, queries, others.descriptors, on_gpu.find_proposer()
-        )
-        penalised = gallery.merge_neighbors(found)
-    likeness = gallery.likeness(
-        queries.descriptors, others.descriptors, gallery.NUM_LIKE_QUERY, others.own_places
-    )
-    named, confidences = vote(args.vote, plain, penalised, likeness, queries)
-    names = gallery.Names(
-        queries.image_ids, named, confidences, plain.image_ids, plain.landmark_ids, plain.cosines
-    )
-    ways = {"vote": args.vote, "non_landmarks": len(others.descriptors)}
+    neighbors = gallery.merge_neighbors([part.neighbors for part, _ in parts])
+    rows = least_like_gallery(neighbors)
+    say(f"{len(rows):,} test images, the least like any train image, stand for what is no landmark")
+    likeness = gallery.likeness_to(queries.descriptors, rows)
+    named, confidences = vote(neighbors, likeness, queries.landmark_ids, queries.confidences)
+    found = neighbors.image_ids, neighbors.landmark_ids, neighbors.cosines
+    names = gallery.Names(queries.image_ids, named, confidences, *found)
+    ways = {"non_landmarks": len(rows)}
     gallery.save_names(session.path(NAMES), names, shared | ways)
     print(session.path(NAMES))
     known = np.concatenate([part.gallery_landmarks for part, _ in parts] + [queries.landmark_ids])
@@ -280,24 +246,6 @@ def name_queries(session, files, args):
     left_out = sorted({name for _, facts in parts for name in facts["left_out"]})
     ways |= {"num_landmarks": len(class_table), "left_out": left_out}
     write_report(session, "nearest", lambda: gather_facts(session, scores, names, queries, ways))
-
-
-def find_non_landmarks(session, args, queries, plain, shared):
-    """Finds what --non-landmarks asks for: `non_landmarks.NonLandmarks`."""
-    from search import non_landmarks
-
-    if args.vote == "powers" or args.non_landmarks == NOBODY:
-        return non_landmarks.none(queries)
-    if args.non_landmarks is None:
-        found = non_landmarks.of_queries(queries, least_like_gallery(plain))
-    elif Path(args.non_landmarks).is_dir():
-        describer = make_describer(session, args)
-        found = non_landmarks.of_folder(describer, Path(args.non_landmarks), queries)
-    else:
-        image_ids = read_image_ids(Path(args.non_landmarks))
-        found = non_landmarks.of_ids(session, image_ids, queries, shared["described"])
-    say(f"{len(found.descriptors):,} images stand for what is no landmark")
-    return found
 
 
 def write_submission(session, test_ids, names, queries, class_table):
@@ -340,7 +288,7 @@ def gather_facts(session, scores, names, queries, ways):
         "left_out": [
             f"{name}: no image of this train shard names others." for name in ways["left_out"]
         ],
-        "details": [["vote", ways["vote"]], ["non-landmarks compared", ways["non_landmarks"]]],
+        "details": [["non-landmarks compared", ways["non_landmarks"]]],
         "scores": [{"name": NAMES_OF_SCORES[name], "usages": one} for name, one in scores.items()],
     }
     if not scores:

@@ -99,12 +99,12 @@ def _add_search_options(group):
     group.add_argument(
         "--rerank", choices=RERANKS,
         help="what is done about landmarks, see docs/reranks.md (default: divide of a softmax "
-        "network, soft of a cosine head)",
+        "network, agreement of a cosine head)",
     )  # fmt: skip
     group.add_argument(
         "--names", choices=NAMED_BY,
-        help="who says which landmark an image shows: the network's head, its nearest train images "
-        "of nearest.py, or both (default: divide takes the head, other reranks both where "
+        help="who says which landmark an image shows: the network's head, or both that and its "
+        "nearest train images of nearest.py (default: divide takes the head, agreement both where "
         "nearest.py was run)",
     )  # fmt: skip
     group.add_argument(
@@ -126,7 +126,7 @@ def parse_arguments(argv):
         parser.error(f"argument --top: {args.top}; expected at most {MAX_RETRIEVED}")
     of_unit_length = {
         "--rerank": args.rerank and RERANKS[args.rerank].columns,
-        "--names": args.names in ("gallery", "both"),
+        "--names": args.names == "both",
         "--expand-queries": args.expand_queries,
         "--augment-index": args.augment_index,
     }

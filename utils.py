@@ -23,7 +23,7 @@ CHUNK_BYTES = 1 << 20
 SECRETS = re.compile(
     r"([a-z][a-z0-9+.-]*://)\S*@|(https?://[^\s?]*\?)\S*?(?=[,:;)]*(?:\s|$))", re.I
 )
-LAST_WORDS_S = 1.5  # for what is to be put in order after a second Ctrl-C
+LAST_WORDS_S = 1.0  # for what is to be put in order after a second Ctrl-C
 HALF_WRITTEN = ".writing-"  # begins the names of files that are not whole yet
 _one_reader = threading.Lock()
 
@@ -70,9 +70,10 @@ def masked(text):
 
 def say(text):
     """Writes one line of progress to stderr, which keeps stdout for results."""
-    print(
-        f"{masked(text)}\n", end="", file=sys.stderr, flush=True
-    )  # in one: threads say things, too
+    _clear_line()
+    _line["told"] = time.monotonic()
+    # In one write, since threads say things, too.
+    print(f"{masked(text)}\n", end="", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -243,7 +244,7 @@ def _end_at_second_ctrl_c(signals):
 
 def end_soon():
     """Ends an interrupted process within seconds, whatever it still waits for."""
-    timer = threading.Timer(LAST_WORDS_S, _end_now)
+    timer = threading.Timer(0.3, _end_now)
     timer.daemon = True
     timer.start()
 
@@ -351,3 +352,103 @@ def map_ahead(pool, function, items, num_ahead):
     finally:
         for future in futures:
             future.cancel()
+
+
+# ----------------------------------------------------------------------------------- progress
+
+LEAST_S, MOST_S = 10.0, 25.0  # between two lines of progress where nothing moves
+TICK_S = 0.5
+_ticking = threading.Event()  # never set: it waits
+_jobs = []  # the `Progress` that are at work, the innermost last
+_line = {"told": 0.0, "width": 0}  # when something was told last; of the line that moves
+
+
+class Progress:
+    """How far a long job is: on a terminal one line that moves, elsewhere a plain line at times.
+
+    Of several jobs the innermost is shown; one that is done ahead of need only while no other is.
+    The rate counts from the second update on: the first step of a network takes long.
+
+    Args:
+        what: the job, e.g. `train/images_007.tar`.
+        total: how much there is to do, or None.
+        unit: of it, e.g. `images`; `B` for bytes.
+        is_ahead: whether it is done ahead of need, as a download.
+    """
+
+    def __init__(self, what, total=None, unit="images", is_ahead=False):
+        self.what, self.total, self.unit, self.is_ahead = what, total, unit, is_ahead
+        self.done, self.facts, self.first = 0, "", None
+        self.began = self.updated = time.monotonic()
+
+    def __enter__(self):
+        _jobs.append(self)
+        if len(_jobs) == 1:
+            _line["told"] = time.monotonic()
+            _start_worker(_show_jobs, "progress")
+        return self
+
+    def __exit__(self, *exception):
+        _jobs.remove(self)
+        _clear_line()
+
+    def update(self, amount=1, facts=""):
+        """Notes that so much more is done; facts are told beside it, e.g. the loss."""
+        self.done, self.facts, self.updated = self.done + amount, facts, time.monotonic()
+        self.first = self.first or (self.done, self.updated)
+
+    def rate(self, now):
+        """Gives what is done in a second, or None where that is not known yet."""
+        done, since = self.first or (0, now)
+        return (self.done - done) / (now - since) if self.done > done and now > since else None
+
+    def describe(self, now):
+        """Writes the plain line."""
+        rate, is_bytes = self.rate(now), self.unit == "B"
+        scale, unit = (1e6, "MB") if is_bytes else (1, self.unit)
+        words = [f"{self.done / scale:,.0f}"]
+        if self.total:
+            words[0] += f" of {self.total / scale:,.0f}"
+        words[0] += f" {unit}"
+        words += [self.facts] if self.facts else []
+        words += [f"{rate / scale:,.{1 if is_bytes else 0}f} {unit}/s"] if rate else []
+        if rate and self.total:
+            words.append(f"{format_duration(max(0, self.total - self.done) / rate)} to go")
+        words += [f"{format_duration(now - self.began)} so far"] if not rate else []
+        return f"{self.what}: {', '.join(words)}"
+
+
+def _show_jobs():
+    """Shows the innermost job, as long as there is one."""
+    while _jobs:
+        _ticking.wait(TICK_S)
+        with contextlib.suppress(OSError, ValueError, IndexError):  # a closed stderr, a job's end
+            _show(time.monotonic(), bool(sys.stderr and sys.stderr.isatty()))
+
+
+def _show(now, is_terminal):
+    jobs = list(_jobs)
+    job = next((job for job in reversed(jobs) if not job.is_ahead), jobs[-1])
+    text = job.describe(now)
+    ahead = [other for other in jobs if other.is_ahead and other is not job]
+    if ahead and now - job.updated > 2:
+        text += f"; waiting for {ahead[-1].describe(now)}"
+    if not is_terminal:
+        silent_s = now - _line["told"]
+        if silent_s >= MOST_S or (silent_s >= LEAST_S and job.updated > _line["told"]):
+            say(text)
+        return
+    from tqdm import tqdm
+
+    bar = "{percentage:3.0f}% |{bar:20}| "
+    share = tqdm.format_meter(job.done, job.total, 0, bar_format=bar) if job.total else ""
+    text = f"{share}{masked(text)}"
+    columns = shutil.get_terminal_size().columns - 1
+    print(f"\r{text[:columns]:<{_line['width']}}", end="", file=sys.stderr, flush=True)
+    _line["width"] = min(len(text), columns)
+
+
+def _clear_line():
+    if _line["width"]:
+        print(f"\r{'':<{_line['width']}}\r", end="", file=sys.stderr, flush=True)
+        _line["width"] = 0

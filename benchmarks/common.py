@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from PIL import Image, ImageDraw
 
-from utils import atomic_write, say
+from utils import Progress, atomic_write, say
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(tempfile.gettempdir()) / "landmark-benchmarks"  # what is made once, and the results
@@ -150,6 +150,12 @@ def load_results(name):
 
 class Steady:
     """Stands for `loop.Pace`: nothing changes from step to step."""
+
+    def progress(self):
+        return Progress("steps")
+
+    def describe(self, loss, progress):
+        return ""
 
     def set_for(self, step):
         return 0.0

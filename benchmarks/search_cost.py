@@ -1,4 +1,4 @@
-"""What searches cost beside the plain one: the gallery's penalties, candidates, expansions.
+"""What searches cost beside the plain one: candidates of reranks, expansions.
 
     python benchmarks/search_cost.py
 
@@ -20,7 +20,7 @@ from common import median, print_table, ratio
 
 from descriptors.descriptions import Descriptions, save_descriptions, unit_length
 from search import gallery
-from search.candidates import best_by_confidence, best_by_soft_labels
+from search.candidates import best_by_agreement
 from search.exact import find_candidates
 from search.expansion import expand, index_of
 from search.reranks import name_by_neighbors
@@ -58,11 +58,10 @@ def print_gallery(args, folder, middles, rng):
     files = write_files(folder, draw(middles, args.images, rng).astype(np.float16))
     ids = np.arange(args.images, dtype=np.uint64)
     made = gallery.Gallery(files, ids, np.zeros(args.images, np.int64))
-    queries, others = draw(middles, args.queries, rng), draw(middles, args.queries // 5, rng)
+    queries = draw(middles, args.queries, rng)
     ways = {
         "product alone": partial(multiply, made, queries),
         "search": partial(gallery.find_neighbors, made, queries),
-        "search with penalties": partial(gallery.find_neighbors, made, queries, 10, others),
     }
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     _, seconds = common.measure_both(ways, args.rounds)
@@ -93,8 +92,7 @@ def print_candidates(args, folder, rng):
     landmarks = queries, names.landmark_ids, index, index_names.landmark_ids, TOP
     ways = {
         "none and divide": partial(find_candidates, *landmarks),
-        "confidence": partial(best_by_confidence, *sides),
-        "soft": partial(best_by_soft_labels, *sides),
+        "agreement": partial(best_by_agreement, *sides),
         "queries expanded": partial(expand, query_ids, queries, whole, 10),
     }
     _, seconds = common.measure_both(ways, args.rounds)

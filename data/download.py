@@ -15,7 +15,15 @@ import requests
 from requests.utils import get_environ_proxies, select_proxy
 from urllib3.exceptions import HTTPError, NewConnectionError, ProxyError
 
-from utils import CHUNK_BYTES, ExpectedError, MissingFileError, atomic_write, masked, say
+from utils import (
+    CHUNK_BYTES,
+    ExpectedError,
+    MissingFileError,
+    Progress,
+    atomic_write,
+    masked,
+    say,
+)
 
 # Answers that another attempt can change; every other 4xx is final (S3 says 403 or 404 where a key
 # is missing).
@@ -152,19 +160,23 @@ class _Transfer:
     def _receive(self, body):
         """Appends the body to the file while it arrives; a trickle counts as a failed attempt."""
         window_start, window_bytes = time.monotonic(), 0
-        while self.num_bytes != self.end_bytes:
-            left = CHUNK_BYTES if self.end_bytes is None else self.end_bytes - self.num_bytes
-            # read1 gives what is there; requests' iter_content would wait until a chunk is full.
-            chunk = body.read1(min(left, CHUNK_BYTES), decode_content=False)
-            if not chunk:
-                return
-            self._write(chunk)
-            window_bytes += len(chunk)
-            elapsed_s = time.monotonic() - window_start
-            if elapsed_s > self.patience.stall_s:
-                if window_bytes < self.patience.stall_bytes:
-                    raise _RetryError(f"stalled at {window_bytes / elapsed_s:.0f} bytes/s")
-                window_start, window_bytes = time.monotonic(), 0
+        name = "/".join(urlsplit(self.url).path.split("/")[-2:])
+        with Progress(name, self.end_bytes, "B", is_ahead=True) as progress:
+            progress.done = self.num_bytes
+            while self.num_bytes != self.end_bytes:
+                left = CHUNK_BYTES if self.end_bytes is None else self.end_bytes - self.num_bytes
+                # read1 gives what is there; requests' iter_content waits until a chunk is full.
+                chunk = body.read1(min(left, CHUNK_BYTES), decode_content=False)
+                if not chunk:
+                    return
+                self._write(chunk)
+                progress.update(len(chunk))
+                window_bytes += len(chunk)
+                elapsed_s = time.monotonic() - window_start
+                if elapsed_s > self.patience.stall_s:
+                    if window_bytes < self.patience.stall_bytes:
+                        raise _RetryError(f"stalled at {window_bytes / elapsed_s:.0f} bytes/s")
+                    window_start, window_bytes = time.monotonic(), 0
 
     def _write(self, chunk):
         try:

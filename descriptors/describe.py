@@ -36,7 +36,7 @@ from generators import (
 from model import load_recogniser
 from network.devices import choose_devices
 from runs.session import descriptions_name
-from utils import ExpectedError, StoppedError, format_duration, say
+from utils import ExpectedError, Progress, StoppedError, format_duration, say
 
 _describers = {}  # the last one that `open_describer` made, by what it was made of
 
@@ -233,15 +233,17 @@ def _describe_shard(describer, shard, stream, stop, done):
         (rows, seconds that were waited for data); the rows of a broken shard are None.
     """
     pieces, waited_s = [describer.allocate(0)], 0.0
-    while True:
-        asked = time.perf_counter()
-        item = next(stream)
-        waited_s += time.perf_counter() - asked
-        if isinstance(item, ShardEnd):
-            break
-        if stop.requested():
-            raise StoppedError(stop, done)
-        pieces.append(describer.describe(item, shard))
+    with Progress(f"{shard.path} described ({done})") as progress:
+        while True:
+            asked = time.perf_counter()
+            item = next(stream)
+            waited_s += time.perf_counter() - asked
+            if isinstance(item, ShardEnd):
+                break
+            if stop.requested():
+                raise StoppedError(stop, done)
+            pieces.append(describer.describe(item, shard))
+            progress.update(len(item.image_ids))
     tell_problems(item, describer.problem)
     return (None if item.problem else describer.join(pieces, item)), waited_s
 

@@ -27,7 +27,15 @@ from data.tars import add_image, open_new
 from gathering.division import divide
 from gathering.folders import find_photos, read
 from generators import NUM_CORES
-from utils import ExpectedError, StoppedError, file_md5, map_ahead, require_free_space, say
+from utils import (
+    ExpectedError,
+    Progress,
+    StoppedError,
+    file_md5,
+    map_ahead,
+    require_free_space,
+    say,
+)
 
 LEFT_OUT_CSV = "left_out.csv"
 MARKER = "gathered.json"  # written last: how often what was found
@@ -132,10 +140,15 @@ def read_all(photos, pixels, spool, stop):
         except BadImageError as error:
             return error
 
-    found, positions, unread, told = [], [], [], 0
-    with open(spool, "wb") as file, ThreadPoolExecutor(NUM_CORES) as pool:
+    found, positions, unread = [], [], []
+    with (
+        open(spool, "wb") as file,
+        ThreadPoolExecutor(NUM_CORES) as pool,
+        Progress("reading", len(photos), "photos") as progress,
+    ):
         results = map_ahead(pool, try_to_read, photos, 4 * NUM_CORES)
         for photo, result in zip(photos, results, strict=True):
+            progress.update()
             if stop.requested():
                 raise StoppedError(stop, f"{len(found):,} of {len(photos):,} photos read")
             if isinstance(result, BadImageError):
@@ -145,9 +158,6 @@ def read_all(photos, pixels, spool, stop):
             file.write(result.jpeg)
             positions.append((begin, file.tell()))
             found.append((photo, replace(result, jpeg=b"")))
-            if len(found) >= told + 5000:
-                told = len(found)
-                say(f"{told:,} of {len(photos):,} photos read")
     return found, positions, unread
 
 

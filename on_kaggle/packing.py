@@ -93,7 +93,7 @@ def run():
         except SystemExit as stop:
             # Kaggle may throw the output of a failed session away, and with it hours of work: where
             # the next session can go on, this one ends cleanly.
-            kept = ("checkpoint", "descriptors", "features", "shrink.csv", "penalised-part-*")
+            kept = ("checkpoint", "descriptors", "features", "shrink.csv")
             if stop.code and not (errors and any(any(output.glob(name)) for name in kept)):
                 raise
     paths = sorted(path for path in output.rglob("*") if path.is_file())

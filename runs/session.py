@@ -82,11 +82,6 @@ def gallery_part_name(part, num_parts):
     return f"gallery-part-{part}-of-{num_parts}.npz"
 
 
-def penalised_part_name(part, num_parts):
-    """Gives the name of what was found in a part of the gallery once more, with penalties."""
-    return f"penalised-part-{part}-of-{num_parts}.npz"
-
-
 @dataclass(frozen=True)
 class Session:
     """One run of a script.

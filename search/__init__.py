@@ -10,7 +10,6 @@ reranks         the reranks, one object each; landmarks that an image may show
 expansion       query expansion, database augmentation
 naming          who names landmarks: the head, the nearest train images, both
 voting          nearest train images -> landmark and confidence
-non_landmarks   what stands for "no landmark", without a label
-gallery_parts   parts of the gallery: their files, the search with penalties
+gallery_parts   parts of the gallery: their files, and the gallery of all
 gallery         the train images that are nearest to others; likeness; names.npz
 """

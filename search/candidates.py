@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from search.exact import nearest, nearest_of_same_landmark
-from search.reranks import AGREEING_OFFSET, confidence_dimensions
+from search.reranks import key_of_agreement
 
 MAX_PAIRS = 1 << 22  # of a query and an index image with a common label, at a time: 0.3 GB
 PAIR_BLOCK = 4096  # pairs whose distances are computed at a time
@@ -32,58 +31,22 @@ class Scored:
     distances: np.ndarray | None = None
 
 
-def best_by_confidence(queries, query_names, index, index_names, num_nearest, propose=None):
-    """Finds each query's best index images by Henkel's rerank; see `confidence_dimensions`.
+def best_by_agreement(queries, query_names, index, index_names, num_nearest):
+    """Finds each query's best index images by cos + 3 a, among those that share a landmark with it.
 
-    These are the best of all by d + 0.2 c, less those of the query's landmark, and the best of the
-    query's landmark by d - 2 c. Complete: d + 0.2 c is never less than d - 2 c. So whatever goes
-    before an image of another landmark in the first order goes before it in the end, too: it is
-    among the first `num_nearest` there if it is so in the end.
+    Complete, together with the nearest of all, which the part has anyway. An inverted list gives
+    every index image that has a landmark in common with the query: all others have a = 0, and go by
+    their distance alone. What is nearer than one of those goes before it, since a is never
+    below 0; so it is among the `num_nearest` nearest of all if it is so in the end.
 
     Args:
         queries, index: (num_queries, d) and (n, d) descriptors of length 1.
         query_names, index_names: their `reranks.Naming`.
         num_nearest: images wanted per query.
-        propose: as for `exact.nearest`.
 
     Returns:
-        `Scored`, the lower the better: d + 0.2 c or d - 2 c.
-    """
-    differ, agree = confidence_dimensions(index_names.confidences)
-    wide_queries = _with_dimension(queries, np.zeros(len(queries), np.float32))
-    wide_index = _with_dimension(index, differ)
-    positions, scores = nearest(wide_queries, wide_index, num_nearest, propose)
-    is_other = positions >= 0
-    if len(index):
-        is_other &= index_names.landmark_ids[positions] != query_names.landmark_ids[:, None]
-    same_positions, same_scores = nearest_of_same_landmark(
-        wide_queries, query_names.landmark_ids, _with_dimension(index, agree),
-        index_names.landmark_ids, num_nearest,
-    )  # fmt: skip
-    kept = np.concatenate([is_other, same_positions >= 0], axis=1)
-    scores, same_scores = scores.astype(np.float64), same_scores.astype(np.float64)
-    scores = np.concatenate([scores, same_scores - AGREEING_OFFSET], axis=1)
-    positions = np.concatenate([positions, same_positions], axis=1)
-    return Scored(np.cumsum(kept.sum(axis=1)), positions[kept], scores[kept])
-
-
-def _with_dimension(descriptors, values):
-    """Gives descriptors as float32 with one more value each."""
-    return np.concatenate([descriptors.astype(np.float32), values[:, None]], axis=1)
-
-
-def best_by_soft_labels(queries, query_names, index, index_names, num_nearest):
-    """Finds each query's best index images by the likeness of their soft labels.
-
-    Complete: an inverted list gives every index image with a label of the query's, and only those
-    score above 0. Behind them come the nearest of the rest, which the part has anyway.
-
-    Args:
-        queries, query_names, index, index_names, num_nearest: as for `best_by_confidence`.
-
-    Returns:
-        `Scored`: sum over the common labels l of s_l(query) s_l(index image), the higher the
-        better; equal scores go by distance, then by position.
+        `Scored`: the agreement a, the sum over the common landmarks of the products of both
+        weights.
     """
     lists = _invert(index_names)
     pieces, num_pairs = [], _count_pairs(query_names, lists)
@@ -133,15 +96,23 @@ def _pairs_with_common_labels(names, rows, lists):
 
 
 def _best_pairs(queries, index, rows, positions, scores, num_nearest):
-    """Keeps the best pairs of each query: (rows, positions, scores, distances)."""
+    """Keeps the best pairs of each query: (rows, positions, scores, distances).
+
+    The `num_nearest` that agree most give a key that the last of the best cannot exceed. No
+    distance is below 0: what would exceed it even at 0 is left out before its distance is computed.
+    """
     order = np.lexsort((-scores, rows))
-    is_last = _rank_in_row(rows) == num_nearest - 1
-    cutoffs = np.zeros(len(queries))
-    cutoffs[rows[is_last]] = scores[order][is_last]
-    chosen = scores >= cutoffs[rows]  # with all that equal the last one, which distances decide
+    most = order[_rank_in_row(rows[order]) < num_nearest]
+    distances = _distances(queries, index, rows[most], positions[most]).astype(np.float64)
+    keys = key_of_agreement(distances, scores[most])
+    limits = np.full(len(queries), -np.inf)
+    np.maximum.at(limits, rows[most], keys)
+    limits[np.bincount(rows, minlength=len(queries)) <= num_nearest] = np.inf
+    chosen = key_of_agreement(0, scores) <= limits[rows]
     rows, positions, scores = rows[chosen], positions[chosen], scores[chosen]
     distances = _distances(queries, index, rows, positions)
-    order = np.lexsort((positions, distances, -scores, rows))[_rank_in_row(rows) < num_nearest]
+    order = np.lexsort((positions, key_of_agreement(distances.astype(np.float64), scores), rows))
+    order = order[_rank_in_row(rows[order]) < num_nearest]
     return rows[order], positions[order], scores[order], distances[order]
 
 

@@ -2,9 +2,7 @@
 
 Exact, and the same however the gallery is split: over kernels, over files, over what is in memory
 at a time. Similarities are cosines of descriptors of length 1, counted as squared distances: a
-cosine is 1 - distance / 2. A penalty B that belongs to a gallery image is one more dimension of the
-search: between [q, 0] and [x, sqrt(2 B)] the distance is |q - x|^2 + 2 B, so that the nearest are
-those with the largest cosine less B, and none of them is missed.
+cosine is 1 - distance / 2.
 """
 
 from collections.abc import Callable
@@ -19,10 +17,9 @@ from utils import ExpectedError
 NUM_NEIGHBORS = 10  # kept for each query: every vote and rerank here looks at fewer
 CHUNK_BYTES = 1 << 30  # of descriptors as float32, in memory at a time; twice that while they sort
 NOBODY = 0  # image id where a query has fewer neighbors; the landmark there is -1
-FARTHEST = np.float32(8)  # their distance: those of length 1 reach 4, and 6 with a penalty
-# Of one model, psinger/kaggle-landmark-recognition-2020-1st-place.
-NUM_LIKE_GALLERY = 5  # non-landmarks that a gallery image is compared with
-NUM_LIKE_QUERY = 10  # ... and a query
+FARTHEST = np.float32(8)  # their distance: those of length 1 reach 4
+# Non-landmarks that a query is compared with: psinger/kaggle-landmark-recognition-2020-1st-place.
+NUM_LIKE_QUERY = 10
 
 
 @dataclass(frozen=True)
@@ -34,14 +31,12 @@ class GalleryNeighbors:
     Attributes:
         image_ids: (n, k) uint64.
         landmark_ids: (n, k) int64, the true landmarks.
-        distances: (n, k) float32, squared L2 plus twice the penalty.
-        penalties: (n, k) float32, 0 to 1, of the gallery image; zeros in a plain search.
+        distances: (n, k) float32, squared L2.
     """
 
     image_ids: np.ndarray
     landmark_ids: np.ndarray
     distances: np.ndarray
-    penalties: np.ndarray
 
     def __len__(self):
         return len(self.image_ids)
@@ -49,12 +44,6 @@ class GalleryNeighbors:
     @property
     def cosines(self):
         """(n, k) float32, between image and gallery image; -1 where there is none."""
-        cosines = 1 - self.distances / 2 + self.penalties
-        return np.where(self.landmark_ids >= 0, cosines, np.float32(-1))
-
-    @property
-    def scores(self):
-        """(n, k) float32, cosines less penalties, by which they are sorted; -1 where is none."""
         return np.where(self.landmark_ids >= 0, 1 - self.distances / 2, np.float32(-1))
 
 
@@ -62,10 +51,7 @@ def nobody(num_images, num_neighbors):
     """Gives `GalleryNeighbors` of a gallery without images."""
     shape = (num_images, num_neighbors)
     return GalleryNeighbors(
-        np.full(shape, NOBODY, np.uint64),
-        np.full(shape, -1),
-        np.full(shape, FARTHEST),
-        np.zeros(shape, np.float32),
+        np.full(shape, NOBODY, np.uint64), np.full(shape, -1), np.full(shape, FARTHEST)
     )
 
 
@@ -83,9 +69,9 @@ def merge_neighbors(found, num_neighbors=NUM_NEIGHBORS):
     found = [*found, nobody(len(found[0]), num_neighbors)]
     columns = [
         np.concatenate([getattr(one, name) for one in found], axis=1)
-        for name in ("image_ids", "landmark_ids", "distances", "penalties")
+        for name in ("image_ids", "landmark_ids", "distances")
     ]
-    image_ids, landmark_ids, distances, _ = columns
+    image_ids, landmark_ids, distances = columns
     order = np.lexsort((image_ids, distances), axis=1)
     columns = [np.take_along_axis(column, order, axis=1) for column in columns]
     image_ids, landmark_ids = columns[:2]
@@ -169,74 +155,55 @@ def _sort_chunk(pieces):
         order = order[~is_first]
 
 
-def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS, non_landmarks=None):
+def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS):
     """Finds the gallery images that are nearest to some images, exactly.
 
     Args:
         gallery: `Gallery`.
         descriptors: (n, d) float32 or float16, of length 1, of test or index images.
         num_neighbors: of each image.
-        non_landmarks: (m, d) float32 of length 1; the cosine to a gallery image is lessened by that
-            image's likeness to them, see `likeness`. None or empty: it is not.
 
     Returns:
         `GalleryNeighbors`.
     """
     from search import exact  # it loads faiss, which whoever reads names alone does without
 
-    has_penalties = non_landmarks is not None and len(non_landmarks) > 0
-    queries = _widen(descriptors, 0) if has_penalties else descriptors
     found = nobody(len(descriptors), num_neighbors)
     for positions, index in gallery.chunks():
-        penalties = np.zeros(len(index), np.float32)
-        if has_penalties:
-            # A distance cannot be lessened: a picture unlike all of them is as good as one of 0.
-            penalties = np.maximum(likeness(index, non_landmarks, NUM_LIKE_GALLERY), 0)
-            index = _widen(index, np.sqrt(2 * penalties))
-        rows, distances = exact.nearest(queries, index, num_neighbors, gallery.propose)
+        rows, distances = exact.nearest(descriptors, index, num_neighbors, gallery.propose)
         is_there = rows >= 0
         places = positions[rows]
         of_chunk = GalleryNeighbors(
             np.where(is_there, gallery.image_ids[places], np.uint64(NOBODY)),
             np.where(is_there, gallery.landmark_ids[places], -1),
             np.where(is_there, distances, FARTHEST),
-            np.where(is_there, penalties[rows], np.float32(0)),
         )
         found = merge_neighbors([found, of_chunk], num_neighbors)
     return found
 
 
-def _widen(descriptors, values):
-    """Adds one dimension to descriptors: (n, d) -> (n, d + 1) float32."""
-    wide = np.empty((len(descriptors), descriptors.shape[1] + 1), np.float32)
-    wide[:, :-1], wide[:, -1] = descriptors, values
-    return wide
-
-
-def likeness(descriptors, others, num_nearest, own_places=None):
-    """Tells how much images are like others: the mean of their largest cosines.
+def likeness_to(descriptors, rows):
+    """Tells how much images are like some of them: the mean of the 10 largest cosines.
 
     Args:
         descriptors: (n, d) float32 of length 1.
-        others: (m, d) alike.
-        num_nearest: cosines that count for an image; all, where there are fewer.
-        own_places: (n,) int64, the image's own row in `others`, which does not count; -1 where it
-            is not among them. None: it never is.
+        rows: (m,) int64, increasing, of those to compare with; never an image with itself.
 
     Returns:
-        (n,) float32, 0 where there are no others.
+        (n,) float32, 0 where there is nothing to compare with.
 
     Source: psinger/kaggle-landmark-recognition-2020-1st-place
     """
     from search import exact
 
-    own_places = np.full(len(descriptors), -1) if own_places is None else own_places
-    num_asked = min(num_nearest + 1, len(others))
-    if not num_asked or not len(descriptors):
+    num_asked = min(NUM_LIKE_QUERY + 1, len(rows))
+    if not num_asked:
         return np.zeros(len(descriptors), np.float32)
-    places, distances = exact.nearest(descriptors, others, num_asked)
+    own_places = np.full(len(descriptors), -1)
+    own_places[rows] = np.arange(len(rows))
+    places, distances = exact.nearest(descriptors, descriptors[rows].astype(np.float32), num_asked)
     counts = places != own_places[:, None]
-    counts &= np.cumsum(counts, axis=1) <= num_nearest
+    counts &= np.cumsum(counts, axis=1) <= NUM_LIKE_QUERY
     cosines = np.where(counts, 1 - distances.astype(np.float64) / 2, 0)
     return (cosines.sum(axis=1) / np.maximum(counts.sum(axis=1), 1)).astype(np.float32)
 
@@ -252,7 +219,7 @@ class Names:
         image_ids: (n,) uint64, increasing.
         landmark_ids: (n,) int64, the one with the most votes; -1 where nobody voted.
         confidences: (n,) float32, any finite number, larger is surer.
-        neighbor_ids: (n, k) uint64, the nearest gallery images, without penalties.
+        neighbor_ids: (n, k) uint64, the nearest gallery images.
         neighbor_landmarks: (n, k) int64, their true landmarks; -1 fills up.
         cosines: (n, k) float32, descending; -1 fills up.
     """

@@ -1,8 +1,4 @@
-"""Parts of the gallery: their files, the gallery that they make together, the second search.
-
-A part is searched twice: plainly, and with penalties as soon as all parts have told which test
-images are least like any gallery image.
-"""
+"""Parts of the gallery: their files, and the gallery that they make together."""
 
 import re
 from dataclasses import dataclass, replace
@@ -19,10 +15,10 @@ from data.arrays import (
     save_table,
 )
 from descriptors.descriptions import load_queries, unit_length
-from runs.session import DESCRIPTORS, QUERIES, penalised_part_name
-from search.gallery import NUM_NEIGHBORS, Gallery, GalleryNeighbors, find_neighbors, nobody
+from runs.session import DESCRIPTORS, QUERIES
+from search.gallery import Gallery, GalleryNeighbors, nobody
 from search.part_files import load_all
-from utils import ExpectedError, StoppedError, say
+from utils import ExpectedError
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class GalleryPart:
         gallery_ids: (n,) uint64, increasing, the part's images.
         gallery_landmarks: (n,) int64, their true landmarks.
         positions: (num_queries, k) int32, rows of the part's images, nearest first; -1 fills up.
-        distances, penalties: as in `GalleryNeighbors`.
+        distances: as in `GalleryNeighbors`.
     """
 
     query_ids: np.ndarray = column("uint64", "queries", order="increasing")
@@ -44,7 +40,6 @@ class GalleryPart:
         "int32", "queries", "neighbors", at_least=-1, below="gallery images"
     )
     distances: np.ndarray = column("float32", "queries", "neighbors", at_least=0)
-    penalties: np.ndarray = column("float32", "queries", "neighbors", at_least=0)
 
     @property
     def neighbors(self):
@@ -57,7 +52,6 @@ class GalleryPart:
             np.where(is_there, self.gallery_ids[self.positions], empty.image_ids),
             np.where(is_there, self.gallery_landmarks[self.positions], empty.landmark_ids),
             self.distances,
-            self.penalties,
         )
 
 
@@ -73,8 +67,9 @@ def save_part(path, fingerprint, query_ids, gallery, neighbors):
     """
     positions = np.searchsorted(gallery.image_ids, neighbors.image_ids).astype(np.int32)
     positions = np.where(neighbors.landmark_ids >= 0, positions, np.int32(-1))
-    found = positions, neighbors.distances, neighbors.penalties
-    part = GalleryPart(query_ids, gallery.image_ids, gallery.landmark_ids, *found)
+    part = GalleryPart(
+        query_ids, gallery.image_ids, gallery.landmark_ids, positions, neighbors.distances
+    )
     save_table(path, part, fingerprint)
 
 
@@ -121,17 +116,7 @@ def load_parts(paths):
     Raises:
         ExpectedError: a part is missing, repeated, damaged, or of another search.
     """
-    return load_all(paths, _load_plain_part, ["query_ids"], "gallery")
-
-
-def _load_plain_part(path):
-    part, fingerprint = load_part(path)
-    if "non_landmarks" in fingerprint:
-        raise ExpectedError(
-            f"{path}: a part that was searched with penalties; expected a "
-            "gallery-part-K-of-N.npz of nearest.py, which makes these from it; leave it out"
-        )
-    return part, fingerprint
+    return load_all(paths, load_part, ["query_ids"], "gallery")
 
 
 # ------------------------------------------------------------------------------------ the gallery
@@ -204,43 +189,3 @@ def open_gallery(session, parts, propose=None):
     landmark_ids = np.concatenate([part.gallery_landmarks for part, _ in parts])
     image_ids, first_rows = np.unique(image_ids, return_index=True)
     return Gallery(files, image_ids, landmark_ids[first_rows], propose)
-
-
-def search_with_penalties(session, parts, queries, non_landmarks, propose=None):
-    """Searches all parts once more, each gallery image lessened by its likeness to non-landmarks.
-
-    Each part is saved as it ends, so that nothing is redone.
-
-    Args:
-        session: `Session`.
-        parts: list of (`GalleryPart`, fingerprint).
-        queries: `Descriptions` of length 1.
-        non_landmarks: (m, d) float32 of length 1.
-        propose: as of `Gallery`.
-
-    Returns:
-        list of `GalleryNeighbors`, one for each part.
-
-    Raises:
-        StoppedError: the session was asked to stop.
-    """
-    found = []
-    for part, fingerprint in parts:
-        if session.stop.requested():
-            done = f"{len(found)} of {len(parts)} parts searched with penalties"
-            raise StoppedError(session.stop, done)
-        name = penalised_part_name(fingerprint["part"], fingerprint["parts"])
-        fingerprint = fingerprint | {
-            "non_landmarks": digest_of_rows(queries.image_ids, non_landmarks)
-        }
-        penalised = session.find_fitting(name, fingerprint, load_part, copied=True)
-        if penalised is None:
-            path = session.path(name)
-            gallery = open_gallery(session, [(part, fingerprint)], propose)
-            neighbors = find_neighbors(gallery, queries.descriptors, NUM_NEIGHBORS, non_landmarks)
-            save_part(path, fingerprint, queries.image_ids, gallery, neighbors)
-            say(f"{path}: {len(gallery.image_ids):,} train images, less their likeness")
-        else:
-            neighbors = penalised[1].neighbors
-        found.append(neighbors)
-    return found

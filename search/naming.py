@@ -11,7 +11,7 @@ from data.arrays import digest_of_rows
 from runs.session import gallery_part_name
 from search.gallery import Gallery, GalleryNeighbors, find_neighbors, merge_neighbors
 from search.gallery_parts import load_parts, open_gallery
-from search.reranks import SOFT_NEIGHBORS, name_by_both, name_by_head, name_by_neighbors
+from search.reranks import NUM_NAMING, name_by_both, name_by_head, name_by_neighbors
 from utils import ExpectedError, say
 
 # Facts of a gallery that must be those of the index; how its descriptors are stored need not.
@@ -42,14 +42,14 @@ class Namer:
         """Gives the `reranks.Naming` of other images, `Descriptions` of length 1."""
         if self.gallery is None:
             return self._name(images, None)
-        return self._name(images, find_neighbors(self.gallery, images.descriptors, SOFT_NEIGHBORS))
+        return self._name(images, find_neighbors(self.gallery, images.descriptors, NUM_NAMING))
 
     def _name(self, images, neighbors):
         of_head = name_by_head(images.landmark_ids, images.confidences)
         if neighbors is None:
             return of_head
         of_gallery = name_by_neighbors(neighbors.landmark_ids, neighbors.cosines)
-        return of_gallery if self.named_by == "gallery" else name_by_both(of_head, of_gallery)
+        return name_by_both(of_head, of_gallery)
 
 
 def find_namer(session, describer_facts, queries, named_by=None, propose=None):
@@ -82,7 +82,7 @@ def find_namer(session, describer_facts, queries, named_by=None, propose=None):
             continue
         named_by = named_by or "both"
         say(f"{paths[0]}: {len(gallery.image_ids):,} train images name landmarks ({named_by})")
-        neighbors = merge_neighbors([part.neighbors for part, _ in parts], SOFT_NEIGHBORS)
+        neighbors = merge_neighbors([part.neighbors for part, _ in parts], NUM_NAMING)
         facts = {"named_by": named_by, "labels": shared["labels"], "gallery": _versions(parts)}
         return Namer(named_by, gallery, neighbors, facts)
     if named_by:

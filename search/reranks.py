@@ -2,12 +2,10 @@
 
     none          the squared distance d
     divide        d / 1.5 where query and index image show the same landmark
-    confidence    cos + c where they do, else cos - 0.1 c; c is how sure the index image's name is
-    soft          first what shares landmarks with the query, by how much, then the nearest others
+    agreement     cos + 3 a, a the sum over landmarks of how sure both images' names are of them
 
-Sources: `divide` is mayukh18's of 2019, `confidence` Henkel's, arXiv:2110.03786 (first place
-of the retrieval challenge of 2021), `soft` that of the 13th place there. What each bought:
-docs/reranks.md.
+Sources: `divide` is mayukh18's of 2019; `agreement` adds to the cosine what the 13th place of the
+retrieval challenge of 2021 sorted by alone. What each bought: docs/reranks.md.
 """
 
 from collections.abc import Callable
@@ -18,12 +16,10 @@ import numpy as np
 
 from data.arrays import Column
 
-NAMED_BY = ("head", "gallery", "both")
-SOFT_NEIGHBORS = 5  # nearest train images that make an image's soft labels
-# Of the confidence of an index image that shows another landmark: the surer its own landmark is,
-# the less likely it is the query's.
-OTHER_LANDMARK = 0.1
-AGREEING_OFFSET = 2  # see `confidence_dimensions`
+NAMED_BY = ("head", "both")
+# What names an image: its 5 nearest train images, by their cosine to this power, and the head.
+NUM_NAMING, NAMING_POWER, HEAD_SHARE = 5, 8, 0.25
+AGREEMENT_WEIGHT = 3
 NO_LABEL = -1  # fills up rows of labels; of weight 0
 
 
@@ -71,9 +67,10 @@ def name_by_head(landmark_ids, confidences):
 
 
 def name_by_neighbors(landmark_ids, cosines):
-    """Names images by the true landmarks of their `SOFT_NEIGHBORS` nearest train images.
+    """Names images by the true landmarks of their `NUM_NAMING` nearest train images.
 
-    The weight of a landmark is the sum of the cosines of those that show it, divided by 5.
+    The weight of a landmark is the share of those that show it in the sum of cos^8, times the
+    cosine of the nearest of all.
 
     Args:
         landmark_ids: (n, k) int64, nearest first; where there are fewer, -1.
@@ -82,17 +79,20 @@ def name_by_neighbors(landmark_ids, cosines):
     Returns:
         `Naming`.
     """
-    landmark_ids = landmark_ids[:, :SOFT_NEIGHBORS]
-    cosines = np.clip(cosines[:, :SOFT_NEIGHBORS].astype(np.float64), 0, 1)
+    landmark_ids = landmark_ids[:, :NUM_NAMING]
+    cosines = np.clip(cosines[:, :NUM_NAMING].astype(np.float64), 0, 1)
     cosines[landmark_ids == NO_LABEL] = 0
-    return _sum_by_label(landmark_ids, cosines / SOFT_NEIGHBORS)
+    votes = cosines**NAMING_POWER
+    all_votes = votes.sum(axis=1, keepdims=True)
+    shares = np.divide(votes, all_votes, out=np.zeros_like(votes), where=all_votes > 0)
+    return _sum_by_label(landmark_ids, shares * cosines.max(axis=1, keepdims=True, initial=0))
 
 
 def name_by_both(of_head, of_neighbors):
-    """Joins what two `Naming`s of the same images say; each counts half."""
+    """Joins what two `Naming`s of the same images say; the head has a quarter of the weight."""
     labels = np.concatenate([of_head.labels, of_neighbors.labels], axis=1)
-    weights = np.concatenate([of_head.weights, of_neighbors.weights], axis=1)
-    return _sum_by_label(labels, weights / 2)
+    weights = HEAD_SHARE * of_head.weights, (1 - HEAD_SHARE) * of_neighbors.weights
+    return _sum_by_label(labels, np.concatenate(weights, axis=1))
 
 
 def _sum_by_label(labels, weights):
@@ -114,24 +114,7 @@ def default_rerank(recipe):
     Args:
         recipe: `recipes.Recipe`.
     """
-    return "divide" if recipe.loss.loss == "softmax" else "soft"
-
-
-def confidence_dimensions(confidences):
-    """Writes Henkel's rerank as squared distances: one more dimension of the search.
-
-    Between vectors of length 1 the squared distance d is 2 - 2 cos, so that the order by
-    cos - 0.1 c is that by d + 0.2 c, and the order by cos + c that by d - 2 c. The first is the
-    squared distance from (q, 0) to (x, sqrt(0.2 c)), the second that to (x, sqrt(2 - 2 c)), less 2.
-
-    Args:
-        confidences: (n,) float64, 0 to 1, of the index images.
-
-    Returns:
-        (values where the landmarks differ, values where they agree): (n,) float32 each.
-    """
-    differ, agree = np.sqrt(2 * OTHER_LANDMARK * confidences), np.sqrt(2 - 2 * confidences)
-    return differ.astype(np.float32), agree.astype(np.float32)
+    return "divide" if recipe.loss.loss == "softmax" else "agreement"
 
 
 # ----------------------------------------------------------------------------------- the reranks
@@ -171,37 +154,29 @@ def _by_plain_distance(part, first, last, divisor):
     return _by_distance(part, first, last, 1)
 
 
-def _by_confidence(part, first, last, divisor):
-    names = "confident_ends", "confident_positions", "confident_scores"
-    rows, positions, scores = part.cut(first, last, *names)
-    return rows, positions, [scores], scores
+def key_of_agreement(distances, agreements):
+    """Gives what orders by cos + 3 a: the squared distance, which is 2 - 2 cos, less 6 a."""
+    return distances - 2 * AGREEMENT_WEIGHT * agreements
 
 
-def _find_confident(queries, query_names, index, index_names, num_nearest, propose):
-    from search.candidates import best_by_confidence  # it loads faiss
-
-    found = best_by_confidence(queries, query_names, index, index_names, num_nearest, propose)
-    columns = found.row_ends, found.positions, found.scores
-    return dict(zip(RERANKS["confidence"].columns, columns, strict=True))
-
-
-def _by_soft_labels(part, first, last, divisor):
-    """Orders those with a common label; behind them come the nearest of all images."""
-    names = "soft_ends", "soft_positions", "soft_scores", "soft_distances"
-    alike = part.cut(first, last, *names)
+def _by_agreement(part, first, last, divisor):
+    """Orders what shares a landmark with the query, and the nearest of all beside it."""
+    names = "agreeing_ends", "agreeing_positions", "agreeing_agreements", "agreeing_distances"
+    agreeing = part.cut(first, last, *names)
     rows, positions, distances = part.cut(first, last, "row_ends", "positions", "distances")
     others = rows, positions, np.zeros(len(rows)), distances
-    pairs = zip(alike, others, strict=True)
-    rows, positions, scores, distances = (np.concatenate(pair) for pair in pairs)
-    return rows, positions, [-scores, distances], distances.astype(np.float64)
+    pairs = zip(agreeing, others, strict=True)
+    rows, positions, agreements, distances = (np.concatenate(pair) for pair in pairs)
+    distances = distances.astype(np.float64)
+    return rows, positions, [key_of_agreement(distances, agreements)], distances
 
 
-def _find_soft(queries, query_names, index, index_names, num_nearest, propose):
-    from search.candidates import best_by_soft_labels  # it loads faiss
+def _find_agreeing(queries, query_names, index, index_names, num_nearest, propose):
+    from search.candidates import best_by_agreement  # it loads faiss
 
-    found = best_by_soft_labels(queries, query_names, index, index_names, num_nearest)
+    found = best_by_agreement(queries, query_names, index, index_names, num_nearest)
     columns = found.row_ends, found.positions, found.scores, found.distances
-    return dict(zip(RERANKS["soft"].columns, columns, strict=True))
+    return dict(zip(RERANKS["agreement"].columns, columns, strict=True))
 
 
 def _ragged(name, **values):
@@ -220,17 +195,10 @@ RERANKS = {
         "the squared distance, divided where query and image are said to show one landmark",
         _by_distance,
     ),
-    "confidence": Rerank(
-        "the squared distance, changed by how surely it is said to show the query's landmark or "
-        "another one",
-        _by_confidence,
-        _ragged("confident", scores=("float64", None)),
-        _find_confident,
-    ),
-    "soft": Rerank(
-        "the squared distance; images that share landmarks with the query come first",
-        _by_soft_labels,
-        _ragged("soft", scores=("float64", 0), distances=("float32", 0)),
-        _find_soft,
+    "agreement": Rerank(
+        "the squared distance; images that are said to show the query's landmarks go up",
+        _by_agreement,
+        _ragged("agreeing", agreements=("float64", 0), distances=("float32", 0)),
+        _find_agreeing,
     ),
 }

@@ -104,5 +104,5 @@ def built_strong(tmp_path_factory):
     from built_kernels import build
 
     folder = tmp_path_factory.mktemp("built-strong")
-    build(folder, "--recipe", "strong", "--nearest-args", "--vote sum")
+    build(folder, "--recipe", "strong", "--nearest-args", "--labels full")
     return folder

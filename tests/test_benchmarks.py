@@ -111,49 +111,34 @@ def test_search_cost_runs(monkeypatch, capsys):
 
     few = ("--images", 300, "--queries", 50, "--index-queries", 20, "--width", 16, "--rounds", 1)
     out = run(monkeypatch, capsys, search_cost, *few)
-    for way in ("search", "search with penalties", "none and divide", "soft", "queries expanded"):
+    for way in ("search", "none and divide", "agreement", "queries expanded"):
         assert f"| {way} |" in out
 
 
-def test_votes_reads_scores_of_a_scene_where_the_right_answer_is_known(tmp_path):
+def test_names_and_ranks_scores_a_scene_where_the_right_answer_is_known():
+    """Each of three landmarks has a direction; the head, which says 9, is always wrong."""
+    import names_and_ranks
     import numpy as np
-    import votes
-
-    from descriptors.descriptions import Descriptions, save_descriptions
-    from search.gallery import Gallery
-
-    def describe(ids, directions):
-        num = len(ids)
-        return Descriptions(
-            np.array(ids, np.uint64), np.full(num, 9), np.full(num, 0.5, np.float32),
-            np.eye(8, dtype=np.float32)[directions], np.zeros(num, np.int16),
-            np.zeros((num, 2), np.int64),
-        )  # fmt: skip
-
-    save_descriptions(tmp_path / "train.npz", describe([1, 2, 3], [0, 1, 2]), {})
-    known = Gallery({tmp_path / "train.npz": None}, np.array([1, 2, 3], np.uint64), np.arange(3))
-    truths = {f"{i:016x}": {i - 11} if i < 14 else set() for i in range(11, 16)}
-    queries = describe(range(11, 16), [0, 1, 2, 6, 7])
-    scores = votes.score_all(votes.Scene(known, queries, describe([90], [7]), truths))
-    assert scores["sum of 3, no penalty"] == 1
-    assert scores["sum of 3, B and C, N = 20%"] == 1
-    assert scores["the head alone"] == 0
-
-
-def test_superglobal_ranks_what_is_near_the_query_and_its_neighbors(monkeypatch, tmp_path):
-    """Index images on an arc, in steps of 0.1 radians; the query is the first of them."""
-    import numpy as np
-    import rerank_quality
 
     from descriptors.descriptions import Descriptions
 
-    angles = np.arange(12) / 10
-    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    index = Descriptions(np.arange(12, dtype=np.uint64), *[np.zeros(12)] * 2, vectors, *[None] * 2)
-    query = Descriptions(np.array([99], np.uint64), *[np.zeros(1)] * 2, vectors[:1], *[None] * 2)
-    ranking = rerank_quality.rank_by_superglobal(query, index)
-    assert ranking.row_ends.tolist() == [12]
-    assert set(ranking.image_ids[-3:].tolist()) == {9, 10, 11}
+    def describe(directions):
+        num = len(directions)
+        columns = np.arange(num, dtype=np.uint64), np.full(num, 9), np.full(num, 0.5, np.float32)
+        return Descriptions(*columns, np.eye(8)[directions], np.zeros(num), np.zeros((num, 2)))
+
+    queries, index = describe([0, 1, 2, 6, 7]), describe([0, 0, 1, 1, 2, 5])
+    relevant = [{0, 1}, {2, 3}, {4}, set(), set()]
+    truths = [{0}, {1}, {2}, set(), set(), set()]
+    scene = names_and_ranks.Scene(
+        np.eye(8)[[0, 1, 2]], np.arange(3), queries, index, truths, relevant, [2, 2, 1, 0, 0]
+    )
+    scores = names_and_ranks.score_names(scene, 0) | names_and_ranks.score_rankings(scene)
+    assert {way: score for (name, way), score in scores.items() if name == "GAP, all"} == {
+        way: float(way != "the head") for name, way in scores if name == "GAP, all"
+    }
+    assert scores["GAP, train", "1 nearest, power 1"] == 0  # each landmark has one image
+    assert scores["mAP@100", "none"] == scores["mAP@100", "cos + 3 agreement, both"] == 1
 
 
 def test_the_estimate_counts_sessions_and_hours_of_the_strong_chain(monkeypatch, capsys):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import gather
 import identify
 import kernels
 import nearest
@@ -21,6 +22,7 @@ PARSERS = {
     "nearest.py": nearest.parse_arguments,
     "shrink.py": shrink.parse_arguments,
     "identify.py": identify.parse_arguments,
+    "gather.py": gather.parse_arguments,
     "kernels.py": kernels.parse_command_line,
 }
 
@@ -34,9 +36,13 @@ def commands_of(text):
             yield script, [word for word in arguments if word != "..."]
 
 
-def test_the_readme_shows_every_script():
-    scripts = {script for script, _ in commands_of((ROOT / "README.md").read_text())}
+def test_the_pages_show_every_script():
+    scripts = {script for page in PAGES for script, _ in commands_of(page.read_text())}
     assert scripts == PARSERS.keys()
+
+
+def test_the_readme_stays_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1100
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -14,7 +14,7 @@ from search.gallery import (
     GalleryNeighbors,
     Names,
     find_neighbors,
-    likeness,
+    likeness_to,
     load_names,
     merge_neighbors,
     save_names,
@@ -51,12 +51,11 @@ def write_gallery(folder, image_ids, descriptors, num_files):
     return Gallery(dict.fromkeys(paths), wanted, (wanted % 7).astype(np.int64))
 
 
-def brute_force(image_ids, descriptors, queries, num, penalties=None):
+def brute_force(image_ids, descriptors, queries, num):
     """Finds the nearest by float64 arithmetic alone: image ids (n, num), scores alike."""
     rows = unit_length(descriptors.astype(np.float32)).astype(np.float64)
-    penalties = np.zeros(len(rows)) if penalties is None else penalties.astype(np.float64)
     squared = ((queries.astype(np.float64)[:, None] - rows[None]) ** 2).sum(axis=2)
-    scores = 1 - squared / 2 - penalties
+    scores = 1 - squared / 2
     found = []
     for of_query in scores:
         best = {}
@@ -69,14 +68,14 @@ def brute_force(image_ids, descriptors, queries, num, penalties=None):
 
 @pytest.fixture(scope="module")
 def world():
-    """(image ids, float16 descriptors, queries, non-landmarks); some images appear twice."""
+    """(image ids, float16 descriptors, queries); some images appear twice."""
     rng = np.random.default_rng(3)
     image_ids = rng.permutation(np.arange(100, 400, dtype=np.uint64))
     image_ids[-20:] = image_ids[:20]  # of another picture
     image_ids[-30:-25] = image_ids[-20:-15]  # three times
     descriptors = (3 * unit(rng, 300)).astype(np.float16)  # of any length
     descriptors[40:60] = descriptors[60:80]  # ties
-    return image_ids, descriptors, unit(rng, 50), unit(rng, 30)
+    return image_ids, descriptors, unit(rng, 50)
 
 
 def as_bytes(neighbors):
@@ -84,43 +83,24 @@ def as_bytes(neighbors):
 
 
 def test_the_nearest_are_those_of_brute_force(world, tmp_path):
-    image_ids, descriptors, queries, _ = world
+    image_ids, descriptors, queries = world
     found = find_neighbors(write_gallery(tmp_path, image_ids, descriptors, 3), queries, 10)
     ids, scores = brute_force(image_ids, descriptors, queries, 10)
     assert (found.image_ids == ids).all()
     assert np.abs(found.cosines - scores).max() < 1e-6
-    assert (found.scores == found.cosines).all()
     assert (found.landmark_ids == (ids % 7).astype(np.int64)).all()
 
 
-def test_with_penalties_the_best_are_those_of_brute_force_none_missed(world, tmp_path):
-    image_ids, descriptors, queries, others = world
-    made = write_gallery(tmp_path, image_ids, descriptors, 3)
-    found = find_neighbors(made, queries, 10, others)
-    rows = unit_length(descriptors.astype(np.float32)).astype(np.float64)
-    cosines = np.sort(rows @ others.astype(np.float64).T, axis=1)[:, -5:]
-    penalties = np.maximum(cosines.mean(axis=1), 0)
-    ids, scores = brute_force(image_ids, descriptors, queries, 10, penalties)
-    assert (found.image_ids == ids).all()
-    assert np.abs(found.scores - scores).max() < 1e-6
-    assert np.abs(found.cosines - found.penalties - found.scores).max() < 1e-6
-    plain = find_neighbors(made, queries, 10)
-    assert (plain.image_ids != found.image_ids).any(), "the penalties change nothing here"
-
-
-@pytest.mark.parametrize("has_penalties", [False, True])
-def test_files_chunks_and_order_change_nothing(world, tmp_path, monkeypatch, has_penalties):
-    image_ids, descriptors, queries, others = world
-    others = others if has_penalties else None
-    whole = find_neighbors(write_gallery(tmp_path / "a", image_ids, descriptors, 1), queries, 10,
-                           others)  # fmt: skip
+def test_files_chunks_and_order_change_nothing(world, tmp_path, monkeypatch):
+    image_ids, descriptors, queries = world
+    whole = find_neighbors(write_gallery(tmp_path / "a", image_ids, descriptors, 1), queries, 10)
     shuffled = np.random.default_rng(1).permutation(len(image_ids))
     made = write_gallery(tmp_path / "b", image_ids[shuffled], descriptors[shuffled], 7)
     monkeypatch.setattr(gallery_module, "CHUNK_BYTES", 80 * WIDTH * 4)
     assert len(list(made.chunks())) > 5
-    assert as_bytes(find_neighbors(made, queries, 10, others)) == as_bytes(whole)
+    assert as_bytes(find_neighbors(made, queries, 10)) == as_bytes(whole)
     parts = [
-        find_neighbors(Gallery(dict([one]), made.image_ids, made.landmark_ids), queries, 10, others)
+        find_neighbors(Gallery(dict([one]), made.image_ids, made.landmark_ids), queries, 10)
         for one in made.files.items()
     ]
     for order in itertools.islice(itertools.permutations(parts), 3):
@@ -149,10 +129,7 @@ def test_images_without_a_landmark_are_left_out(tmp_path):
 def test_of_an_image_in_two_pieces_the_nearest_counts_and_ties_go_by_id():
     def piece(*images):
         ids, distances = (np.array([column]) for column in zip(*images, strict=True))
-        return GalleryNeighbors(
-            ids.astype(np.uint64), ids % 7, distances.astype(np.float32),
-            np.zeros(ids.shape, np.float32),
-        )  # fmt: skip
+        return GalleryNeighbors(ids.astype(np.uint64), ids % 7, distances.astype(np.float32))
 
     merged = merge_neighbors([piece((3, 0.5), (9, 0.5)), piece((5, 0.5), (3, 0.25))], 3)
     assert merged.image_ids.tolist() == [[3, 5, 9]]
@@ -160,17 +137,17 @@ def test_of_an_image_in_two_pieces_the_nearest_counts_and_ties_go_by_id():
     assert merged.cosines.tolist() == [[0.875, 0.75, 0.75]]
 
 
-def test_likeness_is_the_mean_of_the_largest_cosines_without_the_image_itself():
-    east, north = [1.0, 0.0], [0.0, 1.0]
-    others = np.array([east, [0.6, 0.8], north], np.float32)
-    images = np.array([east, north], np.float32)
-    assert likeness(images, others, 2).tolist() == pytest.approx([0.8, 0.9])
-    # East is the first of the others itself: 0.6 and 0 are left.
-    own = np.array([0, -1])
-    assert likeness(images, others, 2, own).tolist() == pytest.approx([0.3, 0.9])
-    assert likeness(images, others, 10).tolist() == pytest.approx([1.6 / 3, 1.8 / 3])
-    assert likeness(images, others[:0], 2).tolist() == [0, 0]
-    assert likeness(images[:1], others[:1], 2, np.array([0])).tolist() == [0]
+def test_likeness_is_the_mean_of_the_ten_largest_cosines_without_the_image_itself():
+    images = np.array([[1, 0], [0.6, 0.8], [0, 1], [0.8, 0.6]], np.float32)
+    # Compared with the first two: east with the second alone, north with both, ...
+    found = likeness_to(images, np.array([0, 1]))
+    assert found.tolist() == pytest.approx([0.6, 0.6, (0 + 0.8) / 2, (0.8 + 0.96) / 2])
+    assert likeness_to(images, np.array([], int)).tolist() == [0, 0, 0, 0]
+    assert likeness_to(images, np.array([2]))[2] == 0
+    angles = np.arange(13) / 20
+    many = np.column_stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
+    # Twelve others, the ten nearest of which count.
+    assert likeness_to(many, np.arange(13))[0] == pytest.approx(np.cos(angles[1:11]).mean())
 
 
 def test_names_are_read_as_they_were_written(tmp_path):

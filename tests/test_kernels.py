@@ -207,7 +207,7 @@ def test_the_longer_chain_runs_in_order_and_the_vote_is_submitted(built_strong, 
         RECOGNITION: [Outcome(files={result: head, "queries.npz": "arrays"})],
         GALLERY[1]: [Outcome(is_finished=False), Outcome()],
         VOTE: [
-            Outcome(is_finished=False, files={"penalised-part-0-of-2.npz": "arrays"}),
+            Outcome(is_finished=False),
             Outcome(files={result: voted, "names.npz": "arrays"}),
         ],
     }
@@ -712,7 +712,7 @@ def test_kernels_that_are_not_built_are_one_line(tmp_path):
         (["run", "--recognition-args", "--labels clean"], "options of a build go with --user"),
         (["run", "--shrink", "256"], "options of a build go with --user"),
         (["run", "--recipe", "strong"], "options of a build go with --user"),
-        (["build", "--user", "a", "--nearest-args", "--vote sum"], "goes with --recipe strong"),
+        (["build", "--user", "a", "--nearest-args", "--labels full"], "goes with --recipe strong"),
         (["build", "--user", "a", "--recipe", "weak"], "'weak'"),
         (["build", "--user", "a", "--shrink-kernels", "2"], "go with --shrink N"),
         (["build", "--user", "a/b"], "argument --user: 'a/b'; expected a name on Kaggle"),

@@ -58,7 +58,7 @@ def session(tmp_path):
 
 def test_test_and_index_images_are_named_alike(session):
     """By the parts' neighbors and by a search of the gallery: the same images, the same names."""
-    for named_by in ("head", "gallery", "both"):
+    for named_by in ("head", "both"):
         namer = find_namer(session, NETWORK, session.queries, named_by)
         as_queries, as_index = namer.name_queries(session.queries), namer.name(session.queries)
         np.testing.assert_array_equal(as_queries.labels, as_index.labels)
@@ -66,13 +66,17 @@ def test_test_and_index_images_are_named_alike(session):
 
 
 def test_the_gallery_names_by_brute_force(session):
-    naming = find_namer(session, NETWORK, session.queries, "gallery").name_queries(session.queries)
+    naming = find_namer(session, NETWORK, session.queries).name_queries(session.queries)
+    of_head = session.queries.landmark_ids, session.queries.confidences
     cosines = session.queries.descriptors.astype(float) @ session.train.astype(float).T
     for row, of_query in enumerate(cosines):
         nearest = np.argsort(-of_query)[:5]
-        sums = np.bincount(nearest % 3, np.maximum(of_query[nearest], 0), minlength=3)
-        assert naming.landmark_ids[row] == np.argmax(sums)
-        assert naming.confidences[row] == pytest.approx(sums.max() / 5)
+        powers = np.maximum(of_query[nearest], 0) ** 8
+        shares = np.bincount(nearest % 3, powers / powers.sum(), minlength=100)
+        weights = 0.75 * of_query[nearest[0]] * shares
+        weights[of_head[0][row]] += 0.25 * max(of_head[1][row], 0)
+        assert naming.landmark_ids[row] == np.argmax(weights)
+        assert naming.confidences[row] == pytest.approx(weights.max())
 
 
 def test_the_default_is_both_where_there_is_a_gallery_and_says_so(session, capsys):
@@ -90,7 +94,7 @@ def test_without_a_gallery_the_head_names_and_that_is_said(session, capsys):
     assert (namer.named_by, namer.gallery, namer.facts) == ("head", None, None)
     assert "the head alone names landmarks" in capsys.readouterr().err
     with pytest.raises(ExpectedError) as caught:
-        find_namer(session, NETWORK, session.queries, "gallery")
+        find_namer(session, NETWORK, session.queries, "both")
     assert one_line(caught.value) == (
         f"{session.output}: no gallery there; expected the parts of nearest.py; run that first, "
         "or take --names head"
@@ -144,8 +148,7 @@ def test_of_two_galleries_the_one_that_fits_names(session):
 
 
 def test_another_gallery_has_other_facts(session):
-    facts = [find_namer(session, NETWORK, session.queries, by).facts for by in ("both", "gallery")]
-    assert facts[0] != facts[1]
-    assert facts[0]["gallery"] == [
+    facts = find_namer(session, NETWORK, session.queries).facts
+    assert facts["gallery"] == [
         ["descriptors/train_000.npz", "v0"], ["descriptors/train_001.npz", "v1"]
     ]  # fmt: skip

@@ -14,7 +14,6 @@ from synthetic import RARE_LANDMARK
 import nearest
 import retrieval
 from data.arrays import load_arrays, save_arrays
-from data.landmarks import parse_image_ids
 from data.sources import RECOGNITION_SOLUTION, Shard, Source
 from data.submissions import read_recognition_submission
 from descriptors.descriptions import load_descriptions, load_queries, unit_length
@@ -124,7 +123,6 @@ def test_a_run_writes_every_file_that_is_promised_and_no_other(named):
         "report.html",
         *(f"descriptors/train_00{number}.npz" for number in range(4)),
         *(f"gallery-part-{number}-of-2.npz" for number in (0, 1)),
-        *(f"penalised-part-{number}-of-2.npz" for number in (0, 1)),
     }
 
 
@@ -182,7 +180,6 @@ def test_names_and_votes_are_those_of_brute_force(data_set, named):
     landmarks = np.array([data_set.landmark_of[f"{i:016x}"] for i in ids])
     cosines = 1 - ((q[:, None] - x[None]) ** 2).sum(axis=2) / 2
     others = q[np.argsort(cosines.max(axis=1), kind="stable")[: round(0.2 * len(q))]]
-    penalties = np.sort(x @ others.T, axis=1)[:, -5:].mean(axis=1)
     names = load_names(named / "names.npz")[0]
     submission = read_recognition_submission(named / "recognition_submission.csv")
     for row, image_id in enumerate(queries.image_ids):
@@ -190,22 +187,22 @@ def test_names_and_votes_are_those_of_brute_force(data_set, named):
         assert np.allclose(names.cosines[row], cosines[row, order], atol=1e-6)
         to_others = [cosine for cosine in q[row] @ others.T if cosine < 1 - 1e-6]
         likeness = np.mean(sorted(to_others)[-10:])
-        best = np.argsort(penalties - cosines[row], kind="stable")[:3]
-        votes = {int(queries.landmark_ids[row]): 0.25 * float(queries.confidences[row])}
-        for place in best:
+        votes = {}
+        for place in order[:3]:
             landmark = int(landmarks[place])
-            vote = min(max(cosines[row, place], 0), 1) - penalties[place]
-            votes[landmark] = votes.get(landmark, 0) + vote
+            votes[landmark] = votes.get(landmark, 0) + min(max(cosines[row, place], 0), 1) ** 8
         found_landmark, confidence = submission[f"{image_id:016x}"]
         assert votes[found_landmark] == pytest.approx(max(votes.values()), abs=1e-5)
-        assert confidence == pytest.approx(max(votes.values()) - likeness, abs=1e-5)
+        of_head = int(queries.landmark_ids[row]) == found_landmark
+        sure = max(votes.values()) ** 0.125 + 0.1 * of_head * float(queries.confidences[row])
+        assert confidence == pytest.approx(sure - likeness, abs=1e-5)
 
 
 def test_a_gpu_proposes_in_every_search_of_the_gallery_with_the_same_bytes(
     common, named, resumed, tmp_path, monkeypatch
 ):
-    """Parts, penalties, names of index images and expansions, with the processor as the GPU."""
-    for name in ("gallery-part-*", "penalised-part-*", "names.npz"):
+    """Parts, names of index images and expansions, with the processor as the GPU."""
+    for name in ("gallery-part-*", "names.npz"):
         for path in resumed.glob(name):
             path.unlink()
     alone = shutil.copytree(named, tmp_path / "alone")
@@ -214,7 +211,7 @@ def test_a_gpu_proposes_in_every_search_of_the_gallery_with_the_same_bytes(
 
     def propose(queries, index, num_proposed):
         frames = {frame.function for frame in inspect.stack(context=0)}
-        asked.update(frames & {"search_gallery_part", "search_with_penalties", "name", "expand"})
+        asked.update(frames & {"search_gallery_part", "name", "expand"})
         return on_gpu.propose(queries, index, num_proposed)
 
     for output, proposer in ((alone, None), (resumed, propose)):
@@ -222,7 +219,7 @@ def test_a_gpu_proposes_in_every_search_of_the_gallery_with_the_same_bytes(
         assert run(*common, "--output", output, *PAIR) == 0
         options = [*shared, "--augment-index", 2, "--output", output]
         run_command_line(lambda options=options: retrieval.main(list(map(str, options))))
-    assert asked == {"search_gallery_part", "search_with_penalties", "name", "expand"}
+    assert asked == {"search_gallery_part", "name", "expand"}
     for name in (*(path.name for path in alone.glob("*part-*")), "retrieval_submission.csv"):
         assert (resumed / name).read_bytes() == (alone / name).read_bytes()
 
@@ -250,18 +247,16 @@ def test_running_again_reads_no_shard_and_changes_nothing(common, resumed, fetch
 
 
 def test_what_was_killed_between_shards_continues_there(common, named, resumed, fetched):
-    for name in ("gallery-part-1-of-2.npz", "penalised-part-1-of-2.npz"):
-        (resumed / name).unlink()
+    (resumed / "gallery-part-1-of-2.npz").unlink()
     (resumed / "descriptors/train_003.npz").unlink()
-    (resumed / "penalised-part-0-of-2.npz").write_bytes(b"half a file")
+    (resumed / "gallery-part-0-of-2.npz").write_bytes(b"half a file")
     assert run(*common, "--output", resumed, *PAIR) == 0
     assert fetched == [Shard("train", 3)]
     assert submission_of(resumed) == submission_of(named)
 
 
 def test_a_part_whose_descriptors_were_lost_is_described_again(common, named, resumed, fetched):
-    for lost in (resumed / "descriptors/train_000.npz", *resumed.glob("penalised-part-*")):
-        lost.unlink()
+    (resumed / "descriptors/train_000.npz").unlink()
     assert run(*common, "--output", resumed, *PAIR) == 0
     assert fetched == [Shard("train", 0)]
     for name in ("recognition_submission.csv", "gallery-part-0-of-2.npz"):
@@ -298,16 +293,6 @@ def test_parts_of_other_kernels_vote(common, data_set, named, tmp_path, monkeypa
     output = tmp_path / "working"
     assert run("vote", "--source", data_set.folder, "--output", output, *PAIR) == 0
     assert submission_of(output) == submission_of(named)
-    # A vote that was stopped goes on from what its earlier session searched.
-    penalised = "penalised-part-0-of-2.npz"
-    (mounts / "vote").mkdir()
-    shutil.copy(output / penalised, mounts / "vote")
-    shutil.rmtree(mounts / "gallery-0" / "descriptors")
-    again = tmp_path / "again"
-    assert run("vote", "--source", data_set.folder, "--output", again, *PAIR) == 0
-    assert submission_of(again) == submission_of(named)
-    # A third session has the output of this one alone.
-    assert (again / penalised).read_bytes() == (output / penalised).read_bytes()
 
 
 def test_a_part_alone_does_not_vote(common, recognised, named, tmp_path, capsys):
@@ -319,82 +304,6 @@ def test_a_part_alone_does_not_vote(common, recognised, named, tmp_path, capsys)
     assert found[1] == expected[1]
     assert run(*common, "vote", "--output", output, *PAIR) == 1
     assert "part 0 of 2 is missing" in error_of(capsys.readouterr())
-
-
-# ------------------------------------------------------------------------- votes, non-landmarks
-
-
-def test_without_penalties_the_gallery_is_not_searched_again(common, resumed, capsys):
-    for path in resumed.glob("penalised-*"):
-        path.unlink()
-    shutil.rmtree(resumed / "descriptors")
-    for arguments in (("--non-landmarks", "none"), ("--vote", "powers")):
-        assert run("vote", *common, "--output", resumed, *PAIR, *arguments) == 0
-    assert not list(resumed.glob("penalised-*"))
-    capsys.readouterr()
-    assert run("vote", *common, "--output", resumed, *PAIR) == 1
-    assert "descriptors/train_000.npz: not in" in error_of(capsys.readouterr())
-
-
-def test_non_landmarks_by_id_are_those_of_the_list(common, named, resumed, capsys):
-    queries = load_queries(named / "queries.npz")[0]
-    arrays, page = load_arrays(resumed / "names.npz")
-    order = np.argsort(arrays["cosines"][:, 0], kind="stable")[: page["non_landmarks"]]
-    ids = [f"{i:016x}" for i in queries.image_ids[order]]
-    listed = resumed / "ids.csv"
-    listed.write_text("\n".join(["id", *ids, "0123456789abcdef"]) + "\n")
-    options = ("--output", resumed, *PAIR, "--non-landmarks", listed)
-    assert run("vote", *common, *options) == 0
-    assert "1 non-landmarks are not described and left out" in capsys.readouterr().err
-    assert submission_of(resumed) == submission_of(named)
-    listed.write_text("id\n0123456789abcdef\n")
-    assert run("vote", *common, *options) == 1
-    assert "none of 1 non-landmarks is described" in error_of(capsys.readouterr())
-
-
-def test_index_images_that_retrieval_described_may_be_non_landmarks(common, data_set, resumed):
-    import retrieval
-
-    arguments = [*common, "--output", resumed, "--parts", 1, "--part", 0]
-    retrieval.main([str(argument) for argument in arguments])
-    ids = [i for i in data_set.of_split("index") if data_set.landmark_of[i] is None]
-    (resumed / "ids.csv").write_text("\n".join(["id", *ids]) + "\n")
-    options = ("--output", resumed, *PAIR, "--non-landmarks", resumed / "ids.csv")
-    assert run("vote", *common, *options) == 0
-    assert load_names(resumed / "names.npz")[1]["non_landmarks"] == len(ids) == 2
-
-
-def test_a_folder_of_pictures_is_described_by_the_same_network(
-    common, data_set, named, resumed, capsys
-):
-    from data.tars import list_members
-
-    folder = resumed / "pictures"
-    folder.mkdir()
-    shard = data_set.folder / "test/images_000.tar"
-    for member in list_members(shard):
-        data = shard.read_bytes()[member.offset : member.offset + member.size]
-        (folder / f"{member.image_id:016x}.jpg").write_bytes(data)
-    (folder / "notes.txt").write_text("no picture")
-    options = ("--output", resumed, *PAIR, "--non-landmarks")
-    assert run("vote", *common, *options, folder) == 0
-    assert "notes.txt: " in capsys.readouterr().err
-    names, page = load_names(resumed / "names.npz")
-    assert page["non_landmarks"] == len(data_set.image_ids[Shard("test", 0)])
-    penalised = load_arrays(resumed / "penalised-part-0-of-2.npz")[0]["penalties"]
-    # The same pictures by id: but then no query is compared with itself.
-    ids = [path.stem for path in folder.glob("*.jpg")]
-    (resumed / "ids.csv").write_text("\n".join(["id", *ids]) + "\n")
-    assert run("vote", *common, *options, resumed / "ids.csv") == 0
-    again = load_arrays(resumed / "penalised-part-0-of-2.npz")[0]["penalties"]
-    assert np.allclose(penalised, again, atol=1e-5)
-    of_shard = np.isin(names.image_ids, parse_image_ids(ids, "ids.csv"))
-    without_itself = load_names(resumed / "names.npz")[0].confidences
-    assert (names.confidences[of_shard] < without_itself[of_shard] - 1e-4).all()
-    for path in folder.iterdir():
-        path.unlink()
-    assert run("vote", *common, *options, folder) == 1
-    assert "no readable picture in 0 files" in error_of(capsys.readouterr())
 
 
 def test_the_room_for_the_descriptors_of_a_part_is_asked_for(common, resumed, monkeypatch):
@@ -416,7 +325,6 @@ def test_the_room_for_the_descriptors_of_a_part_is_asked_for(common, resumed, mo
         (("--part", 6), "expected 0 to 5 of --parts"),
         (("vote", "--part", 0), "--part goes with a search"),
         (("all", "gallery-part-0-of-2.npz"), "part files go with `nearest.py vote`"),
-        (("--vote", "majority"), "--vote"),
         (("--scheduler", ""), "argument --scheduler: ''; expected the address"),
         (("--scheduler", "local:0"), "or local:N for N workers here"),
         (("--scheduler", "local:two"), "or local:N for N workers here"),
@@ -426,13 +334,6 @@ def test_wrong_use_ends_in_one_line(arguments, told, capsys):
     assert run(*arguments) == 2
     error = error_of(capsys.readouterr())
     assert told in error
-
-
-def test_non_landmarks_that_are_not_there_are_told_before_anything_is_read(tmp_path, capsys):
-    assert run("--output", tmp_path / "output", "--non-landmarks", "nowhere.csv") == 1
-    error = error_of(capsys.readouterr())
-    assert error.startswith("error: nowhere.csv: no such file; expected a CSV of ids")
-    assert error.endswith("change --non-landmarks") and not (tmp_path / "output").exists()
 
 
 def test_queries_of_another_run_are_refused_at_the_vote(common, resumed, capsys):
@@ -449,18 +350,6 @@ def test_two_runs_on_one_output_are_refused(common, resumed, capsys):
     with hold_folder(resumed, "nearest"):
         assert run("vote", *common, "--output", resumed, *PAIR) == 1
     assert "in use by process" in error_of(capsys.readouterr())
-
-
-def test_a_search_with_penalties_stops_between_parts(common, resumed, capsys, monkeypatch):
-    from utils import Stop
-
-    for path in resumed.glob("penalised-*"):
-        path.unlink()
-    monkeypatch.setattr(Stop, "requested", lambda *_: bool(list(resumed.glob("penalised-*"))))
-    assert run("vote", *common, "--output", resumed, *PAIR, "--max-hours", 1) == 0
-    err = capsys.readouterr().err
-    assert "stopped by the time limit: 1 of 2 parts searched with penalties" in err
-    assert files_of(resumed) >= {"penalised-part-0-of-2.npz"}
 
 
 def edits():
@@ -480,7 +369,7 @@ def edits():
     yield "float positions", put("positions", lambda a: a.astype(np.float32))
     yield "distances not finite", put("distances", lambda a: a * np.float32(np.nan))
     yield "negative distances", put("distances", lambda a: -a - 1)
-    yield "fewer columns", put("penalties", lambda a: a[:, 1:])
+    yield "fewer columns", put("distances", lambda a: a[:, 1:])
     yield "ids in disorder", put("gallery_ids", lambda a: a[::-1].copy())
     yield "negative landmarks", put("gallery_landmarks", lambda a: a - 10**7)
     yield "queries twice", put("query_ids", lambda a: np.full_like(a, 7))
@@ -518,18 +407,10 @@ def test_parts_given_twice_or_of_other_queries_are_refused(named, tmp_path):
         gallery_parts.load_parts(paths)
 
 
-def test_parts_searched_with_penalties_do_not_vote(named):
-    with pytest.raises(ExpectedError, match="searched with penalties") as refused:
-        gallery_parts.load_parts(sorted(named.glob("penalised-part-*")))
-    assert "penalised-part-0-of-2.npz" in one_line(refused.value)
-
-
-def test_descriptors_of_another_model_are_refused_by_the_second_search(named, resumed, capsys):
+def test_descriptors_of_another_model_are_not_the_gallery(named, resumed, capsys):
     path = resumed / "descriptors/train_001.npz"
     arrays, page = load_arrays(path)
     save_arrays(path, page | {"model": "another"}, **arrays)
-    for penalised in resumed.glob("penalised-*"):
-        penalised.unlink()
     parts, _ = gallery_parts.load_parts(sorted(resumed.glob("gallery-part-*")))
     with pytest.raises(ExpectedError, match="descriptors/train_001.npz: not in") as refused:
         gallery_parts.open_gallery(Session(resumed, source=None, stop=None), parts)

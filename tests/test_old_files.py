@@ -73,7 +73,7 @@ def test_an_old_run_on_a_frozen_backbone_goes_on_from_its_checkpoint_and_vectors
     session = session_at(DATA / "frozen", make_source(tmp_path / "source").folder)
     images = images_of(session.source, recipe)
 
-    def build(weights):
+    def build(restored):
         return model.build_head(recipe, 16, len(images.class_table), 10)
 
     head, rows = loop.begin(session, recipe, images, build, page["backbone"])

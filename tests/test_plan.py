@@ -106,9 +106,9 @@ def test_in_the_longer_chain_train_images_name_landmarks(built_strong):
     assert of["recognition"]["arguments"] == ["--recipe", "strong", "--max-hours", "11"]
     same, time = ["--batch-size", "64"], ["--max-hours", "11"]
     assert of["gallery-1"]["arguments"] == [
-        *("--part", "1", "--parts", "2"), *same, *time, "--vote", "sum",
+        *("--part", "1", "--parts", "2"), *same, *time, "--labels", "full",
     ]  # fmt: skip
-    assert of["vote"]["arguments"] == ["vote", "--parts", "2", *same, "--vote", "sum"]
+    assert of["vote"]["arguments"] == ["vote", "--parts", "2", *same, "--labels", "full"]
     assert of["part-3"]["arguments"] == [
         *("--part", "3", "--parts", "6", "--names", "both"), *same, *time
     ]  # fmt: skip
@@ -130,12 +130,6 @@ def test_each_kernel_of_the_longer_chain_mounts_what_it_reads(built_strong):
     assert sources["part-3"] == [RECOGNITION, *GALLERY, PARTS[3]]
     assert sources["merge"] == PARTS
     assert [name for name in page if not page[name]["enable_gpu"]] == ["vote", "merge"]
-
-
-def test_non_landmarks_may_lie_in_a_data_set_that_is_mounted_there_alone(tmp_path):
-    path = "/kaggle/input/datasets/someone/nothing/ids.csv"
-    build(tmp_path, "--recipe", "strong", "--nearest-args", f"--non-landmarks {path}")
-    assert facts_of(tmp_path, "vote")["arguments"][-1] == path
 
 
 def test_all_that_read_queries_describe_as_recognition_does(tmp_path):

@@ -502,7 +502,7 @@ def test_of_the_pictures_of_an_id_the_best_counts_in_any_number_of_parts(
     write_shard(source, Shard("index", 7), pack(entries))
     (source / RETRIEVAL_SOLUTION).unlink()
     common_words = ["--source", source, "--output", tmp_path / "output"]
-    search = ["--model", model, "--batch-size", 8, "--top", 5, "--rerank", "soft"]
+    search = ["--model", model, "--batch-size", 8, "--top", 5, "--rerank", "agreement"]
     found = {}
     for parts in (1, 2, 6):
         assert run(*common_words, *search, "--parts", parts) == 0
@@ -900,7 +900,7 @@ WRONG_USES = {
         "argument --rerank-divisor: 'nan'; expected a number from 1 up",
     ),
     "a rerank of raw descriptors": (
-        ["--rerank", "soft", "--no-normalise"],
+        ["--rerank", "agreement", "--no-normalise"],
         "--rerank compares descriptors of length 1; expected no --no-normalise",
     ),
     "an expansion of raw descriptors": (
@@ -958,7 +958,7 @@ def for_all_reranks(world, model, searched, tmp_path_factory):
     output = shutil.copytree(searched, tmp_path_factory.mktemp("reranks") / "output")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
-        assert run(*common(world, model), "--output", output, "--rerank", "soft") == 0
+        assert run(*common(world, model), "--output", output, "--rerank", "agreement") == 0
     return output
 
 
@@ -986,7 +986,7 @@ def cosine_model(tmp_path_factory):
     return path
 
 
-def oracle_by_head(world, output, rerank):
+def oracle_by_head(world, output):
     """Ranks all index images by what the head says, straight from the descriptors of the files."""
     queries, _ = load_descriptions(output / "queries.npz")
     files = sorted((output / "descriptors").glob("index_*.npz"))
@@ -1000,32 +1000,26 @@ def oracle_by_head(world, output, rerank):
         squared = ((unit[1] - unit[0][query]) ** 2).sum(axis=1)
         agrees = index.landmark_ids == queries.landmark_ids[query]
         sure = np.maximum(index.confidences.astype(np.float64), 0)
-        if rerank == "soft":
-            of_query = max(0.0, float(queries.confidences[query]))
-            likeness = np.where(agrees, sure * of_query, 0)
-            keys = (squared.astype(np.float32), -likeness)
-        else:
-            differ, agree = np.sqrt(0.2 * sure), np.sqrt(2 - 2 * sure)
-            more = np.where(agrees, agree, differ).astype(np.float32).astype(np.float64) ** 2
-            keys = ((squared + more).astype(np.float32) - np.where(agrees, 2.0, 0.0),)
-        order = np.lexsort((index.image_ids, *keys))[:100]
+        of_query = max(0.0, float(queries.confidences[query]))
+        agreements = np.where(agrees, sure * of_query, 0)
+        keys = squared.astype(np.float32).astype(np.float64) - 6 * agreements
+        order = np.lexsort((index.image_ids, keys))[:100]
         rows[format_image_id(image_id)] = [format_image_id(i) for i in index.image_ids[order]]
     return rows
 
 
-@pytest.mark.parametrize("rerank", ["soft", "confidence"])
-def test_a_rerank_is_a_rescoring_of_all_index_images(world, reranked, rerank):
-    arguments = ["--source", world.folder, "--output", reranked, "--rerank", rerank]
+def test_a_rerank_is_a_rescoring_of_all_index_images(world, reranked):
+    arguments = ["--source", world.folder, "--output", reranked, "--rerank", "agreement"]
     assert run("merge", *arguments) == 0
     submission = read_retrieval_submission(reranked / "retrieval_submission.csv")
-    assert submission == oracle_by_head(world, reranked, rerank)
+    assert submission == oracle_by_head(world, reranked)
 
 
 @pytest.mark.parametrize("num_parts", [1, 4])
 def test_reranks_and_expansions_give_the_same_bytes_in_any_number_of_parts(
     world, model, reranked, num_parts
 ):
-    arguments = [*common(world, model), "--output", reranked, "--rerank", "confidence"]
+    arguments = [*common(world, model), "--output", reranked, "--rerank", "agreement"]
     expanded = ["--expand-queries", 4, "--augment-index", 3]
     for options in ([], expanded):
         assert run(*arguments, *options) == 0
@@ -1056,15 +1050,15 @@ def test_the_parts_of_2019_are_as_they_were(searched):
 def test_parts_of_2019_cannot_be_reranked_otherwise(world, resumed, capsys):
     before = submission_of(resumed)
     arguments = ["merge", "--source", world.folder, "--output", resumed]
-    assert run(*arguments, "--rerank", "soft") == 1
+    assert run(*arguments, "--rerank", "agreement") == 1
     assert error_of(capsys.readouterr()) == (
-        f"error: {resumed / 'part-0-of-6.npz'}: it has no candidates of the rerank soft; expected "
-        "those of all reranks; search the parts with this --rerank again"
+        f"error: {resumed / 'part-0-of-6.npz'}: it has no candidates of the rerank agreement; "
+        "expected those of all reranks; search the parts with this --rerank again"
     )
     assert submission_of(resumed) == before
 
 
-def test_a_cosine_head_is_reranked_by_soft_labels_unless_told_otherwise(
+def test_a_cosine_head_is_reranked_by_agreement_unless_told_otherwise(
     world, cosine_model, tmp_path, capsys
 ):
     arguments = [*common(world, cosine_model), "--output", tmp_path, "--parts", 2]
@@ -1073,7 +1067,7 @@ def test_a_cosine_head_is_reranked_by_soft_labels_unless_told_otherwise(
     assert (load_descriptions(tmp_path / "queries.npz")[0].confidences < 0).any()
     assert "the head alone names landmarks, since there is no gallery of nearest.py" in told
     assert read_retrieval_submission(tmp_path / "retrieval_submission.csv") == oracle_by_head(
-        world, tmp_path, "soft"
+        world, tmp_path
     )
     assert run(*arguments, "--no-normalise") == 0
     assert load_arrays(tmp_path / "part-0-of-2.npz")[0].keys() == OF_2019
@@ -1088,12 +1082,11 @@ def test_the_gallery_names_as_soon_as_it_is_there(world, model, reranked, fetche
     fetched.clear()
     capsys.readouterr()
     scores = []
-    for names in ([], ["--names", "gallery"], ["--names", "head"]):
-        assert run(*words, "--rerank", "soft", *names) == 0
+    for names in ([], ["--names", "head"]):
+        assert run(*words, "--rerank", "agreement", *names) == 0
         scores.append(submission_of(reranked))
-        by = {"head": "", "gallery": "landmarks (gallery)"}.get((names or [""])[-1], "(both)")
-        assert by in capsys.readouterr().err
-    assert len(set(scores)) == 3
+        assert ("(both)" in capsys.readouterr().err) != bool(names)
+    assert len(set(scores)) == 2
     assert fetched == []
 
 

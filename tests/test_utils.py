@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from checks import names_in, one_line
 import utils
 from utils import (
     ExpectedError,
+    Progress,
     Stop,
     atomic_write,
     file_md5,
@@ -251,3 +253,74 @@ def test_bytes_are_read_at_their_place_by_several_threads(tmp_path, monkeypatch,
 
         futures = [in_background(read, start) for start in range(8)]
         assert all(future.result(timeout=30) for future in futures)
+
+
+# ----------------------------------------------------------------------------------- progress
+
+
+@pytest.fixture
+def still(monkeypatch):
+    """A clock that stands still, and no thread that shows anything by itself."""
+    now = [100.0]
+    monkeypatch.setattr("utils.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(utils, "_start_worker", lambda *_: None)
+    return now
+
+
+def test_the_rate_and_the_time_to_go_leave_the_first_update_out(still):
+    with Progress("mini-epoch 1/4", 1000) as job:
+        assert job.describe(105.0) == "mini-epoch 1/4: 0 of 1,000 images, 5 s so far"
+        still[0] = 120.0  # the first step was compiled
+        job.update(100, "loss 2.500")
+        still[0] = 122.0
+        job.update(100, "loss 2.250")
+        told = "mini-epoch 1/4: 200 of 1,000 images, loss 2.250, 50 images/s, 16 s to go"
+        assert job.describe(122.0) == told
+
+
+def test_bytes_are_told_in_megabytes(still):
+    with Progress("train/images_007.tar", 500_000_000, "B") as job:
+        job.update(1_000_000)
+        still[0] += 2
+        job.update(99_000_000)
+        told = "train/images_007.tar: 100 of 500 MB, 49.5 MB/s, 8 s to go"
+        assert job.describe(still[0]) == told
+
+
+def test_a_pipe_gets_a_line_after_ten_seconds_and_after_25_where_nothing_moves(still, capsys):
+    def lines_at(now):
+        still[0] = now
+        utils._show(now, is_terminal=False)
+        return capsys.readouterr().err.count("\n")
+
+    with Progress("reading") as job:
+        assert lines_at(109.0) == 0
+        job.update()
+        assert [lines_at(now) for now in (109.5, 110.5, 111.0, 120.0)] == [0, 1, 0, 0]
+        assert [lines_at(now) for now in (135.0, 136.0, 137.0)] == [0, 1, 0]
+
+
+def test_the_innermost_job_is_shown_and_a_download_where_it_is_waited_for(still, capsys):
+    with Progress("images_001.tar", is_ahead=True), Progress("training") as job:
+        still[0] += 12
+        utils._line["told"] = 0.0
+        utils._show(still[0], is_terminal=False)
+        waits = "; waiting for images_001.tar: 0 images, 12 s so far"
+        assert capsys.readouterr().err == f"training: 0 images, 12 s so far{waits}\n"
+        job.update(8)
+        utils._line["told"] = 0.0
+        utils._show(still[0], is_terminal=False)
+        assert capsys.readouterr().err == "training: 8 images, 12 s so far\n"
+
+
+def test_a_terminal_gets_one_line_that_moves_and_lines_that_are_said_stay_whole(still, capsys):
+    with Progress("describing", 10) as job:
+        for _ in range(2):
+            job.update(2)
+            still[0] += 1
+            utils._show(still[0], is_terminal=True)
+        say("a line")
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "\ra line\n" in told
+    assert re.search(r"\r 20% \|.{20}\| describing: 2 of 10 images", told)
+    assert re.search(r"\r 40% \|.{20}\| describing: 4 of 10 images", told)

@@ -25,7 +25,9 @@ from training.checkpoints import save_checkpoint, size_on_disk, variables_of
 from training.history import describe_progress, write_history
 from utils import (
     ExpectedError,
+    Progress,
     StoppedError,
+    format_duration,
     require_free_space,
     say,
 )
@@ -285,6 +287,21 @@ class Pace:
     steps_of_shard: float
     num_together: int = 1
 
+    def progress(self):
+        """Makes the `Progress` of this mini-epoch, in images."""
+        num_images = round(self.steps_of_shard * self.recipe.training.batch_size)
+        what = f"mini-epoch {self.mini_epoch + 1}/{self.num_mini_epochs}"
+        return Progress(what, num_images * self.num_together)
+
+    def describe(self, loss, progress):
+        """Says the loss, and how long the whole run still takes."""
+        rate = progress.rate(progress.updated)
+        if not rate:
+            return f"loss {loss:.3f}"
+        left = (self.num_mini_epochs - self.mini_epoch) * progress.total / self.num_together
+        left_s = max(0.0, left - progress.done) / rate
+        return f"loss {loss:.3f}, {format_duration(left_s)} to go in all"
+
     def set_for(self, step):
         """Sets the rates of a step of this mini-epoch, counted from 0; gives the learning rate."""
         share = (step + 0.5) / max(self.steps_of_shard, 1)
@@ -322,26 +339,28 @@ def train_mini_epoch(devices, network, stream, pace, stop, done):
     """
     begin, waited_s, losses, accuracies = time.perf_counter(), 0.0, [], []
     rate, steps_before = pace.set_for(0), steps_taken(network.optimizer)
-    while True:
-        asked = time.perf_counter()
-        item = next(stream)
-        waited_s += time.perf_counter() - asked
-        if isinstance(item, ShardEnd):
-            break
-        if stop.requested():
-            raise StoppedError(stop, done)
-        rate = pace.set_for(len(losses))
-        loss, accuracy = devices.train_on_batch(
-            network, item.images, item.class_indices, item.weight
-        )
-        if not math.isfinite(loss):
-            raise ExpectedError(
-                f"the loss is {loss} in batch {len(losses) + 1} of a mini-epoch; expected a finite "
-                "number; run again from the last checkpoint, or start over with a lower learning "
-                "rate"
+    with pace.progress() as progress:
+        while True:
+            asked = time.perf_counter()
+            item = next(stream)
+            waited_s += time.perf_counter() - asked
+            if isinstance(item, ShardEnd):
+                break
+            if stop.requested():
+                raise StoppedError(stop, done)
+            rate = pace.set_for(len(losses))
+            loss, accuracy = devices.train_on_batch(
+                network, item.images, item.class_indices, item.weight
             )
-        losses.append(loss)
-        accuracies.append(accuracy)
+            if not math.isfinite(loss):
+                raise ExpectedError(
+                    f"the loss is {loss} in batch {len(losses) + 1} of a mini-epoch; expected a "
+                    "finite number; run again from the last checkpoint, or start over with a "
+                    "lower learning rate"
+                )
+            losses.append(loss)
+            accuracies.append(accuracy)
+            progress.update(len(item.images), pace.describe(loss, progress))
     devices.settle(network)
     tell_problems(item, "left out")
     seconds = time.perf_counter() - begin
