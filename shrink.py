@@ -3,6 +3,7 @@
     python shrink.py --demo                       the miniature landmark world, in seconds
     python shrink.py --labels clean               Google Landmarks v2: its clean train images,
                                                   the index and the test set, in output/shrunk
+    python shrink.py --landmarks towers.txt       a slice: the train images of these landmarks
     python shrink.py --part 0 --parts 6           the first of six parts, for a disk of its own
     python recognition.py --source output/shrunk  trains on it
 
