@@ -27,6 +27,8 @@ from runs.pictures import draw_picture
 from runs.session import CALIBRATION, DESCRIPTORS, Session
 from utils import ExpectedError
 
+pytestmark = pytest.mark.usefixtures("tiny_models")
+
 
 @pytest.fixture(scope="module")
 def output(recognition_run, data_set, tmp_path_factory):
@@ -282,7 +284,7 @@ def make_gallery(tmp_path, num_shards, rng):
 def test_the_nearest_are_those_of_brute_force_however_many_the_shards(tmp_path, num_shards):
     rng = np.random.default_rng(0)
     session, ids, rows = make_gallery(tmp_path, num_shards, rng)
-    loaded = photo_nearest.load_gallery(session, 7).of_model("ours")
+    loaded = photo_nearest.load_described(session, 7).of_model("ours")
     query = 3 * rows[0] + rng.normal(size=8).astype(np.float32) / 10
     scaled = unit_length(rows).astype(np.float64)
     wanted = query.astype(np.float64) / np.linalg.norm(query)
@@ -296,8 +298,8 @@ def test_the_nearest_are_those_of_brute_force_however_many_the_shards(tmp_path, 
 def test_descriptors_of_other_models_and_damaged_files_are_told_and_left_out(tmp_path, capsys):
     session, *_ = make_gallery(tmp_path, 3, np.random.default_rng(0))
     (tmp_path / DESCRIPTORS / "index_009.npz").write_bytes(b"damaged")
-    loaded = photo_nearest.load_gallery(session, 7)
-    assert len(loaded.shards) == 3
+    loaded = photo_nearest.load_described(session, 7)
+    assert len(loaded.files) == 3
     assert loaded.of_model("theirs").find_nearest(np.ones(8)) == []
     told = capsys.readouterr().err
     assert "index_009.npz: " in told and "3 files of descriptors/ are of another model" in told
