@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from data.images import PHOTO_FORMATS, BadImageError, make_thumbnail
+from data.images import PHOTO_FORMATS, BadImageError, make_thumbnail, read_photo, register_heic
 from data.sources import Source
 from network.loading import require_backend
 from report.neighbors import read_thumbnail
@@ -29,8 +29,6 @@ from report.photos import (
     explain_unreadable,
     find_photos,
     printable,
-    read_photo,
-    register_heic,
 )
 from runs import kernel
 from runs.command_line import (

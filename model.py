@@ -355,13 +355,11 @@ def load_model(path):
             require_true_sizes(archive)
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
-            config, metadata = (
-                archive.read(CONFIG_MEMBER),
-                json.loads(archive.read(METADATA_MEMBER)),
-            )
-            writer = str(metadata["keras_version"])[:20]
-            has_page = LANDMARKS_MEMBER in archive.namelist()
-            page = json.loads(archive.read(LANDMARKS_MEMBER)) if has_page else {}
+            page, config, writer = {}, b"", ""
+            if LANDMARKS_MEMBER in archive.namelist():  # else it is no model at all
+                page = json.loads(archive.read(LANDMARKS_MEMBER))
+                config = archive.read(CONFIG_MEMBER)
+                writer = str(json.loads(archive.read(METADATA_MEMBER))["keras_version"])[:20]
     except Exception as error:  # a damaged archive can fail anywhere
         raise ExpectedError(
             f"{path}: {_reason(error)}; expected {WHOLE}; take another copy, or train again"

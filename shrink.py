@@ -3,6 +3,7 @@
     python shrink.py --demo                       the miniature landmark world, in seconds
     python shrink.py --labels clean               Google Landmarks v2: its clean train images,
                                                   the index and the test set, in output/shrunk
+    python shrink.py --landmarks towers.txt       a slice: the train images of these landmarks
     python shrink.py --part 0 --parts 6           the first of six parts, for a disk of its own
     python recognition.py --source output/shrunk  trains on it
 
@@ -22,6 +23,7 @@ from runs import kernel
 from runs.command_line import (
     CommandLine,
     add_session_options,
+    any_path,
     number,
     parse_session,
     run_command_line,
@@ -54,6 +56,15 @@ def make_parser():
     pictures.add_argument(
         "--split", choices=(*SPLITS, "all"), default="all", help="what of the data set to keep"
     )
+    pictures.add_argument(
+        "--images", type=any_path, metavar="FILE",
+        help="keep just the images of this CSV (column id), of any split",
+    )  # fmt: skip
+    pictures.add_argument(
+        "--landmarks", type=any_path, metavar="FILE",
+        help="keep just the train images of these landmarks: ids or names, * for any letters, one "
+        "a line",
+    )  # fmt: skip
     share = parser.add_argument_group("share")
     share.add_argument(
         "--part", type=number(int, 0), default=0, metavar="K", help="the part to make, from 0"
@@ -102,10 +113,12 @@ def shrink(session, args):
 
     source, is_clean = session.source, args.labels == "clean"
     splits = SPLITS if args.split == "all" else (args.split,)
-    how = (args.pixels, args.quality, is_clean and "train" in splits)
+    files = tuple(one and one.resolve() for one in (args.images, args.landmarks))
+    how = (args.pixels, args.quality, splits, args.labels, *files)
     settings = settings_of(source, *how)
+    kept_splits = [one for one in splits if one in settings.kept or not settings.is_slice]
     share = small_shards.Share(
-        small_shards.choose_shards(source, splits, args.part, args.parts),
+        small_shards.choose_shards(source, kept_splits, args.part, args.parts),
         args.parts,
         None if args.max_gb is None else 1e9 * args.max_gb,
         args.copy_earlier,
@@ -114,7 +127,7 @@ def shrink(session, args):
         f"{source}: {len(share.shards)} shards, {args.pixels} pixels, quality {args.quality}, "
         f"{args.labels} labels"
     )
-    small_shards.copy_tables(session, splits, is_clean)
+    small_shards.copy_tables(session, kept_splits, is_clean, settings)
     if args.scheduler:
         pages = shrink_on_workers(session, settings, share, how, args)
     else:
@@ -127,12 +140,17 @@ def shrink(session, args):
 
 
 @functools.lru_cache(maxsize=1)
-def settings_of(source, pixels, quality, is_clean):
-    """Gives `small_shards.Settings`, once for all jobs of a worker; clean ids are read for them."""
-    from shrinking import small_shards
+def settings_of(source, pixels, quality, splits, labels, images, landmarks):
+    """Gives `small_shards.Settings`, once for all jobs of a worker; ids are read for them."""
+    from data.landmarks import read_train_labels
+    from shrinking import slices, small_shards
 
-    clean_ids = small_shards.read_clean_ids(source.fetch(TRAIN_CLEAN_CSV)) if is_clean else None
-    return small_shards.Settings(pixels, quality, clean_ids)
+    kept, is_slice = {}, bool(images or landmarks)
+    if is_slice:
+        kept = slices.choose_images(source, splits, labels, images, landmarks)
+    elif labels == "clean" and "train" in splits:
+        kept["train"] = read_train_labels(source.fetch(TRAIN_CLEAN_CSV), 1)[1].image_ids
+    return small_shards.Settings(pixels, quality, kept, is_slice)
 
 
 def shrink_on_workers(session, settings, share, how, args):
@@ -154,7 +172,7 @@ def shrink_on_workers(session, settings, share, how, args):
         )  # fmt: skip
 
     with open_workers(args.scheduler, session, args.scratch) as workers:
-        return small_shards.shrink_apart(session, settings, share, run)
+        return small_shards.shrink(session, settings, share, run)
 
 
 def shrink_job(session, job):

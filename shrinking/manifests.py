@@ -100,8 +100,8 @@ def _read_usable(session, shard, path, settings):
     except ExpectedError as error:
         say(f"{error}: shrinking it again" if is_own else f"{error}: not used")
         return None
-    for name, value in settings.items():
-        was = page["settings"].get(name)
+    for name in sorted(settings.keys() | page["settings"].keys()):
+        was, value = page["settings"].get(name), settings.get(name)
         if was != value and is_own:
             raise ExpectedError(
                 f"{path}: shrunk with {name} {was}, now it is {value}; expected the same settings "

@@ -4,10 +4,13 @@ A small page beside each tar says what it was made from and how; a shard with a 
 wherever an earlier session left it.
 """
 
+import contextlib
+import filecmp
+import itertools
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import numpy as np
 
 from data.arrays import digest_of
 from data.images import BadImageError, decode_whole, shrink_image
-from data.landmarks import format_image_id, read_train_labels
+from data.landmarks import format_image_id
 from data.sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV, share_of
 from data.tables import read_table, write_table
 from data.tars import add_image, list_members, open_new, read_member
@@ -26,7 +29,9 @@ from generators import (
     stream_shards,
     tell_problems,
 )
+from runs.pictures import draw_picture
 from runs.session import SHRINK_HISTORY, SHRINK_PICTURE, manifest_name
+from shrinking import slices
 from shrinking.manifests import find_done, write_page
 from utils import (
     ExpectedError,
@@ -43,6 +48,7 @@ from utils import (
 
 NUM_AHEAD = 4 * NUM_CORES  # pictures that are worked on or wait for their place in the tar
 NUM_QUESTIONS = 8  # at once, for the sizes of shards
+ROUND_MB_S = 50  # to say what a download takes before anything is known; later it is measured
 NUM_PAIRS = 6  # pictures in shrunk.png
 ROOM_TO_SPARE = 0.95  # of what is allowed, when a number of parts is proposed
 HISTORY_COLUMNS = (
@@ -57,29 +63,33 @@ class Settings:
     Attributes:
         pixels: of the shorter side, which is never enlarged.
         quality: of the JPEG.
-        clean_ids: (n,) uint64, ascending, the train images to keep; None keeps all.
+        kept: dict, split -> (n,) uint64, ascending, the images to keep; all of another split.
+        is_slice: a person chose these images, else `kept` has those of the clean train table.
     """
 
     pixels: int
     quality: int
-    clean_ids: np.ndarray | None = None
+    kept: dict = field(default_factory=dict)
+    is_slice: bool = False
 
     @cached_property
-    def _clean_digest(self):
-        return digest_of(self.clean_ids)
+    def _digests(self):
+        return {split: digest_of(ids) for split, ids in self.kept.items()}
 
     def page_of(self, shard):
         """Gives what of this shapes a shard, as its page has it."""
-        is_cleaned = shard.split == "train" and self.clean_ids is not None
-        page = {"pixels": self.pixels, "quality": self.quality}
-        return page | {"labels": f"clean {self._clean_digest}" if is_cleaned else "full"}
+        page = {"pixels": self.pixels, "quality": self.quality, "labels": "full"}
+        if shard.split not in self.kept:
+            return page
+        digest = self._digests[shard.split]
+        return page | ({"images": digest} if self.is_slice else {"labels": f"clean {digest}"})
 
     def choose(self, shard, members):
         """Keeps the members of a shard that are wanted."""
-        if shard.split != "train" or self.clean_ids is None:
+        if shard.split not in self.kept:
             return members
         ids = np.array([member.image_id for member in members], np.uint64)
-        is_wanted = np.isin(ids, self.clean_ids)
+        is_wanted = np.isin(ids, self.kept[shard.split])
         return [member for member, wanted in zip(members, is_wanted, strict=True) if wanted]
 
 
@@ -109,34 +119,36 @@ def choose_shards(source, splits, part, num_parts):
     return shards
 
 
-def read_clean_ids(path):
-    """Reads the image ids of train_clean.csv: (n,) uint64, ascending."""
-    return read_train_labels(path, min_images=1)[1].image_ids
+def copy_tables(session, splits, is_clean, settings):
+    """Copies metadata and ground truth that the source has, where they are not there as they are.
 
-
-def copy_tables(session, splits, is_clean):
-    """Copies metadata and ground truth that the source has, unless they are there.
-
-    train.csv is not for a clean data set, which lacks most of its images.
+    train.csv is not for a clean data set, which lacks most of its images. Those of a slice are cut
+    to its images.
     """
     left_out = set() if "train" in splits else {TRAIN_CSV, TRAIN_CLEAN_CSV}
     left_out |= {TRAIN_CSV} if is_clean else set()
-    for name in TABLES:
-        path = session.path(name)
-        if name not in left_out and not path.exists() and session.source.exists(name):
-            copy_file(session.source.fetch(name), path)
+    names = [one for one in TABLES if one not in left_out and session.source.exists(one)]
+    if settings.is_slice:
+        slices.cut_tables(session, names, settings.kept)
+        return
+    for name in names:
+        new, path = session.source.fetch(name), session.path(name)
+        if not (path.exists() and filecmp.cmp(new, path, shallow=False)):
+            copy_file(new, path)
 
 
 # ------------------------------------------------------------------------------- the whole run
 
 
-def shrink(session, settings, share):
+def shrink(session, settings, share, run=None):
     """Shrinks all shards of a share that are not done yet.
 
     Args:
         session: `Session`.
         settings: `Settings`.
         share: `Share`.
+        run: function of (shards, function of (shard, what `shrink_one` gave)), which it calls here
+            as each shard is done, in any order; None shrinks them here, one after another.
 
     Returns:
         dict, `Shard` -> its page (a dict); without the shards that were left out as broken.
@@ -146,87 +158,119 @@ def shrink(session, settings, share):
         ExpectedError: data, network or disk fail, or the output would become too large.
     """
     pages = find_done(session, share.shards, settings.page_of, share.copies_earlier)
-    missing = [shard for shard in share.shards if shard not in pages]
-    sizes = _ask_sizes(session.source, missing)
-    stream = stream_shards(
-        session.source, [(0, shard) for shard in missing], reader_of(settings),
-        is_stopped=session.stop.requested, num_skippable=session.num_skippable(len(share.shards)),
-    )  # fmt: skip
-    durations = []
-    for position, shard in enumerate(missing):
-        done = f"{len(pages)} of {len(share.shards)} shards shrunk"
-        if session.stop.requested(max(durations[-10:], default=0)):
-            raise StoppedError(session.stop, done)
-        # At first for all that is left; later the limit itself counts, and no longer an estimate.
-        check_room(session, share, pages, sizes, missing[position:], looks_ahead=position < 2)
-        begin = time.perf_counter()
-        try:
-            pages[shard] = page = _write_shard(session, settings, shard, stream, done)
-        except _BrokenShardError as broken:
-            tell_problems(broken.shard_end, "left out")
-            continue
-        durations.append(time.perf_counter() - begin)
-        write_history(session, page, durations[-1])
-        say(_describe_progress(page, durations, position + 1, len(missing)))
-    check_room(session, share, pages, sizes, [], looks_ahead=False)
-    return pages
+    write_history(session, pages)
+    sought = {}  # in parts, or in any order, what another has is not known
+    if settings.is_slice and run is None and share.num_parts == 1:
+        sought = {split: set(ids.tolist()) for split, ids in settings.kept.items()}
+    for shard, page in pages.items():
+        _strike_off(session, sought, shard, page)
 
+    def is_over(shard):
+        """Tells whether all images of its split are found, and no shard behind it is there."""
+        last = max((one.number for one in pages if one.split == shard.split), default=-1)
+        return not sought.get(shard.split, True) and shard.number > last
 
-def shrink_apart(session, settings, share, run):
-    """Shrinks as `shrink` does, with each shard made by `shrink_one`, somewhere and in any order.
-
-    Args:
-        session, settings, share: as for `shrink`.
-        run: function of (shards, function of (shard, what `shrink_one` gave)), which it calls here
-            as each shard is done.
-
-    Returns:
-        As `shrink`.
-    """
-    pages = find_done(session, share.shards, settings.page_of, share.copies_earlier)
-    missing = [shard for shard in share.shards if shard not in pages]
-    sizes, left, broken = _ask_sizes(session.source, missing), list(missing), []
-    check_room(session, share, pages, sizes, left, looks_ahead=True)
+    missing = [shard for shard in share.shards if shard not in pages and not is_over(shard)]
+    sizes, left = _ask_sizes(session.source, missing), list(missing)
+    _tell_cost(settings, sizes)
+    check_room(session, share, pages, sizes, left, looks_ahead=not settings.is_slice)
+    begin = time.perf_counter()
 
     def add(shard, result):
         page, seconds, shard_end = result
         left.remove(shard)
+        tell_problems(shard_end, "left out")
+        num_done = len(missing) - len(left)
         if page:
             pages[shard] = page
-            write_history(session, page, seconds)
-        else:
-            broken.append(shard)
-            if len(broken) > session.num_skippable(len(share.shards)):
-                raise ExpectedError(shard_end.problem, setting="skip_bad_shards")
-            tell_problems(shard_end, "left out")
-        is_early = len(missing) - len(left) < 2
+            _strike_off(session, sought, shard, page)
+            write_history(session, pages, {shard: seconds})
+            left_s = (time.perf_counter() - begin) / num_done * len(left)
+            say(_describe_progress(page, seconds, left_s, f"{num_done}/{len(missing)}"))
+        elif num_done - sum(one in pages for one in missing) > session.num_skippable(
+            len(share.shards)
+        ):
+            raise ExpectedError(shard_end.problem, setting="skip_bad_shards")
+        # At first for all that is left; later the limit itself counts, and no longer an estimate.
+        is_early = num_done < 2 and not settings.is_slice
         check_room(session, share, pages, sizes, left, looks_ahead=is_early)
 
-    run(missing, add)
+    try:
+        if run:
+            run(missing, add)
+        else:
+            shrink_in_order(session, settings, missing, add, is_over)
+    except StoppedError as stopped:
+        done = f"{len(pages)} of {len(share.shards)} shards shrunk"
+        raise StoppedError(session.stop, done) from stopped
     return pages
 
 
+def _strike_off(session, sought, shard, page):
+    """Takes the images of a shard, as it lies in the output, from those that are still sought."""
+    path = session.path(shard.path)
+    if shard.split in sought and path.is_file():
+        bad = {int(image_id, 16) for image_id, _ in page["bad_images"]}
+        sought[shard.split] -= bad | {member.image_id for member in list_members(path)}
+
+
+def _tell_cost(settings, sizes):
+    """Says what is to be read, a dict `Shard` -> bytes, and what that takes at a round rate."""
+    if not sizes:
+        return
+    size_mb = sum(sizes.values()) / 1e6
+    until = ""
+    if settings.is_slice:
+        counts = [f"{len(ids):,} {split}" for split, ids in settings.kept.items()]
+        until = f", or fewer if its {' and '.join(counts)} images are found before"
+    say(
+        f"to read: {len(sizes)} shards, {size_mb / 1000:.3g} GB{until}; "
+        f"{format_duration(size_mb / ROUND_MB_S)} at {ROUND_MB_S} MB/s"
+    )
+
+
+def shrink_in_order(session, settings, shards, when_done, is_over):
+    """Shrinks shards one after another, reading the next ones ahead.
+
+    Args:
+        session, settings: as for `shrink`.
+        shards: list of `Shard`, split by split.
+        when_done: function of (shard, what `shrink_one` gives).
+        is_over: function of a shard: nothing more is wanted of its split.
+    """
+    longest_s = 0
+    for _, group in itertools.groupby(shards, key=lambda shard: shard.split):
+        group = list(group)
+        with contextlib.closing(_open_stream(session, settings, group, len(shards))) as stream:
+            for shard in group:
+                if is_over(shard):
+                    break
+                if session.stop.requested(longest_s):
+                    raise StoppedError(session.stop, f"{shard.path} is next")
+                result = _write_shard(session, settings, shard, stream)
+                longest_s = max(longest_s, result[1])
+                when_done(shard, result)
+
+
 def shrink_one(session, settings, shard):
-    """Shrinks one shard: (its page or None, seconds, `ShardEnd` of a broken one or None)."""
-    begin = time.perf_counter()
-    stream = stream_shards(
-        session.source, [(0, shard)], reader_of(settings),
-        is_stopped=session.stop.requested, num_skippable=session.num_skippable(1),
+    """Shrinks one shard: (its page or None for a broken one, seconds, its `ShardEnd`)."""
+    with contextlib.closing(_open_stream(session, settings, [shard], 1)) as stream:
+        return _write_shard(session, settings, shard, stream)
+
+
+def _open_stream(session, settings, shards, num_shards):
+    return stream_shards(
+        session.source, [(0, shard) for shard in shards], reader_of(settings),
+        is_stopped=session.stop.requested, num_skippable=session.num_skippable(num_shards),
     )  # fmt: skip
-    try:
-        page, problem = _write_shard(session, settings, shard, stream, "0 of 1 shards shrunk"), None
-    except _BrokenShardError as broken:
-        page, problem = None, broken.shard_end
-    return page, time.perf_counter() - begin, problem
 
 
-def _describe_progress(page, durations, num_done, num_missing):
-    left_s = np.median(durations[-10:]) * (num_missing - num_done)
+def _describe_progress(page, seconds, left_s, position):
     bad = f", {len(page['bad_images'])} bad" if page["bad_images"] else ""
     return (
         f"{page['shard']}: {page['images']:,} images{bad}, {page['source_bytes'] / 1e6:.1f} -> "
-        f"{page['bytes'] / 1e6:.1f} MB, {page['images'] / durations[-1]:.0f} images/s, "
-        f"{format_duration(left_s)} to go ({num_done}/{num_missing})"
+        f"{page['bytes'] / 1e6:.1f} MB, {page['images'] / seconds:.0f} images/s, "
+        f"{format_duration(left_s)} to go ({position})"
     )
 
 
@@ -250,11 +294,7 @@ class ShrunkEnd(ShardEnd):
 
 
 class _BrokenShardError(Exception):
-    """A shard that cannot be read and may be left out; `shard_end` says why."""
-
-    def __init__(self, shard_end):
-        super().__init__(shard_end.problem)
-        self.shard_end = shard_end
+    """A shard cannot be read and may be left out."""
 
 
 def reader_of(settings):
@@ -286,25 +326,31 @@ def reader_of(settings):
     return read
 
 
-def _write_shard(session, settings, shard, stream, done):
-    """Writes the tar of one shard, then its md5 file, then its page, which it gives."""
-    path, page_path = session.path(shard.path), session.path(manifest_name(shard))
+def _write_shard(session, settings, shard, stream):
+    """Writes the tar of the stream's next shard, its md5 file, then its page; as `shrink_one`."""
+    begin = time.perf_counter()
+    path, md5_path, page_path = (
+        session.path(name) for name in (shard.path, shard.md5_path, manifest_name(shard))
+    )
     page_path.unlink(missing_ok=True)  # of another file of this shard
     pairs, kept_bytes = [], 0
-    with atomic_write(path) as temporary:
+    with contextlib.suppress(_BrokenShardError), atomic_write(path) as temporary:
         with open_new(temporary) as tar:
             while not isinstance(item := next(stream), ShardEnd):
                 if session.stop.requested():
-                    raise StoppedError(session.stop, done)
+                    raise StoppedError(session.stop, f"{shard.path} is next")
                 add_image(tar, item.image_id, item.after)
                 kept_bytes += len(item.before)
                 pairs += [item] if len(pairs) < NUM_PAIRS else []
         if item.problem:
-            raise _BrokenShardError(item)
+            raise _BrokenShardError
         md5, size_bytes = file_md5(temporary), temporary.stat().st_size
-    with atomic_write(session.path(shard.md5_path)) as temporary:
+    if item.problem:
+        for old in (path, md5_path):  # of another file, too
+            old.unlink(missing_ok=True)
+        return None, time.perf_counter() - begin, item
+    with atomic_write(md5_path) as temporary:
         temporary.write_text(f"{md5}  {path.name}\n")
-    tell_problems(item, "left out")
     page = {
         "shard": shard.path,
         "settings": settings.page_of(shard),
@@ -318,8 +364,8 @@ def _write_shard(session, settings, shard, stream, done):
     }
     write_page(page_path, page)
     if pairs and not session.path(SHRINK_PICTURE).exists():
-        draw_pairs(session, page, pairs)
-    return page
+        draw_picture(session.path(SHRINK_PICTURE), lambda: draw_pairs(page, pairs), dpi=80)
+    return page, time.perf_counter() - begin, item
 
 
 # ------------------------------------------------------------------------------- room for it all
@@ -397,28 +443,42 @@ def check_room(session, share, pages, sizes, left, looks_ahead):
 # ------------------------------------------------------------------------- history and picture
 
 
-def write_history(session, page, seconds):
-    """Writes the row of one shard into shrink.csv."""
+def write_history(session, pages, seconds=None):
+    """Writes shrink.csv: a row for each page in the output, and what parts beside this one wrote.
+
+    Args:
+        session: `Session`.
+        pages: dict, `Shard` -> page.
+        seconds: dict, `Shard` -> what it took; of others it is in their rows, if they have one.
+    """
     import pandas as pd  # slow to import, and --help must answer at once
 
-    path = session.path(SHRINK_HISTORY)
-    row = {name: page[name] for name in ("shard", "images")} | {
-        "bad_images": len(page["bad_images"]),
-        "bytes_before": page["source_bytes"],
-        "bytes_after": page["bytes"],
-        "images_per_s": f"{page['images'] / seconds:.1f}",
-        "seconds": f"{seconds:.1f}",
-    }
-    rows = pd.DataFrame([row], columns=HISTORY_COLUMNS).astype(str)
+    path, rows = session.path(SHRINK_HISTORY), {}
     if path.exists():
-        earlier = read_table(path, **dict.fromkeys(HISTORY_COLUMNS, str))
-        rows = pd.concat([earlier[earlier["shard"] != page["shard"]], rows])
-    write_table(path, rows.sort_values("shard"))
+        table = read_table(path, **dict.fromkeys(HISTORY_COLUMNS, str))
+        rows = {row["shard"]: row for row in table.to_dict("records")}
+    for shard, page in pages.items():
+        if not session.path(manifest_name(shard)).exists():
+            continue
+        facts = (
+            page["shard"], page["images"], len(page["bad_images"]), page["source_bytes"],
+            page["bytes"],
+        )  # fmt: skip
+        row = dict(zip(HISTORY_COLUMNS, map(str, facts), strict=False))
+        if shard in (seconds or {}):
+            row["images_per_s"] = f"{page['images'] / seconds[shard]:.1f}"
+            row["seconds"] = f"{seconds[shard]:.1f}"
+        elif row.items() <= rows.get(shard.path, {}).items():
+            continue
+        rows[shard.path] = row  # without the seconds that a kill took with it
+    if rows:
+        ordered = [rows[name] for name in sorted(rows)]
+        write_table(path, pd.DataFrame(ordered, columns=HISTORY_COLUMNS))
 
 
-def draw_pairs(session, page, pairs):
-    """Draws shrunk.png: a few pictures of a shard, before and after."""
-    from matplotlib.figure import Figure  # slow to import, and --help must answer at once
+def draw_pairs(page, pairs):
+    """Draws a few pictures of a shard as a matplotlib Figure, before and after."""
+    from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(3 * NUM_PAIRS, 5.4), layout="constrained")
     for number, pair in enumerate(pairs):
@@ -434,5 +494,4 @@ def draw_pairs(session, page, pairs):
         f"{page['shard']}, before and after: {page['source_bytes'] / 1e6:.1f} -> "
         f"{page['bytes'] / 1e6:.1f} MB, {settings['pixels']} pixels, quality {settings['quality']}"
     )
-    with atomic_write(session.path(SHRINK_PICTURE)) as temporary:
-        figure.savefig(temporary, dpi=80)
+    return figure

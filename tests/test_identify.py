@@ -15,6 +15,7 @@ from synthetic import LANDMARKS, draw, encode
 import identify
 import recognition
 import retrieval
+from data import images
 from data.images import BadImageError
 from data.landmarks import ClassTable, format_image_id
 from data.sources import Shard, Source
@@ -200,7 +201,7 @@ def test_hidden_files_and_other_documents_of_a_folder_are_left_alone(tmp_path):
 def test_a_pipe_is_no_photo(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(BadImageError, match="not a file"):
-        photos.read_photo(tmp_path / "pipe.jpg")
+        images.read_photo(tmp_path / "pipe.jpg")
 
 
 def test_photos_of_which_none_can_be_read_are_told_before_keras_is_loaded(
@@ -340,12 +341,12 @@ def test_a_name_can_neither_break_the_line_nor_steer_the_terminal_nor_stop_the_p
 def test_a_file_that_is_too_large_for_a_photo_is_not_read_as_a_whole(tmp_path, monkeypatch):
     path = tmp_path / "large.jpg"
     data = encode(draw(17, np.random.default_rng(3)))
-    monkeypatch.setattr(photos, "MAX_PHOTO_BYTES", len(data))
+    monkeypatch.setattr(images, "MAX_PHOTO_BYTES", len(data))
     path.write_bytes(data)
-    assert photos.read_photo(path) == data
+    assert images.read_photo(path) == data
     path.write_bytes(data + b"6")
     with pytest.raises(BadImageError, match="more than"):
-        photos.read_photo(path)
+        images.read_photo(path)
 
 
 def test_an_output_that_cannot_be_made_names_the_flag_that_there_is(output, photo, tmp_path):

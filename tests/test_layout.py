@@ -15,16 +15,12 @@ SCRIPTS = ("recognition", "retrieval", "nearest", "shrink", "identify", "gather"
 # From below: a unit may import those on the lines before its own.
 FLOORS = (
     ("utils", "recipes"),
-    ("data",),
-    ("demo", "generators"),
+    ("data", "network"),
+    ("demo", "generators", "model"),
     ("runs",),
-    ("metrics",),
-    ("network",),
-    ("model", "cluster"),
-    ("descriptors",),
-    ("search", "training", "shrinking", "on_kaggle"),
+    ("metrics", "descriptors", "cluster", "shrinking", "gathering", "on_kaggle"),
+    ("search", "training"),
     ("report",),
-    ("gathering",),
     SCRIPTS,
 )
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from checks import one_line
 from synthetic import RARE_LANDMARK
+from tiny_network import in_place_of_backbones
 
 import nearest
 import retrieval
@@ -75,14 +76,14 @@ def recognised(recognition_run, tmp_path_factory):
 def named(common, recognised, tmp_path_factory):
     """The output folder of a run in 2 parts."""
     output = shutil.copytree(recognised, tmp_path_factory.mktemp("nearest") / "output")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, in_place_of_backbones():
         patch.setattr(write, "render", lambda all_facts: "")
         assert run(*common, "--output", output, *PAIR) == 0
     return output
 
 
 @pytest.fixture(autouse=True)
-def no_page(monkeypatch):
+def no_page(monkeypatch, tiny_backbones):
     """Draws no report, since tests/test_report.py does."""
     monkeypatch.setattr(write, "render", lambda all_facts: "")
 

@@ -73,6 +73,7 @@ def test_a_build_without_them_is_the_chain_that_counts(tmp_path):
         ("--quality 90", 10),  # 183 GB
         ("--demo", 2),
         ("--source inputs", 2),
+        ("--landmarks towers.txt", 1),
     ],
 )
 def test_as_many_kernels_share_the_data_set_as_their_outputs_need(words, expected):

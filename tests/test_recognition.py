@@ -26,6 +26,7 @@ from recipes import Recipe
 from report import write
 from runs.command_line import run_command_line
 
+pytestmark = pytest.mark.usefixtures("tiny_backbones")  # of which the tiny models are built
 ROOT = Path(recognition.__file__).parent
 
 

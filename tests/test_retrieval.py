@@ -803,8 +803,9 @@ def test_parts_of_another_test_set_are_refused(resumed, tmp_path, capsys):
 
 
 def test_queries_that_are_missing_are_told_before_keras_is_loaded(world, tmp_path, capsys):
-    no_model = ["--model", tmp_path / "none.keras"]
-    arguments = ["--source", world.folder, *no_model, "--output", tmp_path / "output"]
+    unread = tmp_path / "model.keras"
+    unread.touch()
+    arguments = ["--source", world.folder, "--model", unread, "--output", tmp_path / "output"]
     assert run(*arguments, "--queries", tmp_path / "none.npz") == 1
     assert error_of(capsys.readouterr()).startswith(f"error: {tmp_path / 'none.npz'}: no such file")
 

@@ -23,7 +23,18 @@ from synthetic import encode, entry, make_image_id, make_source, member_name, pa
 
 import shrink
 from data.images import decode_image
-from data.sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV, Shard, Source
+from data.sources import (
+    CATEGORY_CSV,
+    INDEX_CSV,
+    RECOGNITION_SOLUTION,
+    RETRIEVAL_SOLUTION,
+    TABLES,
+    TEST_CSV,
+    TRAIN_CLEAN_CSV,
+    TRAIN_CSV,
+    Shard,
+    Source,
+)
 from data.tars import list_members
 from generators import Reading, ShardEnd, stream_batches
 from recipes import Data
@@ -37,7 +48,7 @@ PIXELS = 32  # the synthetic pictures are 48x36
 SPLITS = ("train", "index", "test")
 NUM_SHARDS = {"train": 4, "index": 1, "test": 2}
 SHARDS = [Shard(split, number) for split in SPLITS for number in range(NUM_SHARDS[split])]
-draw_pairs = small_shards.draw_pairs
+draw_picture = small_shards.draw_picture
 PICTURES = {"shrunk.png", "shrink.csv"}  # what differs from run to run
 
 
@@ -45,7 +56,7 @@ PICTURES = {"shrunk.png", "shrink.csv"}  # what differs from run to run
 def quick(monkeypatch):
     """Without waits, and without the picture, which takes longer than all else."""
     monkeypatch.setattr("data.download.time.sleep", lambda seconds: None)
-    monkeypatch.setattr(small_shards, "draw_pairs", lambda *args: None)
+    monkeypatch.setattr(small_shards, "draw_picture", lambda *args, **options: None)
 
 
 def run(source, output, *arguments):
@@ -60,7 +71,7 @@ def run(source, output, *arguments):
 def whole(data_set, tmp_path_factory):
     """The synthetic data set, shrunk in one run, with its picture."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_shards, "draw_pairs", draw_pairs)
+        patch.setattr(small_shards, "draw_picture", draw_picture)
         return run(data_set.folder, tmp_path_factory.mktemp("whole") / "output")
 
 
@@ -194,11 +205,13 @@ def test_it_says_for_each_shard_how_many_and_how_large_before_and_after(data_set
     told = capsys.readouterr()
     lines = told.err.splitlines()
     assert lines[0].endswith(": 2 shards, 32 pixels, quality 85, full labels")
+    size = sum((data_set.folder / f"test/images_00{n}.tar").stat().st_size for n in (0, 1))
+    assert lines[1] == f"to read: 2 shards, {size / 1e9:.3g} GB; 0 s at 50 MB/s"
     assert re.fullmatch(
         r"test/images_000.tar: 9 images, 0\.0 -> 0\.0 MB, \d+ images/s, \d+ s to go \(1/2\)",
-        lines[1],
+        lines[2],
     )
-    assert lines[3].startswith("2 shards, 18 images, 0 bad, ")
+    assert lines[4].startswith("2 shards, 18 images, 0 bad, ")
     assert told.out.splitlines() == [str(tmp_path / "output" / "shrunk-0-of-1.json")]
 
 
@@ -326,6 +339,44 @@ def test_a_shard_of_which_the_source_has_another_file_is_shrunk_again(data_set, 
     assert changed == {
         "train/images_001.tar", "train/images_001.json", "md5sum/train/md5.images_001.txt",
     }  # fmt: skip
+
+
+def test_a_table_that_changed_at_the_source_is_taken_anew(data_set, whole, tmp_path):
+    source = shutil.copytree(data_set.folder, tmp_path / "source")
+    output = shutil.copytree(whole, tmp_path / "output")
+    relabelled = (source / TRAIN_CSV).read_text().replace(",17\n", ",402\n")
+    (source / TRAIN_CSV).write_text(relabelled)
+    run(source, output)
+    assert (output / TRAIN_CSV).read_text() == relabelled != (whole / TRAIN_CSV).read_text()
+
+
+def test_of_a_shard_that_is_left_out_no_older_file_stays(data_set, whole, tmp_path):
+    source = shutil.copytree(data_set.folder, tmp_path / "source")
+    output = shutil.copytree(whole, tmp_path / "output")
+    write_shard(source, Shard("train", 1), b"no tar")
+    run(source, output, "--skip-bad-shards")
+    assert sorted(path.name for path in (output / "train").glob("*1.*")) == []
+    assert not (output / "md5sum/train/md5.images_001.txt").exists()
+
+
+def test_a_row_that_a_kill_prevented_follows_from_its_page(data_set, whole, tmp_path):
+    output = shutil.copytree(whole, tmp_path / "output")
+    lines = (output / "shrink.csv").read_text().splitlines()
+    (output / "shrink.csv").write_text("\n".join(lines[:2] + lines[3:]) + "\n")
+    run(data_set.folder, output)
+    after = (output / "shrink.csv").read_text().splitlines()
+    assert after[:2] + after[3:] == lines[:2] + lines[3:]  # the others keep their seconds
+    assert after[2] == ",".join([*lines[2].split(",")[:5], "", ""])
+
+
+def test_a_picture_that_cannot_be_drawn_costs_nothing(
+    data_set, whole, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(small_shards, "draw_picture", draw_picture)
+    monkeypatch.setattr(small_shards, "draw_pairs", lambda *args: 1 / 0)
+    output = run(data_set.folder, tmp_path / "output", "--split", "index")
+    assert (output / "index/images_000.json").exists()
+    assert f"{output / 'shrunk.png'}: not drawn: ZeroDivisionError: " in capsys.readouterr().err
 
 
 def test_other_settings_in_the_same_output_are_refused(data_set, whole, tmp_path):
@@ -733,3 +784,128 @@ DOCUMENTATION = (ROOT / "docs" / "shrink.md").read_text(encoding="utf-8")
 def test_each_command_of_the_documentation_parses(line):
     script, *words = shlex.split(line)
     importlib.import_module(script.removesuffix(".py")).parse_arguments(words)
+
+
+# ------------------------------------------------------------------------------------------ slices
+
+
+def slice_of(data_set, tmp_path, lines, *words, option="--images", source=None):
+    path = tmp_path / "wanted.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return run(source or data_set.folder, tmp_path / "output", option, path, *words)
+
+
+def column(path, name="id"):
+    with open(path, newline="") as file:
+        return [row[name] for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def wanted(data_set):
+    """Two train images, of the first shard and the third; an index and a test image."""
+    shards = (Shard("train", 0), Shard("train", 2), Shard("index", 0), Shard("test", 0))
+    return [data_set.image_ids[shard][4] for shard in shards]
+
+
+def test_just_the_images_of_a_list_are_kept_and_no_shard_behind_them(data_set, wanted, tmp_path):
+    output = slice_of(data_set, tmp_path, ["id", *wanted])
+    found = {str(p.relative_to(output)): list(images_of(p)) for p in sorted(output.rglob("*.tar"))}
+    assert found == {
+        "index/images_000.tar": [wanted[2]], "test/images_000.tar": [wanted[3]],
+        "train/images_000.tar": [wanted[0]], "train/images_001.tar": [],
+        "train/images_002.tar": [wanted[1]],
+    }  # fmt: skip
+    assert Source(output, tmp_path / "scratch").count_shards("train") == 3
+
+
+def test_the_tables_of_a_slice_name_its_images_alone(data_set, wanted, tmp_path):
+    output = slice_of(data_set, tmp_path, ["id", *wanted])
+    assert sorted(column(output / TRAIN_CSV)) == sorted(wanted[:2])
+    landmarks = {data_set.landmark_of[one] for one in wanted[:2]}
+    assert set(map(int, column(output / TRAIN_CSV, "landmark_id"))) == landmarks
+    assert set(map(int, column(output / CATEGORY_CSV, "landmark_id"))) == landmarks
+    assert set(" ".join(column(output / TRAIN_CLEAN_CSV, "images")).split()) <= set(wanted[:2])
+    assert column(output / INDEX_CSV) == [wanted[2]]
+    for name in (TEST_CSV, RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION):
+        assert column(output / name) == [wanted[3]]
+    (images,) = column(output / RETRIEVAL_SOLUTION, "images")
+    (usage,) = column(output / RETRIEVAL_SOLUTION, "Usage")
+    assert (images, usage == "Ignored") in ((wanted[2], False), ("None", True))
+
+
+def test_a_slice_goes_on_where_it_stopped_and_reads_nothing_once_it_is_whole(
+    data_set, wanted, tmp_path, monkeypatch
+):
+    output = slice_of(data_set, tmp_path, ["id", *wanted])
+    before = contents(output)
+    (output / "train/images_001.json").unlink()
+    slice_of(data_set, tmp_path, ["id", *wanted])
+    assert contents(output) == before
+    monkeypatch.setattr(small_shards, "stream_shards", None)  # would be called
+    slice_of(data_set, tmp_path, ["id", *wanted])
+    assert contents(output) == before
+
+
+def test_another_slice_or_the_whole_in_the_same_output_is_refused(data_set, wanted, tmp_path):
+    output = slice_of(data_set, tmp_path, ["id", *wanted])
+    with pytest.raises(ExpectedError, match="images_000.json: shrunk with images "):
+        slice_of(data_set, tmp_path, ["id", *wanted[1:]])
+    assert "shrunk with images " in refusal(data_set.folder, output)
+
+
+def test_what_a_slice_costs_is_told_before_it_begins(data_set, wanted, tmp_path, capsys):
+    slice_of(data_set, tmp_path, ["id", *wanted, "00000000000000aa"])
+    told = capsys.readouterr().err
+    assert "wanted.txt: 1 of its 5 images are not in the tables; left out\n" in told
+    assert re.search(
+        r"to read: 7 shards, .* GB, or fewer if its 2 train and 1 index and 1 test images are "
+        r"found before; 0 s at 50 MB/s\n",
+        told,
+    )
+
+
+@pytest.fixture
+def named_source(data_set, tmp_path):
+    """The synthetic data set with names of two landmarks."""
+    source = shutil.copytree(data_set.folder, tmp_path / "source")
+    prefix = "http://commons.wikimedia.org/wiki/Category:"
+    rows = [f"{key},{prefix}{name}" for key, name in ((17, "Old_Tower"), (402, "Tower_(Rome)"))]
+    (source / CATEGORY_CSV).write_text("\n".join(["landmark_id,category", *rows]) + "\n")
+    return source
+
+
+@pytest.mark.parametrize(
+    ("lines", "landmarks"),
+    [(["402"], {402}), (["old tower"], {17}), (["*TOWER*", ""], {17, 402}), (["tower*"], {402})],
+)
+def test_landmarks_by_id_name_or_pattern_keep_their_train_images(
+    data_set, named_source, tmp_path, lines, landmarks
+):
+    options = {"option": "--landmarks", "source": named_source}
+    output = slice_of(data_set, tmp_path, lines, **options)
+    expected = {one for one, landmark in data_set.landmark_of.items() if landmark in landmarks}
+    found = [image for path in output.rglob("*.tar") for image in images_of(path)]
+    assert set(found) == set(column(output / TRAIN_CSV)) <= expected and found
+    assert {path.parent.name for path in output.rglob("*.tar")} == {"train"}
+
+
+def test_a_line_that_is_no_landmark_is_named(data_set, named_source, tmp_path):
+    options = {"option": "--landmarks", "source": named_source}
+    with pytest.raises(ExpectedError, match="wanted.txt: line 2, 'Eiffel', is no landmark of "):
+        slice_of(data_set, tmp_path, ["17", "Eiffel"], **options)
+
+
+def test_a_list_of_images_that_are_not_there_is_refused(data_set, tmp_path):
+    with pytest.raises(ExpectedError, match="no full image of train, index, test; expected images"):
+        slice_of(data_set, tmp_path, ["id", "00000000000000aa"])
+
+
+def test_a_slice_of_the_clean_images_is_smaller(data_set, tmp_path):
+    ids = data_set.image_ids[Shard("train", 0)]
+    source = shutil.copytree(data_set.folder, tmp_path / "source")
+    line = f"{data_set.landmark_of[ids[0]]},{ids[0]}"
+    (source / TRAIN_CLEAN_CSV).write_text(f"landmark_id,images\n{line}\n")
+    output = slice_of(data_set, tmp_path, ["id", *ids], "--labels", "clean", source=source)
+    assert list(images_of(output / "train/images_000.tar")) == ids[:1]
+    assert (output / TRAIN_CLEAN_CSV).read_text() == f"landmark_id,images\n{line}\n"
+    assert not (output / TRAIN_CSV).exists()

@@ -1,0 +1,159 @@
+"""A slice of a data set: the images that a person asks for, and tables cut to these."""
+
+import re
+
+import numpy as np
+
+from data.landmarks import (
+    format_image_ids,
+    parse_image_ids,
+    read_image_ids,
+    read_landmark_names,
+    read_train_labels,
+)
+from data.sources import (
+    CATEGORY_CSV,
+    INDEX_CSV,
+    RECOGNITION_SOLUTION,
+    RETRIEVAL_SOLUTION,
+    TEST_CSV,
+    TRAIN_CLEAN_CSV,
+    TRAIN_CSV,
+)
+from data.tables import read_header, read_table, write_table
+from utils import ExpectedError, say
+
+SPLIT_OF = {
+    TRAIN_CSV: "train", TRAIN_CLEAN_CSV: "train", INDEX_CSV: "index",
+    TEST_CSV: "test", RECOGNITION_SOLUTION: "test", RETRIEVAL_SOLUTION: "test",
+}  # fmt: skip
+NO_IDS = np.empty(0, np.uint64)
+
+
+def choose_images(source, splits, labels, images=None, landmarks=None):
+    """Chooses the images of a slice.
+
+    Args:
+        source: `Source`.
+        splits: names of splits.
+        labels: "full" or "clean", the train images that there are.
+        images: a CSV with a column `id`, or None.
+        landmarks: a file that names landmarks, whose train images are wanted, too, or None; see
+            `read_landmarks`.
+
+    Returns:
+        dict, split -> (n,) uint64, ascending, one or more.
+
+    Raises:
+        ExpectedError: a file cannot be read, or nothing of the source is in it.
+    """
+    ids = read_image_ids(images) if images else NO_IDS
+    train, there = NO_IDS, {}
+    if "train" in splits:
+        table = TRAIN_CLEAN_CSV if labels == "clean" else TRAIN_CSV
+        classes, known = read_train_labels(source.fetch(table), min_images=1)
+        there["train"] = known.image_ids
+        if landmarks:
+            chosen = np.isin(classes.landmark_ids, read_landmarks(source, landmarks))
+            train = known.image_ids[chosen[known.class_indices]]
+    for split, name in (("index", INDEX_CSV), ("test", TEST_CSV)):
+        if images and split in splits:
+            there[split] = read_image_ids(source.fetch(name))
+    kept = {split: np.intersect1d(ids, known) for split, known in there.items()}
+    if num_missing := len(ids) - sum(map(len, kept.values())):
+        say(f"{images}: {num_missing:,} of its {len(ids):,} images are not in the tables; left out")
+    kept["train"] = np.union1d(kept.get("train", NO_IDS), train)
+    if not any(map(len, kept.values())):
+        raise ExpectedError(
+            f"{' and '.join(str(one) for one in (images, landmarks) if one)}: no {labels} image of "
+            f"{', '.join(splits)}; expected images of {source}; check the file and --split"
+        )
+    return {split: ids for split, ids in kept.items() if len(ids)}
+
+
+def read_landmarks(source, path):
+    """Reads the landmark ids that a file names.
+
+    Args:
+        source: `Source`, whose table gives the names.
+        path: a text file. A line is a landmark id, or a name with * for any characters; upper and
+            lower case are the same.
+
+    Returns:
+        list of int.
+
+    Raises:
+        ExpectedError: the file cannot be read, or a line is no landmark of the table.
+    """
+    names, chosen = read_landmark_names(source.fetch(CATEGORY_CSV)), set()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise ExpectedError(
+            f"{path}: {error}; expected a text file, a landmark a line; check --landmarks"
+        ) from error
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        pattern = re.compile(re.escape(line).replace(r"\*", ".*"), re.IGNORECASE)
+        found = {one for one, name in names.items() if line and pattern.fullmatch(name)}
+        found |= {one for one in names if str(one) == line}
+        if line and not found:
+            raise ExpectedError(
+                f"{path}: line {number}, {line[:80]!r}, is no landmark of {CATEGORY_CSV}; expected "
+                "an id, a name, or a name with * for what may differ; check the file"
+            )
+        chosen |= found
+    return sorted(chosen)
+
+
+# ------------------------------------------------------------------------------------- the tables
+
+
+def cut_tables(session, names, kept):
+    """Writes tables cut to the images of a slice; one without a row is left out.
+
+    Args:
+        session: `Session`.
+        names: of tables that the source has.
+        kept: dict of `choose_images`.
+    """
+    landmark_ids = set()
+    for name in sorted(names, key=(*SPLIT_OF, CATEGORY_CSV).index):  # the names come last
+        table = _cut_table(name, session.source.fetch(name), kept, landmark_ids)
+        if SPLIT_OF.get(name) == "train":
+            landmark_ids |= set(table["landmark_id"])
+        if len(table):
+            write_table(session.path(name), table)
+
+
+def _cut_table(name, path, kept, landmark_ids):
+    """Cuts a table of the data set to the images of a slice.
+
+    Args:
+        name: of the table, in the layout.
+        path: the whole table.
+        kept: dict of `choose_images`.
+        landmark_ids: set of str, of the train images that are kept.
+
+    Returns:
+        DataFrame of text, perhaps without a row.
+    """
+    table = read_table(path, **dict.fromkeys(read_header(path, ("id",)), str))
+    if name == CATEGORY_CSV:
+        return table[table["landmark_id"].isin(landmark_ids)]
+    if name == TRAIN_CLEAN_CSV:
+        table["images"] = _cut_cells(table["images"], kept.get("train", NO_IDS))
+        return table[table["images"] != ""]
+    ids = parse_image_ids(table["id"], path)
+    table = table[np.isin(ids, kept.get(SPLIT_OF[name], NO_IDS))].copy()
+    if name == RETRIEVAL_SOLUTION:
+        table["images"] = _cut_cells(table["images"], kept.get("index", NO_IDS))
+        is_empty = table["images"] == ""  # as the ground truth has queries without an answer
+        table.loc[is_empty, "images"] = "None"
+        table.loc[is_empty, "Usage"] = "Ignored"
+    return table
+
+
+def _cut_cells(cells, ids):
+    """Keeps of each cell, which is a list of image ids, those that are in (n,) uint64."""
+    known = set(format_image_ids(ids).astype(str).tolist())
+    return [" ".join(one for one in cell.split() if one in known) for cell in cells]
