@@ -208,7 +208,8 @@ def merge(session, files, divisor, rerank=None):
     """
     parts, fingerprint = load_parts(files)
     rerank, num_nearest = rerank or fingerprint.get("rerank", "divide"), fingerprint["top"]
-    if not RERANKS[rerank].columns.keys() <= parts[0].more.keys():
+    # A part of an earlier version may name one that is no more.
+    if rerank not in RERANKS or not RERANKS[rerank].columns.keys() <= parts[0].more.keys():
         raise ExpectedError(
             f"{files[0]}: it has no candidates of the rerank {rerank}; expected those of all "
             "reranks",

@@ -105,18 +105,19 @@ def load_part(path):
     arrays, fingerprint = load_arrays(path)
     number, num_parts, top = (fingerprint.get(key) for key in ("part", "parts", "top"))
     is_part = all(type(value) is int for value in (number, num_parts, top))
-    is_part &= fingerprint.get("rerank", "divide") in RERANKS
+    is_part &= isinstance(fingerprint.get("rerank", "divide"), str)
     wanted, ends = columns_of(Part), {"row_ends": "positions"}
     for rerank in RERANKS.values():
         if rerank.columns and rerank.columns.keys() <= arrays.keys():
             wanted |= rerank.columns
             row_ends, positions, *_ = rerank.columns
             ends[row_ends] = positions
-    if arrays.keys() != wanted.keys() or not (is_part and 0 <= number < num_parts and top > 0):
+    if not wanted.keys() <= arrays.keys() or not (is_part and 0 <= number < num_parts and top > 0):
         raise ExpectedError(
             f"{path}: not a part of a search; expected a part-K-of-N.npz of retrieval.py; "
             "leave it out"
         )
+    arrays = {name: arrays[name] for name in wanted}  # less those of reranks that are no more
     check_arrays(path, arrays, wanted)
     for name, positions in ends.items():
         num_candidates = len(arrays[positions])
