@@ -518,19 +518,13 @@ def test_of_the_pictures_of_an_id_the_best_counts_in_any_number_of_parts(
     assert f"{num_known - 2} of {num_known} index images searched" in capsys.readouterr().err
 
 
-def test_a_test_set_without_a_readable_image_gives_empty_cells(
-    world, model, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(retrieval, "draw_neighbors", neighbors.draw_neighbors)
+def test_a_test_set_without_an_image_in_its_shards_is_refused(world, model, tmp_path, capsys):
     source = shutil.copytree(world.folder, tmp_path / "source")
     (source / TEST_CSV).write_text(f"id\n{NOWHERE}\n")
-    (source / RETRIEVAL_SOLUTION).unlink()
     arguments = ["--source", source, "--model", model, "--batch-size", 8]
-    assert run(*arguments, "--output", tmp_path / "output", "--parts", 2) == 0
-    assert submission_of(tmp_path / "output") == f"id,images\n{NOWHERE},\n".encode()
-    assert "0 of 1 test images have neighbors" in capsys.readouterr().err.splitlines()
-    with Image.open(tmp_path / "output" / "neighbors.png") as image:
-        assert image.format == "PNG"
+    assert run(*arguments, "--output", tmp_path / "output", "--parts", 2) == 1
+    told = f"error: {source}: none of the 1 test images is in its 2 test shards; expected "
+    assert error_of(capsys.readouterr()).startswith(told)
 
 
 def test_without_ground_truth_nothing_is_scored(world, model, resumed, tmp_path, capsys):
