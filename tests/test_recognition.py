@@ -224,6 +224,7 @@ def predict(recognition_run, data_set, tmp_path):
     return predict
 
 
+@pytest.mark.usefixtures("tiny_backbones")
 def test_prediction_over_http_from_a_model_elsewhere_is_the_same(
     predict, data_set, recognition_run, capsys
 ):
@@ -241,6 +242,7 @@ def test_prediction_over_http_from_a_model_elsewhere_is_the_same(
     ]
 
 
+@pytest.mark.usefixtures("tiny_backbones")
 def test_flipped_too_gives_other_confidences(predict, data_set, recognition_run):
     code, output = predict("--flipped-too")
     assert code == 0
@@ -258,6 +260,7 @@ def other_source(data_set, tmp_path):
     return Path(shutil.copytree(data_set.folder, tmp_path / "other-source"))
 
 
+@pytest.mark.usefixtures("tiny_backbones")
 def test_without_a_ground_truth_there_is_no_score(predict, other_source, capsys):
     (other_source / RECOGNITION_SOLUTION).unlink()
     code, output = predict(source=other_source)
@@ -273,6 +276,7 @@ def test_without_a_ground_truth_there_is_no_score(predict, other_source, capsys)
     )
 
 
+@pytest.mark.usefixtures("tiny_backbones")
 def test_an_unreadable_test_image_is_left_empty_and_named(predict, tmp_path, capsys):
     shard = Shard("test", 1)
     made = make_source(tmp_path / "source", replaced={(shard, 4): b"<html>"})
@@ -287,6 +291,7 @@ def test_an_unreadable_test_image_is_left_empty_and_named(predict, tmp_path, cap
     assert "17 of 18 test images predicted" in lines
 
 
+@pytest.mark.usefixtures("tiny_backbones")
 def test_test_images_that_are_in_no_shard_are_left_empty(predict, other_source, capsys):
     (other_source / RECOGNITION_SOLUTION).unlink()
     with open(other_source / TEST_CSV, "a") as file:
