@@ -17,11 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from data.images import PHOTO_FORMATS, BadImageError, make_thumbnail
+from data.images import PHOTO_FORMATS, BadImageError, make_thumbnail, read_photo, register_heic
 from data.sources import Source
 from network.loading import require_backend
 from report.neighbors import read_thumbnail
-from report.photo_nearest import load_gallery
+from report.photo_nearest import load_described
 from report.photos import (
     MAX_DRAWN,
     THUMBNAIL,
@@ -29,8 +29,6 @@ from report.photos import (
     explain_unreadable,
     find_photos,
     printable,
-    read_photo,
-    register_heic,
 )
 from runs import kernel
 from runs.command_line import (
@@ -180,10 +178,10 @@ def identify(session, model_path, photos, args):
     Returns:
         list of the paths that were named; the others could not be decoded.
     """
-    gallery = in_background(load_gallery, session, args.nearest)  # while Keras loads
+    described = in_background(load_described, session, args.nearest)  # while Keras loads
     from report import photo_answer  # loads Keras: deferred until the arguments are valid
 
-    namer = photo_answer.Namer(session, model_path, gallery.result())
+    namer = photo_answer.PhotoNamer(session, model_path, described.result())
     rows, named = [], []
     for path in photos:
         try:

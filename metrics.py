@@ -108,12 +108,20 @@ def score_recognition(submission_path, solution_path):
     Raises:
         ExpectedError: a file is malformed, or they are not of the same test set.
     """
-    submission = read_recognition_submission(submission_path)
-    solution = read_recognition_solution(solution_path)
+    rows, solution = read_recognition_submission(submission_path), solution_path
+    return score_recognised(rows, read_recognition_solution(solution), (submission_path, solution))
+
+
+def score_recognised(predictions, solution, paths):
+    """Scores a recognition in memory, as `score_recognition` does.
+
+    Args:
+        predictions: dict, image id -> (landmark id, confidence) or None.
+        solution: dict of `read_recognition_solution`.
+        paths: of the submission and the solution, for the message.
+    """
     truths = {image_id: (truth.landmark_ids, truth.usage) for image_id, truth in solution.items()}
-    return _score_usages(
-        global_average_precision, submission, submission_path, truths, solution_path
-    )
+    return _score_usages(global_average_precision, predictions, paths[0], truths, paths[1])
 
 
 def score_retrieval(submission_path, solution_path):

@@ -14,16 +14,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from data.landmarks import read_categories, read_image_ids, read_labels, write_categories
-from data.sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV
-from data.submissions import (
-    check_recognition_submission,
-    read_recognition_solution,
-    write_recognition_submission,
-)
-from metrics import format_scores, score_recognition
+from data.sources import CATEGORY_CSV, TEST_CSV
+from data.submissions import check_recognition_submission, write_recognition_submission
 from network.loading import require_backend
 from recipes import ACTS_BESIDE, HUB, RECIPES, Data, Loss, Network, Recipe, Training
 from report import recognised
+from report.scores import rows_of, score
 from report.threshold import calibrate, save_calibration
 from report.write import write_report
 from runs.command_line import (
@@ -162,13 +158,13 @@ def main(argv=None):
         settings["output"] /= f"machine-{args.machine}"
     with open_session("recognition", **settings) as session:
         if args.step != "predict":
-            recipe, place = Recipe.of(vars(args)), (args.machines, args.machine)
-            train(session, recipe, args.valid_shards, args.valid_every, args.fresh, place)
+            recipe, group = Recipe.of(vars(args)), (args.machines, args.machine)
+            train(session, recipe, args.valid_shards, args.valid_every, args.fresh, group)
         if args.step != "train":
             predict(session, args.model, args.batch_size, args.flipped_too)
 
 
-def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 0)):
+def train(session, recipe, valid_shards, valid_every, fresh=False, group=(None, 0)):
     """Trains on the source's shards, from the checkpoint if there is one; writes model.keras.
 
     Args:
@@ -177,7 +173,7 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         valid_shards: (first, stop) of the held-out train shards.
         valid_every: mini-epochs between validations.
         fresh: forget the checkpoint first.
-        place: (addresses of the machines that train together or None, number of this one).
+        group: (addresses of the machines that train together or None, number of this one).
     """
     recipe, valid_shards = fit_to_source(session.source, recipe, valid_shards)
     source, data = session.source, recipe.data
@@ -205,10 +201,10 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, place=(None, 
         checkpoints.forget(session)
     images = loop.TrainImages(class_table, labels, shards, held_out)
     trainer = frozen if recipe.network.frozen_backbone else loop
-    with machines.join(*place) as joined:
-        together = (joined,) if place[0] else ()  # a frozen backbone needs one machine
+    with machines.join(*group) as joined:
+        together = (joined,) if group[0] else ()  # a frozen backbone needs one machine
         network = trainer.train(session, recipe, images, valid_every, *together)
-    if place[1]:  # the first machine writes
+    if group[1]:  # the first machine writes
         return
     path = session.path(MODEL)
     model.save_recogniser(network, path, class_table, recipe)
@@ -259,7 +255,7 @@ def predict(session, model_path, batch_size, flipped_too):
     test_ids = read_image_ids(source.fetch(TEST_CSV))  # a wrong source is told before Keras loads
     from descriptors import describe
 
-    settings = describe.Settings(model_path or session.find(MODEL), batch_size, flipped_too)
+    settings = describe.DescribeSettings(model_path or session.find(MODEL), batch_size, flipped_too)
     describer = describe.Describer(settings, source)
     found = describe.describe_split(session, describer, "test", test_ids, QUERIES)
     path = session.path(RECOGNITION_SUBMISSION)
@@ -269,19 +265,15 @@ def predict(session, model_path, batch_size, flipped_too):
     num_predicted = check_recognition_submission(path, test_ids, describer.class_table)
     say(f"{num_predicted:,} of {len(test_ids):,} test images predicted")
     print(path)
+    scores, solution = score(session, "recognition", {"GAP": rows_of(found)})
     calibration = None
-    if source.exists(RECOGNITION_SOLUTION):
-        solution = source.fetch(RECOGNITION_SOLUTION)
-        print(format_scores("GAP", score_recognition(path, solution)))
-        calibration = calibrate(
-            describer.fingerprint["model"], found, read_recognition_solution(solution)
-        )
-    else:
-        say(f"{source}: no {RECOGNITION_SOLUTION}; the submission is not scored")
+    if solution:
+        calibration = calibrate(describer.fingerprint["model"], found, solution)
     keep_for_photos(session, describer.class_table, calibration)
     write_report(
-        session, "recognition", lambda: recognised.gather(session, describer, found, calibration)
-    )
+        session, "recognition",
+        lambda: recognised.gather(session, describer, found, calibration, scores, solution),
+    )  # fmt: skip
 
 
 def keep_for_photos(session, class_table, calibration):

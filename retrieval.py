@@ -9,9 +9,7 @@ Run the same command again and it continues where it stopped. However many the p
 is the same.
 """
 
-import contextlib
 import dataclasses
-import io
 import sys
 from argparse import BooleanOptionalAction
 from pathlib import Path
@@ -20,70 +18,52 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from cluster.dask_workers import describe_and_search
 from data.landmarks import read_image_ids, read_landmark_names
-from data.sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV
+from data.sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION
 from data.submissions import (
     MAX_RETRIEVED,
     check_retrieval_submission,
-    read_retrieval_solution,
     write_retrieval_submission,
 )
-from metrics import format_scores, score_retrieved
 from network.loading import require_backend
 from report import retrieved
-from report.neighbors import choose_rows, draw_neighbors
+from report.neighbors import choose_rows, draw_neighbors, score_queries
+from report.scores import score
 from report.write import write_report
 from runs.command_line import (
-    CommandLine,
-    add_describe_options,
-    add_part_options,
-    add_session_options,
-    any_path,
-    check_part,
     find_part_files,
     number,
-    parse_session,
-    require_model,
-    require_queries,
+    parse_in_parts,
+    parser_in_parts,
     run_command_line,
     session_settings,
 )
-from runs.kernel import require_package
 from runs.pictures import draw_picture
 from runs.session import (
-    MODEL,
     NEIGHBORS_PICTURE,
     REPORT_FACTS,
     RETRIEVAL_SUBMISSION,
     open_session,
     part_name,
 )
+from search.in_parts import (
+    make_describer,
+    numbers_of_parts,
+    read_test_ids,
+    require_searchable,
+    search_in_parts,
+)
 from search.merging import load_parts, merge_parts
 from search.reranks import NAMED_BY, RERANKS, default_rerank
 from utils import ExpectedError, say
 
+SPLIT = "index"  # is searched
 MAX_SUMMED = 1000  # descriptors in the sum of an expansion
 
 
 def make_parser():
     """Makes the parser of the command line; Keras and faiss are not loaded for it."""
-    parser = CommandLine(
-        __doc__, prog="retrieval.py", usage="%(prog)s [all | merge [FILE ...]] [options]"
-    )
-    parser.add_argument(
-        "step", nargs="?", choices=("all", "merge"), default="all",
-        help="search the parts and merge them, or merge part files alone",
-    )  # fmt: skip
-    parser.add_argument("files", nargs="*", type=any_path, help="part files to merge")
-    add_session_options(parser)
-    add_describe_options(parser.add_argument_group("descriptors"), "float32")
-    _add_search_options(parser.add_argument_group("search"))
-    return parser
-
-
-def _add_search_options(group):
-    add_part_options(group, "index", "merge")
+    parser, _, group = parser_in_parts(__doc__, "retrieval", "index", "merge", "float32")
     group.add_argument(
         "--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",
         help=f"images retrieved for a query, at most {MAX_RETRIEVED}",
@@ -115,13 +95,13 @@ def _add_search_options(group):
         "--augment-index", type=number(int, 0, MAX_SUMMED), default=0, metavar="K",
         help="replace each index image by the sum of itself and its K - 1 nearest; 0 = off",
     )  # fmt: skip
+    return parser
 
 
 def parse_arguments(argv):
     """Parses and checks the command line."""
     parser = make_parser()
-    args = parse_session(parser, argv)
-    check_part(parser, args, "merge")
+    args = parse_in_parts(parser, argv, "merge")
     if args.top > MAX_RETRIEVED:
         parser.error(f"argument --top: {args.top}; expected at most {MAX_RETRIEVED}")
     of_unit_length = {
@@ -140,16 +120,11 @@ def main(argv=None):
     """Searches parts of the index and merges them, as the module's docstring shows."""
     args = parse_arguments(argv)
     name = "retrieval" if args.part is None else f"part-{args.part}"
-    if args.step == "merge":  # what is missing is told before a world is drawn
-        files = find_part_files(args, part_name("*", args.parts))
-    else:
+    files = find_part_files(args, part_name("*", args.parts))
+    if args.step == "all":
         require_backend()
-        require_model(args)
-        require_queries(args)
     with open_session(name, **session_settings(args)) as session:
-        if args.step != "merge":
-            search = search_on_workers if args.scheduler else search_parts
-            files = search(session, args)
+        files = files or search_in_parts(session, args, search_parts, "retrieval")
         if args.part is None:
             merge(session, files, args.rerank_divisor, args.rerank)
 
@@ -158,93 +133,48 @@ def main(argv=None):
 
 
 def search_parts(session, args):
-    """Searches one part, or all parts one after another.
-
-    Returns:
-        list of the part files.
-    """
-    require_package("faiss", "faiss-cpu")  # before hours are spent on descriptors
-    session.source.select_shards("index")  # told before Keras is loaded, if missing
+    """Searches one part, or all parts one after another: yields the part files."""
     from search import parts  # it loads Keras and faiss
 
-    describer = _make_describer(session, args)
+    describer, index_ids, queries = prepare(session, args)
     session.copy_earlier(REPORT_FACTS)  # the merge mounts the parts alone
-    index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
-    queries = parts.find_queries(session, describer, args.queries, args.normalise)
     wanted = _plan_search(session, describer, args, queries)
     if args.expand_queries or args.augment_index:
         expansion = _plan_expansion(session, describer, args, index_ids)
         wanted = dataclasses.replace(wanted, expansion=expansion)
         if args.expand_queries:
             queries = parts.expand_queries(session, queries, expansion)
-    files = []
-    for part in range(args.parts) if args.part is None else [args.part]:
-        path = parts.search_part(session, describer, wanted, queries, part, index_ids)
-        print(path)
-        files.append(path)
-    return files
+    for part in numbers_of_parts(args):
+        yield parts.search_part(session, describer, wanted, queries, part, index_ids)
 
 
-def _make_describer(session, args):
-    """Loads the network."""
-    from descriptors import describe
+def prepare(session, args):
+    """Gives what every part takes: `Describer`, ids of the index images, queries."""
+    require_searchable(session, SPLIT)
+    from search import parts  # it loads Keras and faiss
 
-    settings = describe.Settings(
-        args.model or session.find(MODEL), args.batch_size, args.flipped_too, args.descriptor_dtype
-    )
-    return describe.open_describer(settings, session.source)
-
-
-def search_on_workers(session, args):
-    """Searches as `search_parts` does, shard by shard and part by part on a scheduler's workers.
-
-    Returns:
-        list of the part files.
-    """
-    import retrieval  # by this name, the workers find the functions below
-
-    jobs = retrieval.queries_job, retrieval.describe_job, retrieval.search_job
-    numbers = describe_and_search(session, args, "index", jobs)
-    files = [session.path(part_name(part, args.parts)) for part in numbers]
-    print(*files, sep="\n")
-    return files
+    describer, index_ids = open_images(session, args)
+    queries = parts.find_queries(session, describer, args.queries, args.normalise)
+    return describer, index_ids, queries
 
 
-def queries_job(session, args):
-    """Finds or describes the queries, in a worker."""
-    from search import parts
-
-    parts.find_queries(session, _make_describer(session, args), args.queries)
-
-
-def describe_job(session, job):
-    """Describes one shard of the index, in a worker; the job is (arguments, `Shard`)."""
-    from descriptors import describe
-
-    args, shard = job
-    index_ids = read_image_ids(session.source.fetch(INDEX_CSV))
-    describe.describe_shards(session, _make_describer(session, args), [shard], index_ids)
-
-
-def search_job(session, args):
-    """Searches one part, in a worker."""
-    with contextlib.redirect_stdout(io.StringIO()):  # the script prints the files
-        search_parts(session, args)
+def open_images(session, args):
+    """Gives the `Describer` and the ids of the index images."""
+    describer = make_describer(session, args, args.descriptor_dtype)
+    return describer, read_image_ids(session.source.fetch(INDEX_CSV))
 
 
 def _plan_search(session, describer, args, queries):
-    """Decides which candidates are kept and who names landmarks: `parts.Search`."""
-    from search import naming, on_gpu, parts
+    """Decides which candidates are kept and who names landmarks: `parts.WantedSearch`."""
+    from search import naming, parts
 
     default = default_rerank(describer.recipe) if args.normalise else "divide"
     has_all_reranks = any(RERANKS[name].columns for name in {default, args.rerank or default})
     namer = naming.Namer()
     if has_all_reranks or args.names:
-        namer = naming.find_namer(
-            session, describer.fingerprint, queries, args.names, on_gpu.find_proposer()
-        )
-    return parts.Search(
-        "index", args.parts, args.top, args.normalise, default, has_all_reranks, namer,
+        namer = naming.find_namer(session, describer.fingerprint, queries, args.names)
+    return parts.WantedSearch(
+        SPLIT, args.parts, args.top, args.normalise, default, has_all_reranks, namer,
         namer.name_queries(queries),
     )  # fmt: skip
 
@@ -254,7 +184,7 @@ def _plan_expansion(session, describer, args, index_ids):
     from descriptors import describe
     from search import parts
 
-    shards = session.source.select_shards("index")
+    shards = session.source.select_shards(SPLIT)
     if args.part is None:
         describe.describe_shards(session, describer, shards, index_ids)
     whole = parts.find_whole_index(session, describer, shards, index_ids)
@@ -284,16 +214,12 @@ def merge(session, files, divisor, rerank=None):
             "reranks",
             setting="rerank",
         )
-    test_ids = read_image_ids(session.source.fetch(TEST_CSV))
-    if not np.isin(parts[0].query_ids, test_ids).all():
-        raise ExpectedError(
-            f"{files[0]}: it has queries that are not in {TEST_CSV} of {session.source}; expected "
-            "parts of this source",
-            setting="source",
-        )
+    test_ids = read_test_ids(session.source, files[0], parts[0].query_ids)
     ranking = merge_parts(parts, divisor, num_nearest, rerank)
     path = session.path(RETRIEVAL_SUBMISSION)
-    _write_ranking(path, test_ids, ranking)
+    write_retrieval_submission(
+        path, test_ids, ranking.query_ids, ranking.row_ends, ranking.image_ids
+    )
     left_out = _tell_left_out(session, path, parts, test_ids)
     print(path)
     rankings = {"mAP@100": ranking}
@@ -301,8 +227,10 @@ def merge(session, files, divisor, rerank=None):
     if is_reranked and session.source.exists(RETRIEVAL_SOLUTION):
         plain = merge_parts(parts, 1, num_nearest, "none")
         rankings = {"mAP@100 without the rerank": plain} | rankings
-    scores, solution = score(session, test_ids, rankings)
-    rows = draw(session, parts, ranking, solution)
+    rankings = {name: found.as_rows(test_ids) for name, found in rankings.items()}
+    scores, solution = score(session, "retrieval", rankings)
+    scored = score_queries(ranking, solution)
+    rows = draw(session, parts, ranking, scored)
     merged = {
         "scores": scores,
         "num_parts": len(parts),
@@ -312,7 +240,7 @@ def merge(session, files, divisor, rerank=None):
     }
     write_report(
         session, "retrieval",
-        lambda: retrieved.gather(session, merged, fingerprint, ranking, solution, rows),
+        lambda: retrieved.gather(session, merged, fingerprint, solution, scored, rows),
     )  # fmt: skip
 
 
@@ -326,38 +254,7 @@ def _tell_left_out(session, path, parts, test_ids):
     return {"index": num_known - num_indexed, "test": len(test_ids) - num_answered}
 
 
-def score(session, test_ids, rankings):
-    """Scores rankings in memory, and prints what they reach.
-
-    Args:
-        session: `Session`.
-        test_ids: (n,) uint64.
-        rankings: dict, name of the score -> `merging.Ranking`.
-
-    Returns:
-        (dict, name -> scores; the ground truth, as of `submissions.read_retrieval_solution`), both
-        empty where the source has no ground truth.
-    """
-    source = session.source
-    if not source.exists(RETRIEVAL_SOLUTION):
-        say(f"{source}: no {RETRIEVAL_SOLUTION}; the submission is not scored")
-        return {}, {}
-    solution_csv, scores = source.fetch(RETRIEVAL_SOLUTION), {}
-    paths = session.path(RETRIEVAL_SUBMISSION), solution_csv
-    solution = read_retrieval_solution(solution_csv)
-    for name, ranking in rankings.items():
-        scores[name] = score_retrieved(ranking.as_rows(test_ids), solution, paths)
-        print(format_scores(name, scores[name]))
-    return scores, solution
-
-
-def _write_ranking(path, test_ids, ranking):
-    write_retrieval_submission(
-        path, test_ids, ranking.query_ids, ranking.row_ends, ranking.image_ids
-    )
-
-
-def draw(session, parts, ranking, solution):
+def draw(session, parts, ranking, scored):
     """Draws neighbors.png, without which the submission stands; gives the rows that are in it."""
     source, picture = session.source, session.path(NEIGHBORS_PICTURE)
     rows = []
@@ -365,7 +262,7 @@ def draw(session, parts, ranking, solution):
     def draw_rows():
         has_names = source.exists(CATEGORY_CSV)
         names = read_landmark_names(source.fetch(CATEGORY_CSV)) if has_names else {}
-        rows.extend(choose_rows(parts, ranking, solution, names))
+        rows.extend(choose_rows(parts, ranking, scored, names))
         return draw_neighbors(source, rows)
 
     if draw_picture(picture, draw_rows):

@@ -8,6 +8,7 @@ the ratio of processor times is steadier than that of seconds.
 """
 
 import itertools
+import math
 import tracemalloc
 
 import common
@@ -60,6 +61,12 @@ def search_one_by_one(queries, index):
     return run
 
 
+def search(queries, index, with_gpu=False):
+    """Searches exactly, with a GPU or without."""
+    exact.MIN_SCORES = 0 if with_gpu else math.inf
+    exact.nearest(queries, index, TOP)
+
+
 def compare(num_rows, num_queries, rounds, width):
     """Measures all ways: two dicts, name -> list of queries/s, of queries per processor second."""
     import faiss
@@ -73,13 +80,13 @@ def compare(num_rows, num_queries, rounds, width):
     ways = {
         PLAIN: lambda: multiply(queries, index),
         KEPT: lambda: multiply(queries, index, kept),
-        OURS: lambda: exact.nearest(queries, index, TOP),
-        HALF: lambda: exact.nearest(half_queries, half, TOP),
+        OURS: lambda: search(queries, index),
+        HALF: lambda: search(half_queries, half),
         ONE_CALL: lambda: faiss.knn(queries, index, TOP),
         ONE_BY_ONE: search_one_by_one(queries[:NUM_SINGLE], index),
     }
-    if propose := on_gpu.find_proposer():
-        ways[DEVICE] = lambda: exact.nearest(queries, index, TOP, propose)
+    if on_gpu.find_proposer():
+        ways[DEVICE] = lambda: search(queries, index, with_gpu=True)
     measured = common.measure_both(ways, rounds)
     counts = {ONE_BY_ONE: NUM_SINGLE}
     return tuple(

@@ -12,11 +12,10 @@ import importlib.util
 import os
 import re
 import threading
-from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.sources import Source, share_of
+from data.sources import Source
 from runs.folders import scratch_folder
 from runs.session import Session
 from utils import ExpectedError, Stop, StoppedError, say
@@ -28,7 +27,7 @@ _one_at_a_time = threading.Lock()  # a worker may have several threads, Keras ha
 
 
 @dataclass(frozen=True)
-class Place:
+class SessionArguments:
     """What a worker needs to open a `Session` of its own; can be pickled.
 
     Attributes:
@@ -57,7 +56,7 @@ class Workers:
         locations = [place.location for place in session.source.places]
         source = tuple(x if isinstance(x, str) else str(x.resolve()) for x in locations)
         output, scratch = session.output.resolve(), Path(scratch).resolve()
-        self.place = Place(output, scratch, source, session.skips_bad_shards)
+        self.arguments = SessionArguments(output, scratch, source, session.skips_bad_shards)
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         self.has_gpus = any(GPU in worker.get("resources", {}) for worker in workers)
 
@@ -83,7 +82,7 @@ class Workers:
 
         resources = {GPU: 1} if on_gpu and self.has_gpus else None
         futures = self.client.map(
-            functools.partial(_do, self.place, function), jobs, pure=False, resources=resources
+            functools.partial(_do, self.arguments, function), jobs, pure=False, resources=resources
         )
         job_of, stop = dict(zip(futures, jobs, strict=True)), self.session.stop
         missing = set(futures)
@@ -168,34 +167,6 @@ def open_workers(where, session, scratch):
         yield Workers(client, session, scratch)
 
 
-def describe_and_search(session, args, split, jobs):
-    """Describes shards and searches parts on a scheduler's workers, for the scripts that do so.
-
-    Args:
-        session: `Session`.
-        args: command line of the script, with scheduler, scratch, part and parts.
-        split: "train" or "index".
-        jobs: functions of (`Session`, job) that workers can import: of the arguments, to find the
-            queries; of (arguments, `Shard`), to describe it; of the arguments with a part, to
-            search that.
-
-    Returns:
-        Numbers of the parts that are searched.
-    """
-    find_queries, describe, search = jobs
-    shards = session.source.select_shards(split)
-    numbers = range(args.parts) if args.part is None else [args.part]
-    alone = Namespace(**vars(args) | {"scheduler": None})
-    with open_workers(args.scheduler, session, args.scratch) as workers:
-        workers.run(find_queries, [alone], "sets of queries there", on_gpu=True)
-        wanted = [share_of(shards, part, args.parts) for part in numbers]
-        of_shards = [(alone, shard) for of_part in wanted for shard in of_part]
-        workers.run(describe, of_shards, f"{split} shards described", on_gpu=True)
-        of_parts = [Namespace(**vars(alone) | {"part": part}) for part in numbers]
-        workers.run(search, of_parts, "parts searched", on_gpu=True)
-    return numbers
-
-
 def _require_project(client):
     """Raises ExpectedError unless scheduler and workers can import the project.
 
@@ -205,10 +176,10 @@ def _require_project(client):
     found["the scheduler"] = client.run_on_scheduler(
         importlib.util.find_spec, __name__.partition(".")[0]
     )
-    for place, spec in found.items():
+    for where, spec in found.items():
         if spec is None:
             raise ExpectedError(
-                f"{place}: this project cannot be imported there; expected scheduler and workers "
+                f"{where}: this project cannot be imported there; expected scheduler and workers "
                 "to run in its folder; start them there by `python -m dask`"
             )
 
@@ -243,10 +214,10 @@ def _sharing_cores(num_workers):
     """
     import dask
 
-    place = "distributed.nanny.pre-spawn-environ"
-    kept = {name: os.environ.get(name) for name in dask.config.get(place)}
+    environment = "distributed.nanny.pre-spawn-environ"
+    kept = {name: os.environ.get(name) for name in dask.config.get(environment)}
     share = max(1, (os.cpu_count() or 1) // num_workers)
-    with dask.config.set({f"{place}.OMP_NUM_THREADS": share}):
+    with dask.config.set({f"{environment}.OMP_NUM_THREADS": share}):
         try:
             yield
         finally:
@@ -267,16 +238,18 @@ def _visible_gpus():
 # ------------------------------------------------------------------------------ in a worker
 
 
-def _do(place, function, job):
+def _do(arguments, function, job):
     """Does a job in the worker's own session."""
     with _one_at_a_time:
-        return function(_open_session(place), job)
+        return function(_open_session(arguments), job)
 
 
 @functools.lru_cache(maxsize=1)
-def _open_session(place):
+def _open_session(arguments):
     """Opens this worker's session, which is kept for the jobs to come."""
     closing = contextlib.ExitStack()
-    path = closing.enter_context(scratch_folder(place.scratch))
+    path = closing.enter_context(scratch_folder(arguments.scratch))
     atexit.register(closing.close)
-    return Session(place.output, Source(place.source, path), Stop(), place.skips_bad_shards)
+    return Session(
+        arguments.output, Source(arguments.source, path), Stop(), arguments.skips_bad_shards
+    )

@@ -6,6 +6,8 @@ What is left to chance is drawn first, as a `View`; the pixels follow from it al
 import contextlib
 import io
 import math
+import os
+import stat
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # what is found under the name .
 PHOTO_FORMATS = (
     "JPEG", "MPO", "PNG", "WEBP", "GIF", "AVIF", "HEIF", "TIFF", "BMP", "JPEG2000", "PPM",
 )  # fmt: skip
+MAX_PHOTO_BYTES = 500_000_000  # what is larger is no photo, and would fill the memory
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # Ranges of gray values beyond 8 bits; what is in none is stretched from its least to its greatest.
 GRAY_RANGES = (1, 255, 65535)
@@ -182,6 +185,33 @@ def check_photo(data):
     """Raises BadImageError unless the bytes begin a photo; its pixels are not decoded."""
     with _opened(data, PHOTO_FORMATS):
         pass
+
+
+def read_photo(path):
+    """Reads the bytes of a photo, and checks how they begin.
+
+    Raises:
+        BadImageError: it cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device may never end
+            raise BadImageError("not a file")
+        with open(path, "rb") as file:
+            data = file.read(MAX_PHOTO_BYTES + 1)
+    except OSError as error:
+        raise BadImageError(error.strerror) from error
+    if len(data) > MAX_PHOTO_BYTES:
+        raise BadImageError(f"more than {MAX_PHOTO_BYTES / 1e6:.0f} MB")
+    check_photo(data)
+    return data
+
+
+def register_heic():
+    """Lets Pillow read the photos of iPhones where the optional package pillow-heif is there."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
 
 
 def decode_whole(data):

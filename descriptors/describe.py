@@ -42,7 +42,7 @@ _describers = {}  # the last one that `open_describer` made, by what it was made
 
 
 @dataclass(frozen=True)
-class Settings:
+class DescribeSettings:
     """What shapes the rows of descriptions; can be pickled.
 
     Attributes:
@@ -62,7 +62,7 @@ class Describer:
     """The network in the form that describes.
 
     Args:
-        settings: `Settings`.
+        settings: `DescribeSettings`.
         source: `Source`; its train.csv has the landmarks of the model published in 2019.
     """
 

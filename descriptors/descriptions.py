@@ -33,6 +33,10 @@ class Descriptions:
     def __len__(self):
         return len(self.image_ids)
 
+    def only(self, rows):
+        """Gives these rows alone."""
+        return Descriptions(*(getattr(self, field.name)[rows] for field in fields(self)))
+
     @property
     def places(self):
         """(n, 3) int64: shard number, offset and size, to find the pictures again."""

@@ -17,8 +17,13 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from data.images import PHOTO_FORMATS, BadImageError, shrink_image
-from report.photos import read_photo, register_heic
+from data.images import (
+    PHOTO_FORMATS,
+    BadImageError,
+    read_photo,
+    register_heic,
+    shrink_image,
+)
 from utils import ExpectedError
 
 SPLIT_OF = {  # folders above the landmarks' own

@@ -44,14 +44,14 @@ class NeighborRow:
     nearest: tuple
 
 
-def choose_rows(parts, ranking, solution, names):
+def choose_rows(parts, ranking, scored, names):
     """Chooses the best, median and worst queries by average precision.
 
     Args:
         parts: list of `merging.Part`.
         ranking: `merging.Ranking`.
-        solution: dict, image id (str) -> RetrievalTruth; empty where nobody knows, which makes the
-            choice one of evenly spaced queries.
+        scored: list of `score_queries`; empty where nobody knows, which makes the choice one of
+            evenly spaced queries.
         names: dict, landmark id -> name; may be empty.
 
     Returns:
@@ -76,7 +76,6 @@ def choose_rows(parts, ranking, solution, names):
     def name(landmark_id):
         return names.get(int(landmark_id), f"landmark {landmark_id}")[:24]
 
-    scored = score_queries(ranking, begins, solution)
     if not scored:
         num_queries = len(ranking.query_ids)
         chosen = np.linspace(0, num_queries - 1, min(num_queries, 3 * NUM_ROWS_EACH)).astype(int)
@@ -94,9 +93,14 @@ def choose_rows(parts, ranking, solution, names):
     ]
 
 
-def score_queries(ranking, begins, solution):
-    """Lists (average precision, query, relevant image ids) of the scored queries, best first."""
-    scored = []
+def score_queries(ranking, solution):
+    """Lists (average precision, query, relevant image ids) of the scored queries, best first.
+
+    Args:
+        ranking: `merging.Ranking`.
+        solution: dict, image id (str) -> RetrievalTruth; empty where nobody knows.
+    """
+    scored, begins = [], np.concatenate([[0], ranking.row_ends])
     for query, image_id in enumerate(map(format_image_id, ranking.query_ids)):
         relevant = solution[image_id].image_ids if image_id in solution else None
         if relevant:
@@ -104,6 +108,13 @@ def score_queries(ranking, begins, solution):
             retrieved = [format_image_id(other) for other in retrieved]
             scored.append((average_precision(retrieved, relevant), query, relevant))
     return sorted(scored, key=lambda row: (-row[0], row[1]))
+
+
+def picture_of(split, images, row):
+    """Gives the `Picture` of a row of `Descriptions`, without a caption."""
+    shard = Shard(split, int(images.shard_numbers[row]))
+    location = tuple(images.locations[row].tolist())
+    return Picture(format_image_id(images.image_ids[row]), shard, location, "")
 
 
 def _locate(split, place):

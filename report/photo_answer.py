@@ -19,16 +19,16 @@ NUM_GUESSES = 4  # the best one and the runners-up
 NUM_UNTRACED = 12  # photos; tracing MobileNetV2 takes as long as 18, and a traced photo a sixth
 
 
-class Namer:
+class PhotoNamer:
     """A recogniser in the form that answers for one photo.
 
     Args:
         session: `Session`; its source may be None.
         model_path: the recogniser's file.
-        gallery: `Gallery`.
+        described: `photo_nearest.DescribedPictures`.
     """
 
-    def __init__(self, session, model_path, gallery):
+    def __init__(self, session, model_path, described):
         recogniser = load_recogniser(model_path, lambda: _classes_of_2019(session.source))
         self.network = model.build_with_descriptor(recogniser.classifier)
         self.landmark_ids = recogniser.class_table.landmark_ids
@@ -38,7 +38,7 @@ class Namer:
         folders = (model_path.parent, session.output)
         self.calibration = find_calibration(folders, fingerprint)
         self.categories = find_categories(folders, session.source)
-        self.gallery = gallery.of_model(fingerprint)
+        self.described = described.of_model(fingerprint)
         self.num_photos = 0
 
     def name(self, path, data):
@@ -64,7 +64,7 @@ class Namer:
             is_landmark = bool(confidences[best[0]] >= self.calibration.threshold)
         nearest = tuple(
             Near(picture, distance, landmark_id, self._name_of(landmark_id))
-            for picture, distance, landmark_id in self.gallery.find_nearest(descriptor)
+            for picture, distance, landmark_id in self.described.find_nearest(descriptor)
         )
         return Answer(path, guesses, is_landmark, nearest)
 

@@ -1,13 +1,11 @@
 """The described pictures that earlier runs left, and those nearest to one photo."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.landmarks import format_image_id
-from data.sources import Shard
 from descriptors.descriptions import load_descriptions, unit_length
-from report.neighbors import Picture
+from report.neighbors import picture_of
 from runs.session import DESCRIPTORS
 from utils import ExpectedError, say
 
@@ -15,48 +13,26 @@ SPLITS = ("train", "index")  # the test pictures are what is asked about
 
 
 @dataclass(frozen=True)
-class GalleryShard:
-    """The described pictures of one shard.
+class DescribedPictures:
+    """The pictures that are searched for those near a photo.
 
     Attributes:
-        split: "train" or "index".
-        model: fingerprint of the recogniser.
-        image_ids: (n,) uint64.
-        landmark_ids: (n,) int64, as the recogniser names them.
-        descriptors: (n, d) float32 or float16, of length 1.
-        places: (n, 3) int64, as of `Descriptions`.
+        files: list of (split, fingerprint of the recogniser, `Descriptions` of length 1).
+        num_nearest: how many are wanted.
     """
 
-    split: str
-    model: str
-    image_ids: np.ndarray
-    landmark_ids: np.ndarray
-    descriptors: np.ndarray
-    places: np.ndarray
-
-    def picture(self, row):
-        """Gives the `Picture` of a row."""
-        number, offset, size = self.places[row].tolist()
-        image_id = format_image_id(self.image_ids[row])
-        return Picture(image_id, Shard(self.split, number), (offset, size), "")
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """All shards that are searched, a list of `GalleryShard`, and how many pictures are wanted."""
-
-    shards: list
+    files: list
     num_nearest: int
 
     def of_model(self, fingerprint):
-        """Gives the gallery without the shards of other models."""
-        kept = [shard for shard in self.shards if shard.model == fingerprint]
-        if num_others := len(self.shards) - len(kept):
+        """Gives those without the files of other models."""
+        kept = [file for file in self.files if file[1] == fingerprint]
+        if num_others := len(self.files) - len(kept):
             say(f"{num_others} files of {DESCRIPTORS}/ are of another model, not searched")
-        return Gallery(kept, self.num_nearest)
+        return replace(self, files=kept)
 
     def find_nearest(self, descriptor):
-        """Finds the nearest pictures, exactly: those of each shard, merged.
+        """Finds the nearest pictures, exactly: those of each file, merged.
 
         Args:
             descriptor: (d,) float, of any length.
@@ -65,30 +41,21 @@ class Gallery:
             list of (`Picture`, squared L2 distance between descriptors of length 1, landmark id),
             nearest first, equal distances by image id.
         """
-        if not self.shards:
+        if not self.files:
             return []
+        from search import exact  # loads faiss, which a photo alone does not need
+
         query, found = unit_length(descriptor[None].astype(np.float32)), []
-        for shard in self.shards:
-            rows, distances = _search(query, shard.descriptors, self.num_nearest)
-            found += [
-                (float(distance), int(shard.image_ids[row]), int(row), shard)
-                for row, distance in zip(rows[0], distances[0], strict=True)
-                if row >= 0
-            ]
-        found.sort(key=lambda near: near[:2])
-        return [
-            (shard.picture(row), distance, int(shard.landmark_ids[row]))
-            for distance, _, row, shard in found[: self.num_nearest]
-        ]
+        for split, _, images in self.files:
+            (rows,), (distances,) = exact.nearest(query, images.descriptors, self.num_nearest)
+            for row, distance in zip(rows[rows >= 0], distances[rows >= 0].tolist(), strict=True):
+                picture = picture_of(split, images, row)
+                found.append((picture, distance, int(images.landmark_ids[row])))
+        found.sort(key=lambda near: (near[1], near[0].image_id))
+        return found[: self.num_nearest]
 
 
-def _search(query, descriptors, num_nearest):
-    from search import exact  # loads faiss, which a photo without a gallery does not need
-
-    return exact.nearest(query, descriptors, num_nearest)
-
-
-def load_gallery(session, num_nearest):
+def load_described(session, num_nearest):
     """Loads all descriptions of train and index pictures that earlier runs left.
 
     All of it is in memory: 6.2 GB for the index of Google Landmarks v2 with 2048 values in float32.
@@ -98,24 +65,16 @@ def load_gallery(session, num_nearest):
         num_nearest: pictures wanted for a photo; for 0 nothing is loaded.
 
     Returns:
-        `Gallery`; a damaged file is named and left out.
+        `DescribedPictures`; a damaged file is named and left out.
     """
-    shards = []
+    files = []
     for split in SPLITS if num_nearest else ():
         for path in session.find_all(f"{DESCRIPTORS}/{split}_*.npz"):
             try:
-                found, fingerprint = load_descriptions(path)
+                images, fingerprint = load_descriptions(path)
             except ExpectedError as error:
                 say(f"{error}: not searched")
                 continue
-            shards.append(
-                GalleryShard(
-                    split,
-                    fingerprint.get("model"),
-                    found.image_ids,
-                    found.landmark_ids,
-                    unit_length(found.descriptors),
-                    found.places,
-                )
-            )
-    return Gallery(shards, num_nearest)
+            images = replace(images, descriptors=unit_length(images.descriptors))
+            files.append((split, fingerprint.get("model"), images))
+    return DescribedPictures(files, num_nearest)

@@ -1,18 +1,15 @@
 """A person's photos: found in folders and by patterns, and drawn with what they were named."""
 
-import contextlib
 import glob
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.images import MAX_DECODED_PIXELS, PHOTO_FORMATS, BadImageError, check_photo
+from data.images import MAX_DECODED_PIXELS, PHOTO_FORMATS
 from utils import ExpectedError
 
 MAX_DRAWN = 30  # photos in identify.png
 MAX_ABREAST = 3  # of them in a line, where no pictures near them are drawn
-MAX_PHOTO_BYTES = 500_000_000  # what is larger is no photo, and would fill the memory
 THUMBNAIL = 256  # pixels, the longest side
 
 
@@ -148,39 +145,12 @@ def _is_picture(path, folder):
     return not is_hidden and formats.get(path.suffix.lower()) in PHOTO_FORMATS and path.is_file()
 
 
-def read_photo(path):
-    """Reads the bytes of a photo, and checks how they begin.
-
-    Raises:
-        BadImageError: it cannot be read.
-    """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device may never end
-            raise BadImageError("not a file")
-        with open(path, "rb") as file:
-            data = file.read(MAX_PHOTO_BYTES + 1)
-    except OSError as error:
-        raise BadImageError(error.strerror) from error
-    if len(data) > MAX_PHOTO_BYTES:
-        raise BadImageError(f"more than {MAX_PHOTO_BYTES / 1e6:.0f} MB")
-    check_photo(data)
-    return data
-
-
 def explain_unreadable(error):
     """Says what is wrong with a photo and what to do: the rest of a line after its path."""
     return (
         f"{error}; expected a whole photo, e.g. a JPEG, PNG, TIFF or HEIC, of "
         f"{MAX_DECODED_PIXELS / 1e6:.0f} million pixels at most; check it"
     )
-
-
-def register_heic():
-    """Lets Pillow read the photos of iPhones where the optional package pillow-heif is there."""
-    with contextlib.suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
 
 
 def draw_answers(rows):

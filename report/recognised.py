@@ -5,12 +5,10 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from data.landmarks import format_image_id, read_categories, read_image_ids
-from data.sources import CATEGORY_CSV, RECOGNITION_SOLUTION, TEST_CSV, Shard
-from data.submissions import read_recognition_solution
-from metrics import LEADERBOARDS, score_recognition
-from report.neighbors import Picture
+from data.sources import CATEGORY_CSV, TEST_CSV
+from metrics import LEADERBOARDS
+from report.neighbors import picture_of
 from report.run import count_usages, encode_pictures, read_history
-from runs.session import RECOGNITION_SUBMISSION
 
 MAX_LANDMARKS = 500  # in the table, those with the most test images
 MAX_PAIRS = 8  # confused landmarks, three pictures each
@@ -20,7 +18,7 @@ NUM_BINS = 25
 KINDS = ("named rightly", "named wrongly", "no landmark in it")
 
 
-def gather(session, describer, found, calibration):
+def gather(session, describer, found, calibration, scores, solution):
     """Gathers the facts of a prediction that is written.
 
     Args:
@@ -28,6 +26,7 @@ def gather(session, describer, found, calibration):
         describer: `describe.Describer`.
         found: `Descriptions` of the test images.
         calibration: `Calibration`, or None.
+        scores, solution: as of `scores.score`.
 
     Returns:
         dict.
@@ -44,27 +43,23 @@ def gather(session, describer, found, calibration):
         "left_out": [f"{num_missing:,} test images could not be described."] if num_missing else [],
         "calibration": vars(calibration) if calibration else None,
     }
-    if not source.exists(RECOGNITION_SOLUTION):
-        return facts
-    scores = score_recognition(
-        session.path(RECOGNITION_SUBMISSION), source.fetch(RECOGNITION_SOLUTION)
-    )
-    facts["scores"] = [{"name": "GAP", "usages": scores}]
-    return facts | judge(session, found)
+    facts["scores"] = [{"name": name, "usages": usages} for name, usages in scores.items()]
+    return facts | judge(session, found, solution)
 
 
-def judge(session, found):
-    """Gathers what is right and wrong in predictions of a source with ground truth.
+def judge(session, found, solution):
+    """Gathers what is right and wrong in predictions.
 
     Args:
         session: `Session`.
         found: `Descriptions` of the test images that are named.
+        solution: dict of `read_recognition_solution`.
 
     Returns:
-        dict.
+        dict, empty where nobody knows.
     """
-    source = session.source
-    solution = read_recognition_solution(source.fetch(RECOGNITION_SOLUTION))
+    if not solution:
+        return {}
     rows = Rows(found, solution)
     facts = {
         "usages": count_usages(solution, lambda truth: truth.landmark_ids),
@@ -75,8 +70,8 @@ def judge(session, found):
     }
     pairs, false = rows.confused(), rows.false_alarms()
     wanted = {row for pair in pairs for row in pair["rows"].values()} | {row for row, _ in false}
-    pictures = {row: _picture(found, row) for row in wanted if row is not None}
-    facts["pictures"] = encode_pictures(source, pictures.values())
+    pictures = {row: picture_of("test", found, row) for row in wanted if row is not None}
+    facts["pictures"] = encode_pictures(session.source, pictures.values())
     for pair in pairs:
         pair["pictures"] = {kind: row is not None and format_image_id(found.image_ids[row])
                             for kind, row in pair.pop("rows").items()}  # fmt: skip
@@ -99,11 +94,6 @@ def _categories(session, facts):
     named |= {pair[kind] for pair in facts["pairs"] for kind in ("shown", "named")}
     named |= {row["named"] for row in facts["false_alarms"]}
     return {str(landmark): known[landmark] for landmark in sorted(named) if landmark in known}
-
-
-def _picture(found, row):
-    number, offset, size = found.places[row].tolist()
-    return Picture(format_image_id(found.image_ids[row]), Shard("test", number), (offset, size), "")
 
 
 class Rows:

@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from report.neighbors import score_queries
 from report.run import count_usages, encode_pictures
 
 NUM_BINS = 20
 
 
-def gather(session, merged, fingerprint, ranking, solution, rows):
+def gather(session, merged, fingerprint, solution, scored, rows):
     """Gathers the facts of a merge that is written.
 
     Args:
@@ -16,8 +15,8 @@ def gather(session, merged, fingerprint, ranking, solution, rows):
         merged: dict: `scores` (name -> scores by usage), `num_parts`, `rerank`, `divisor`, and
             `left_out` (split -> number of images).
         fingerprint: what the parts share.
-        ranking: `merging.Ranking`.
         solution: dict of `read_retrieval_solution`; empty where nobody knows.
+        scored: list of `neighbors.score_queries`.
         rows: list of `neighbors.NeighborRow` to show.
 
     Returns:
@@ -44,8 +43,7 @@ def gather(session, merged, fingerprint, ranking, solution, rows):
     }
     if solution:
         facts["usages"] = count_usages(solution, lambda truth: truth.image_ids)
-        begins = np.concatenate([[0], ranking.row_ends])
-        precisions = [precision for precision, *_ in score_queries(ranking, begins, solution)]
+        precisions = [precision for precision, *_ in scored]
         edges = np.linspace(0, 1, NUM_BINS + 1)
         facts["spread"] = {
             "edges": edges.tolist(),

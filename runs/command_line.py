@@ -344,8 +344,45 @@ def add_session_options(parser):
     )
 
 
-def add_describe_options(group, descriptor_dtype):
-    """Adds the options of a script that describes images with a trained model."""
+def parser_in_parts(doc, script, whole, last_step, descriptor_dtype):
+    """Makes the parser of a script that describes images and searches them in parts.
+
+    Args:
+        doc: docstring of the script.
+        script: its name.
+        whole: what has parts, e.g. `index`.
+        last_step: what joins them, e.g. `merge`.
+        descriptor_dtype: the default.
+
+    Returns:
+        (`CommandLine`, its group of the descriptors, its group of the search).
+    """
+    usage = f"%(prog)s [all | {last_step} [FILE ...]] [options]"
+    parser = CommandLine(doc, prog=f"{script}.py", usage=usage)
+    parser.add_argument(
+        "step", nargs="?", choices=("all", last_step), default="all",
+        help=f"search the parts, then {last_step}; or {last_step} with part files alone",
+    )  # fmt: skip
+    parser.add_argument("files", nargs="*", type=any_path, help=f"part files to {last_step}")
+    add_session_options(parser)
+    descriptors = parser.add_argument_group("descriptors")
+    _add_describe_options(descriptors, descriptor_dtype)
+    search = parser.add_argument_group("search")
+    search.add_argument(
+        "--part", type=number(int, 0), metavar="K",
+        help=f"search part K alone, counted from 0 (default: all parts, then the {last_step})",
+    )  # fmt: skip
+    search.add_argument(
+        "--parts", type=number(int, 1), default=6, metavar="N", help=f"parts of the {whole}"
+    )
+    search.add_argument(
+        "--scheduler", type=scheduler_address, metavar="ADDRESS",
+        help="describe and search on the workers of this Dask scheduler, or of local:N",
+    )  # fmt: skip
+    return parser, descriptors, search
+
+
+def _add_describe_options(group, descriptor_dtype):
     group.add_argument(
         "--model",
         type=any_path,
@@ -369,37 +406,18 @@ def add_describe_options(group, descriptor_dtype):
     )  # fmt: skip
 
 
-def add_part_options(group, whole, last_step):
-    """Adds the options of a script that searches in parts.
-
-    Args:
-        group: of the parser.
-        whole: what has parts, e.g. `index`.
-        last_step: what joins them, e.g. `merge`.
-    """
-    group.add_argument(
-        "--part", type=number(int, 0), metavar="K",
-        help=f"search part K alone, counted from 0 (default: all parts, then the {last_step})",
-    )  # fmt: skip
-    group.add_argument(
-        "--parts", type=number(int, 1), default=6, metavar="N", help=f"parts of the {whole}"
-    )
-    group.add_argument(
-        "--scheduler", type=scheduler_address, metavar="ADDRESS",
-        help="describe and search on the workers of this Dask scheduler, or of local:N",
-    )  # fmt: skip
-
-
-def check_part(parser, args, last_step):
-    """Ends with one line unless part, files and step go together."""
+def parse_in_parts(parser, argv, last_step):
+    """Parses; ends with one line unless part, files and step go together."""
+    args = parse_session(parser, argv)
     if args.part is not None and args.part >= args.parts:
         parser.error(f"argument --part: {args.part}; expected 0 to {args.parts - 1} of --parts")
-    if args.files and args.step != last_step:
+    if args.files and args.step == "all":
         parser.error(f"{args.files[0]}: part files go with `{parser.prog} {last_step}`")
-    if args.part is not None and args.step == last_step:
+    if args.part is not None and args.step != "all":
         parser.error(
             f"--part goes with a search; expected `{parser.prog} {last_step}` alone or with files"
         )
+    return args
 
 
 def require_model(args):
@@ -419,22 +437,22 @@ def require_model(args):
 def find_part_files(args, pattern):
     """Gives the part files of a last step: those that were named, or all that are there.
 
+    Returns:
+        list of paths; None where they are searched first, for which model and queries are there.
+
     Raises:
-        ExpectedError: there are none.
+        ExpectedError: what is needed is missing, which is told before a world is drawn.
     """
-    return args.files or Session(args.output, source=None, stop=None).find_parts(pattern)
-
-
-def require_queries(args):
-    """Raises ExpectedError unless the queries that a person named are there.
-
-    Not when the command line is parsed: kernels.py does that where no data set is mounted.
-    """
+    if args.step != "all":
+        return args.files or Session(args.output, source=None, stop=None).find_parts(pattern)
+    require_model(args)
+    # Not when the command line is parsed: kernels.py does that where no data set is mounted.
     if args.queries and not args.queries.is_file():
         raise ExpectedError(
             f"{args.queries}: no such file; expected the queries of another run; check it",
             setting="queries",
         )
+    return None
 
 
 def parse_session(parser, argv):

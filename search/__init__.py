@@ -1,7 +1,8 @@
 """From descriptors to rankings and names.
 
 parts           one part of a split: described and searched
-exact           exact nearest neighbors of one part (the only file that knows faiss)
+in_parts        what retrieval.py and nearest.py share: their steps, here or on workers
+exact           exact nearest neighbors of one part (the only file that knows faiss); asks a GPU
 on_gpu          proposals for the exact search, from a GPU
 candidates      which index images of a part each rerank can need
 part_files      all the parts of one search or gallery: complete, none twice

@@ -41,7 +41,7 @@ def best_by_agreement(queries, query_names, index, index_names, num_nearest):
 
     Args:
         queries, index: (num_queries, d) and (n, d) descriptors of length 1.
-        query_names, index_names: their `reranks.Naming`.
+        query_names, index_names: their `reranks.SoftLabels`.
         num_nearest: images wanted per query.
 
     Returns:

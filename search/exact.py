@@ -3,7 +3,7 @@
 faiss computes |x|^2 + |y|^2 - 2xy in blocks, so that its distances carry rounding noise that
 depends on the block. Here faiss only proposes candidates; their distances are computed again in one
 fixed way, ties go to the smaller image id, and a bound on the noise proves that no nearer image was
-missed, or asks faiss for more.
+missed, or asks faiss for more. Where there is much to search, a GPU proposes first.
 
 The only module that knows faiss.
 """
@@ -17,6 +17,7 @@ import numpy as np
 
 QUERY_BLOCK = 4096  # queries at a time: large matrix products are what makes the search fast
 INDEX_BLOCK = 65_536  # index rows at a time: 537 MB as float32, whatever the size of the index
+MIN_SCORES = 2**26  # queries x index rows: 1.5 s of a CPU at 2048-d; below, no GPU is asked
 MARGIN = 28  # candidates beyond those asked for
 MOST_PROPOSALS = 2**23  # proposals that are looked at together, 0.5 GB
 # faiss multiplies blocks of so many queries and index rows; its own 4096 x 1024 are slower.
@@ -44,7 +45,7 @@ class Candidates:
     distances: np.ndarray
 
 
-def find_candidates(queries, query_landmarks, index, index_landmarks, num_nearest, propose=None):
+def find_candidates(queries, query_landmarks, index, index_landmarks, num_nearest):
     """Finds what a rerank by shared landmark needs to be exact.
 
     After the distances to images of the query's own landmark have been divided by anything from 1
@@ -57,12 +58,11 @@ def find_candidates(queries, query_landmarks, index, index_landmarks, num_neares
         index: (n, d) float32 or float16 descriptors, rows by ascending image id.
         index_landmarks: (n,) int64.
         num_nearest: images wanted per query.
-        propose: as for `nearest`.
 
     Returns:
         `Candidates`, at most 2 * num_nearest a query.
     """
-    lists = [nearest(queries, index, num_nearest, propose)]
+    lists = [nearest(queries, index, num_nearest)]
     lists.append(nearest_of_same_landmark(
         queries, query_landmarks, index, index_landmarks, num_nearest
     ))  # fmt: skip
@@ -96,15 +96,13 @@ def nearest_of_same_landmark(queries, query_landmarks, index, index_landmarks, n
     return positions, distances
 
 
-def nearest(queries, index, num_nearest, propose=None):
+def nearest(queries, index, num_nearest):
     """Finds the nearest index rows of each query, exactly.
 
     Args:
         queries: (num_queries, d) float32 or float16.
         index: (n, d) float32 or float16.
         num_nearest: rows wanted per query.
-        propose: makes the first proposals of all queries, or gives None to leave them to faiss, as
-            `on_gpu.propose` does.
 
     Returns:
         (positions (num_queries, num_nearest) int32, squared L2 distances alike, float32), nearest
@@ -115,7 +113,7 @@ def nearest(queries, index, num_nearest, propose=None):
     wanted = min(num_nearest, len(index))
     if not wanted or not len(queries):
         return positions, distances
-    first = propose(queries, index, min(wanted + MARGIN, len(index))) if propose else None
+    first = _ask_gpu(queries, index, min(wanted + MARGIN, len(index)))
     for begin in range(0, len(queries), QUERY_BLOCK):
         rows = slice(begin, begin + QUERY_BLOCK)
         proposals = first and [part[rows] for part in first]
@@ -123,6 +121,16 @@ def nearest(queries, index, num_nearest, propose=None):
             queries[rows].astype(np.float32), index, wanted, proposals
         )
     return positions, distances
+
+
+def _ask_gpu(queries, index, num_proposed):
+    """Lets a GPU make the first proposals, where there is one and enough work; else gives None."""
+    if len(queries) * len(index) < MIN_SCORES:
+        return None
+    from search import on_gpu  # it loads Keras
+
+    propose = on_gpu.find_proposer()
+    return propose and propose(queries, index, num_proposed)
 
 
 def _nearest_of_block(queries, index, wanted, proposals=None):

@@ -19,19 +19,18 @@ ALPHA = 3  # the exponent of the cosines
 GRAIN = 2.0**40  # of a sum: up to 8192 terms of 1 and less are exact in float64
 
 
-def index_of(files, image_ids, propose=None):
+def index_of(files, image_ids):
     """Gives the whole index as something to search.
 
     Args:
         files: dict, path of a file of descriptions -> its fingerprint.
         image_ids: (n,) uint64, all that count.
-        propose: as of `Gallery`.
 
     Returns:
         `Gallery`, whose landmarks mean nothing.
     """
     image_ids = np.unique(image_ids)
-    return Gallery(files, image_ids, np.zeros(len(image_ids), np.int64), propose)
+    return Gallery(files, image_ids, np.zeros(len(image_ids), np.int64))
 
 
 def expand(image_ids, descriptors, index, num_summed):

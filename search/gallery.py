@@ -5,18 +5,17 @@ at a time. Similarities are cosines of descriptors of length 1, counted as squar
 cosine is 1 - distance / 2.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from data.arrays import column, load_table, save_table
+from data.arrays import column
 from descriptors.descriptions import load_descriptions, unit_length
 from utils import ExpectedError
 
 NUM_NEIGHBORS = 10  # kept for each query: every vote and rerank here looks at fewer
 CHUNK_BYTES = 1 << 30  # of descriptors as float32, in memory at a time; twice that while they sort
-NOBODY = 0  # image id where a query has fewer neighbors; the landmark there is -1
+NO_IMAGE = 0  # image id where a query has fewer neighbors; the landmark there is -1
 FARTHEST = np.float32(8)  # their distance: those of length 1 reach 4
 # Non-landmarks that a query is compared with: psinger/kaggle-landmark-recognition-2020-1st-place.
 NUM_LIKE_QUERY = 10
@@ -47,11 +46,11 @@ class GalleryNeighbors:
         return np.where(self.landmark_ids >= 0, 1 - self.distances / 2, np.float32(-1))
 
 
-def nobody(num_images, num_neighbors):
+def no_neighbors(num_images, num_neighbors):
     """Gives `GalleryNeighbors` of a gallery without images."""
     shape = (num_images, num_neighbors)
     return GalleryNeighbors(
-        np.full(shape, NOBODY, np.uint64), np.full(shape, -1), np.full(shape, FARTHEST)
+        np.full(shape, NO_IMAGE, np.uint64), np.full(shape, -1), np.full(shape, FARTHEST)
     )
 
 
@@ -66,7 +65,7 @@ def merge_neighbors(found, num_neighbors=NUM_NEIGHBORS):
     Returns:
         `GalleryNeighbors`, the same in whatever pieces the gallery was.
     """
-    found = [*found, nobody(len(found[0]), num_neighbors)]
+    found = [*found, no_neighbors(len(found[0]), num_neighbors)]
     columns = [
         np.concatenate([getattr(one, name) for one in found], axis=1)
         for name in ("image_ids", "landmark_ids", "distances")
@@ -82,7 +81,7 @@ def merge_neighbors(found, num_neighbors=NUM_NEIGHBORS):
     order = np.argsort(~is_new, axis=1, kind="stable")[:, :num_neighbors]
     is_new = np.take_along_axis(is_new, order, axis=1)
     merged = GalleryNeighbors(*(np.take_along_axis(column, order, axis=1) for column in columns))
-    empty = nobody(*is_new.shape)
+    empty = no_neighbors(*is_new.shape)
     return GalleryNeighbors(
         *(np.where(is_new, getattr(merged, name), getattr(empty, name)) for name in vars(merged))
     )
@@ -100,13 +99,11 @@ class Gallery:
         image_ids: (n,) uint64, increasing; images of the files that are not among them are left
             out.
         landmark_ids: (n,) int64, their true landmarks.
-        propose: makes the first proposals of a search, as of `exact.nearest`; None is faiss.
     """
 
     files: dict
     image_ids: np.ndarray
     landmark_ids: np.ndarray
-    propose: Callable | None = None
 
     def chunks(self):
         """Reads the files one after another.
@@ -168,13 +165,13 @@ def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS):
     """
     from search import exact  # it loads faiss, which whoever reads names alone does without
 
-    found = nobody(len(descriptors), num_neighbors)
+    found = no_neighbors(len(descriptors), num_neighbors)
     for positions, index in gallery.chunks():
-        rows, distances = exact.nearest(descriptors, index, num_neighbors, gallery.propose)
+        rows, distances = exact.nearest(descriptors, index, num_neighbors)
         is_there = rows >= 0
         places = positions[rows]
         of_chunk = GalleryNeighbors(
-            np.where(is_there, gallery.image_ids[places], np.uint64(NOBODY)),
+            np.where(is_there, gallery.image_ids[places], np.uint64(NO_IMAGE)),
             np.where(is_there, gallery.landmark_ids[places], -1),
             np.where(is_there, distances, FARTHEST),
         )
@@ -212,7 +209,7 @@ def likeness_to(descriptors, rows):
 
 
 @dataclass(frozen=True)
-class Names:
+class NamesByNeighbors:
     """The landmarks of images, as their nearest gallery images name them: names.npz.
 
     Attributes:
@@ -233,13 +230,3 @@ class Names:
 
     def __len__(self):
         return len(self.image_ids)
-
-
-def save_names(path, names, fingerprint):
-    """Writes `Names` and their fingerprint (a dict) as one atomic .npz file."""
-    save_table(path, names, fingerprint)
-
-
-def load_names(path):
-    """Reads and checks what `save_names` wrote: (`Names`, fingerprint)."""
-    return load_table(path, Names)

@@ -16,7 +16,7 @@ from data.arrays import (
 )
 from descriptors.descriptions import load_queries, unit_length
 from runs.session import DESCRIPTORS, QUERIES
-from search.gallery import Gallery, GalleryNeighbors, nobody
+from search.gallery import Gallery, GalleryNeighbors, no_neighbors
 from search.part_files import load_all
 from utils import ExpectedError
 
@@ -45,7 +45,7 @@ class GalleryPart:
     def neighbors(self):
         """The part's `GalleryNeighbors`."""
         is_there = self.positions >= 0
-        empty = nobody(*self.positions.shape)
+        empty = no_neighbors(*self.positions.shape)
         if not len(self.gallery_ids):
             return empty
         return GalleryNeighbors(
@@ -157,7 +157,7 @@ def find_queries_of(session, shared, given=None):
     )
 
 
-def open_gallery(session, parts, propose=None):
+def open_gallery(session, parts):
     """Finds the descriptions of parts, in the output or in those of other kernels.
 
     `gallery.find_neighbors` then names any images by them, test or index.
@@ -165,7 +165,6 @@ def open_gallery(session, parts, propose=None):
     Args:
         session: `Session`.
         parts: list of (`GalleryPart`, fingerprint), one or all of them.
-        propose: as of `Gallery`.
 
     Returns:
         `Gallery`.
@@ -188,4 +187,4 @@ def open_gallery(session, parts, propose=None):
     image_ids = np.concatenate([part.gallery_ids for part, _ in parts])
     landmark_ids = np.concatenate([part.gallery_landmarks for part, _ in parts])
     image_ids, first_rows = np.unique(image_ids, return_index=True)
-    return Gallery(files, image_ids, landmark_ids[first_rows], propose)
+    return Gallery(files, image_ids, landmark_ids[first_rows])

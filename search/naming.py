@@ -35,11 +35,11 @@ class Namer:
     facts: dict | None = None
 
     def name_queries(self, queries):
-        """Gives the `reranks.Naming` of test images, `Descriptions` of length 1."""
+        """Gives the `reranks.SoftLabels` of test images, `Descriptions` of length 1."""
         return self._name(queries, self.of_queries)
 
     def name(self, images):
-        """Gives the `reranks.Naming` of other images, `Descriptions` of length 1."""
+        """Gives the `reranks.SoftLabels` of other images, `Descriptions` of length 1."""
         if self.gallery is None:
             return self._name(images, None)
         return self._name(images, find_neighbors(self.gallery, images.descriptors, NUM_NAMING))
@@ -52,7 +52,7 @@ class Namer:
         return name_by_both(of_head, of_gallery)
 
 
-def find_namer(session, describer_facts, queries, named_by=None, propose=None):
+def find_namer(session, describer_facts, queries, named_by=None):
     """Makes the `Namer` that a person wants, or the best one that there are files for.
 
     Args:
@@ -60,7 +60,6 @@ def find_namer(session, describer_facts, queries, named_by=None, propose=None):
         describer_facts: fingerprint of the `Describer`; a gallery of another model does not serve.
         queries: `Descriptions` of the test images, of length 1.
         named_by: one of `reranks.NAMED_BY`; None takes both where there is a gallery.
-        propose: as of `Gallery`.
 
     Raises:
         ExpectedError: a gallery is wanted, but there is none.
@@ -76,7 +75,7 @@ def find_namer(session, describer_facts, queries, named_by=None, propose=None):
             is_ours = all(described.get(key) == describer_facts.get(key) for key in OF_THE_NETWORK)
             if not is_ours or shared["queries"] != expected:
                 raise ExpectedError(f"{paths[0]}: of another model or other test images")
-            gallery = open_gallery(session, parts, propose)
+            gallery = open_gallery(session, parts)
         except ExpectedError as error:
             reasons.append(str(error))
             continue

@@ -19,7 +19,6 @@ with loading_keras():
     import keras
     from keras import ops
 
-MIN_SCORES = 2**26  # queries x index rows: 1.5 s of a CPU at 2048-d; below, faiss proposes
 QUERY_ROWS = 2048  # of a product
 INDEX_ROWS = 65_536  # of a product: 537 MB of scores
 STRIP = 32  # columns; 128 of 2048 strips are kept, so that maxima and kept columns are alike many
@@ -49,11 +48,11 @@ class Halves:
 
 @functools.cache
 def find_proposer():
-    """Gives what `exact.nearest` takes as `propose`; None without a GPU that can do it."""
+    """Gives `propose`, or None without a GPU that can do it."""
     if not list_gpus():
         return None
     vectors = np.random.default_rng(0).standard_normal((256, 512)).astype(np.float32)
-    if _is_right(vectors, _try_on_device(vectors, vectors, 100)):
+    if _is_right(vectors, propose(vectors, vectors, 100)):
         return propose
     say("the search stays on the CPU: the GPU does not multiply as expected")
     return None
@@ -70,7 +69,7 @@ def _is_right(vectors, proposals):
 
 
 def propose(queries, index, num_proposed):
-    """Proposes the nearest index rows of each query, where there is enough work for a GPU.
+    """Proposes the nearest index rows of each query.
 
     Args:
         queries: (q, d) float32 or float16.
@@ -80,15 +79,8 @@ def propose(queries, index, num_proposed):
     Returns:
         (positions (q, num_proposed) int64, rough squared distances alike, float32, ascending;
         noise (q,) float32, the bound on their error: rows that are not proposed are farther than
-        the last one less noise). None where faiss should propose.
+        the last one less noise). None where numbers or device do not allow it: faiss proposes.
     """
-    if len(queries) * len(index) < MIN_SCORES:
-        return None
-    return _try_on_device(queries, index, num_proposed)
-
-
-def _try_on_device(queries, index, num_proposed):
-    """Proposes as `propose` does; None where numbers or device do not allow it."""
     try:
         return _propose(queries, index, num_proposed)
     except Exception as error:  # each backend has its own, for lack of memory first of all

@@ -20,14 +20,14 @@ from descriptors.descriptions import (
     unit_length,
 )
 from runs.session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
-from search import exact, on_gpu
+from search import exact
 from search.expansion import expand, index_of
 from search.gallery import NUM_NEIGHBORS, Gallery, find_neighbors
 from search.gallery_parts import load_part as load_gallery_part
 from search.gallery_parts import save_part
 from search.merging import load_part
 from search.naming import Namer
-from search.reranks import RERANKS, Naming
+from search.reranks import RERANKS, SoftLabels
 from utils import ExpectedError, say
 
 
@@ -55,7 +55,7 @@ class Expansion:
 
 
 @dataclass(frozen=True)
-class Search:
+class WantedSearch:
     """What to search and how; can be pickled.
 
     Attributes:
@@ -66,7 +66,7 @@ class Search:
         rerank: that of the merge, unless it is told another one.
         has_all_reranks: keep the candidates of every rerank, not of "divide" and "none" alone.
         namer: `naming.Namer` of the index images.
-        query_naming: `reranks.Naming` of the queries; None is what they say themselves.
+        query_labels: `reranks.SoftLabels` of the queries; None is what they say themselves.
         expansion: `Expansion`, or None for descriptors as they are.
     """
 
@@ -77,7 +77,7 @@ class Search:
     rerank: str = "divide"
     has_all_reranks: bool = False
     namer: Namer = Namer()
-    query_naming: Naming | None = None
+    query_labels: SoftLabels | None = None
     expansion: Expansion | None = None
 
     def facts(self):
@@ -103,7 +103,7 @@ def search_part(session, describer, wanted, queries, part, image_ids):
     Args:
         session: `Session`.
         describer: `Describer`.
-        wanted: `Search`.
+        wanted: `WantedSearch`.
         queries: `Descriptions`, of length 1 where the search wants that.
         part: number of the part, from 0.
         image_ids: (n,) uint64, all images of the split that count.
@@ -141,32 +141,31 @@ def find_all_candidates(wanted, queries, index):
     many pictures as repeat an id, so that enough ids are in it.
     """
     num_nearest = wanted.num_nearest + len(index) - len(np.unique(index.image_ids))
-    propose = on_gpu.find_proposer()
-    query_naming = wanted.query_naming or Namer().name_queries(queries)
-    naming = wanted.namer.name(index)
+    query_labels = wanted.query_labels or Namer().name_queries(queries)
+    labels = wanted.namer.name(index)
     vectors = index.descriptors
     if wanted.expansion and wanted.expansion.num_of_index:
         whole, num_summed = wanted.expansion.index, wanted.expansion.num_of_index
         vectors = expand(index.image_ids, vectors, whole, num_summed)
     found = exact.find_candidates(
-        queries.descriptors, query_naming.landmark_ids, vectors, naming.landmark_ids,
-        num_nearest, propose,
+        queries.descriptors, query_labels.landmark_ids, vectors, labels.landmark_ids,
+        num_nearest,
     )  # fmt: skip
     columns = {
         "query_ids": queries.image_ids,
-        "query_landmarks": query_naming.landmark_ids,
+        "query_landmarks": query_labels.landmark_ids,
         "query_places": queries.places,
         "index_ids": index.image_ids,
-        "index_landmarks": naming.landmark_ids,
+        "index_landmarks": labels.landmark_ids,
         "index_places": index.places,
         "row_ends": found.row_ends,
         "positions": found.positions,
         "distances": found.distances,
     }
     if wanted.has_all_reranks:
-        both_sides = queries.descriptors, query_naming, vectors, naming
+        both_sides = queries.descriptors, query_labels, vectors, labels
         for rerank in RERANKS.values():
-            columns |= rerank.find(*both_sides, num_nearest, propose) if rerank.find else {}
+            columns |= rerank.find(*both_sides, num_nearest) if rerank.find else {}
     return columns
 
 
@@ -198,7 +197,7 @@ def find_whole_index(session, describer, shards, image_ids):
             f"({len(missing)} of {len(shards)} such files are missing); expected the descriptors "
             "of the whole index, which an expansion sums up; search all parts without it first"
         )
-    return index_of(files, image_ids, on_gpu.find_proposer())
+    return index_of(files, image_ids)
 
 
 def expand_queries(session, queries, expansion):
@@ -263,8 +262,7 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
     described, left_out = describe_shards(session, describer, shards, labels.image_ids)
     image_ids = np.unique(np.concatenate([np.empty(0, np.uint64), *described.values()]))
     classes = labels.class_indices[np.searchsorted(labels.image_ids, image_ids)]
-    landmark_ids, propose = class_table.landmark_ids[classes], on_gpu.find_proposer()
-    gallery = Gallery(dict.fromkeys(described), image_ids, landmark_ids, propose)
+    gallery = Gallery(dict.fromkeys(described), image_ids, class_table.landmark_ids[classes])
     neighbors = find_neighbors(gallery, queries.descriptors)
     without = [descriptions_name(shard) for shard in shards if shard.number in left_out]
     path = session.path(name)

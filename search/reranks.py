@@ -24,7 +24,7 @@ NO_LABEL = -1  # fills up rows of labels; of weight 0
 
 
 @dataclass(frozen=True)
-class Naming:
+class SoftLabels:
     """The landmarks that some images are said to show.
 
     Attributes:
@@ -61,9 +61,9 @@ def name_by_head(landmark_ids, confidences):
         confidences: (n,) float32, probabilities or cosines.
 
     Returns:
-        `Naming` of one label each.
+        `SoftLabels` of one label each.
     """
-    return Naming(landmark_ids[:, None], np.clip(confidences[:, None].astype(np.float64), 0, 1))
+    return SoftLabels(landmark_ids[:, None], np.clip(confidences[:, None].astype(np.float64), 0, 1))
 
 
 def name_by_neighbors(landmark_ids, cosines):
@@ -77,7 +77,7 @@ def name_by_neighbors(landmark_ids, cosines):
         cosines: (n, k) float32; one below 0 counts as 0.
 
     Returns:
-        `Naming`.
+        `SoftLabels`.
     """
     landmark_ids = landmark_ids[:, :NUM_NAMING]
     cosines = np.clip(cosines[:, :NUM_NAMING].astype(np.float64), 0, 1)
@@ -89,14 +89,14 @@ def name_by_neighbors(landmark_ids, cosines):
 
 
 def name_by_both(of_head, of_neighbors):
-    """Joins what two `Naming`s of the same images say; the head has a quarter of the weight."""
+    """Joins what two `SoftLabels`s of the same images say; the head has a quarter of the weight."""
     labels = np.concatenate([of_head.labels, of_neighbors.labels], axis=1)
     weights = HEAD_SHARE * of_head.weights, (1 - HEAD_SHARE) * of_neighbors.weights
     return _sum_by_label(labels, np.concatenate(weights, axis=1))
 
 
 def _sum_by_label(labels, weights):
-    """Gives the `Naming` where labels that repeat in a row are one, of their weights' sum."""
+    """Gives the `SoftLabels` where labels that repeat in a row are one, of their weights' sum."""
     order = np.argsort(labels, axis=1, kind="stable")
     labels = np.take_along_axis(labels, order, axis=1)
     weights = np.take_along_axis(weights, order, axis=1)
@@ -105,7 +105,7 @@ def _sum_by_label(labels, weights):
         weights[is_same, right] += weights[is_same, right - 1]
         weights[is_same, right - 1] = 0
         labels[is_same, right - 1] = NO_LABEL
-    return Naming(labels, np.minimum(weights, 1))  # 1 + 2e-16 would be a distance below 0
+    return SoftLabels(labels, np.minimum(weights, 1))  # 1 + 2e-16 would be a distance below 0
 
 
 def default_rerank(recipe):
@@ -131,9 +131,9 @@ class Rerank:
             to show). Of an image that is there twice the best place counts.
         columns: dict, name -> `Column`, what a part keeps for it beside the nearest of all and
             those of the query's landmark.
-        find: function (queries, their `Naming`, index, its `Naming`, images wanted per query,
-            propose) that finds these columns, so that the best of all parts together are among
-            what the parts keep; None where there are none. Descriptors have length 1 then.
+        find: function (queries, their `SoftLabels`, index, its `SoftLabels`, images wanted per
+            query) that finds these columns, so that the best of all parts together are among what
+            the parts keep; None where there are none. Descriptors have length 1 then.
     """
 
     measure: str
@@ -171,7 +171,7 @@ def _by_agreement(part, first, last, divisor):
     return rows, positions, [key_of_agreement(distances, agreements)], distances
 
 
-def _find_agreeing(queries, query_names, index, index_names, num_nearest, propose):
+def _find_agreeing(queries, query_names, index, index_names, num_nearest):
     from search.candidates import best_by_agreement  # it loads faiss
 
     found = best_by_agreement(queries, query_names, index, index_names, num_nearest)

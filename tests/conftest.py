@@ -23,6 +23,15 @@ def tiny_backbones():
         yield
 
 
+@pytest.fixture(scope="module")
+def tiny_models():
+    """Lets a whole module of tests open the model of `recognition_run`."""
+    from tiny_network import in_place_of_backbones
+
+    with in_place_of_backbones():
+        yield
+
+
 @pytest.fixture
 def float32_afterwards():
     """Lets a test choose another precision."""

@@ -1,13 +1,9 @@
 """The benchmarks run, on inputs too small to measure anything; what they print is not judged."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
-
-from data.sources import RECOGNITION_SOLUTION, Source
-from data.submissions import read_recognition_solution
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -72,27 +68,6 @@ def test_demo_size_writes_settings_as_the_command_line_takes_them():
     flags = [str(word) for word in demo_size.flags_of(settings)]
     parsed = vars(recognition.parse_arguments(flags))
     assert {name: parsed[name] for name in settings} == settings
-
-
-def test_identify_asks_about_private_rows_alone_and_counts_both_kinds(data_set, tmp_path):
-    # By its path: a script of the project has the same name.
-    spec = importlib.util.spec_from_file_location("of_photos", ROOT / "benchmarks" / "identify.py")
-    of_photos = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(of_photos)
-    solution = read_recognition_solution(data_set.folder / RECOGNITION_SOLUTION)
-    source = Source(str(data_set.folder), tmp_path)
-    truths = of_photos.extract(source, solution, tmp_path / "photos", 100)
-    private = {f"{key}.jpg": row[0] for key, row in solution.items() if row.usage == "Private"}
-    assert truths == private
-    assert {path.name for path in (tmp_path / "photos").iterdir()} == set(private)
-    answers = {name: {"landmark_id": 17, "is_landmark": bool(truth)}
-               for name, truth in truths.items()}  # fmt: skip
-    with_one = [truth for truth in truths.values() if truth]
-    share = sum(17 in truth for truth in with_one) / len(with_one)
-    assert of_photos.count(answers, truths) == [
-        ("with a landmark", len(with_one), share, 0.0),
-        ("without", len(truths) - len(with_one), 0.0, 1.0),
-    ]
 
 
 def test_every_variant_of_the_ablation_is_taken_by_recognition():

@@ -7,7 +7,7 @@ from descriptors.descriptions import unit_length
 from search import candidates
 from search.exact import find_candidates
 from search.merging import Part, merge_parts
-from search.reranks import RERANKS, Naming
+from search.reranks import RERANKS, SoftLabels
 
 TOP = 6
 
@@ -33,7 +33,7 @@ class World:
         self.index_ids = ids << np.uint64(52)
         shape = (50, num_labels)
         names = self.make_names(shape, num_landmarks)
-        self.index_names = Naming(names.labels[of_index], names.weights[of_index])  # twins, too
+        self.index_names = SoftLabels(names.labels[of_index], names.weights[of_index])  # twins, too
         self.query_names = self.make_names((num_queries, num_labels), num_landmarks)
 
     def make_names(self, shape, num_landmarks):
@@ -41,17 +41,17 @@ class World:
         weights = self.rng.choice([0, 0.125, 0.25, 1 / 3, 1], shape)
         is_repeated = np.zeros(shape, bool)
         is_repeated[:, 1:] = labels[:, 1:] == labels[:, :-1]
-        return Naming(np.where(is_repeated, -1, labels), np.where(is_repeated, 0, weights))
+        return SoftLabels(np.where(is_repeated, -1, labels), np.where(is_repeated, 0, weights))
 
     def part(self, rows):
         """Searches some rows of the index, as one part."""
         rows = rows[np.argsort(self.index_ids[rows])]
-        names = Naming(self.index_names.labels[rows], self.index_names.weights[rows])
+        names = SoftLabels(self.index_names.labels[rows], self.index_names.weights[rows])
         sides = self.queries, self.query_names, self.index[rows], names
         found = find_candidates(
             self.queries, self.query_names.landmark_ids, self.index[rows], names.landmark_ids, TOP
         )
-        agreeing = RERANKS["agreement"].find(*sides, TOP, None)
+        agreeing = RERANKS["agreement"].find(*sides, TOP)
         num_queries = len(self.queries)
         return Part(
             np.arange(num_queries, dtype=np.uint64), self.query_names.landmark_ids,
@@ -152,7 +152,7 @@ def test_no_queries_and_no_index_have_a_ranking_of_nothing(sizes):
 
 def test_names_without_any_weight_leave_the_nearest():
     world = World(9)
-    nothing = Naming(np.full((12, 1), -1), np.zeros((12, 1)))
+    nothing = SoftLabels(np.full((12, 1), -1), np.zeros((12, 1)))
     world.query_names = nothing
     agreeing, none = (
         merge_parts(world.parts(2), 1.5, TOP, rerank) for rerank in ("agreement", "none")

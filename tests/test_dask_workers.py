@@ -15,6 +15,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from tiny_network import in_place_of_backbones
 
 import nearest
 import retrieval
@@ -23,6 +24,8 @@ from cluster import dask_workers
 from data.sources import Source
 from runs.session import Session
 from utils import ExpectedError, Stop
+
+pytestmark = pytest.mark.usefixtures("tiny_models")
 
 needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None,
@@ -46,7 +49,18 @@ def add_or_fail(session, job):
 def cluster():
     """Two workers on this machine."""
     pytest.importorskip("distributed", reason="Dask is optional: requirements-cluster.txt")
-    with dask_workers._start_here(2) as cluster:
+    from distributed import Client, WorkerPlugin
+
+    class TinyModels(WorkerPlugin):
+        def setup(self, worker):
+            self.patch = in_place_of_backbones()
+            self.patch.__enter__()
+
+    with (
+        dask_workers._start_here(2) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.register_plugin(TinyModels())
         yield cluster
 
 

@@ -1,5 +1,7 @@
 """Tests of the device's proposals, with the CPU as the device: their bound and the results."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from test_search import brute_force, far_from_the_origin, normal
@@ -9,12 +11,25 @@ from search import exact, on_gpu
 
 @pytest.fixture
 def small(monkeypatch):
-    """Several blocks and strips with little data, and no lower limit of work."""
-    monkeypatch.setattr(on_gpu, "MIN_SCORES", 0)
+    """Several blocks and strips with little data."""
     monkeypatch.setattr(on_gpu, "QUERY_ROWS", 16)
     monkeypatch.setattr(on_gpu, "INDEX_ROWS", 96)
     monkeypatch.setattr(on_gpu, "STRIP", 4)
     monkeypatch.setattr(exact, "QUERY_BLOCK", 24)
+
+
+@pytest.fixture
+def proposing(small, monkeypatch):
+    """A GPU that proposes whatever the work."""
+    monkeypatch.setattr(exact, "MIN_SCORES", 0)
+    monkeypatch.setattr(on_gpu, "find_proposer", lambda: on_gpu.propose)
+
+
+@contextlib.contextmanager
+def without_gpu():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(on_gpu, "find_proposer", lambda: None)
+        yield
 
 
 def unit(seed, *shape):
@@ -57,10 +72,12 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_the_search_from_the_devices_proposals_is_that_of_faiss_bit_for_bit(small, kind):
+def test_the_search_from_the_devices_proposals_is_that_of_faiss_bit_for_bit(proposing, kind):
     queries, index = MAKERS[kind]
-    found = exact.nearest(queries, index, 10, on_gpu.propose)
-    for expected in (exact.nearest(queries, index, 10), brute_force(queries, index, 10)):
+    found = exact.nearest(queries, index, 10)
+    with without_gpu():
+        of_faiss = exact.nearest(queries, index, 10)
+    for expected in (of_faiss, brute_force(queries, index, 10)):
         np.testing.assert_array_equal(found[0], expected[0])
         np.testing.assert_array_equal(found[1], expected[1])
 
@@ -117,8 +134,12 @@ def test_numbers_that_the_bound_does_not_cover_are_left_to_faiss(small, number, 
     assert on_gpu.propose(*pair, 10) is None
 
 
-def test_little_work_is_left_to_faiss():
-    assert on_gpu.propose(normal(43, 20, 8), normal(44, 120, 8), 10) is None
+def test_little_work_is_left_to_faiss(monkeypatch):
+    monkeypatch.setattr(on_gpu, "find_proposer", None)
+    exact.nearest(normal(43, 20, 8), normal(44, 120, 8), 10)
+    monkeypatch.setattr(exact, "MIN_SCORES", 20 * 120)
+    with pytest.raises(TypeError):
+        exact.nearest(normal(43, 20, 8), normal(44, 120, 8), 10)
 
 
 @pytest.fixture
@@ -145,27 +166,28 @@ def test_a_gpu_that_multiplies_less_exactly_is_not_used(one_gpu, monkeypatch, ca
     assert "the GPU does not multiply as expected" in capsys.readouterr().err
 
 
-def test_a_gpu_without_enough_memory_leaves_the_search_to_faiss(small, monkeypatch, capsys):
+def test_a_gpu_without_enough_memory_leaves_the_search_to_faiss(proposing, monkeypatch, capsys):
     def fail(*_):
         raise MemoryError("out of\nmemory")
 
     monkeypatch.setattr(on_gpu, "multiply", fail)
     queries, index = MAKERS["unit"]
-    found = exact.nearest(queries, index, 10, on_gpu.propose)
+    found = exact.nearest(queries, index, 10)
     np.testing.assert_array_equal(found[0], brute_force(queries, index, 10)[0])
     assert "the search goes on without the GPU: out of memory" in capsys.readouterr().err
 
 
-def test_data_that_halves_tell_apart_needs_no_faiss(small, monkeypatch):
+def test_data_that_halves_tell_apart_needs_no_faiss(proposing, monkeypatch):
     monkeypatch.setattr(exact, "_propose", None)
-    exact.nearest(*MAKERS["unit"], 10, on_gpu.propose)
+    exact.nearest(*MAKERS["unit"], 10)
 
 
-def test_both_lists_are_those_of_faiss(small):
+def test_both_lists_are_those_of_faiss(proposing):
     rng = np.random.default_rng(45)
     queries, index = MAKERS["one more dimension"]
     given = (queries, rng.integers(3, size=40), index, rng.integers(3, size=300), 10)
-    found = exact.find_candidates(*given, propose=on_gpu.propose)
-    expected = exact.find_candidates(*given)
+    found = exact.find_candidates(*given)
+    with without_gpu():
+        expected = exact.find_candidates(*given)
     for name in ("row_ends", "positions", "distances"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))

@@ -6,18 +6,16 @@ import numpy as np
 import pytest
 from checks import one_line
 
-from data.arrays import load_arrays, save_arrays
+from data.arrays import load_arrays, load_table, save_arrays, save_table
 from descriptors.descriptions import Descriptions, save_descriptions, unit_length
 from search import gallery as gallery_module
 from search.gallery import (
     Gallery,
     GalleryNeighbors,
-    Names,
+    NamesByNeighbors,
     find_neighbors,
     likeness_to,
-    load_names,
     merge_neighbors,
-    save_names,
 )
 from utils import ExpectedError
 
@@ -151,12 +149,12 @@ def test_likeness_is_the_mean_of_the_ten_largest_cosines_without_the_image_itsel
 
 
 def test_names_are_read_as_they_were_written(tmp_path):
-    names = Names(
+    names = NamesByNeighbors(
         np.array([3, 7], np.uint64), np.array([5, -1]), np.array([-0.5, 0], np.float32),
         np.zeros((2, 3), np.uint64), np.full((2, 3), -1), np.full((2, 3), -1, np.float32),
     )  # fmt: skip
-    save_names(tmp_path / "names.npz", names, {"vote": "sum"})
-    read, fingerprint = load_names(tmp_path / "names.npz")
+    save_table(tmp_path / "names.npz", names, {"vote": "sum"})
+    read, fingerprint = load_table(tmp_path / "names.npz", NamesByNeighbors)
     assert fingerprint == {"vote": "sum"}
     assert all((getattr(read, key) == column).all() for key, column in vars(names).items())
 
@@ -174,13 +172,13 @@ def test_names_are_read_as_they_were_written(tmp_path):
     ids=str,
 )
 def test_edited_names_are_refused_in_one_line(tmp_path, change):
-    names = Names(
+    names = NamesByNeighbors(
         np.array([3, 7], np.uint64), np.array([5, -1]), np.array([-0.5, 0], np.float32),
         np.zeros((2, 3), np.uint64), np.full((2, 3), -1), np.full((2, 3), -1, np.float32),
     )  # fmt: skip
     path = tmp_path / "names.npz"
-    save_names(path, names, {})
+    save_table(path, names, {})
     save_arrays(path, {}, **load_arrays(path)[0] | change)
     with pytest.raises(ExpectedError) as refused:
-        load_names(path)
+        load_table(path, NamesByNeighbors)
     one_line(refused.value)

@@ -15,6 +15,7 @@ from synthetic import LANDMARKS, draw, encode
 import identify
 import recognition
 import retrieval
+from data import images
 from data.images import BadImageError
 from data.landmarks import ClassTable, format_image_id
 from data.sources import Shard, Source
@@ -26,6 +27,8 @@ from runs.command_line import explain
 from runs.pictures import draw_picture
 from runs.session import CALIBRATION, DESCRIPTORS, Session
 from utils import ExpectedError
+
+pytestmark = pytest.mark.usefixtures("tiny_models")
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +201,7 @@ def test_hidden_files_and_other_documents_of_a_folder_are_left_alone(tmp_path):
 def test_a_pipe_is_no_photo(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(BadImageError, match="not a file"):
-        photos.read_photo(tmp_path / "pipe.jpg")
+        images.read_photo(tmp_path / "pipe.jpg")
 
 
 def test_photos_of_which_none_can_be_read_are_told_before_keras_is_loaded(
@@ -282,7 +285,7 @@ def make_gallery(tmp_path, num_shards, rng):
 def test_the_nearest_are_those_of_brute_force_however_many_the_shards(tmp_path, num_shards):
     rng = np.random.default_rng(0)
     session, ids, rows = make_gallery(tmp_path, num_shards, rng)
-    loaded = photo_nearest.load_gallery(session, 7).of_model("ours")
+    loaded = photo_nearest.load_described(session, 7).of_model("ours")
     query = 3 * rows[0] + rng.normal(size=8).astype(np.float32) / 10
     scaled = unit_length(rows).astype(np.float64)
     wanted = query.astype(np.float64) / np.linalg.norm(query)
@@ -296,8 +299,8 @@ def test_the_nearest_are_those_of_brute_force_however_many_the_shards(tmp_path, 
 def test_descriptors_of_other_models_and_damaged_files_are_told_and_left_out(tmp_path, capsys):
     session, *_ = make_gallery(tmp_path, 3, np.random.default_rng(0))
     (tmp_path / DESCRIPTORS / "index_009.npz").write_bytes(b"damaged")
-    loaded = photo_nearest.load_gallery(session, 7)
-    assert len(loaded.shards) == 3
+    loaded = photo_nearest.load_described(session, 7)
+    assert len(loaded.files) == 3
     assert loaded.of_model("theirs").find_nearest(np.ones(8)) == []
     told = capsys.readouterr().err
     assert "index_009.npz: " in told and "3 files of descriptors/ are of another model" in told
@@ -338,12 +341,12 @@ def test_a_name_can_neither_break_the_line_nor_steer_the_terminal_nor_stop_the_p
 def test_a_file_that_is_too_large_for_a_photo_is_not_read_as_a_whole(tmp_path, monkeypatch):
     path = tmp_path / "large.jpg"
     data = encode(draw(17, np.random.default_rng(3)))
-    monkeypatch.setattr(photos, "MAX_PHOTO_BYTES", len(data))
+    monkeypatch.setattr(images, "MAX_PHOTO_BYTES", len(data))
     path.write_bytes(data)
-    assert photos.read_photo(path) == data
+    assert images.read_photo(path) == data
     path.write_bytes(data + b"6")
     with pytest.raises(BadImageError, match="more than"):
-        photos.read_photo(path)
+        images.read_photo(path)
 
 
 def test_an_output_that_cannot_be_made_names_the_flag_that_there_is(output, photo, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from network import loading
 from network.loading import loading_keras, muted_stderr
 from utils import Stop, in_background
 
@@ -118,3 +119,10 @@ def test_the_setting_is_there_before_a_module_imports_keras(module, tmp_path):
         [sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True
     )
     assert done.stdout == "1\n", done.stderr
+
+
+def test_a_home_that_nobody_knows_leaves_no_folder_here(monkeypatch, tmp_path):
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    loading.require_backend()
+    assert Path(os.environ.pop("KERAS_HOME")).is_absolute()

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from checks import one_line
 from synthetic import RARE_LANDMARK
+from tiny_network import in_place_of_backbones
 
 import nearest
 import retrieval
-from data.arrays import load_arrays, save_arrays
+from data.arrays import load_arrays, load_table, save_arrays
 from data.sources import RECOGNITION_SOLUTION, Shard, Source
 from data.submissions import read_recognition_submission
 from descriptors.descriptions import load_descriptions, load_queries, unit_length
@@ -22,9 +23,11 @@ from report import write
 from runs import kernel as kernel_side
 from runs.command_line import run_command_line
 from runs.session import Session
-from search import gallery_parts, on_gpu
-from search.gallery import find_neighbors, load_names, merge_neighbors
+from search import exact, gallery_parts, on_gpu
+from search.gallery import NamesByNeighbors, find_neighbors, merge_neighbors
 from utils import ExpectedError
+
+pytestmark = pytest.mark.usefixtures("tiny_models")
 
 PAIR = ("--parts", 2)
 
@@ -73,14 +76,14 @@ def recognised(recognition_run, tmp_path_factory):
 def named(common, recognised, tmp_path_factory):
     """The output folder of a run in 2 parts."""
     output = shutil.copytree(recognised, tmp_path_factory.mktemp("nearest") / "output")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, in_place_of_backbones():
         patch.setattr(write, "render", lambda all_facts: "")
         assert run(*common, "--output", output, *PAIR) == 0
     return output
 
 
 @pytest.fixture(autouse=True)
-def no_page(monkeypatch):
+def no_page(monkeypatch, tiny_backbones):
     """Draws no report, since tests/test_report.py does."""
     monkeypatch.setattr(write, "render", lambda all_facts: "")
 
@@ -180,7 +183,7 @@ def test_names_and_votes_are_those_of_brute_force(data_set, named):
     landmarks = np.array([data_set.landmark_of[f"{i:016x}"] for i in ids])
     cosines = 1 - ((q[:, None] - x[None]) ** 2).sum(axis=2) / 2
     others = q[np.argsort(cosines.max(axis=1), kind="stable")[: round(0.2 * len(q))]]
-    names = load_names(named / "names.npz")[0]
+    names = load_table(named / "names.npz", NamesByNeighbors)[0]
     submission = read_recognition_submission(named / "recognition_submission.csv")
     for row, image_id in enumerate(queries.image_ids):
         order = np.lexsort((ids, -cosines[row]))[:10]
@@ -207,7 +210,7 @@ def test_a_gpu_proposes_in_every_search_of_the_gallery_with_the_same_bytes(
             path.unlink()
     alone = shutil.copytree(named, tmp_path / "alone")
     asked, shared = set(), [*common, *PAIR, "--names", "both", "--expand-queries", 2]
-    monkeypatch.setattr(on_gpu, "MIN_SCORES", 0)
+    monkeypatch.setattr(exact, "MIN_SCORES", 0)
 
     def propose(queries, index, num_proposed):
         frames = {frame.function for frame in inspect.stack(context=0)}
@@ -349,7 +352,7 @@ def test_two_runs_on_one_output_are_refused(common, resumed, capsys):
 
     with hold_folder(resumed, "nearest"):
         assert run("vote", *common, "--output", resumed, *PAIR) == 1
-    assert "in use by process" in error_of(capsys.readouterr())
+    assert "in use by another run" in error_of(capsys.readouterr())
 
 
 def edits():

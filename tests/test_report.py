@@ -17,7 +17,7 @@ from metrics import global_average_precision
 from recipes import Recipe
 from report import charts, page, recognised, retrieved, run, sections, write
 from report.markup import Markup, table, tag
-from report.neighbors import NeighborRow, Picture
+from report.neighbors import NeighborRow, Picture, score_queries
 from runs.session import REPORT, REPORT_FACTS, Session
 
 NASTY = "<script>alert(1)</script>\"'&"
@@ -185,7 +185,8 @@ def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
     retrieval = retrieved.gather(
         SimpleNamespace(source=source), merged,
         {"normalise": True, "descriptor_dtype": "float32", "top": 100},
-        ranking, solution, [NeighborRow(pictures[0], "best: AP 1.00", tuple(pictures[1:]))],
+        solution, score_queries(ranking, solution),
+        [NeighborRow(pictures[0], "best: AP 1.00", tuple(pictures[1:]))],
     )  # fmt: skip
     return json.loads(
         json.dumps({"recognition": recognition, "retrieval": retrieval | {"run": ran}})

@@ -6,7 +6,7 @@ import pytest
 from recipes import RECIPES
 from search.reranks import (
     NO_LABEL,
-    Naming,
+    SoftLabels,
     default_rerank,
     name_by_both,
     name_by_head,
@@ -61,7 +61,7 @@ def test_five_equal_pictures_are_as_sure_as_can_be():
 
 def test_the_head_has_a_quarter_of_the_weight_beside_the_neighbors():
     of_head = name_by_head(np.array([7]), np.array([0.75]))
-    of_neighbors = Naming(np.array([[7, 9]]), np.array([[0.25, 0.5]]))
+    of_neighbors = SoftLabels(np.array([[7, 9]]), np.array([[0.25, 0.5]]))
     naming = name_by_both(of_head, of_neighbors)
     assert weights_of(naming) == [{7: 0.375, 9: 0.375}]
     assert naming.landmark_ids.tolist() == [7]

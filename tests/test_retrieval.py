@@ -42,6 +42,8 @@ from search.merging import load_parts, merge_parts
 from search.reranks import RERANKS
 from utils import ExpectedError
 
+pytestmark = pytest.mark.usefixtures("tiny_models")
+
 NUM_SHARDS, PER_SHARD = 7, 20  # of the index: 140 images, more than are retrieved
 BAD_QUERY, BAD_INDEX = (Shard("test", 0), 3), (Shard("index", 4), 5)
 NOWHERE = "0123456789abcdef"  # an id of index.csv and test.csv that is in no shard
@@ -801,8 +803,9 @@ def test_parts_of_another_test_set_are_refused(resumed, tmp_path, capsys):
 
 
 def test_queries_that_are_missing_are_told_before_keras_is_loaded(world, tmp_path, capsys):
-    no_model = ["--model", tmp_path / "none.keras"]
-    arguments = ["--source", world.folder, *no_model, "--output", tmp_path / "output"]
+    unread = tmp_path / "model.keras"
+    unread.touch()
+    arguments = ["--source", world.folder, "--model", unread, "--output", tmp_path / "output"]
     assert run(*arguments, "--queries", tmp_path / "none.npz") == 1
     assert error_of(capsys.readouterr()).startswith(f"error: {tmp_path / 'none.npz'}: no such file")
 
@@ -1143,7 +1146,9 @@ def test_the_rows_are_the_best_the_median_and_the_worst(world, searched):
     parts, _ = load_parts(sorted(searched.glob("part-*")))
     ranking = merge_parts(parts, 1.5, 100)
     solution = read_retrieval_solution(world.folder / RETRIEVAL_SOLUTION)
-    rows = neighbors.choose_rows(parts, ranking, solution, {17: "Green Tower"})
+    rows = neighbors.choose_rows(
+        parts, ranking, neighbors.score_queries(ranking, solution), {17: "Green Tower"}
+    )
     titles = [row.title for row in rows]
     kinds = [title.partition(":")[0] for title in titles]
     assert kinds == ["best", "best", "median", "median", "worst", "worst"]
@@ -1203,7 +1208,7 @@ def test_a_descriptor_that_is_not_finite_leaves_its_image_empty(
 
 def test_without_ground_truth_some_queries_are_shown_without_a_verdict(searched):
     parts, _ = load_parts(sorted(searched.glob("part-*")))
-    rows = neighbors.choose_rows(parts, merge_parts(parts, 1.5, 100), {}, {})
+    rows = neighbors.choose_rows(parts, merge_parts(parts, 1.5, 100), [], {})
     assert len(rows) == 6
     assert {row.title for row in rows} == {""}
     assert {picture.is_right for row in rows for picture in row.nearest} == {None}

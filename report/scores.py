@@ -1,0 +1,48 @@
+"""Scores of what a run found, in memory, where the source has the ground truth."""
+
+from data.landmarks import format_image_id
+from data.sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
+from data.submissions import read_recognition_solution, read_retrieval_solution
+from metrics import format_scores, score_recognised, score_retrieved
+from runs.session import RECOGNITION_SUBMISSION, RETRIEVAL_SUBMISSION
+from utils import say
+
+CHALLENGES = {
+    "recognition": (
+        RECOGNITION_SOLUTION, read_recognition_solution, score_recognised, RECOGNITION_SUBMISSION
+    ),
+    "retrieval": (
+        RETRIEVAL_SOLUTION, read_retrieval_solution, score_retrieved, RETRIEVAL_SUBMISSION
+    ),
+}  # fmt: skip
+
+
+def score(session, challenge, submissions):
+    """Scores submissions, and prints what they reach.
+
+    Args:
+        session: `Session`.
+        challenge: "recognition" or "retrieval".
+        submissions: dict, name of the score -> the rows, as of `submissions.read_..._submission`.
+
+    Returns:
+        (dict, name -> scores; the ground truth, as of `submissions.read_..._solution`), both empty
+        where the source has no ground truth.
+    """
+    solution_name, read, score_rows, submission_name = CHALLENGES[challenge]
+    source = session.source
+    if not source.exists(solution_name):
+        say(f"{source}: no {solution_name}; the submission is not scored")
+        return {}, {}
+    paths = session.path(submission_name), source.fetch(solution_name)
+    solution, scores = read(paths[1]), {}
+    for name, rows in submissions.items():
+        scores[name] = score_rows(rows, solution, paths)
+        print(format_scores(name, scores[name]))
+    return scores, solution
+
+
+def rows_of(found):
+    """Gives the rows of `Descriptions`: dict, image id -> (landmark id, confidence)."""
+    names = zip(found.landmark_ids.tolist(), found.confidences.tolist(), strict=True)
+    return dict(zip(map(format_image_id, found.image_ids), names, strict=True))
