@@ -26,7 +26,6 @@ from recipes import Recipe
 from report import write
 from runs.command_line import run_command_line
 
-pytestmark = pytest.mark.usefixtures("tiny_backbones")  # of which the tiny models are built
 ROOT = Path(recognition.__file__).parent
 
 
@@ -209,7 +208,7 @@ def test_a_real_mobilenet_does_the_whole_job(data_set, tmp_path, capsys):
 
 
 @pytest.fixture
-def predict(recognition_run, data_set, tmp_path):
+def predict(recognition_run, data_set, tmp_path, tiny_backbones):
     """Function that predicts with the trained model: options -> (exit code, output folder)."""
 
     def predict(*options, source=data_set.folder):

@@ -1,12 +1,10 @@
 """Tests of shrink.py: small pictures in the same layout, whole or not there, resumed, in parts."""
 
 import csv
-import importlib
 import io
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -775,15 +773,6 @@ def test_the_demo_is_the_source_unless_there_is_another():
     ):
         args = shrink.parse_arguments(words)
         assert shrink.session_settings(args)["source"] == expected
-
-
-DOCUMENTATION = (ROOT / "docs" / "shrink.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("line", re.findall("^    python (.*?) *(?:#.*)?$", DOCUMENTATION, re.M))
-def test_each_command_of_the_documentation_parses(line):
-    script, *words = shlex.split(line)
-    importlib.import_module(script.removesuffix(".py")).parse_arguments(words)
 
 
 # ------------------------------------------------------------------------------------------ slices
