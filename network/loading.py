@@ -37,7 +37,9 @@ def require_backend():
         ExpectedError: its backend is none or not installed, or its keras.json is of another Keras.
     """
     if not os.path.isabs(os.path.expanduser("~")):  # Keras would make a folder of that name here
-        os.environ.setdefault("KERAS_HOME", os.path.join(tempfile.gettempdir(), "landmarks-keras"))
+        with contextlib.suppress(FileNotFoundError):  # a run makes a folder for what is temporary
+            place = os.path.join(tempfile.gettempdir(), "landmarks-keras")
+            os.environ.setdefault("KERAS_HOME", place)
     home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
     settings, path = {}, os.path.join(home, "keras.json")
     with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as file:

@@ -241,7 +241,9 @@ def test_after_kills_the_weights_are_those_of_a_run_that_was_left_alone(killed, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", OTHER_RECIPES)
-def test_another_recipe_ends_after_kills_as_a_run_that_was_left_alone(recipe, address, tmp_path):
+def test_another_recipe_ends_after_kills_as_a_run_that_was_left_alone(
+    recipe, address, tmp_path, tiny_backbones
+):
     options, signs = OTHER_RECIPES[recipe]
     whole, killed = (make_job(address, tmp_path / name, options) for name in ("whole", "killed"))
     rng = random.Random(5)
@@ -284,7 +286,7 @@ def test_after_kills_the_finished_run_leaves_its_results_and_nothing_else(killed
 
 @pytest.mark.slow
 def test_a_kill_leaves_its_scratch_and_the_next_session_removes_it(killed):
-    assert len(killed.scratch_after_kill) == 1  # of the last kill alone
+    assert len(killed.scratch_after_kill) == 2  # of the last kill alone: a folder and its lock
     assert killed.scratch_after_stop == []
 
 
@@ -329,8 +331,9 @@ def test_a_kernel_continues_the_checkpoint_of_an_earlier_session(
 def test_a_file_that_a_killed_process_did_not_finish_is_removed_by_the_next(tmp_path):
     path = tmp_path / "training.npz"
     code = (
-        "import os, sys; from utils import atomic_write\n"
-        "with atomic_write(sys.argv[1]) as temporary:\n"
+        "import os, sys; from runs.folders import hold_folder; from utils import atomic_write\n"
+        "folder = os.path.dirname(sys.argv[1])\n"
+        "with hold_folder(folder, 'a run'), atomic_write(sys.argv[1]) as temporary:\n"
         "    temporary.write_bytes(b'half of it')\n"
         "    os.kill(os.getpid(), 9 if sys.argv[2] == 'killed' else 0)\n"
     )

@@ -18,6 +18,7 @@ from network.plain import without_own_layers
 from utils import ExpectedError
 
 DATA = Path(__file__).parent / "data"
+pytestmark = pytest.mark.usefixtures("tiny_models")
 
 
 @pytest.mark.parametrize("recipe", ["2019", "strong", "frozen"])
