@@ -459,7 +459,8 @@ def test_a_checkpoint_in_the_place_of_a_model(data_set, recognition_run, tmp_pat
     )
 
 
-def test_prediction_before_training(data_set, tmp_path, capsys):
+def test_prediction_before_training(data_set, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no demo has left a model
     line = failure(capsys, "predict", "--source", data_set.folder, "--output", tmp_path / "empty")
     assert line == (
         f"error: model.keras: not in {tmp_path / 'empty'}; expected it from recognition.py; "

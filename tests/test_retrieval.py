@@ -822,7 +822,8 @@ def test_a_model_without_its_class_table_is_refused(world, model, tmp_path, caps
     assert error_of(capsys.readouterr()).startswith(f"error: {bare}: no class table in it; ")
 
 
-def test_no_model_is_told_with_the_place_where_it_should_be(world, tmp_path, capsys):
+def test_no_model_is_told_with_the_place_where_it_should_be(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no demo has left a model
     assert run("--source", world.folder, "--output", tmp_path) == 1
     assert error_of(capsys.readouterr()) == (
         f"error: model.keras: not in {tmp_path}; expected it from recognition.py; run that first, "
