@@ -360,6 +360,8 @@ LEAST_S, MOST_S = 10.0, 25.0  # between two lines of progress where nothing move
 TICK_S = 0.5
 _ticking = threading.Event()  # never set: it waits
 _jobs = []  # the `Progress` that are at work, the innermost last
+_ticker_lock = threading.Lock()
+_ticker = {"runs": False}
 _line = {"told": 0.0, "width": 0}  # when something was told last; of the line that moves
 
 
@@ -372,7 +374,7 @@ class Progress:
     Args:
         what: the job, e.g. `train/images_007.tar`.
         total: how much there is to do, or None.
-        unit: of it, e.g. `images`; `B` for bytes.
+        unit: of it, e.g. `images`; `B` for bytes; empty where nothing can be counted.
         is_ahead: whether it is done ahead of need, as a download.
     """
 
@@ -382,10 +384,13 @@ class Progress:
         self.began = self.updated = time.monotonic()
 
     def __enter__(self):
-        _jobs.append(self)
-        if len(_jobs) == 1:
-            _line["told"] = time.monotonic()
-            _start_worker(_show_jobs, "progress")
+        with _ticker_lock:
+            if not _jobs:
+                _line["told"] = time.monotonic()
+            _jobs.append(self)
+            if not _ticker["runs"]:  # else it shows this job, too: it looks at all there are
+                _ticker["runs"] = True
+                _start_worker(_show_jobs, "progress")
         return self
 
     def __exit__(self, *exception):
@@ -410,6 +415,7 @@ class Progress:
         if self.total:
             words[0] += f" of {self.total / scale:,.0f}"
         words[0] += f" {unit}"
+        words = words if unit else []
         words += [self.facts] if self.facts else []
         words += [f"{rate / scale:,.{1 if is_bytes else 0}f} {unit}/s"] if rate else []
         if rate and self.total:
@@ -420,8 +426,12 @@ class Progress:
 
 def _show_jobs():
     """Shows the innermost job, as long as there is one."""
-    while _jobs:
+    while True:
         _ticking.wait(TICK_S)
+        with _ticker_lock:
+            if not _jobs:
+                _ticker["runs"] = False
+                return
         with contextlib.suppress(OSError, ValueError, IndexError):  # a closed stderr, a job's end
             _show(time.monotonic(), bool(sys.stderr and sys.stderr.isatty()))
 

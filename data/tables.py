@@ -6,8 +6,9 @@ take half a second, and `--help` needs neither.
 
 import csv
 import re
+from pathlib import Path
 
-from utils import ExpectedError, atomic_write
+from utils import ExpectedError, Progress, atomic_write
 
 
 def read_header(path, expected):
@@ -57,10 +58,11 @@ def read_table(path, **types):
             f"the columns {', '.join(types)}; check the file"
         )
     try:
-        try:
-            table = _parse(path, types, use_threads=True)
-        except pa.ArrowInvalid:
-            table = _parse(path, types, use_threads=False)  # fails again, and names the line
+        with Progress(f"reading {Path(path).name}", unit=""):
+            try:
+                table = _parse(path, types, use_threads=True)
+            except pa.ArrowInvalid:
+                table = _parse(path, types, use_threads=False)  # fails again, and names the line
     except (pa.ArrowInvalid, OSError) as error:
         reason = re.sub(r"Row #(\d+)", r"line \1", str(error).splitlines()[0])
         raise ExpectedError(

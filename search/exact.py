@@ -8,12 +8,15 @@ missed, or asks faiss for more. Where there is much to search, a GPU proposes fi
 The only module that knows faiss.
 """
 
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import faiss
 import numpy as np
+
+from utils import Progress
 
 QUERY_BLOCK = 4096  # queries at a time: large matrix products are what makes the search fast
 INDEX_BLOCK = 65_536  # index rows at a time: 537 MB as float32, whatever the size of the index
@@ -114,13 +117,23 @@ def nearest(queries, index, num_nearest):
     if not wanted or not len(queries):
         return positions, distances
     first = _ask_gpu(queries, index, min(wanted + MARGIN, len(index)))
-    for begin in range(0, len(queries), QUERY_BLOCK):
-        rows = slice(begin, begin + QUERY_BLOCK)
-        proposals = first and [part[rows] for part in first]
-        positions[rows, :wanted], distances[rows, :wanted] = _nearest_of_block(
-            queries[rows].astype(np.float32), index, wanted, proposals
-        )
+    with _progress_of(queries, index) as progress:
+        for begin in range(0, len(queries), QUERY_BLOCK):
+            rows = slice(begin, begin + QUERY_BLOCK)
+            proposals = first and [part[rows] for part in first]
+            positions[rows, :wanted], distances[rows, :wanted] = _nearest_of_block(
+                queries[rows].astype(np.float32), index, wanted, proposals
+            )
+            if progress:
+                progress.update(len(queries[rows]))
     return positions, distances
+
+
+def _progress_of(queries, index):
+    """Gives the `Progress` of a search; None of the many small ones, a landmark's each."""
+    if len(queries) * len(index) < MIN_SCORES:
+        return contextlib.nullcontext()
+    return Progress(f"searching {len(index):,} images", len(queries), "queries")
 
 
 def _ask_gpu(queries, index, num_proposed):

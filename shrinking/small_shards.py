@@ -36,6 +36,7 @@ from shrinking.manifests import find_done, write_page
 from utils import (
     ExpectedError,
     MissingFileError,
+    Progress,
     StoppedError,
     atomic_write,
     copy_file,
@@ -335,12 +336,13 @@ def _write_shard(session, settings, shard, stream):
     page_path.unlink(missing_ok=True)  # of another file of this shard
     pairs, kept_bytes = [], 0
     with contextlib.suppress(_BrokenShardError), atomic_write(path) as temporary:
-        with open_new(temporary) as tar:
+        with open_new(temporary) as tar, Progress(f"{shard.path} shrunk") as progress:
             while not isinstance(item := next(stream), ShardEnd):
                 if session.stop.requested():
                     raise StoppedError(session.stop, f"{shard.path} is next")
                 add_image(tar, item.image_id, item.after)
                 kept_bytes += len(item.before)
+                progress.update()
                 pairs += [item] if len(pairs) < NUM_PAIRS else []
         if item.problem:
             raise _BrokenShardError

@@ -190,3 +190,19 @@ def test_a_step_that_overflows_float16_is_skipped(float32_afterwards):
     assert is_equal(weights_of(network), weights)
     assert is_equal(map(to_numpy, network.optimizer.inner_optimizer.variables), before)
     assert float(network.optimizer.dynamic_scale) == scale / 2
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="looks at TensorFlow's graph")
+def test_what_all_variables_share_is_in_the_graph_of_a_step_once():
+    import tensorflow as tf
+
+    network = compiled(optimizer="adam")
+    optimizer, variables = network.optimizer, network.trainable_variables
+
+    @tf.function
+    def take_step():
+        optimizer.apply([tf.ones(v.shape) for v in variables], variables)
+
+    kinds = [node.type for node in take_step.get_concrete_function().graph.get_operations()]
+    assert len(variables) > 2 and kinds.count("Pow") == 2  # of the two betas
+    assert optimizer._factor is None  # nothing of the graph is kept

@@ -447,3 +447,23 @@ def test_halves_are_searched_for_both_lists():
         rng.integers(3, size=80),
         15,
     )
+
+
+def test_a_large_search_tells_its_queries_and_the_many_small_ones_tell_nothing(
+    small_blocks, monkeypatch
+):
+    told, real = [], exact.Progress
+
+    class Spy(real):
+        def __exit__(self, *exception):
+            told.append((self.describe(self.updated).split(",")[0], self.done, self.total))
+            return super().__exit__(*exception)
+
+    monkeypatch.setattr(exact, "Progress", Spy)
+    queries, index = normal(1, 20, 4), normal(2, 30, 4)
+    nearest(queries, index, 3)
+    assert told == []
+    monkeypatch.setattr(exact, "MIN_SCORES", 600)
+    monkeypatch.setattr(exact, "_ask_gpu", lambda *_: None)
+    nearest(queries, index, 3)
+    assert told == [("searching 30 images: 20 of 20 queries", 20, 20)]

@@ -858,11 +858,13 @@ def test_an_image_that_only_fills_a_batch_does_not_count_in_the_validation():
 
 
 def test_the_held_out_images_are_plain_and_not_more_than_fit_into_memory(
-    data_set, tmp_path, monkeypatch
+    data_set, tmp_path, monkeypatch, capsys
 ):
     session = session_at(tmp_path, data_set.folder)
     images = images_of(session.source)
     batches = loop.load_valid_images(session, RECIPE, images, "")
+    first = capsys.readouterr().err.splitlines()[0]  # before anything is fetched
+    assert first == "reading 1 held-out shard to validate on: train/images_000.tar"
     ids = np.concatenate([batch.image_ids for batch in batches])
     assert [len(batch.image_ids) for batch in batches] == [8, 8, 4]
     in_tar = [int(image_id, 16) for image_id in data_set.image_ids[Shard("train", 0)]]

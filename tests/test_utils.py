@@ -4,6 +4,9 @@ import hashlib
 import os
 import re
 import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -263,7 +266,7 @@ def still(monkeypatch):
     """A clock that stands still, and no thread that shows anything by itself."""
     now = [100.0]
     monkeypatch.setattr("utils.time.monotonic", lambda: now[0])
-    monkeypatch.setattr(utils, "_start_worker", lambda *_: None)
+    monkeypatch.setattr(utils, "_ticker", {"runs": True})
     return now
 
 
@@ -324,3 +327,65 @@ def test_a_terminal_gets_one_line_that_moves_and_lines_that_are_said_stay_whole(
     assert told.count("\n") == 1 and "\ra line\n" in told
     assert re.search(r"\r 20% \|.{20}\| describing: 2 of 10 images", told)
     assert re.search(r"\r 40% \|.{20}\| describing: 4 of 10 images", told)
+
+
+def test_what_cannot_be_counted_tells_its_time_alone(still):
+    with Progress("reading train.csv", unit="") as job:
+        assert job.describe(112.0) == "reading train.csv: 12 s so far"
+
+
+def test_jobs_that_follow_each_other_share_one_thread():
+    for _ in range(20):
+        with Progress("a short job"):
+            names = [thread.name for thread in threading.enumerate()]
+    assert names.count("progress") == 1
+
+
+# Two jobs of a second each, the second after the first has ended; a line is said within it.
+TWO_JOBS = """
+import time, utils
+utils.TICK_S, utils.LEAST_S, utils.MOST_S = 0.01, 0.4, 60.0
+for name in ("first", "second"):
+    with utils.Progress(name, 10) as job:
+        for number in range(10):
+            time.sleep(0.1)
+            job.update()
+            if name == "second" and number == 5:
+                utils.say("a line")
+"""
+
+
+def test_a_pipe_of_a_process_gets_a_few_plain_lines():
+    run = [sys.executable, "-c", TWO_JOBS]
+    told = subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stderr
+    assert "\r" not in told and "a line\n" in told
+    lines = told.splitlines()
+    counts = [sum(line.startswith(f"{name}: ") for line in lines) for name in ("first", "second")]
+    assert all(1 <= count < 10 for count in counts) and len(lines) == sum(counts) + 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals")
+def test_a_terminal_of_a_process_gets_one_line_that_moves():
+    import pty
+
+    ours, theirs = pty.openpty()
+    run = [sys.executable, "-c", TWO_JOBS]
+    with subprocess.Popen(run, cwd=ROOT, stderr=theirs, env=os.environ | {"COLUMNS": "70"}):
+        os.close(theirs)
+        told = b""
+        while piece := read_terminal(ours):
+            told += piece
+    os.close(ours)
+    lines = told.decode().split("\r\n")  # a terminal ends lines so
+    assert lines[0].endswith("\ra line") and lines[1].endswith("\r") and len(lines) == 2
+    shown = [text for line in lines for text in line.split("\r") if text.strip()]
+    assert sum("first: " in text for text in shown) > 2  # it moves
+    assert max(map(len, shown)) <= 69  # and never wraps
+
+
+def read_terminal(descriptor):
+    """Reads what a terminal got; nothing once no process writes to it any more."""
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # how Linux says so
+        return b""

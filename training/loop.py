@@ -394,15 +394,22 @@ def load_valid_images(session, recipe, images, done):
     """
     reading = Reading(recipe.data, recipe.training.batch_size, images.labels.find)
     plan = [(0, shard) for shard in images.held_out]
+    names = ", ".join(shard.path for shard in images.held_out[:3])
+    say(
+        f"reading {len(plan)} held-out shard{'s' * (len(plan) > 1)} to validate on: {names}"
+        f"{', ...' * (len(plan) > 3)}"
+    )
     batches, num_images = [], 0
-    for item in stream_batches(session.source, plan, reading, session.stop.requested):
-        if session.stop.requested():
-            raise StoppedError(session.stop, done)
-        if num_images >= MAX_VALID_IMAGES:
-            break
-        if not isinstance(item, ShardEnd):
-            batches.append(item)
-            num_images += len(item.image_ids)
+    with Progress("held-out images") as progress:
+        for item in stream_batches(session.source, plan, reading, session.stop.requested):
+            if session.stop.requested():
+                raise StoppedError(session.stop, done)
+            if num_images >= MAX_VALID_IMAGES:
+                break
+            if not isinstance(item, ShardEnd):
+                batches.append(item)
+                num_images += len(item.image_ids)
+                progress.update(len(item.image_ids))
     return batches
 
 
