@@ -46,9 +46,11 @@ class Adam(keras.optimizers.Adam):
         return rate * keras.ops.sqrt(of_square) / of_mean
 
 
+# Under PyTorch Keras has an Adam that takes all variables at once, which subclasses do not get.
+ADAM = keras.optimizers.Adam if keras.backend.backend() == "torch" else Adam
 KINDS = {
-    "adam": (Adam, {}),
-    "adamw": (Adam, {}),  # its decay is below
+    "adam": (ADAM, {}),
+    "adamw": (ADAM, {}),  # its decay is below
     "sgd": (keras.optimizers.SGD, {"momentum": MOMENTUM, "nesterov": True}),
 }
 
