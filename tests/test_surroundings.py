@@ -94,12 +94,13 @@ def test_a_whole_run_needs_nothing_that_only_unix_has(source, tmp_path):
 def test_a_run_without_home_temporary_folder_streams_or_letters_is_done(source, tmp_path):
     """All at once, as a service may start it, and with what a notebook leaves behind.
 
-    But for stderr: the launcher loads Keras before the script can do anything about it.
+    But for stderr and for where Keras keeps its settings: the launcher loads Keras before the
+    script can do anything about either.
     """
     odd = {
         "HOME": None, "LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
         "PYTHONSAFEPATH": "1", "TMPDIR": "/nowhere", "MPLCONFIGDIR": None, "XDG_CACHE_HOME": None,
-        "MPLBACKEND": "module://none.such",
+        "MPLBACKEND": "module://none.such", "KERAS_HOME": str(tmp_path / "keras"),
     }  # fmt: skip
     output = tmp_path / "demo"
     lines = ANOTHER_SYSTEM.splitlines()
