@@ -1,5 +1,8 @@
 """Files across versions of Keras: what each writes, each reads; equal predictions to 1e-5.
 
+Descriptors of random weights may be large: where the largest value is above 1, a difference is a
+share of it.
+
     python benchmarks/keras_versions.py PYTHON[:BACKEND] ...
 
 PYTHON is that of an environment with one version of Keras, and perhaps keras-hub; BACKEND is
@@ -163,7 +166,7 @@ def read(folder):
                     train_one_step(network)
                     outputs += predict(model.build_classifier(network, recipe.loss))
                 differences = [
-                    float(np.abs(one - other).max())
+                    float(np.abs(one - other).max() / max(1.0, np.abs(other).max()))
                     for one, other in zip(outputs, expected, strict=True)
                 ]
                 found[name] = max(differences[:2])
