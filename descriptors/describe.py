@@ -13,26 +13,17 @@ from pathlib import Path
 import numpy as np
 
 import model
-from data.arrays import digest_of
-from data.images import BadImageError, decode_image
+from data.arrays import digest_of, save_table
 from data.landmarks import format_image_id, read_2019_classes
-from data.sources import TRAIN_CSV, Shard, digest_of_shards
+from data.sources import TRAIN_CSV, digest_of_shards
 from descriptors.descriptions import (
     Descriptions,
     concatenate,
     load_descriptions,
     load_image_ids,
-    save_descriptions,
     unit_length,
 )
-from generators import (
-    Member,
-    Reading,
-    ShardEnd,
-    batch_images,
-    stream_batches,
-    tell_problems,
-)
+from generators import Reading, ShardEnd, stream_batches, tell_problems
 from model import load_recogniser
 from network.devices import choose_devices
 from runs.session import descriptions_name
@@ -134,22 +125,6 @@ class Describer:
             batch.locations[is_finite],
         )
 
-    def describe_pictures(self, paths):
-        """Describes picture files, in this order: (n, d) of those that are readable."""
-        reading = Reading(self.data, self.settings.batch_size)
-
-        def decoded():
-            for number, path in enumerate(paths):
-                try:
-                    pixels = decode_image(path.read_bytes(), self.image_size, self.data.keep_aspect)
-                except (BadImageError, OSError) as error:
-                    say(f"{path}: {error}; left out")
-                else:
-                    yield Member(number, 0, 0), pixels
-
-        pieces = [self.describe(b, Shard("pictures", 0)) for b in batch_images(decoded(), reading)]
-        return concatenate([self.allocate(0), *pieces]).descriptors
-
     def allocate(self, num_images):
         """Allocates `Descriptions` of so many images, not yet filled in."""
         width = self.predictor.output[2].shape[-1]
@@ -214,7 +189,7 @@ def describe_shards(session, describer, shards, image_ids):
         times.append(time.perf_counter() - begin)
         if rows is None:  # a later run tries it again
             continue
-        save_descriptions(session.path(describer.name_of(shard)), rows, facts[shard])
+        save_table(session.path(describer.name_of(shard)), rows, facts[shard])
         described[shard] = rows.image_ids
         left_s = (len(missing) - len(times)) * np.median(times)
         say(
@@ -271,7 +246,7 @@ def describe_split(session, describer, split, image_ids, name):
             setting="source",
         )
     fingerprint = describer.fingerprint_for(session.source, shards, image_ids)
-    save_descriptions(session.path(name), descriptions, fingerprint | {"left_out": left_out})
+    save_table(session.path(name), descriptions, fingerprint | {"left_out": left_out})
     if not left_out:
         for shard in shards:
             session.path(descriptions_name(shard)).unlink(missing_ok=True)

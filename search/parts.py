@@ -9,16 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.arrays import digest_of, digest_of_rows, load_page, save_arrays
+from data.arrays import digest_of, digest_of_rows, load_page, save_arrays, save_table
 from data.landmarks import read_image_ids
 from data.sources import TEST_CSV, digest_of_shards, share_of
 from descriptors.describe import describe_shards, describe_split, gather
-from descriptors.descriptions import (
-    load_image_ids,
-    load_queries,
-    save_descriptions,
-    unit_length,
-)
+from descriptors.descriptions import load_image_ids, load_queries, unit_length
 from runs.session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
 from search import exact
 from search.expansion import expand, index_of
@@ -219,7 +214,7 @@ def expand_queries(session, queries, expansion):
         queries.image_ids, queries.descriptors, expansion.index, expansion.num_of_query
     )
     queries = replace(queries, descriptors=descriptors)
-    save_descriptions(session.path(EXPANDED_QUERIES), queries, facts)
+    save_table(session.path(EXPANDED_QUERIES), queries, facts)
     return queries
 
 

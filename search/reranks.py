@@ -175,8 +175,7 @@ def _find_agreeing(queries, query_names, index, index_names, num_nearest):
     from search.candidates import best_by_agreement  # it loads faiss
 
     found = best_by_agreement(queries, query_names, index, index_names, num_nearest)
-    columns = found.row_ends, found.positions, found.scores, found.distances
-    return dict(zip(RERANKS["agreement"].columns, columns, strict=True))
+    return dict(zip(RERANKS["agreement"].columns, found, strict=True))
 
 
 def _ragged(name, **values):
