@@ -236,7 +236,6 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
     class_table, labels = images
     shards = share_of(source.select_shards("train"), part, num_parts)
     described_as = describer.fingerprint | {"images": digest_of(labels.image_ids)}
-    versions = {shard: digest_of_shards(source, [shard]) for shard in shards}
     fingerprint = {
         "part": part,
         "parts": num_parts,
@@ -244,7 +243,7 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
         "labels": f"{class_table.fingerprint}-{labels.fingerprint}",
         "queries": digest_of_rows(queries.image_ids, queries.descriptors),
         "described": described_as,
-        "files": {descriptions_name(shard): version for shard, version in versions.items()},
+        "files": {descriptions_name(shard): digest_of_shards(source, [shard]) for shard in shards},
     }
     # The vote reads the descriptors once more: without them the part is not done.
     is_described = all(
