@@ -45,6 +45,7 @@ from search.in_parts import (
     make_describer,
     numbers_of_parts,
     read_test_ids,
+    require_images,
     require_searchable,
     search_in_parts,
 )
@@ -151,6 +152,7 @@ def name_queries(session, files, args):
 
     parts, shared = gallery_parts.load_parts(files)
     test_ids = read_test_ids(session.source, files[0], parts[0][0].query_ids)
+    require_images(session.source, SPLIT, sum(len(part.gallery_ids) for part, _ in parts))
     queries = gallery_parts.find_queries_of(session, shared, args.queries)
     neighbors = gallery.merge_neighbors([part.neighbors for part, _ in parts])
     rows = least_like_gallery(neighbors)

@@ -29,6 +29,7 @@ ADVICE = {
     "names": "or take --names head",
     "min_images": "lower --min-images",
     "own_output": "choose another --output",
+    "old_parts": "or choose another --output",
     "output": "free some space or choose another --output",
     "scratch": "free some space or choose another --scratch",
     "skip_bad_shards": "check the shard, or leave it out with --skip-bad-shards",

@@ -74,6 +74,16 @@ def read_test_ids(source, file, query_ids):
     return test_ids
 
 
+def require_images(source, split, num_images):
+    """Raises ExpectedError if no image of a split was found: a submission would be empty."""
+    if not num_images:
+        raise ExpectedError(
+            f"{source}: the parts have no {split} image; expected those that metadata/{split}.csv "
+            "names; check that table and shards belong together",
+            setting="source",
+        )
+
+
 # ------------------------------------------------------------------------------------ on workers
 
 

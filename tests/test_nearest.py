@@ -15,7 +15,7 @@ from tiny_network import in_place_of_backbones
 import nearest
 import retrieval
 from data.arrays import load_arrays, save_arrays
-from data.sources import RECOGNITION_SOLUTION, Shard, Source
+from data.sources import RECOGNITION_SOLUTION, TRAIN_CSV, Shard, Source
 from data.submissions import read_recognition_submission
 from descriptors.descriptions import load_descriptions, load_queries, unit_length
 from metrics import format_scores, score_recognition
@@ -346,6 +346,18 @@ def test_queries_of_another_run_are_refused_at_the_vote(common, resumed, capsys)
     save_arrays(resumed / "queries.npz", page, **arrays)
     assert run("vote", *common, "--output", resumed, *PAIR) == 1
     assert "not the queries that the parts were searched with" in error_of(capsys.readouterr())
+
+
+def test_a_gallery_without_an_image_costs_no_submission(
+    common, data_set, resumed, tmp_path, capsys
+):
+    source = shutil.copytree(data_set.folder, tmp_path / "source")
+    (source / TRAIN_CSV).write_text("id,landmark_id\n00000000000000a1,7\n")
+    before = submission_of(resumed)
+    assert run("--source", source, *common[2:], "--output", resumed, *PAIR) == 1
+    told = f"error: {source}: the parts have no train image; expected those that metadata/train.csv"
+    assert error_of(capsys.readouterr()).startswith(told)
+    assert submission_of(resumed) == before
 
 
 def test_two_runs_on_one_output_are_refused(common, resumed, capsys):
