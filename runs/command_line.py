@@ -28,6 +28,7 @@ ADVICE = {
     "rerank": "search the parts with this --rerank again",
     "names": "or take --names head",
     "min_images": "lower --min-images",
+    "test_images": "check --source, or train alone with `recognition.py train`",
     "own_output": "choose another --output",
     "old_parts": "or choose another --output",
     "output": "free some space or choose another --output",
