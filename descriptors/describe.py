@@ -14,9 +14,8 @@ import numpy as np
 
 import model
 from data.arrays import digest_of
-from data.images import BadImageError, decode_image
 from data.landmarks import format_image_id, read_2019_classes
-from data.sources import TRAIN_CSV, Shard, digest_of_shards
+from data.sources import TRAIN_CSV, digest_of_shards
 from descriptors.descriptions import (
     Descriptions,
     concatenate,
@@ -26,10 +25,8 @@ from descriptors.descriptions import (
     unit_length,
 )
 from generators import (
-    Member,
     Reading,
     ShardEnd,
-    batch_images,
     stream_batches,
     tell_problems,
 )
@@ -133,22 +130,6 @@ class Describer:
             np.full(is_finite.sum(), shard.number, np.int16),
             batch.locations[is_finite],
         )
-
-    def describe_pictures(self, paths):
-        """Describes picture files, in this order: (n, d) of those that are readable."""
-        reading = Reading(self.data, self.settings.batch_size)
-
-        def decoded():
-            for number, path in enumerate(paths):
-                try:
-                    pixels = decode_image(path.read_bytes(), self.image_size, self.data.keep_aspect)
-                except (BadImageError, OSError) as error:
-                    say(f"{path}: {error}; left out")
-                else:
-                    yield Member(number, 0, 0), pixels
-
-        pieces = [self.describe(b, Shard("pictures", 0)) for b in batch_images(decoded(), reading)]
-        return concatenate([self.allocate(0), *pieces]).descriptors
 
     def allocate(self, num_images):
         """Allocates `Descriptions` of so many images, not yet filled in."""

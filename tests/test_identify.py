@@ -21,6 +21,7 @@ from data.landmarks import ClassTable, format_image_id
 from data.sources import Shard, Source
 from data.tars import list_members
 from descriptors.descriptions import Descriptions, save_descriptions, unit_length
+from recipes import RECIPES
 from report import photo_nearest, photos
 from report.threshold import Calibration, save_calibration
 from runs.command_line import explain
@@ -186,6 +187,29 @@ def test_folders_and_patterns_are_searched_and_each_photo_is_asked_once(tmp_path
     found = photos.find_photos([tmp_path, tmp_path / "*.jpg", tmp_path / "b.jpg"])
     assert found == [tmp_path / "a.PNG", tmp_path / "b.jpg", tmp_path / "deep/c.webp"]
     assert photos.find_photos([tmp_path / "none.jpg"]) == [tmp_path / "none.jpg"]
+
+
+def test_a_photo_is_fitted_as_the_images_that_the_model_was_trained_on(monkeypatch):
+    from report import photo_answer
+
+    read, recipe = [], RECIPES["2019"].changed(keep_aspect=True)
+    recogniser = SimpleNamespace(
+        classifier=None, class_table=ClassTable(np.array([7])), image_size=48, recipe=recipe,
+        fingerprint="a",
+    )  # fmt: skip
+
+    def decode(data, image_size, keeps_aspect=False, **options):
+        read.append((image_size, keeps_aspect))
+        raise BadImageError("enough")
+
+    monkeypatch.setattr(photo_answer, "load_recogniser", lambda *args: recogniser)
+    monkeypatch.setattr(photo_answer.model, "build_with_descriptor", lambda network: None)
+    monkeypatch.setattr(photo_answer, "decode_image", decode)
+    described = photo_nearest.DescribedPictures([], 0)
+    session = Session(Path("nowhere"), source=None, stop=None)
+    with pytest.raises(BadImageError, match="enough"):
+        photo_answer.PhotoNamer(session, Path("nowhere/model.keras"), described).name("x", b"")
+    assert read == [(48, True)]
 
 
 def test_hidden_files_and_other_documents_of_a_folder_are_left_alone(tmp_path):

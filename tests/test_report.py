@@ -243,6 +243,14 @@ def test_scores_of_other_test_sets_are_not_compared():
     assert "do not compare" not in sections.scores(facts)
 
 
+def test_public_stands_before_private_here_and_for_the_teams_of_2019():
+    text = re.sub("<[^>]*>", " ", sections.scores(make_facts()))
+    words = " ".join(text.split())
+    assert "score Public Private all GAP 0.5000 0.2500 0.3000" in words
+    assert "team of 2019 score Public Private smlyaka GAP 0.6585 0.6939" in words
+    assert "smlyaka mAP@100 0.3563 0.3714" in words
+
+
 def test_facts_without_ground_truth_or_history_make_a_page():
     whole = make_facts()["recognition"]
     facts = {key: whole[key] for key in ("title", "run", "recipe")} | {"history": {}}

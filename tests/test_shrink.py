@@ -647,6 +647,15 @@ def test_the_limit_counts_while_it_runs_when_the_estimate_was_too_low(tmp_path):
     assert not (output / "test/images_003.tar").exists()
 
 
+def test_tables_count_in_the_limit_too(tmp_path):
+    session = SimpleNamespace(output=tmp_path, path=lambda name: tmp_path / name)
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / TEST_CSV).write_bytes(bytes(1000))
+    small_shards.check_room(session, small_shards.Share([], 1, 1000, False), {}, {}, [], True)
+    with pytest.raises(ExpectedError, match="takes 3 parts"):
+        small_shards.check_room(session, small_shards.Share([], 1, 500, False), {}, {}, [], True)
+
+
 def test_a_shard_whose_size_nobody_says_counts_as_the_others():
     sizes = {SHARDS[0]: 300, SHARDS[1]: 0, SHARDS[2]: 500}
     source = type("Source", (), {"size_of": staticmethod(sizes.get)})

@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -437,6 +438,12 @@ def test_a_run_that_is_complete_reads_no_shard_again(data_set, whole_run, monkey
     network = run(data_set.folder, whole_run[1])
     assert_same_state(network, whole_run[0])
     assert capsys.readouterr().err == "training is complete: 6 mini-epochs\n"
+
+
+def test_a_checkpoint_is_said_to_take_four_bytes_for_each_value():
+    layer, moment = SimpleNamespace(shape=(2, 3)), SimpleNamespace(shape=(4,))
+    network = SimpleNamespace(variables=[layer], optimizer=SimpleNamespace(variables=[moment]))
+    assert checkpoints.size_on_disk(network) == 40
 
 
 def test_a_disk_that_runs_full_costs_no_checkpoint(data_set, whole_run, tmp_path, monkeypatch):
