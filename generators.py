@@ -5,6 +5,7 @@ stages are plain generators, composed in `stream_batches`.
 """
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from data.landmarks import format_image_id
 from data.sources import Shard
 from data.tars import Member, list_members, read_member
 from recipes import Data
-from utils import ExpectedError, in_background, map_ahead, run_ahead, say
+from utils import ExpectedError, StoppedError, in_background, map_ahead, run_ahead, say
 
 MAX_BAD_SHARE = 0.05  # of a shard's images; more means that something else is wrong
 MIN_BAD_IMAGES = 3  # ... but a tiny shard may have a few
@@ -210,6 +211,39 @@ def read_shard(shard, path, reading, epoch, pool):
         yield from batch_images(images, reading)
     check_bad_images(shard, bad_images, len(members))
     yield ShardEnd(shard, len(good_images), tuple(bad_images))
+
+
+class NextShard:
+    """What a stream yields up to the end of its next shard, which is not among it.
+
+    Args:
+        stream: iterator of `stream_batches` or `stream_shards`.
+        stop: `Stop`.
+        done: what to say is done, if `stop` asks to stop here.
+
+    Attributes:
+        end: the `ShardEnd`; after the last item.
+        waited_s: seconds that were waited for data.
+
+    Raises:
+        StoppedError: `stop` asked to.
+    """
+
+    def __init__(self, stream, stop, done):
+        self.stream, self.stop, self.done = stream, stop, done
+        self.end, self.waited_s = None, 0.0
+
+    def __iter__(self):
+        while True:
+            asked = time.perf_counter()
+            item = next(self.stream)
+            self.waited_s += time.perf_counter() - asked
+            if isinstance(item, ShardEnd):
+                self.end = item
+                return
+            if self.stop.requested():
+                raise StoppedError(self.stop, self.done)
+            yield item
 
 
 def tell_problems(shard_end, consequence):

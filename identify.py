@@ -178,10 +178,11 @@ def identify(session, model_path, photos, args):
     Returns:
         list of the paths that were named; the others could not be decoded.
     """
-    described = in_background(load_described, session, args.nearest)  # while Keras loads
+    loading = in_background(load_described, session) if args.nearest else None  # while Keras loads
     from report import photo_answer  # loads Keras: deferred until the arguments are valid
 
-    namer = photo_answer.PhotoNamer(session, model_path, described.result())
+    described = loading.result() if loading else []
+    namer = photo_answer.PhotoNamer(session, model_path, described, args.nearest)
     rows, named = [], []
     for path in photos:
         try:

@@ -15,7 +15,6 @@
 call the official client (pip install kaggle six).
 """
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from on_kaggle.chain import Chain
-from on_kaggle.packing import ENTRIES, Options, parse_arguments, read_settings, write_kernels
+from on_kaggle.packing import ENTRIES, parse_arguments, read_settings, write_kernels
 from on_kaggle.plan import (
     GALLERY,
     KERNELS,
@@ -35,7 +34,7 @@ from on_kaggle.plan import (
 from on_kaggle.results import CHALLENGES, collect, find_submitters, submit
 from on_kaggle.states import print_status, read_built
 from recipes import RECIPES
-from runs.command_line import CommandLine, number, run_command_line
+from runs.command_line import CommandLine, matching, number, run_command_line
 from runs.folders import hold_folder
 from utils import ExpectedError
 
@@ -45,17 +44,6 @@ BUILD_OPTIONS = (
 )  # fmt: skip
 WORD = "[A-Za-z0-9_-]+"  # on Kaggle
 NAMES = (*KERNELS, *GALLERY, "vote")  # and shrink-0 and so on
-
-
-def matching(pattern, expected):
-    """Makes an argument type that takes what matches a pattern; `expected` says what that is."""
-
-    def parse(text):
-        if not re.fullmatch(pattern, text):
-            raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
-        return text
-
-    return parse
 
 
 def one_of(names, others="(?!)"):
@@ -150,8 +138,7 @@ def build(args):
         kernels = train_on_tpu(kernels)
     for kernel in kernels.values():  # all that is set for it, and what is not
         read_settings(kernel.entry, [*kernel.arguments, *extra[kernel.entry]])
-    options = Options(args.user, extra, args.max_hours, args.dataset, not args.no_internet)
-    write_kernels(args.kernels, kernels, options)
+    write_kernels(kernels, extra, args)
 
 
 def plan(args, extra):

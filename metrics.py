@@ -108,20 +108,9 @@ def score_recognition(submission_path, solution_path):
     Raises:
         ExpectedError: a file is malformed, or they are not of the same test set.
     """
-    rows, solution = read_recognition_submission(submission_path), solution_path
-    return score_recognised(rows, read_recognition_solution(solution), (submission_path, solution))
-
-
-def score_recognised(predictions, solution, paths):
-    """Scores a recognition in memory, as `score_recognition` does.
-
-    Args:
-        predictions: dict, image id -> (landmark id, confidence) or None.
-        solution: dict of `read_recognition_solution`.
-        paths: of the submission and the solution, for the message.
-    """
-    truths = {image_id: (truth.landmark_ids, truth.usage) for image_id, truth in solution.items()}
-    return _score_usages(global_average_precision, predictions, paths[0], truths, paths[1])
+    paths = submission_path, solution_path
+    rows, solution = read_recognition_submission(paths[0]), read_recognition_solution(paths[1])
+    return score_usages(global_average_precision, rows, solution, paths)
 
 
 def score_retrieval(submission_path, solution_path):
@@ -130,28 +119,24 @@ def score_retrieval(submission_path, solution_path):
     Raises:
         ExpectedError: a file is malformed, or they are not of the same test set.
     """
-    rows, solution = read_retrieval_submission(submission_path), solution_path
-    return score_retrieved(rows, read_retrieval_solution(solution), (submission_path, solution))
+    paths = submission_path, solution_path
+    rows, solution = read_retrieval_submission(paths[0]), read_retrieval_solution(paths[1])
+    return score_usages(mean_average_precision, rows, solution, paths)
 
 
-def score_retrieved(retrieved, solution, paths):
-    """Scores a retrieval in memory, as `score_retrieval` does.
+def score_usages(metric, submission, truths, paths):
+    """Scores a submission in memory, as `score_recognition` and `score_retrieval` do.
 
     Args:
-        retrieved: dict, image id -> list of index image ids, best first.
-        solution: dict of `read_retrieval_solution`.
+        metric: `global_average_precision` or `mean_average_precision`.
+        submission: dict, as these take it.
+        truths: dict, image id -> (true ids, usage).
         paths: of the submission and the solution, for the message.
     """
-    truths = {image_id: (truth.image_ids, truth.usage) for image_id, truth in solution.items()}
-    return _score_usages(mean_average_precision, retrieved, paths[0], truths, paths[1])
-
-
-def _score_usages(metric, submission, submission_path, truths, solution_path):
-    """Applies a metric to each leaderboard's rows; `truths`: image id -> (true ids, usage)."""
     if unknown := submission.keys() - truths.keys():
         raise ExpectedError(
-            f"{submission_path}: {len(unknown)} ids, first {min(unknown)!r}, are not in "
-            f"{solution_path}; expected ids of that test set; give the matching files"
+            f"{paths[0]}: {len(unknown)} ids, first {min(unknown)!r}, are not in {paths[1]}; "
+            "expected ids of that test set; give the matching files"
         )
     scores = {}
     for name in (*LEADERBOARDS, "all"):
@@ -162,7 +147,7 @@ def _score_usages(metric, submission, submission_path, truths, solution_path):
             scores[name] = metric(scored, solution)
     if not scores:
         raise ExpectedError(
-            f"{solution_path}: no row with a true id and Usage Public or Private; expected the "
+            f"{paths[1]}: no row with a true id and Usage Public or Private; expected the "
             "released ground truth; check the file"
         )
     return scores

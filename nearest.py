@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from data.arrays import save_table
+from data.arrays import save_arrays
 from data.landmarks import ClassTable, read_labels
 from data.submissions import check_recognition_submission, write_recognition_submission
 from network.loading import require_backend
@@ -157,10 +157,13 @@ def name_queries(session, files, args):
     say(f"{len(rows):,} test images, the least like any train image, stand for what is no landmark")
     likeness = gallery.likeness_to(queries.descriptors, rows)
     landmark_ids, confidences = vote(neighbors, likeness, queries.landmark_ids, queries.confidences)
-    found = neighbors.image_ids, neighbors.landmark_ids, neighbors.cosines
-    names = gallery.NamesByNeighbors(queries.image_ids, landmark_ids, confidences, *found)
     ways = {"non_landmarks": len(rows)}
-    save_table(session.path(NAMES), names, shared | ways)
+    save_arrays(
+        session.path(NAMES), shared | ways,
+        image_ids=queries.image_ids, landmark_ids=landmark_ids, confidences=confidences,
+        neighbor_ids=neighbors.image_ids, neighbor_landmarks=neighbors.landmark_ids,
+        cosines=neighbors.cosines,
+    )  # fmt: skip
     print(session.path(NAMES))
     known = np.concatenate([part.gallery_landmarks for part, _ in parts] + [queries.landmark_ids])
     class_table = ClassTable(np.unique(known))

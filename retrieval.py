@@ -54,7 +54,7 @@ from search.in_parts import (
     search_in_parts,
 )
 from search.merging import load_parts, merge_parts
-from search.reranks import NAMED_BY, RERANKS, default_rerank
+from search.reranks import NAMED_BY, RERANKS, default_rerank, tell_defaults
 from utils import ExpectedError, say
 
 SPLIT = "index"  # is searched
@@ -64,6 +64,7 @@ MAX_SUMMED = 1000  # descriptors in the sum of an expansion
 def make_parser():
     """Makes the parser of the command line; Keras and faiss are not loaded for it."""
     parser, _, group = parser_in_parts(__doc__, "retrieval", "index", "merge", "float32")
+    default, default_names = tell_defaults()
     group.add_argument(
         "--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",
         help=f"images retrieved for a query, at most {MAX_RETRIEVED}",
@@ -78,14 +79,12 @@ def make_parser():
     )  # fmt: skip
     group.add_argument(
         "--rerank", choices=RERANKS,
-        help="what is done about landmarks, see docs/reranks.md (default: divide of a softmax "
-        "network, agreement of a cosine head)",
+        help=f"what is done about landmarks, see docs/reranks.md (default: {default})",
     )  # fmt: skip
     group.add_argument(
         "--names", choices=NAMED_BY,
         help="who says which landmark an image shows: the network's head, or both that and its "
-        "nearest train images of nearest.py (default: divide takes the head, agreement both where "
-        "nearest.py was run)",
+        f"nearest train images of nearest.py (default: {default_names})",
     )  # fmt: skip
     group.add_argument(
         "--expand-queries", type=number(int, 0, MAX_SUMMED), default=0, metavar="K",

@@ -18,7 +18,8 @@ import common
 import numpy as np
 from common import median, print_table, ratio
 
-from descriptors.descriptions import Descriptions, save_descriptions, unit_length
+from data.arrays import save_table
+from descriptors.descriptions import Descriptions, unit_length
 from search import gallery
 from search.candidates import best_by_agreement
 from search.exact import find_candidates
@@ -134,7 +135,7 @@ def write_files(folder, descriptors):
             ids, np.zeros(num, np.int64), np.zeros(num, np.float32), rows,
             np.zeros(num, np.int16), np.zeros((num, 2), np.int64),
         )  # fmt: skip
-        save_descriptions(path, described, {})
+        save_table(path, described, {})
         paths.append(path)
     return dict.fromkeys(paths)
 

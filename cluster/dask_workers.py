@@ -12,7 +12,6 @@ import importlib.util
 import os
 import re
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 from data.sources import Source
@@ -24,22 +23,6 @@ NUM_RETRIES = 3  # of a job whose worker died
 PATIENCE_S = 30  # for a scheduler to answer
 GPU = "GPU"  # the resource of workers that have one: `dask worker ADDRESS --resources GPU=1`
 _one_at_a_time = threading.Lock()  # a worker may have several threads, Keras has one network
-
-
-@dataclass(frozen=True)
-class SessionArguments:
-    """What a worker needs to open a `Session` of its own; can be pickled.
-
-    Attributes:
-        output, scratch: folders, as of `session.open_session`.
-        source: tuple of folders and addresses.
-        skips_bad_shards: as in `Session`.
-    """
-
-    output: Path
-    scratch: Path
-    source: tuple
-    skips_bad_shards: bool
 
 
 class Workers:
@@ -56,7 +39,7 @@ class Workers:
         locations = [place.location for place in session.source.places]
         source = tuple(x if isinstance(x, str) else str(x.resolve()) for x in locations)
         output, scratch = session.output.resolve(), Path(scratch).resolve()
-        self.arguments = SessionArguments(output, scratch, source, session.skips_bad_shards)
+        self.arguments = output, scratch, source, session.skips_bad_shards  # can be pickled
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         self.has_gpus = any(GPU in worker.get("resources", {}) for worker in workers)
 
@@ -241,15 +224,13 @@ def _visible_gpus():
 def _do(arguments, function, job):
     """Does a job in the worker's own session."""
     with _one_at_a_time:
-        return function(_open_session(arguments), job)
+        return function(_open_session(*arguments), job)
 
 
 @functools.lru_cache(maxsize=1)
-def _open_session(arguments):
+def _open_session(output, scratch, source, skips_bad_shards):
     """Opens this worker's session, which is kept for the jobs to come."""
     closing = contextlib.ExitStack()
-    path = closing.enter_context(scratch_folder(arguments.scratch))
+    path = closing.enter_context(scratch_folder(scratch))
     atexit.register(closing.close)
-    return Session(
-        arguments.output, Source(arguments.source, path), Stop(), arguments.skips_bad_shards
-    )
+    return Session(output, Source(source, path), Stop(), skips_bad_shards)

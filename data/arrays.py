@@ -145,13 +145,6 @@ def save_table(path, table, page):
     save_arrays(path, page, **{one.name: getattr(table, one.name) for one in fields(table)})
 
 
-def load_table(path, kind):
-    """Reads and checks what `save_table` wrote: (an object of the dataclass `kind`, page)."""
-    arrays, page = load_arrays(path)
-    check_arrays(path, arrays, columns_of(kind))
-    return kind(**arrays), page
-
-
 def check_arrays(path, arrays, columns):
     """Checks arrays that were read from a file, whoever wrote it.
 

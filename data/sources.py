@@ -89,9 +89,7 @@ class Source:
         if isinstance(locations, (str, Path)):
             locations = [locations]
         self.places = [
-            (_Address if re.match("(?i)https?://", str(location)) else _Folder)(
-                location, self.scratch
-            )
+            next(kind for kind in Place.kinds if kind.takes(str(location)))(location, self.scratch)
             for location in locations
         ]
         self._place_of = {}  # shard -> place, as far as it was asked for
@@ -237,15 +235,19 @@ class Source:
         return [Shard(split, number) for number in range(first, stop)]
 
 
-class _Place:
-    """A folder or an address; the two kinds are below.
+class Place:
+    """One place of a data set; a new kind of place is a class like the two below, and no more.
 
     Args:
         location: of the place.
         scratch: folder for what must be downloaded or packed.
     """
 
+    kinds = []  # the last one first
     must_be_asked = False  # for each shard, whether it is there
+
+    def __init_subclass__(cls):
+        Place.kinds.insert(0, cls)
 
     def __init__(self, location, scratch):
         self.location, self.scratch = location, scratch
@@ -281,8 +283,13 @@ class _Place:
             say(f"{self}: {text}")
 
 
-class _Folder(_Place):
+class _Folder(Place):
     """A data set in a folder, read in place; see `Source` for what the functions do."""
+
+    @staticmethod
+    def takes(location):
+        """Tells whether a location is of this kind; whatever no other kind takes is a folder."""
+        return True
 
     def __init__(self, location, scratch):
         super().__init__(Path(location), scratch)
@@ -366,8 +373,12 @@ class _Folder(_Place):
         return data
 
 
-class _Address(_Place):
+class _Address(Place):
     """A data set on a web server; see `Source` for what the functions do."""
+
+    @staticmethod
+    def takes(location):
+        return re.match("(?i)https?://", location)
 
     def __init__(self, location, scratch):
         _check_address(str(location))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import model
-from data.arrays import digest_of
+from data.arrays import digest_of, save_table
 from data.landmarks import format_image_id, read_2019_classes
 from data.sources import TRAIN_CSV, digest_of_shards
 from descriptors.descriptions import (
@@ -21,19 +21,13 @@ from descriptors.descriptions import (
     concatenate,
     load_descriptions,
     load_image_ids,
-    save_descriptions,
     unit_length,
 )
-from generators import (
-    Reading,
-    ShardEnd,
-    stream_batches,
-    tell_problems,
-)
+from generators import NextShard, Reading, stream_batches, tell_problems
 from model import load_recogniser
 from network.devices import choose_devices
 from runs.session import descriptions_name
-from utils import ExpectedError, Progress, StoppedError, format_duration, say
+from utils import ExpectedError, Progress, format_duration, say
 
 _describers = {}  # the last one that `open_describer` made, by what it was made of
 
@@ -175,9 +169,8 @@ def describe_shards(session, describer, shards, image_ids):
     """
     source = session.source
     facts = {shard: describer.fingerprint_for(source, [shard], image_ids) for shard in shards}
-    described = {}
-    for shard in shards:
-        name = describer.name_of(shard)
+    names, described = {shard: describer.name_of(shard) for shard in shards}, {}
+    for shard, name in names.items():
         if found := session.find_fitting(name, facts[shard], describer.load_ids, copied=True):
             described[shard] = found[1]
     if missing := [shard for shard in shards if shard not in described]:
@@ -195,7 +188,7 @@ def describe_shards(session, describer, shards, image_ids):
         times.append(time.perf_counter() - begin)
         if rows is None:  # a later run tries it again
             continue
-        save_descriptions(session.path(describer.name_of(shard)), rows, facts[shard])
+        save_table(session.path(names[shard]), rows, facts[shard])
         described[shard] = rows.image_ids
         left_s = (len(missing) - len(times)) * np.median(times)
         say(
@@ -203,30 +196,20 @@ def describe_shards(session, describer, shards, image_ids):
             f", {len(rows.image_ids) / times[-1]:.0f} images/s, {waited_s / times[-1]:.0%} waiting "
             f"for data, {format_duration(left_s)} to go"
         )
-    found = {session.path(describer.name_of(s)): described[s] for s in shards if s in described}
+    found = {session.path(names[shard]): described[shard] for shard in shards if shard in described}
     return found, [shard.number for shard in shards if shard not in described]
 
 
 def _describe_shard(describer, shard, stream, stop, done):
-    """Describes the images of the stream's next shard.
-
-    Returns:
-        (rows, seconds that were waited for data); the rows of a broken shard are None.
-    """
-    pieces, waited_s = [describer.allocate(0)], 0.0
+    """Describes the stream's next shard: (rows, None of a broken one; seconds waited for data)."""
+    pieces, batches = [describer.allocate(0)], NextShard(stream, stop, done)
     with Progress(f"{shard.path} described ({done})") as progress:
-        while True:
-            asked = time.perf_counter()
-            item = next(stream)
-            waited_s += time.perf_counter() - asked
-            if isinstance(item, ShardEnd):
-                break
-            if stop.requested():
-                raise StoppedError(stop, done)
-            pieces.append(describer.describe(item, shard))
-            progress.update(len(item.image_ids))
-    tell_problems(item, describer.problem)
-    return (None if item.problem else describer.join(pieces, item)), waited_s
+        for batch in batches:
+            pieces.append(describer.describe(batch, shard))
+            progress.update(len(batch.image_ids))
+    tell_problems(batches.end, describer.problem)
+    rows = None if batches.end.problem else describer.join(pieces, batches.end)
+    return rows, batches.waited_s
 
 
 def describe_split(session, describer, split, image_ids, name):
@@ -252,7 +235,7 @@ def describe_split(session, describer, split, image_ids, name):
             setting="source",
         )
     fingerprint = describer.fingerprint_for(session.source, shards, image_ids)
-    save_descriptions(session.path(name), descriptions, fingerprint | {"left_out": left_out})
+    save_table(session.path(name), descriptions, fingerprint | {"left_out": left_out})
     if not left_out:
         for shard in shards:
             session.path(descriptions_name(shard)).unlink(missing_ok=True)

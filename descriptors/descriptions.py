@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from data.arrays import check_arrays, column, columns_of, load_arrays, save_table
+from data.arrays import check_arrays, column, columns_of, load_arrays
 from utils import ExpectedError
 
 NORMALISED_ROWS = 4096  # at a time: float32 copies of more would not stay small
@@ -70,25 +70,19 @@ def unit_length(descriptors):
     return scaled
 
 
-def save_descriptions(path, descriptions, fingerprint):
-    """Writes descriptions and their fingerprint (a dict) as one atomic .npz file."""
-    save_table(path, descriptions, fingerprint)
+def load_descriptions(path, order=None):
+    """Reads and checks what `save_table` wrote: (`Descriptions`, fingerprint).
 
+    Args:
+        path: the file.
+        order: of the image ids, see `Column`.
 
-def load_descriptions(path):
-    """Reads and checks what `save_descriptions` wrote: (`Descriptions`, fingerprint)."""
-    return _load(path, columns_of(Descriptions))
-
-
-def load_queries(path):
-    """Reads and checks descriptions whose image ids ascend: (`Descriptions`, fingerprint)."""
-    columns = columns_of(Descriptions)
-    in_order = replace(columns["image_ids"], order="increasing")
-    return _load(path, columns | {"image_ids": in_order})
-
-
-def _load(path, columns):
+    Raises:
+        ExpectedError: it is damaged, or no file of descriptions.
+    """
     arrays, fingerprint = load_arrays(path)
+    columns = columns_of(Descriptions)
+    columns["image_ids"] = replace(columns["image_ids"], order=order)
     if arrays.keys() != columns.keys():
         raise ExpectedError(
             f"{path}: it holds {', '.join(sorted(arrays))[:80]}; expected descriptions; "
@@ -96,6 +90,11 @@ def _load(path, columns):
         )
     check_arrays(path, arrays, columns)
     return Descriptions(**arrays), fingerprint
+
+
+def load_queries(path):
+    """Reads and checks descriptions whose image ids increase: (`Descriptions`, fingerprint)."""
+    return load_descriptions(path, "increasing")
 
 
 def load_image_ids(path):

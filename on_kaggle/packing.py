@@ -15,7 +15,7 @@ import re
 import shlex
 import textwrap
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from on_kaggle.plan import MACHINES, MAX_TPU_HOURS, Kernel
@@ -175,56 +175,38 @@ def pack(modules):
     return textwrap.fill(base64.b64encode(buffer.getvalue()).decode(), 100)
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a build is given.
-
-    Attributes:
-        user: the owner on Kaggle.
-        extra_arguments: dict, script -> list of extra arguments.
-        max_hours: time budget of a GPU session.
-        datasets: data sets to mount, as `owner/slug`.
-        has_internet: whether the kernels may use it.
-    """
-
-    user: str
-    extra_arguments: dict
-    max_hours: float
-    datasets: list
-    has_internet: bool
-
-
-def write_kernels(folder, kernels, options):
+def write_kernels(kernels, extra, args):
     """Writes a folder with metadata and script for each kernel, and the table of them all.
 
     Args:
-        folder: where to.
         kernels: dict, name -> `Kernel`.
-        options: `Options`.
+        extra: dict, script -> list of extra arguments.
+        args: the command line of `kernels.py build`.
     """
+    folder = args.kernels
     with contextlib.suppress(OSError):  # written last: half a build is none
         Path(folder, CHAIN_FILE).unlink()
     packed = {}  # entry -> (archive, version)
     for entry in sorted({kernel.entry for kernel in kernels.values()}):
-        modules = find_modules(entry, "--demo" in options.extra_arguments[entry])
+        modules = find_modules(entry, "--demo" in extra[entry])
         packed[entry] = pack(modules), source_version(modules)
     for kernel in kernels.values():
         archive, version = packed[kernel.entry]
-        max_hours = min(options.max_hours, MAX_TPU_HOURS if kernel.machine == "tpu" else math.inf)
+        max_hours = min(args.max_hours, MAX_TPU_HOURS if kernel.machine == "tpu" else math.inf)
         budget = [] if kernel.machine == "cpu" else ["--max-hours", f"{max_hours:g}"]
         facts = {
             "kernel": kernel.name,
             "entry": kernel.entry,
-            "arguments": [*kernel.arguments, *budget, *options.extra_arguments[kernel.entry]],
+            "arguments": [*kernel.arguments, *budget, *extra[kernel.entry]],
             "result": kernel.result,
             "source": version,
         }
         if kernel.machine == "tpu":
             facts["device"] = "tpu"
         facts["build"] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-        metadata = _metadata(kernel, kernels, options.user) | {
-            "enable_internet": options.has_internet or kernel.downloads,
-            "dataset_sources": options.datasets,
+        metadata = _metadata(kernel, kernels, args.user) | {
+            "enable_internet": kernel.downloads or not args.no_internet,
+            "dataset_sources": args.dataset,
             "build": facts["build"],  # ours; the client ignores it
         }
         _write(Path(folder, kernel.name, metadata["code_file"]), _script(kernel, facts, archive))

@@ -1,19 +1,14 @@
-"""Charts of the report as inline SVG, in colors that follow the page's light or dark scheme."""
+"""Charts of the report: SVG pictures in the colors of the page, which inverts them in the dark."""
 
+import base64
 import io
-import re
-import zlib
 
 import numpy as np
 
-from report.markup import Markup, tag
+from report.markup import tag
 
-# Colors that stand for the page's own, see `page.STYLE`; matplotlib knows no CSS variables.
-INK, LINES = "#010203", "#010204"
-COLORS = {"blue": "#010205", "orange": "#010206", "green": "#010207", "red": "#010208"}
-VARIABLES = {INK: "--ink-2", LINES: "--line"} | {
-    color: f"--{name}" for name, color in COLORS.items()
-}
+INK, LINES = "#55606a", "#80808050"
+COLORS = {"blue": "#1f5fa8", "orange": "#b4560a", "green": "#17784a", "red": "#b3261e"}
 
 
 def line_chart(title, labels, series, counts=False, **axes_options):
@@ -29,13 +24,13 @@ def line_chart(title, labels, series, counts=False, **axes_options):
     Returns:
         `Markup`.
     """
-    figure, axes = _start(title, labels)
+    figure, axes = _start(labels)
     for name, color, x, y, marker in series:
         axes.plot(x, y, color=COLORS[color], label=name, marker=marker, markersize=4, lw=1.8)
     axes.set(**axes_options)
     if counts:
         axes.xaxis.get_major_locator().set_params(integer=True)
-    return _finish(figure, axes, title, [name for name, *_ in series])
+    return _finish(figure, title, [name for name, *_ in series])
 
 
 def histogram(title, labels, groups, line=None):
@@ -49,7 +44,7 @@ def histogram(title, labels, groups, line=None):
     Returns:
         `Markup`.
     """
-    figure, axes = _start(title, labels)
+    figure, axes = _start(labels)
     for name, color, (edges, counts) in groups:
         shares = np.array(counts) / max(1, sum(counts))
         axes.stairs(shares, edges, color=COLORS[color], label=name, lw=1.8)
@@ -59,10 +54,10 @@ def histogram(title, labels, groups, line=None):
         axes.axvline(line[0], color=INK, ls="--", lw=1.2, label=line[1])
         names.append(line[1])
     axes.set_ylim(0)
-    return _finish(figure, axes, title, names)
+    return _finish(figure, title, names)
 
 
-def _start(title, labels):
+def _start(labels):
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(4.4, 2.9), layout="constrained")
@@ -77,30 +72,17 @@ def _start(title, labels):
     return figure, axes
 
 
-def _finish(figure, axes, title, names):
-    """Gives a figure as SVG in a <figure> with its title; the legend's names are in its label."""
+def _finish(figure, title, names):
+    """Gives a figure as an <img> of SVG in a <figure> with its title; the legend is its alt."""
     import matplotlib
 
     if len(names) > 1:
         figure.legend(
             loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, fontsize=8.5
         )
-    buffer = io.StringIO()
+    buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    for color, variable in VARIABLES.items():
-        text = text.replace(color, f"var({variable})")
-    text = re.sub(r" font-family: [^;\"]*;", "", text)  # the page's own font
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # would hold in the whole page
-    # Ids are one space in a page: each chart gets its own.
-    own = f"c{zlib.crc32(text.encode()):08x}"
-    text = re.sub(r'\bid="', f'id="{own}-', text)
-    text = re.sub(r'href="#', f'href="#{own}-', text)
-    text = text.replace("url(#", f"url(#{own}-")
-    described = f"{title}: {', '.join(names)}"
-    opened = tag("svg", role="img", aria_label=described).removesuffix("></svg>")
-    text = re.sub(r"<svg\b(.*?)\bwidth=\"[^\"]*\"", rf"{opened}\1", text, count=1, flags=re.DOTALL)
-    text = re.sub(r"\sheight=\"[\d.]+pt\"", "", text, count=1)
-    return tag("figure", tag("figcaption", title), Markup(text), class_="chart")
+    picture = f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image = tag("img", src=picture, alt=f"{title}: {', '.join(names)}")
+    return tag("figure", tag("figcaption", title), image, class_="chart")

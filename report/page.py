@@ -9,7 +9,7 @@ STYLE = """
   --red: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --page: #13171b; --card: #1c2127; --ink: #e8eaec;
   --ink-2: #a9b3bc; --line: #353c44; --blue: #7fb2ef; --orange: #f0a35e; --green: #5fc78f;
-  --red: #f28b82; } }
+  --red: #f28b82; } figure.chart img { filter: invert(1) hue-rotate(180deg); } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
@@ -34,7 +34,7 @@ nav a { padding: 4px 0; }
   gap: 14px; margin: 14px 0; }
 figure { margin: 0; }
 figure.chart { padding: 12px 12px 6px; }
-figure.chart svg { display: block; width: 100%; height: auto; }
+figure.chart img { display: block; width: 100%; height: auto; }
 figure.chart figcaption { font-weight: 600; color: var(--ink); margin-bottom: 4px; }
 .scrolls { overflow-x: auto; margin: 10px 0; max-width: 100%; }
 .tall { max-height: 32rem; overflow-y: auto; }

@@ -10,6 +10,7 @@ from data.images import PHOTO_FORMATS, decode_image
 from data.landmarks import name_of_category, read_2019_classes, read_categories
 from data.sources import CATEGORY_CSV, TRAIN_CSV
 from model import load_recogniser
+from report.photo_nearest import find_nearest, of_model
 from report.photos import Answer, Guess, Near
 from report.threshold import load_calibration
 from runs.session import CALIBRATION, CATEGORIES
@@ -25,21 +26,21 @@ class PhotoNamer:
     Args:
         session: `Session`; its source may be None.
         model_path: the recogniser's file.
-        described: `photo_nearest.DescribedPictures`.
+        described: list of `photo_nearest.load_described`.
+        num_nearest: pictures to name beside each photo.
     """
 
-    def __init__(self, session, model_path, described):
+    def __init__(self, session, model_path, described, num_nearest):
         recogniser = load_recogniser(model_path, lambda: _classes_of_2019(session.source))
         self.network = model.build_with_descriptor(recogniser.classifier)
         self.landmark_ids = recogniser.class_table.landmark_ids
         self.image_size = recogniser.image_size
         self.keeps_aspect = recogniser.recipe.data.keep_aspect
-        fingerprint = recogniser.fingerprint
         folders = (model_path.parent, session.output)
-        self.calibration = find_calibration(folders, fingerprint)
+        self.calibration = find_calibration(folders, recogniser.fingerprint)
         self.categories = find_categories(folders, session.source)
-        self.described = described.of_model(fingerprint)
-        self.num_photos = 0
+        self.described = of_model(described, recogniser.fingerprint)
+        self.num_nearest, self.num_photos = num_nearest, 0
 
     def name(self, path, data):
         """Names the landmark of one photo.
@@ -64,7 +65,9 @@ class PhotoNamer:
             is_landmark = bool(confidences[best[0]] >= self.calibration.threshold)
         nearest = tuple(
             Near(picture, distance, landmark_id, self._name_of(landmark_id))
-            for picture, distance, landmark_id in self.described.find_nearest(descriptor)
+            for picture, distance, landmark_id in find_nearest(
+                self.described, descriptor, self.num_nearest
+            )
         )
         return Answer(path, guesses, is_landmark, nearest)
 

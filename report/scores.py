@@ -3,16 +3,22 @@
 from data.landmarks import format_image_id
 from data.sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
 from data.submissions import read_recognition_solution, read_retrieval_solution
-from metrics import format_scores, score_recognised, score_retrieved
+from metrics import (
+    format_scores,
+    global_average_precision,
+    mean_average_precision,
+    score_usages,
+)
 from runs.session import RECOGNITION_SUBMISSION, RETRIEVAL_SUBMISSION
 from utils import say
 
 CHALLENGES = {
     "recognition": (
-        RECOGNITION_SOLUTION, read_recognition_solution, score_recognised, RECOGNITION_SUBMISSION
+        RECOGNITION_SUBMISSION, RECOGNITION_SOLUTION, read_recognition_solution,
+        global_average_precision,
     ),
     "retrieval": (
-        RETRIEVAL_SOLUTION, read_retrieval_solution, score_retrieved, RETRIEVAL_SUBMISSION
+        RETRIEVAL_SUBMISSION, RETRIEVAL_SOLUTION, read_retrieval_solution, mean_average_precision,
     ),
 }  # fmt: skip
 
@@ -29,7 +35,7 @@ def score(session, challenge, submissions):
         (dict, name -> scores; the ground truth, as of `submissions.read_..._solution`), both empty
         where the source has no ground truth.
     """
-    solution_name, read, score_rows, submission_name = CHALLENGES[challenge]
+    submission_name, solution_name, read, metric = CHALLENGES[challenge]
     source = session.source
     if not source.exists(solution_name):
         say(f"{source}: no {solution_name}; the submission is not scored")
@@ -37,7 +43,7 @@ def score(session, challenge, submissions):
     paths = session.path(submission_name), source.fetch(solution_name)
     solution, scores = read(paths[1]), {}
     for name, rows in submissions.items():
-        scores[name] = score_rows(rows, solution, paths)
+        scores[name] = score_usages(metric, rows, solution, paths)
         print(format_scores(name, scores[name]))
     return scores, solution
 

@@ -5,6 +5,7 @@ from recipes import Recipe
 from report.charts import histogram, line_chart
 from report.markup import join, table, tag
 from search.reranks import RERANKS
+from utils import format_duration
 
 NUM_GLDV2_TESTS = 117_577
 # Re-scored on ground truth v2.1, in percent: (name, private, public).
@@ -144,21 +145,15 @@ def training(facts):
     held_out = f" At the end {held_out[-1]:.1%} of the held-out images were named rightly." if (
         held_out) else ""  # fmt: skip
     text = (
-        f"{len(steps):,} mini-epochs, {sum(history['images']):,} images in {_duration(seconds)}, "
-        f"of which {waited / max(seconds, 1e-9):.0%} was waiting for data.{held_out}"
+        f"{len(steps):,} mini-epochs, {sum(history['images']):,} images in "
+        f"{format_duration(seconds)}, of which {waited / max(seconds, 1e-9):.0%} was waiting for "
+        f"data.{held_out}"
     )
     if facts["recipe"]["loss"] in ("arcface", "cosface"):
         text += (
             " The margin makes the loss of the train images larger than that of the held-out ones."
         )
     return join(tag("p", text), tag("div", *charts, class_="charts"))
-
-
-def _duration(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else (
-        f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------ confidence
@@ -361,7 +356,7 @@ def runs(all_facts):
     for facts in all_facts.values():
         run = facts["run"]
         versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-        rows = [["began", run["started"]], ["took", _duration(run["seconds"])],
+        rows = [["began", run["started"]], ["took", format_duration(run["seconds"])],
                 ["source", run["source"]], ["machine", run["machine"]],
                 ["versions", versions], *facts.get("details", [])]  # fmt: skip
         parts += [tag("h3", facts["title"]), table(["", ""], rows)]
@@ -373,7 +368,8 @@ def runs(all_facts):
 def _recipe(settings):
     """Writes a recipe as a table, those settings first that are not those of 2019."""
     of_2019 = Recipe().settings()
-    changed = {key: value for key, value in settings.items() if of_2019.get(key) != _plain(value)}
+    settings = {key: tuple(one) if isinstance(one, list) else one for key, one in settings.items()}
+    changed = {key: value for key, value in settings.items() if of_2019.get(key) != value}
     lines = [
         [name, _shown(value), _shown(of_2019.get(name, "-"))] for name, value in changed.items()
     ]
@@ -386,11 +382,7 @@ def _recipe(settings):
     )
 
 
-def _plain(value):
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _shown(value):
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, tuple):
         return ":".join(map(str, value))
-    return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
+    return ("no", "yes")[value] if isinstance(value, bool) else value

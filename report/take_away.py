@@ -82,10 +82,12 @@ def write_take_away(session, model_path, folder):
     folders = (model_path.parent, session.output)
     categories = find_categories(folders, session.source)
     calibration = find_calibration(folders, recogniser.fingerprint)
-    rows = [("landmark_id", "name")]
+    names = io.StringIO()
+    table = csv.writer(names, lineterminator="\n")
+    table.writerow(("landmark_id", "name"))
     for landmark_id in recogniser.class_table.landmark_ids.tolist():
         name = name_of_category(categories[landmark_id]) if landmark_id in categories else ""
-        rows.append((landmark_id, name or f"landmark {landmark_id}"))
+        table.writerow((landmark_id, name or f"landmark {landmark_id}"))
     settings = {
         "image_size": recogniser.image_size,
         "keep_aspect": recipe.data.keep_aspect,
@@ -93,14 +95,11 @@ def write_take_away(session, model_path, folder):
     }
     with atomic_write(folder / "model.keras") as temporary:
         without_own_layers(recogniser.classifier).save(temporary)
-    names = io.StringIO()
-    csv.writer(names, lineterminator="\n").writerows(rows)
-    card = write_card(session, recogniser, calibration, keras.__version__)
     texts = {
         "landmarks.csv": names.getvalue(),
         "settings.json": json.dumps(settings, indent=1) + "\n",
         "name_photo.py": EXAMPLE,
-        "README.md": card,
+        "README.md": write_card(session, recogniser, calibration, keras.__version__),
     }
     for name, text in texts.items():
         with atomic_write(folder / name) as temporary:

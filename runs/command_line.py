@@ -227,28 +227,32 @@ def number(kind, lowest, highest=math.inf):
     return parse
 
 
-def word_of(choices, prefix):
-    """Makes an argument type: one of the choices, or `prefix` and anything after it."""
+def matching(pattern, expected):
+    """Makes an argument type that takes what matches a pattern; `expected` says what that is."""
 
     def parse(text):
-        if text in choices or (text.startswith(prefix) and text != prefix):
-            return text
-        raise argparse.ArgumentTypeError(
-            f"{text!r}; expected one of {', '.join(choices)} or {prefix}PRESET"
-        )
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
+        return text
 
     return parse
 
 
+scheduler_address = matching(
+    r"(?!local:).+|local:[1-9]\d{0,2}",
+    "the address of a Dask scheduler, or local:N for N workers here",
+)
+
+
 def shard_range(text):
     """Parses `FIRST:STOP`, e.g. 10:500 for the shards 10 to 499."""
-    first, colon, stop = text.partition(":")
-    is_range = colon and first.isdecimal() and stop.isdecimal() and len(stop) < 7
-    if not (is_range and int(first) < int(stop)):
+    found = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text)
+    first, stop = map(int, found.groups()) if found else (0, 0)
+    if first >= stop:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no range of shards; expected FIRST:STOP with FIRST < STOP, e.g. 10:500"
         )
-    return int(first), int(stop)
+    return first, stop
 
 
 def addresses(text):
@@ -266,15 +270,6 @@ def addresses(text):
     return found
 
 
-def scheduler_address(text):
-    """Parses the address of a scheduler, or `local:N` for N worker processes here."""
-    if not text or (text.startswith("local:") and not re.fullmatch(r"local:[1-9]\d{0,2}", text)):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}; expected the address of a Dask scheduler, or local:N for N workers here"
-        )
-    return text
-
-
 def add_settings(group, settings):
     """Adds an option for each field of a group of a recipe, see `recipes.setting`."""
     for field in dataclasses.fields(settings):
@@ -284,7 +279,9 @@ def add_settings(group, settings):
         elif field.type is tuple:
             options = {"type": shard_range, "metavar": "FIRST:STOP"}
         elif "prefix" in limits:
-            kind = word_of(limits["choices"], limits["prefix"])
+            choices, prefix = limits["choices"], limits["prefix"]
+            expected = f"one of {', '.join(choices)} or {prefix}PRESET"
+            kind = matching("|".join((*choices, f"{prefix}.+")), expected)
             options = {"type": kind, "metavar": limits["metavar"]}
         elif field.type is str:
             options = {name: limits[name] for name in ("choices", "metavar") if name in limits}

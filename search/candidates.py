@@ -4,31 +4,12 @@ Of each rerank a part keeps the best `num_nearest` of each query, so that the be
 together are among them. What makes these lists complete is told where each is made.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from search.reranks import key_of_agreement
 
 MAX_PAIRS = 1 << 22  # of a query and an index image with a common label, at a time: 0.3 GB
 PAIR_BLOCK = 4096  # pairs whose distances are computed at a time
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The candidates of a rerank, as ragged rows, one for each query.
-
-    Attributes:
-        row_ends: (num_queries,) int64; the candidates of query q end there.
-        positions: (n,) int32, rows of the index.
-        scores: (n,) float64.
-        distances: (n,) float32, squared L2.
-    """
-
-    row_ends: np.ndarray
-    positions: np.ndarray
-    scores: np.ndarray
-    distances: np.ndarray | None = None
 
 
 def best_by_agreement(queries, query_names, index, index_names, num_nearest):
@@ -45,8 +26,9 @@ def best_by_agreement(queries, query_names, index, index_names, num_nearest):
         num_nearest: images wanted per query.
 
     Returns:
-        `Scored`: the agreement a, the sum over the common landmarks of the products of both
-        weights.
+        Ragged rows, one for each query: (where each ends (num_queries,) int64; positions (n,)
+        int32, rows of the index; agreements (n,) float64, the sum over the common landmarks of the
+        products of both weights; squared distances (n,) float32).
     """
     lists = _invert(index_names)
     pieces, num_pairs = [], _count_pairs(query_names, lists)
@@ -58,7 +40,7 @@ def best_by_agreement(queries, query_names, index, index_names, num_nearest):
         np.concatenate(column) for column in zip(*pieces, strict=True)
     )
     counts = np.bincount(rows, minlength=len(queries))
-    return Scored(np.cumsum(counts), positions.astype(np.int32), scores, distances)
+    return np.cumsum(counts), positions.astype(np.int32), scores, distances
 
 
 def _invert(names):

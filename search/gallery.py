@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.arrays import column
 from descriptors.descriptions import load_descriptions, unit_length
 from utils import ExpectedError
 
@@ -203,30 +202,3 @@ def likeness_to(descriptors, rows):
     counts &= np.cumsum(counts, axis=1) <= NUM_LIKE_QUERY
     cosines = np.where(counts, 1 - distances.astype(np.float64) / 2, 0)
     return (cosines.sum(axis=1) / np.maximum(counts.sum(axis=1), 1)).astype(np.float32)
-
-
-# ------------------------------------------------------------------------------------------ names
-
-
-@dataclass(frozen=True)
-class NamesByNeighbors:
-    """The landmarks of images, as their nearest gallery images name them: names.npz.
-
-    Attributes:
-        image_ids: (n,) uint64, increasing.
-        landmark_ids: (n,) int64, the one with the most votes; -1 where nobody voted.
-        confidences: (n,) float32, any finite number, larger is surer.
-        neighbor_ids: (n, k) uint64, the nearest gallery images.
-        neighbor_landmarks: (n, k) int64, their true landmarks; -1 fills up.
-        cosines: (n, k) float32, descending; -1 fills up.
-    """
-
-    image_ids: np.ndarray = column("uint64", "images", order="increasing")
-    landmark_ids: np.ndarray = column("int64", "images", at_least=-1)
-    confidences: np.ndarray = column("float32", "images")
-    neighbor_ids: np.ndarray = column("uint64", "images", "neighbors")
-    neighbor_landmarks: np.ndarray = column("int64", "images", "neighbors", at_least=-1)
-    cosines: np.ndarray = column("float32", "images", "neighbors")
-
-    def __len__(self):
-        return len(self.image_ids)

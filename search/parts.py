@@ -9,16 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.arrays import digest_of, digest_of_rows, load_page, save_arrays
+from data.arrays import digest_of, digest_of_rows, load_page, save_arrays, save_table
 from data.landmarks import read_image_ids
 from data.sources import TEST_CSV, digest_of_shards, share_of
 from descriptors.describe import describe_shards, describe_split, gather
-from descriptors.descriptions import (
-    load_image_ids,
-    load_queries,
-    save_descriptions,
-    unit_length,
-)
+from descriptors.descriptions import load_image_ids, load_queries, unit_length
 from runs.session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
 from search import exact
 from search.expansion import expand, index_of
@@ -219,7 +214,7 @@ def expand_queries(session, queries, expansion):
         queries.image_ids, queries.descriptors, expansion.index, expansion.num_of_query
     )
     queries = replace(queries, descriptors=descriptors)
-    save_descriptions(session.path(EXPANDED_QUERIES), queries, facts)
+    save_table(session.path(EXPANDED_QUERIES), queries, facts)
     return queries
 
 
@@ -241,7 +236,6 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
     class_table, labels = images
     shards = share_of(source.select_shards("train"), part, num_parts)
     described_as = describer.fingerprint | {"images": digest_of(labels.image_ids)}
-    versions = {shard: digest_of_shards(source, [shard]) for shard in shards}
     fingerprint = {
         "part": part,
         "parts": num_parts,
@@ -249,7 +243,7 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
         "labels": f"{class_table.fingerprint}-{labels.fingerprint}",
         "queries": digest_of_rows(queries.image_ids, queries.descriptors),
         "described": described_as,
-        "files": {descriptions_name(shard): version for shard, version in versions.items()},
+        "files": {descriptions_name(shard): digest_of_shards(source, [shard]) for shard in shards},
     }
     # The vote reads the descriptors once more: without them the part is not done.
     is_described = all(

@@ -17,6 +17,7 @@ import numpy as np
 from data.arrays import Column
 
 NAMED_BY = ("head", "both")
+HEADS = ("a softmax network", "a cosine head")
 # What names an image: its 5 nearest train images, by their cosine to this power, and the head.
 NUM_NAMING, NAMING_POWER, HEAD_SHARE = 5, 8, 0.25
 AGREEMENT_WEIGHT = 3
@@ -108,15 +109,6 @@ def _sum_by_label(labels, weights):
     return SoftLabels(labels, np.minimum(weights, 1))  # 1 + 2e-16 would be a distance below 0
 
 
-def default_rerank(recipe):
-    """Gives the rerank that does best with the descriptors of a recipe, see docs/reranks.md.
-
-    Args:
-        recipe: `recipes.Recipe`.
-    """
-    return "divide" if recipe.loss.loss == "softmax" else "agreement"
-
-
 # ----------------------------------------------------------------------------------- the reranks
 
 
@@ -134,12 +126,14 @@ class Rerank:
         find: function (queries, their `SoftLabels`, index, its `SoftLabels`, images wanted per
             query) that finds these columns, so that the best of all parts together are among what
             the parts keep; None where there are none. Descriptors have length 1 then.
+        best_for: of `HEADS`, with whose descriptors it does best, see docs/reranks.md; "" for none.
     """
 
     measure: str
     order: Callable
     columns: dict = field(default_factory=dict)
     find: Callable | None = None
+    best_for: str = ""
 
 
 def _by_distance(part, first, last, divisor):
@@ -175,8 +169,7 @@ def _find_agreeing(queries, query_names, index, index_names, num_nearest):
     from search.candidates import best_by_agreement  # it loads faiss
 
     found = best_by_agreement(queries, query_names, index, index_names, num_nearest)
-    columns = found.row_ends, found.positions, found.scores, found.distances
-    return dict(zip(RERANKS["agreement"].columns, columns, strict=True))
+    return dict(zip(RERANKS["agreement"].columns, found, strict=True))
 
 
 def _ragged(name, **values):
@@ -194,11 +187,26 @@ RERANKS = {
     "divide": Rerank(
         "the squared distance, divided where query and image are said to show one landmark",
         _by_distance,
+        best_for=HEADS[0],
     ),
     "agreement": Rerank(
         "the squared distance; images that are said to show the query's landmarks go up",
         _by_agreement,
         _ragged("agreeing", agreements=("float64", 0), distances=("float32", 0)),
         _find_agreeing,
+        best_for=HEADS[1],
     ),
 }
+
+
+def default_rerank(recipe):
+    """Gives the rerank that does best with the descriptors of a `Recipe`."""
+    head = HEADS[recipe.loss.loss != "softmax"]
+    return next(name for name, rerank in RERANKS.items() if rerank.best_for == head)
+
+
+def tell_defaults():
+    """Says in words for --help which rerank is the default, and which namer."""
+    best = [f"{name} of {one.best_for}" for name, one in RERANKS.items() if one.best_for]
+    by_both = [name for name, one in RERANKS.items() if one.columns]
+    return ", ".join(best), f"{', '.join(by_both)} takes both where nearest.py was run, others head"

@@ -24,6 +24,7 @@ from data.tables import read_table, write_table
 from data.tars import add_image, list_members, open_new, read_member
 from generators import (
     NUM_CORES,
+    NextShard,
     ShardEnd,
     check_bad_images,
     stream_shards,
@@ -160,22 +161,16 @@ def shrink(session, settings, share, run=None):
     """
     pages = find_done(session, share.shards, settings.page_of, share.copies_earlier)
     write_history(session, pages)
-    sought = {}  # in parts, or in any order, what another has is not known
-    if settings.is_slice and run is None and share.num_parts == 1:
-        sought = {split: set(ids.tolist()) for split, ids in settings.kept.items()}
+    # In parts, or in any order, what another has is not known.
+    is_known = settings.is_slice and run is None and share.num_parts == 1
+    sought = Sought(session, settings.kept if is_known else {})
     for shard, page in pages.items():
-        _strike_off(session, sought, shard, page)
-
-    def is_over(shard):
-        """Tells whether all images of its split are found, and no shard behind it is there."""
-        last = max((one.number for one in pages if one.split == shard.split), default=-1)
-        return not sought.get(shard.split, True) and shard.number > last
-
-    missing = [shard for shard in share.shards if shard not in pages and not is_over(shard)]
+        sought.strike_off(shard, page)
+    missing = [one for one in share.shards if one not in pages and not sought.is_over(one)]
     sizes, left = _ask_sizes(session.source, missing), list(missing)
     _tell_cost(settings, sizes)
     check_room(session, share, pages, sizes, left, looks_ahead=not settings.is_slice)
-    begin = time.perf_counter()
+    begin, num_skippable = time.perf_counter(), session.num_skippable(len(share.shards))
 
     def add(shard, result):
         page, seconds, shard_end = result
@@ -184,13 +179,11 @@ def shrink(session, settings, share, run=None):
         num_done = len(missing) - len(left)
         if page:
             pages[shard] = page
-            _strike_off(session, sought, shard, page)
+            sought.strike_off(shard, page)
             write_history(session, pages, {shard: seconds})
             left_s = (time.perf_counter() - begin) / num_done * len(left)
             say(_describe_progress(page, seconds, left_s, f"{num_done}/{len(missing)}"))
-        elif num_done - sum(one in pages for one in missing) > session.num_skippable(
-            len(share.shards)
-        ):
+        elif num_done - sum(one in pages for one in missing) > num_skippable:
             raise ExpectedError(shard_end.problem, setting="skip_bad_shards")
         # At first for all that is left; later the limit itself counts, and no longer an estimate.
         is_early = num_done < 2 and not settings.is_slice
@@ -200,19 +193,37 @@ def shrink(session, settings, share, run=None):
         if run:
             run(missing, add)
         else:
-            shrink_in_order(session, settings, missing, add, is_over)
+            shrink_in_order(session, settings, missing, add, sought.is_over)
     except StoppedError as stopped:
         done = f"{len(pages)} of {len(share.shards)} shards shrunk"
         raise StoppedError(session.stop, done) from stopped
     return pages
 
 
-def _strike_off(session, sought, shard, page):
-    """Takes the images of a shard, as it lies in the output, from those that are still sought."""
-    path = session.path(shard.path)
-    if shard.split in sought and path.is_file():
-        bad = {int(image_id, 16) for image_id, _ in page["bad_images"]}
-        sought[shard.split] -= bad | {member.image_id for member in list_members(path)}
+class Sought:
+    """The images of a slice that are not found yet.
+
+    Args:
+        session: `Session`.
+        kept: dict, split -> image ids; of splits that are not in it all shards are wanted.
+    """
+
+    def __init__(self, session, kept):
+        self.session, self.last = session, {}  # split -> number of the last shard that is there
+        self.ids = {split: set(ids.tolist()) for split, ids in kept.items()}
+
+    def strike_off(self, shard, page):
+        """Takes away the images of a shard, as it lies in the output."""
+        path = self.session.path(shard.path)
+        self.last[shard.split] = max(shard.number, self.last.get(shard.split, -1))
+        if shard.split in self.ids and path.is_file():
+            bad = {int(image_id, 16) for image_id, _ in page["bad_images"]}
+            self.ids[shard.split] -= bad | {member.image_id for member in list_members(path)}
+
+    def is_over(self, shard):
+        """Tells whether all images of its split are found, and no shard behind it is there."""
+        is_behind = shard.number > self.last.get(shard.split, -1)
+        return is_behind and not self.ids.get(shard.split, True)
 
 
 def _tell_cost(settings, sizes):
@@ -334,40 +345,39 @@ def _write_shard(session, settings, shard, stream):
         session.path(name) for name in (shard.path, shard.md5_path, manifest_name(shard))
     )
     page_path.unlink(missing_ok=True)  # of another file of this shard
-    pairs, kept_bytes = [], 0
+    pairs, kept_bytes, pictures = [], 0, NextShard(stream, session.stop, f"{shard.path} is next")
     with contextlib.suppress(_BrokenShardError), atomic_write(path) as temporary:
         with open_new(temporary) as tar, Progress(f"{shard.path} shrunk") as progress:
-            while not isinstance(item := next(stream), ShardEnd):
-                if session.stop.requested():
-                    raise StoppedError(session.stop, f"{shard.path} is next")
-                add_image(tar, item.image_id, item.after)
-                kept_bytes += len(item.before)
+            for picture in pictures:
+                add_image(tar, picture.image_id, picture.after)
+                kept_bytes += len(picture.before)
                 progress.update()
-                pairs += [item] if len(pairs) < NUM_PAIRS else []
-        if item.problem:
+                pairs += [picture] if len(pairs) < NUM_PAIRS else []
+        if pictures.end.problem:
             raise _BrokenShardError
         md5, size_bytes = file_md5(temporary), temporary.stat().st_size
-    if item.problem:
+    end = pictures.end
+    if end.problem:
         for old in (path, md5_path):  # of another file, too
             old.unlink(missing_ok=True)
-        return None, time.perf_counter() - begin, item
+        return None, time.perf_counter() - begin, end
     with atomic_write(md5_path) as temporary:
         temporary.write_text(f"{md5}  {path.name}\n")
     page = {
         "shard": shard.path,
         "settings": settings.page_of(shard),
         "source": session.source.version_of(shard),
-        "source_bytes": item.source_bytes,
+        "source_bytes": end.source_bytes,
         "kept_bytes": kept_bytes,
-        "images": item.num_images,
+        "images": end.num_images,
         "bytes": size_bytes,
         "md5": md5,
-        "bad_images": [[format_image_id(i), reason] for i, reason in item.bad_images],
+        "bad_images": [[format_image_id(i), reason] for i, reason in end.bad_images],
     }
     write_page(page_path, page)
     if pairs and not session.path(SHRINK_PICTURE).exists():
         draw_picture(session.path(SHRINK_PICTURE), lambda: draw_pairs(page, pairs), dpi=80)
-    return page, time.perf_counter() - begin, item
+    return page, time.perf_counter() - begin, end
 
 
 # ------------------------------------------------------------------------------- room for it all

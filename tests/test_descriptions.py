@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from checks import one_line
 
-from data.arrays import save_arrays
+from data.arrays import save_arrays, save_table
 from descriptors.descriptions import (
     Descriptions,
     load_descriptions,
     load_image_ids,
     load_queries,
-    save_descriptions,
     unit_length,
 )
 from utils import ExpectedError
@@ -34,7 +33,7 @@ def make_descriptions(dtype=np.float32):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_descriptions_come_back(tmp_path, dtype):
     path = tmp_path / "queries.npz"
-    save_descriptions(path, make_descriptions(dtype), FINGERPRINT)
+    save_table(path, make_descriptions(dtype), FINGERPRINT)
     found, fingerprint = load_descriptions(path)
     assert fingerprint == FINGERPRINT
     for name, column in asdict(make_descriptions(dtype)).items():
@@ -80,16 +79,16 @@ def test_other_arrays_are_no_descriptions(tmp_path):
 
 def test_queries_are_in_the_order_of_their_ids(tmp_path):
     path = tmp_path / "queries.npz"
-    save_descriptions(path, make_descriptions(), FINGERPRINT)
+    save_table(path, make_descriptions(), FINGERPRINT)
     with pytest.raises(ExpectedError, match="image_ids is not increasing"):
         load_queries(path)
     in_order = asdict(make_descriptions()) | {"image_ids": np.array([3, 9, 2**63], np.uint64)}
-    save_descriptions(path, Descriptions(**in_order), FINGERPRINT)
+    save_table(path, Descriptions(**in_order), FINGERPRINT)
     assert load_queries(path)[0].image_ids.tolist() == [3, 9, 2**63]
 
 
 def test_the_image_ids_come_back_alone(tmp_path):
     path = tmp_path / "images_000.npz"
-    save_descriptions(path, make_descriptions(), FINGERPRINT)
+    save_table(path, make_descriptions(), FINGERPRINT)
     image_ids, fingerprint = load_image_ids(path)
     assert image_ids.tolist() == [9, 3, 2**63] and fingerprint == FINGERPRINT

@@ -253,25 +253,26 @@ GATHERED = {"image_id": 1, "landmark": "a", "split": "train", "shard": 0}
 OTHERS_GATHERED = [{"image_id": 2}, {"landmark": "b"}, {"split": "test"}, {"shard": 1}]
 
 
-def of_build(monkeypatch, folder, version, max_hours, extra, **kernel):
+def of_build(monkeypatch, version, max_hours, extra, **kernel):
     monkeypatch.setattr(packing, "find_modules", lambda *args: {})
     monkeypatch.setattr(packing, "source_version", lambda modules: version)
     monkeypatch.setattr(packing, "_metadata", lambda *args: {"code_file": "x.py"})
     written = []
     monkeypatch.setattr(packing, "_write", lambda path, text: written.append(text))
-    options = packing.Options(
-        "me", dict.fromkeys(("nearest", "shrink"), extra), max_hours, [], True
+    args = SimpleNamespace(
+        kernels="/nowhere", max_hours=max_hours, user="me", no_internet=False, dataset=[]
     )
-    packing.write_kernels(folder, {"x": Kernel(title="A title", **kernel)}, options)
+    extra = dict.fromkeys(("nearest", "shrink"), extra)
+    packing.write_kernels({"x": Kernel(title="A title", **kernel)}, extra, args)
     return next(line for text in written for line in text.splitlines() if '"build"' in line)
 
 
 BUILD = {
-    "folder": "/nowhere", "version": "1", "max_hours": 9, "extra": [], "name": "x",
+    "version": "1", "max_hours": 7, "extra": [], "name": "x",
     "entry": "nearest", "arguments": ("a",), "result": "r", "inputs": (),
 }  # fmt: skip
 OTHER_BUILDS = [
-    {"version": "2"}, {"max_hours": 8}, {"extra": ["b"]}, {"name": "y"}, {"entry": "shrink"},
+    {"version": "2"}, {"max_hours": 6}, {"extra": ["b"]}, {"name": "y"}, {"entry": "shrink"},
     {"arguments": ("c",)}, {"result": "s"}, {"machine": "tpu"}, {"machine": "cpu"},
 ]  # fmt: skip
 

@@ -4,20 +4,17 @@ import itertools
 
 import numpy as np
 import pytest
-from checks import one_line
 
-from data.arrays import load_arrays, load_table, save_arrays, save_table
-from descriptors.descriptions import Descriptions, save_descriptions, unit_length
+from data.arrays import save_table
+from descriptors.descriptions import Descriptions, unit_length
 from search import gallery as gallery_module
 from search.gallery import (
     Gallery,
     GalleryNeighbors,
-    NamesByNeighbors,
     find_neighbors,
     likeness_to,
     merge_neighbors,
 )
-from utils import ExpectedError
 
 WIDTH = 12
 
@@ -33,7 +30,7 @@ def describe(path, image_ids, descriptors):
         np.array(image_ids, np.uint64), np.zeros(num, np.int64), np.ones(num, np.float32),
         descriptors, np.zeros(num, np.int16), np.zeros((num, 2), np.int64),
     )  # fmt: skip
-    save_descriptions(path, found, {})
+    save_table(path, found, {})
     return path
 
 
@@ -146,39 +143,3 @@ def test_likeness_is_the_mean_of_the_ten_largest_cosines_without_the_image_itsel
     many = np.column_stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
     # Twelve others, the ten nearest of which count.
     assert likeness_to(many, np.arange(13))[0] == pytest.approx(np.cos(angles[1:11]).mean())
-
-
-def test_names_are_read_as_they_were_written(tmp_path):
-    names = NamesByNeighbors(
-        np.array([3, 7], np.uint64), np.array([5, -1]), np.array([-0.5, 0], np.float32),
-        np.zeros((2, 3), np.uint64), np.full((2, 3), -1), np.full((2, 3), -1, np.float32),
-    )  # fmt: skip
-    save_table(tmp_path / "names.npz", names, {"vote": "sum"})
-    read, fingerprint = load_table(tmp_path / "names.npz", NamesByNeighbors)
-    assert fingerprint == {"vote": "sum"}
-    assert all((getattr(read, key) == column).all() for key, column in vars(names).items())
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"image_ids": np.array([7, 3], np.uint64)},
-        {"image_ids": np.array([3, 7], np.int64)},
-        {"landmark_ids": np.array([5, -2])},
-        {"confidences": np.array([np.nan, 0], np.float32)},
-        {"cosines": np.zeros((2, 2), np.float32)},
-        {"neighbor_landmarks": np.zeros((2, 3), np.float32)},
-    ],
-    ids=str,
-)
-def test_edited_names_are_refused_in_one_line(tmp_path, change):
-    names = NamesByNeighbors(
-        np.array([3, 7], np.uint64), np.array([5, -1]), np.array([-0.5, 0], np.float32),
-        np.zeros((2, 3), np.uint64), np.full((2, 3), -1), np.full((2, 3), -1, np.float32),
-    )  # fmt: skip
-    path = tmp_path / "names.npz"
-    save_table(path, names, {})
-    save_arrays(path, {}, **load_arrays(path)[0] | change)
-    with pytest.raises(ExpectedError) as refused:
-        load_table(path, NamesByNeighbors)
-    one_line(refused.value)

@@ -16,11 +16,12 @@ import identify
 import recognition
 import retrieval
 from data import images
+from data.arrays import save_table
 from data.images import BadImageError
 from data.landmarks import ClassTable, format_image_id
 from data.sources import Shard, Source
 from data.tars import list_members
-from descriptors.descriptions import Descriptions, save_descriptions, unit_length
+from descriptors.descriptions import Descriptions, unit_length
 from recipes import RECIPES
 from report import photo_nearest, photos
 from report.threshold import Calibration, save_calibration
@@ -205,10 +206,10 @@ def test_a_photo_is_fitted_as_the_images_that_the_model_was_trained_on(monkeypat
     monkeypatch.setattr(photo_answer, "load_recogniser", lambda *args: recogniser)
     monkeypatch.setattr(photo_answer.model, "build_with_descriptor", lambda network: None)
     monkeypatch.setattr(photo_answer, "decode_image", decode)
-    described = photo_nearest.DescribedPictures([], 0)
     session = Session(Path("nowhere"), source=None, stop=None)
+    namer = photo_answer.PhotoNamer(session, Path("nowhere/model.keras"), [], 0)
     with pytest.raises(BadImageError, match="enough"):
-        photo_answer.PhotoNamer(session, Path("nowhere/model.keras"), described).name("x", b"")
+        namer.name("x", b"")
     assert read == [(48, True)]
 
 
@@ -301,7 +302,7 @@ def make_gallery(tmp_path, num_shards, rng):
         )  # fmt: skip
         split = "train" if number % 2 else "index"
         path = tmp_path / DESCRIPTORS / f"{split}_{number:03d}.npz"
-        save_descriptions(path, descriptions, {"model": "ours"})
+        save_table(path, descriptions, {"model": "ours"})
     return Session(tmp_path, None, None), ids, rows
 
 
@@ -309,13 +310,13 @@ def make_gallery(tmp_path, num_shards, rng):
 def test_the_nearest_are_those_of_brute_force_however_many_the_shards(tmp_path, num_shards):
     rng = np.random.default_rng(0)
     session, ids, rows = make_gallery(tmp_path, num_shards, rng)
-    loaded = photo_nearest.load_described(session, 7).of_model("ours")
+    files = photo_nearest.of_model(photo_nearest.load_described(session), "ours")
     query = 3 * rows[0] + rng.normal(size=8).astype(np.float32) / 10
     scaled = unit_length(rows).astype(np.float64)
     wanted = query.astype(np.float64) / np.linalg.norm(query)
     distances = ((scaled - wanted) ** 2).sum(axis=1)
     expected = np.lexsort((ids, distances.astype(np.float32)))[:7]
-    found = loaded.find_nearest(query)
+    found = photo_nearest.find_nearest(files, query, 7)
     assert [one[0].image_id for one in found] == [format_image_id(i) for i in ids[expected]]
     assert [one[1] for one in found] == pytest.approx(distances[expected], abs=1e-5)
 
@@ -323,9 +324,9 @@ def test_the_nearest_are_those_of_brute_force_however_many_the_shards(tmp_path, 
 def test_descriptors_of_other_models_and_damaged_files_are_told_and_left_out(tmp_path, capsys):
     session, *_ = make_gallery(tmp_path, 3, np.random.default_rng(0))
     (tmp_path / DESCRIPTORS / "index_009.npz").write_bytes(b"damaged")
-    loaded = photo_nearest.load_described(session, 7)
-    assert len(loaded.files) == 3
-    assert loaded.of_model("theirs").find_nearest(np.ones(8)) == []
+    loaded = photo_nearest.load_described(session)
+    assert len(loaded) == 3 and photo_nearest.of_model(loaded, "theirs") == []
+    assert photo_nearest.find_nearest([], np.ones(8), 7) == []
     told = capsys.readouterr().err
     assert "index_009.npz: " in told and "3 files of descriptors/ are of another model" in told
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from checks import one_line
 
-from data.arrays import columns_of, load_arrays, save_arrays
-from descriptors.descriptions import Descriptions, save_descriptions
+from data.arrays import columns_of, load_arrays, save_arrays, save_table
+from descriptors.descriptions import Descriptions
 from search import merging
 from search.exact import Candidates, find_candidates
 from search.merging import Part, load_parts, merge_parts
@@ -435,7 +435,7 @@ def test_descriptions_are_no_part(tmp_path):
     paths = write_parts(tmp_path, 2)
     queries = tmp_path / "queries.npz"
     empty = Descriptions(*(np.empty(0) for _ in range(6)))
-    save_descriptions(queries, empty, FINGERPRINT)
+    save_table(queries, empty, FINGERPRINT)
     assert refusal([queries, *paths]) == (
         f"{queries}: not a part of a search; expected a part-K-of-N.npz of retrieval.py; "
         "leave it out"

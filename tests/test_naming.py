@@ -9,8 +9,8 @@ import pytest
 from checks import one_line
 from test_gallery import describe
 
-from data.arrays import digest_of_rows
-from descriptors.descriptions import load_descriptions, save_descriptions, unit_length
+from data.arrays import digest_of_rows, save_table
+from descriptors.descriptions import load_descriptions, unit_length
 from runs.session import Session
 from search.gallery import Gallery, find_neighbors
 from search.gallery_parts import save_part
@@ -37,7 +37,7 @@ def session(tmp_path):
         ids = np.arange(10 * part, 10 * part + 10, dtype=np.uint64)
         facts = NETWORK | {"descriptor_dtype": "float32", "shards": f"v{part}"}
         path = describe(tmp_path / name, ids, vectors[ids.astype(int)])
-        save_descriptions(path, load_descriptions(path)[0], facts)
+        save_table(path, load_descriptions(path)[0], facts)
         gallery = Gallery({path: None}, ids, (ids % 3).astype(np.int64))
         save_part(
             tmp_path / f"gallery-part-{part}-of-2.npz",

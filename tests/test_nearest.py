@@ -14,7 +14,7 @@ from tiny_network import in_place_of_backbones
 
 import nearest
 import retrieval
-from data.arrays import load_arrays, load_table, save_arrays
+from data.arrays import load_arrays, save_arrays
 from data.sources import RECOGNITION_SOLUTION, Shard, Source
 from data.submissions import read_recognition_submission
 from descriptors.descriptions import load_descriptions, load_queries, unit_length
@@ -24,7 +24,7 @@ from runs import kernel as kernel_side
 from runs.command_line import run_command_line
 from runs.session import Session
 from search import exact, gallery_parts, on_gpu
-from search.gallery import NamesByNeighbors, find_neighbors, merge_neighbors
+from search.gallery import find_neighbors, merge_neighbors
 from utils import ExpectedError
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
@@ -183,11 +183,12 @@ def test_names_and_votes_are_those_of_brute_force(data_set, named):
     landmarks = np.array([data_set.landmark_of[f"{i:016x}"] for i in ids])
     cosines = 1 - ((q[:, None] - x[None]) ** 2).sum(axis=2) / 2
     others = q[np.argsort(cosines.max(axis=1), kind="stable")[: round(0.2 * len(q))]]
-    names = load_table(named / "names.npz", NamesByNeighbors)[0]
+    names = load_arrays(named / "names.npz")[0]
+    assert np.array_equal(names["image_ids"], queries.image_ids)
     submission = read_recognition_submission(named / "recognition_submission.csv")
     for row, image_id in enumerate(queries.image_ids):
         order = np.lexsort((ids, -cosines[row]))[:10]
-        assert np.allclose(names.cosines[row], cosines[row, order], atol=1e-6)
+        assert np.allclose(names["cosines"][row], cosines[row, order], atol=1e-6)
         to_others = [cosine for cosine in q[row] @ others.T if cosine < 1 - 1e-6]
         likeness = np.mean(sorted(to_others)[-10:])
         votes = {}

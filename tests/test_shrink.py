@@ -37,8 +37,9 @@ from data.tars import list_members
 from generators import Reading, ShardEnd, stream_batches
 from recipes import Data
 from runs import kernel
+from runs.session import Session, manifest_name
 from shrinking import small_shards
-from shrinking.manifests import read_page
+from shrinking.manifests import find_done, read_page, write_page
 from utils import ExpectedError, StoppedError, file_md5
 
 ROOT = Path(shrink.__file__).resolve().parent
@@ -726,6 +727,20 @@ def test_what_an_earlier_session_shrunk_is_copied_where_the_output_replaces_its(
     shrink.main(words)
     assert contents(tmp_path / "working") == contents(whole)
     assert len((tmp_path / "working" / "shrink.csv").read_text().splitlines()) == 8
+
+
+def test_the_own_page_of_a_shard_goes_before_that_of_an_earlier_session(
+    data_set, whole, mounts, tmp_path
+):
+    shard, own, earlier = SHARDS[0], tmp_path / "working", mounts / "first"
+    for folder in (own, earlier):
+        shutil.copytree(whole, folder)
+    name = manifest_name(shard)
+    page = read_page(own / name)
+    write_page(earlier / name, page | {"images": 999})
+    session = Session(own, Source(str(data_set.folder), tmp_path / "scratch"), stop=None)
+    settings = page["settings"]
+    assert find_done(session, [shard], lambda one: settings, False) == {shard: page}
 
 
 def test_an_earlier_session_with_other_settings_is_left_alone(data_set, whole, mounts, tmp_path):

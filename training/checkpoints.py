@@ -122,8 +122,9 @@ def find_checkpoint(session, recipe, images, backbone=None):
         ExpectedError: it belongs to other settings, labels or weights, or all are damaged.
     """
     if saved := load_checkpoint(session):
-        _check_continues(saved[0], saved[2], recipe, images)
-        _check_backbone(saved[0], saved[2], backbone)
+        path, _, page = saved
+        if problem := _find_difference(page, recipe, images, backbone):
+            raise ExpectedError(f"{path}: {problem}", setting="fresh")
     return saved
 
 
@@ -156,46 +157,36 @@ def restore(saved, network):
     return page["history"]
 
 
-def _check_continues(path, page, recipe, images):
-    """Raises ExpectedError unless a checkpoint is of this recipe, precision and landmarks."""
+def _find_difference(page, recipe, images, backbone):
+    """Says what of a checkpoint's page keeps a run from continuing; None where nothing does."""
     try:
         was = Recipe.of(page["recipe"]).settings()
     except ValueError as error:
-        raise ExpectedError(
-            f"{path}: {error}; expected a checkpoint that recognition.py wrote", setting="fresh"
-        ) from error
+        return f"{error}; expected a checkpoint that recognition.py wrote"
     for name, value in recipe.settings().items():
         if was[name] != value:
-            raise ExpectedError(
-                f"{path}: it has {name} = {was[name]}, now it is {value}; expected the same "
-                "settings to continue; give them again",
-                setting="fresh",
+            return (
+                f"it has {name} = {was[name]}, now it is {value}; expected the same settings to "
+                "continue; give them again"
             )
     if page["precision"] != model.precision():
-        raise ExpectedError(
-            f"{path}: trained in {page['precision']}, here it is {model.precision()}; expected the "
-            "same kind of processor; continue with or without a GPU as before",
-            setting="fresh",
+        return (
+            f"trained in {page['precision']}, here it is {model.precision()}; expected the same "
+            "kind of processor; continue with or without a GPU as before"
         )
     if page["landmarks"] != images.class_table.fingerprint:
-        raise ExpectedError(
-            f"{path}: its landmarks are not the {len(images.class_table)} of this source; expected "
-            "the same class table; continue with the same source",
-            setting="fresh",
+        return (
+            f"its landmarks are not the {len(images.class_table)} of this source; expected the "
+            "same class table; continue with the same source"
         )
     if page.get("labels", images.labels.fingerprint) != images.labels.fingerprint:
-        raise ExpectedError(
-            f"{path}: it was trained with other labels of the same landmarks; expected the same "
-            "train table; continue with the same source",
-            setting="fresh",
+        return (
+            "it was trained with other labels of the same landmarks; expected the same train "
+            "table; continue with the same source"
         )
-
-
-def _check_backbone(path, page, backbone):
-    """Raises ExpectedError unless a checkpoint is of this frozen backbone."""
     if page.get("backbone") != backbone:
-        raise ExpectedError(
-            f"{path}: the frozen backbone has other weights now; expected those that its vectors "
-            "came from; continue with the same weights",
-            setting="fresh",
+        return (
+            "the frozen backbone has other weights now; expected those that its vectors came "
+            "from; continue with the same weights"
         )
+    return None

@@ -14,7 +14,7 @@ import numpy as np
 import model
 from cluster.machines import ALONE, OneMachine
 from data.landmarks import ClassTable, TrainLabels
-from generators import Reading, ShardEnd, stream_batches, tell_problems
+from generators import NextShard, Reading, ShardEnd, stream_batches, tell_problems
 from network import heads
 from network.devices import choose_devices
 from network.optimizers import set_rates, steps_taken
@@ -337,20 +337,14 @@ def train_mini_epoch(devices, network, stream, pace, stop, done):
         StoppedError: `stop` asked to; this mini-epoch will be trained again.
         ExpectedError: the loss is not finite.
     """
-    begin, waited_s, losses, accuracies = time.perf_counter(), 0.0, [], []
+    begin, losses, accuracies = time.perf_counter(), [], []
     rate, steps_before = pace.set_for(0), steps_taken(network.optimizer)
+    batches = NextShard(stream, stop, done)
     with pace.progress() as progress:
-        while True:
-            asked = time.perf_counter()
-            item = next(stream)
-            waited_s += time.perf_counter() - asked
-            if isinstance(item, ShardEnd):
-                break
-            if stop.requested():
-                raise StoppedError(stop, done)
+        for batch in batches:
             rate = pace.set_for(len(losses))
             loss, accuracy = devices.train_on_batch(
-                network, item.images, item.class_indices, item.weight
+                network, batch.images, batch.class_indices, batch.weight
             )
             if not math.isfinite(loss):
                 raise ExpectedError(
@@ -360,22 +354,22 @@ def train_mini_epoch(devices, network, stream, pace, stop, done):
                 )
             losses.append(loss)
             accuracies.append(accuracy)
-            progress.update(len(item.images), pace.describe(loss, progress))
+            progress.update(len(batch.images), pace.describe(loss, progress))
     devices.settle(network)
-    tell_problems(item, "left out")
-    seconds = time.perf_counter() - begin
+    end, seconds = batches.end, time.perf_counter() - begin
+    tell_problems(end, "left out")
     return {
-        "shard": item.shard.number,
-        "images": item.num_images,
-        "bad_images": len(item.bad_images),
+        "shard": end.shard.number,
+        "images": end.num_images,
+        "bad_images": len(end.bad_images),
         "loss": float(np.mean(losses)) if losses else None,  # a shard without images of a class
         "accuracy": float(np.mean(accuracies)) if losses else None,
         "learning_rate": rate,
         "skipped_steps": len(losses) - (steps_taken(network.optimizer) - steps_before),
-        "images_per_s": item.num_images / seconds,
-        "waited_s": waited_s,
+        "images_per_s": end.num_images / seconds,
+        "waited_s": batches.waited_s,
         "seconds": seconds,
-        "problem": item.problem,
+        "problem": end.problem,
     }
 
 
