@@ -116,7 +116,7 @@ def load_parts(paths):
     Raises:
         ExpectedError: a part is missing, repeated, damaged, or of another search.
     """
-    return load_all(paths, load_part, ["query_ids"], "gallery")
+    return load_all(paths, load_part, ["query_ids"], "gallery_ids", "gallery")
 
 
 # ------------------------------------------------------------------------------------ the gallery

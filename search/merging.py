@@ -92,7 +92,7 @@ def load_parts(paths):
     Raises:
         ExpectedError: a part is missing, repeated, damaged, or of another search.
     """
-    parts, shared = load_all(paths, load_part, OF_ALL_PARTS, "search")
+    parts, shared = load_all(paths, load_part, OF_ALL_PARTS, "index_ids", "search")
     return [part for part, _ in parts], shared
 
 

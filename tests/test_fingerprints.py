@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import model
-from data.arrays import digest_of_rows
+from data.arrays import digest_of, digest_of_rows
 from data.landmarks import ClassTable, TrainLabels
 from data.sources import Shard, digest_of_shards
 from descriptors import describe
@@ -314,6 +314,10 @@ CASES = [
 def test_one_fact_that_differs_tells_files_apart(monkeypatch, make, base, change):
     assert make(monkeypatch, **base) == make(monkeypatch, **base)
     assert make(monkeypatch, **base) != make(monkeypatch, **(base | change))
+
+
+def test_the_order_of_images_tells_no_sets_apart():
+    assert digest_of(IDS[::-1]) == digest_of(IDS) != digest_of(OTHER_IDS)
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 4}, {"source": 2}, {"text": "ab"}, {"time": 2}])

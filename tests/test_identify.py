@@ -240,6 +240,15 @@ def test_photos_of_which_none_can_be_read_are_told_before_keras_is_loaded(
     assert told.startswith(f"{tmp_path / 'a.heic'}: HEIC, which takes pip install pillow-heif; ")
 
 
+def test_the_picture_has_so_many_photos_and_no_more(output, photo, tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(identify, "MAX_DRAWN", 2)
+    monkeypatch.setattr(identify, "draw", lambda session, rows, tell: drawn.append(len(rows)))
+    copies = [shutil.copy(photo, tmp_path / f"{number}.jpg") for number in range(3)]
+    assert len(ask(capsys, *copies, "--output", output, "--nearest", 0)) == 3
+    assert drawn == [2]
+
+
 def test_a_picture_that_cannot_be_drawn_does_not_cost_the_answers(
     output, photo, capsys, monkeypatch
 ):
