@@ -719,7 +719,7 @@ def test_a_transfer_that_was_fast_at_first_counts_as_broken_when_it_trickles(tmp
 
     def read1(size, decode_content):
         clock[0] += 40
-        return b"x" * (9000 if clock[0] < 90 else 1)
+        return b"x" * (9000 if clock[0] < 90 else clock[0] < 1000)
 
     monkeypatch.setattr(data.download.time, "monotonic", lambda: clock[0])
     patience = Patience(stall_s=60, stall_bytes=100)

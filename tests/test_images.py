@@ -338,8 +338,10 @@ def test_a_jpeg_whose_shorter_side_is_small_enough_stays_byte_for_byte():
 
 
 def test_a_picture_smaller_than_its_thumbnail_is_decoded_at_once():
-    thumbnail = make_thumbnail(encode(two_halves(8, 8), "PNG"), 256)
-    assert thumbnail.size == (8, 8) and thumbnail.getpixel((0, 0)) == LEFT
+    data = encode(two_halves(64, 64))
+    assert make_thumbnail(data, 256).size == (64, 64)
+    with pytest.raises(BadImageError):
+        make_thumbnail(data[:-40], 256)
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF"])

@@ -485,7 +485,7 @@ def test_a_report_that_is_not_as_kernels_leave_it_is_none(built, kaggle, tmp_pat
 
 @needs_client
 @pytest.mark.parametrize(
-    "name", ["../../a.csv", "/tmp/a.csv", "..", "", "x/../../../a.csv", "\x1b[2J"]
+    "name", ["../../a.csv", "..", ".", "", "x/../../../a.csv", "\x1b[2J"]
 )
 def test_names_that_lead_out_of_the_folder_are_refused(built, kaggle, tmp_path, name):
     """Of files that are there, in the size that is told."""
