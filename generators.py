@@ -100,9 +100,7 @@ def stream_batches(source, plan, reading, is_stopped=lambda: False, num_skippabl
     """Streams the batches of shard after shard, everything done ahead in the background.
 
     Args:
-        source: `sources.Source`.
         plan: list of (epoch, `Shard`), in the order to read; the epoch seeds what is random.
-        reading: `Reading`.
         is_stopped: function without arguments; once it says True, None may come instead of a batch.
         num_skippable: broken shards to leave out before one more is an error.
 
@@ -188,7 +186,6 @@ def read_shard(shard, path, reading, epoch, pool):
 
     Args:
         shard, path: the shard and its local tar.
-        reading: `Reading`.
         epoch: seeds order and augmentation, together with the shard and the image.
         pool: executor that decodes.
     """
@@ -218,7 +215,6 @@ class NextShard:
 
     Args:
         stream: iterator of `stream_batches` or `stream_shards`.
-        stop: `Stop`.
         done: what to say is done, if `stop` asks to stop here.
 
     Attributes:
@@ -250,7 +246,6 @@ def tell_problems(shard_end, consequence):
     """Names what went wrong in a shard: each unreadable image, or the shard itself.
 
     Args:
-        shard_end: `ShardEnd`.
         consequence: what became of the images, e.g. `left out`.
     """
     shard = shard_end.shard

@@ -150,7 +150,7 @@ def plan(args, extra):
     """
     if args.recipe in (None, "2019"):
         trained = read_settings("recognition", extra["recognition"])
-        return plan_shrinking(args, extra, KERNELS, {"recognition": trained.labels})
+        return _plan_shrinking(args, extra, KERNELS, {"recognition": trained.labels})
     trained = read_settings("recognition", ["--recipe", args.recipe, *extra["recognition"]])
     if trained.recipe != args.recipe:
         raise ExpectedError(
@@ -162,17 +162,11 @@ def plan(args, extra):
     kernels = name_by_gallery(KERNELS, args.recipe, described_as)
     named = read_settings("nearest", extra["nearest"])
     labels = {"recognition": trained.labels, "nearest": named.labels or trained.labels}
-    return plan_shrinking(args, extra, kernels, labels)
+    return _plan_shrinking(args, extra, kernels, labels)
 
 
-def plan_shrinking(args, extra, kernels, labels):
-    """Puts kernels in front that make the data set small, where that is wanted.
-
-    Args:
-        args, extra: as for `plan`.
-        kernels: dict, name -> `Kernel`.
-        labels: dict, script -> the labels of the train images that it reads.
-    """
+def _plan_shrinking(args, extra, kernels, labels):
+    """Puts kernels in front that make the data set small, if wanted; `labels`: of each script."""
     if not args.shrink:
         return kernels
     words = ["--pixels", str(args.shrink)]

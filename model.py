@@ -50,12 +50,8 @@ def set_up_keras(seed, bfloat16=False):
         The name of the precision policy.
     """
     keras.utils.set_random_seed(seed)
-    keras.config.set_dtype_policy(_choose_precision(bfloat16))
+    keras.config.set_dtype_policy(precision_here(bfloat16))
     return precision()
-
-
-def _choose_precision(bfloat16):
-    return "mixed_bfloat16" if bfloat16 else precision_here()
 
 
 def precision():
@@ -70,7 +66,6 @@ def build_network(recipe, num_classes, num_steps, restored=None):
     """Builds the network to train: images -> descriptor -> logits, or cosines.
 
     Args:
-        recipe: `Recipe`.
         num_classes: size of the class table.
         num_steps: training steps to come.
         restored: of a network whose values follow, see `backbones.build`.
@@ -92,7 +87,6 @@ def build_pooled(recipe, restored=None):
     """Builds what is below neck and head: images -> the pooled vector (batch, channels).
 
     Args:
-        recipe: `Recipe`.
         restored: of a network whose values follow, see `backbones.build`.
 
     Raises:
@@ -127,7 +121,6 @@ def build_head(recipe, num_channels, num_classes, num_steps):
     """Builds neck and head alone: pooled vectors (batch, channels) float32 -> as `build_network`.
 
     Args:
-        recipe: `Recipe`.
         num_channels: of the pooled vector.
         num_classes: size of the class table.
         num_steps: training steps to come.
@@ -192,7 +185,6 @@ def compile_network(network, recipe, class_sizes):
 
     Args:
         network: keras.Model of `build_network`.
-        recipe: `Recipe`.
         class_sizes: (num_classes,) int, the train images of each landmark.
     """
     head = [layer for layer in network.layers if layer.name in heads.HEAD_LAYERS]
@@ -307,8 +299,6 @@ def save_recogniser(network, path, class_table, recipe):
     Args:
         network: keras.Model, images -> logits.
         path: the file, ending in .keras.
-        class_table: `ClassTable`.
-        recipe: `Recipe`.
     """
     page = {"landmark_ids": class_table.landmark_ids.tolist(), "recipe": recipe.as_page()}
     if architecture := backbones.architecture_of(network):
@@ -379,7 +369,7 @@ def load_model(path):
 def _rebuild(path, recipe, page):
     """Builds the classifier of a recipe in the precision of this machine, with a file's weights."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(_choose_precision(recipe.training.bfloat16))
+    keras.config.set_dtype_policy(precision_here(recipe.training.bfloat16))
     try:
         restored, num_classes = page.get("backbone", ""), len(page["landmark_ids"])
         network = build_network(recipe, num_classes, math.inf, restored)
@@ -404,11 +394,7 @@ def _rebuild(path, recipe, page):
 
 
 def _shapes_of_weights(path):
-    """Lists the arrays of a file of weights that are in it, and not behind a link: name -> shape.
-
-    Raises:
-        ValueError: an array of anything but numbers, or one that lies in another file.
-    """
+    """Lists the arrays of a file of weights: name -> shape; ValueError for a link or no numbers."""
     shapes = {}
 
     def note(name, item):
@@ -461,13 +447,7 @@ def _check_page(path, page):
 
 @contextlib.contextmanager
 def _explained(path, writer, expected=WHOLE):
-    """Makes of whatever goes wrong in the block an ExpectedError that names both versions of Keras.
-
-    Args:
-        path: the model file.
-        writer: the version that wrote it.
-        expected: what the file should be.
-    """
+    """Makes of all that goes wrong in the block an ExpectedError with both versions of Keras."""
     try:
         with muted_stderr():  # TensorFlow looks for a GPU here, and tells of it
             yield

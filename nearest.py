@@ -139,7 +139,6 @@ def name_queries(session, files, args):
     """Lets the parts vote; writes names.npz and the submission, checks it and scores it.
 
     Args:
-        session: `Session`.
         files: paths of all the parts.
         args: the command line.
 

@@ -282,7 +282,6 @@ def learning_rate_at(training, mini_epoch, share, num_mini_epochs):
     """Gives the learning rate of a step.
 
     Args:
-        training: `Training`.
         mini_epoch: counted from 0.
         share: of the mini-epoch's steps that is done, 0 to 1; the 2019 steps do not look at it.
         num_mini_epochs: of the whole run.

@@ -168,8 +168,6 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, group=(None, 
     """Trains on the source's shards, from the checkpoint if there is one; writes model.keras.
 
     Args:
-        session: `Session`.
-        recipe: `Recipe`.
         valid_shards: (first, stop) of the held-out train shards.
         valid_every: mini-epochs between validations.
         fresh: forget the checkpoint first.
@@ -246,7 +244,6 @@ def predict(session, model_path, batch_size, flipped_too):
     The descriptors that come with it are kept in queries.npz, which retrieval.py uses.
 
     Args:
-        session: `Session`.
         model_path: the model's file, or None for the one in the output.
         batch_size: images in a step.
         flipped_too: average with the mirrored image.
@@ -280,7 +277,6 @@ def keep_for_photos(session, class_table, calibration):
     """Writes what identify.py takes besides the model, for as far as the source has it.
 
     Args:
-        session: `Session`.
         class_table: `ClassTable` of the model.
         calibration: `Calibration`, or None.
     """

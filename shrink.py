@@ -129,7 +129,7 @@ def shrink(session, args):
     )
     small_shards.copy_tables(session, kept_splits, is_clean, settings)
     if args.scheduler:
-        pages = shrink_on_workers(session, settings, share, how, args)
+        pages = _shrink_on_workers(session, settings, share, how, args)
     else:
         pages = small_shards.shrink(session, settings, share)
     path = session.path(shrunk_name(args.part, args.parts))
@@ -153,14 +153,8 @@ def settings_of(source, pixels, quality, splits, labels, images, landmarks):
     return small_shards.Settings(pixels, quality, kept, is_slice)
 
 
-def shrink_on_workers(session, settings, share, how, args):
-    """Shrinks as `small_shards.shrink` does, shard by shard on workers; gives the pages.
-
-    Args:
-        session, settings, share: as for `small_shards.shrink`.
-        how: what `settings_of` takes besides the source; small, for it goes to every worker.
-        args: the command line.
-    """
+def _shrink_on_workers(session, settings, share, how, args):
+    """Shrinks as `small_shards.shrink` does, shard by shard on workers; `how` goes to each."""
     import shrink  # by this name, the workers find the function below
     from shrinking import small_shards
 

@@ -151,14 +151,11 @@ def open_workers(where, session, scratch):
 
 
 def _require_project(client):
-    """Raises ExpectedError unless scheduler and workers can import the project.
-
-    A worker that cannot load a job ends, and the script would wait for others without end.
-    """
-    found = client.run(importlib.util.find_spec, __name__.partition(".")[0])
-    found["the scheduler"] = client.run_on_scheduler(
-        importlib.util.find_spec, __name__.partition(".")[0]
-    )
+    """Raises ExpectedError unless scheduler and workers can import the project."""
+    # A worker that cannot load a job ends, and the script would wait for others without end.
+    package = __name__.partition(".")[0]
+    found = client.run(importlib.util.find_spec, package)
+    found["the scheduler"] = client.run_on_scheduler(importlib.util.find_spec, package)
     for where, spec in found.items():
         if spec is None:
             raise ExpectedError(

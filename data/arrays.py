@@ -32,11 +32,8 @@ def save_arrays(path, page, **arrays):
 
 
 def _digest_of(page, archive):
-    """Gives 32 hex characters that differ for another page or other arrays.
-
-    The archive has a checksum of each array with its dtype and shape, which is verified whenever
-    the array is read. The digest binds them together, so that it costs nothing.
-    """
+    """Gives 32 hex characters that differ for another page or other arrays."""
+    # The checksum of each array is verified whenever it is read; this binds them together.
     members = [info for info in archive.infolist() if info.filename != PAGE_MEMBER]
     facts = sorted((info.filename, info.file_size, info.CRC) for info in members)
     return hashlib.md5(json.dumps([page, facts]).encode(), usedforsecurity=False).hexdigest()

@@ -187,7 +187,6 @@ def read_labels(source, labels, min_images=MIN_IMAGES):
     """Reads one of the recipes' choices of labels from a source.
 
     Args:
-        source: `Source`.
         labels: of `recipes.LABELS`.
         min_images: a landmark with fewer images is left out.
 

@@ -26,17 +26,7 @@ def _read_rows(path, *columns):
 
 
 def _parse_cells(cells, parse, expected, path):
-    """Parses each cell of a column; the first that makes `parse` raise ValueError is named.
-
-    Args:
-        cells: Series of text.
-        parse: function, str -> any.
-        expected: what the error says was expected.
-        path: file named in the error.
-
-    Returns:
-        list.
-    """
+    """Parses each cell of a column into a list; one of which `parse` raises ValueError is named."""
     parsed = []
     for line, cell in enumerate(cells.tolist(), start=2):
         try:
@@ -114,7 +104,6 @@ def check_recognition_submission(path, test_ids, class_table):
     Args:
         path: the CSV.
         test_ids: (num_queries,) uint64.
-        class_table: `ClassTable`.
 
     Returns:
         The number of test images with a prediction.

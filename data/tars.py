@@ -95,10 +95,8 @@ def _tell_others(path, num_images, others, first_other):
 
 
 def _check_end(tar):
-    """Raises ReadError unless the tar ends as tars do, and the file with it.
-
-    tarfile takes damage for the end, and knows nothing of a second tar behind the first.
-    """
+    """Raises ReadError unless the tar ends as tars do, and the file with it."""
+    # tarfile takes damage for the end, and knows nothing of a second tar behind the first.
     tar.fileobj.seek(tar.offset)
     end = tar.fileobj.read(tarfile.BLOCKSIZE)
     if end.strip(b"\0") or not end:

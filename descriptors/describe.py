@@ -154,8 +154,6 @@ def describe_shards(session, describer, shards, image_ids):
     """Describes the images of some shards, each shard saved as it ends, so that nothing is redone.
 
     Args:
-        session: `Session`.
-        describer: `Describer`.
         shards: list of `Shard` of one split.
         image_ids: (n,) uint64, the images to describe; an unreadable one gets no row.
 
@@ -190,11 +188,11 @@ def describe_shards(session, describer, shards, image_ids):
             continue
         save_table(session.path(names[shard]), rows, facts[shard])
         described[shard] = rows.image_ids
-        left_s = (len(missing) - len(times)) * np.median(times)
+        n, left_s = len(rows.image_ids), (len(missing) - len(times)) * np.median(times)
         say(
-            f"{shard.path}: {len(rows.image_ids):,} images described ({len(times)}/{len(missing)})"
-            f", {len(rows.image_ids) / times[-1]:.0f} images/s, {waited_s / times[-1]:.0%} waiting "
-            f"for data, {format_duration(left_s)} to go"
+            f"{shard.path}: {n:,} images described ({len(times)}/{len(missing)}), "
+            f"{n / times[-1]:.0f} images/s, {waited_s / times[-1]:.0%} waiting for data, "
+            f"{format_duration(left_s)} to go"
         )
     found = {session.path(names[shard]): described[shard] for shard in shards if shard in described}
     return found, [shard.number for shard in shards if shard not in described]
@@ -249,7 +247,6 @@ def gather(found, describer, normalise=False, keeps_repeated=False):
 
     Args:
         found: dict of file -> image ids, as `describe_shards` gives it.
-        describer: `Describer`.
         normalise: scale the descriptors to length 1.
         keeps_repeated: keep all pictures of an id that appears twice, not the first alone.
     """

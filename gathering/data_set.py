@@ -70,7 +70,6 @@ def gather(folder, non_landmarks, output, pixels, stop):
         folder, non_landmarks: as for `folders.find_photos`.
         output: folder of the data set; new, empty, or an earlier one of this kind.
         pixels: of the pictures' shorter side.
-        stop: `Stop`.
 
     Returns:
         dict of what it holds, as `MARKER` has it.
@@ -91,7 +90,7 @@ def gather(folder, non_landmarks, output, pixels, stop):
         spool = draft / "spool"
         found, positions, unread = read_all(photos, pixels, spool, stop)
         left_out += unread
-        pictures = place_all(found, positions, left_out)
+        pictures = _place_all(found, positions, left_out)
         write_shards(draft, pictures, spool)
         spool.unlink()
         write_tables(draft, pictures)
@@ -161,19 +160,8 @@ def read_all(photos, pixels, spool, stop):
     return found, positions, unread
 
 
-def place_all(found, positions, left_out):
-    """Leaves out what is there twice, and divides the others.
-
-    Args:
-        found, positions: as `read_all` gives them.
-        left_out: list of (path, reason), to which this adds.
-
-    Returns:
-        list of `Picture` by ascending image id.
-
-    Raises:
-        ExpectedError: there are not two landmarks to tell apart, or too few photos to divide.
-    """
+def _place_all(found, positions, left_out):
+    """Leaves out what is there twice, and divides the others: list of `Picture` by image id."""
     first, landmarks_of = {}, {}
     for (photo, read_photo), position in zip(found, positions, strict=True):
         landmarks_of.setdefault(read_photo.image_id, set()).add(photo.landmark)

@@ -124,10 +124,8 @@ def divide(photos, landmarks, splits):
 
 
 def _deal(groups, split):
-    """Deals groups to shards; yields (position, shard).
-
-    Shard 0 of train is held out from training: it never has the largest group of a landmark.
-    """
+    """Deals groups to shards; yields (position, shard)."""
+    # Shard 0 of train is held out from training: it never has the largest group of a landmark.
     num_photos = sum(len(one) for _, one in groups)
     lowest, highest = NUM_SHARDS[split]
     wanted = min(max(lowest, round(num_photos / SHARD_SIZE[split])), highest)

@@ -140,7 +140,6 @@ def read(photo, pixels):
     """Reads a photo.
 
     Args:
-        photo: `Photo`.
         pixels: of the small picture's shorter side; none is enlarged.
 
     Returns:
@@ -162,10 +161,7 @@ def read(photo, pixels):
 
 
 def _look(jpeg):
-    """Says in 64 bits where a picture gets brighter to the right (a difference hash).
-
-    Source: N. Krawetz, "Kind of like that", hackerfactor.com, 2013.
-    """
+    """Says in 64 bits where a picture gets brighter to the right (Krawetz' difference hash)."""
     with Image.open(io.BytesIO(jpeg)) as image:
         image.draft("L", (64, 64))
         grey = image.convert("L").resize((LOOK_SIDE + 1, LOOK_SIDE), Image.Resampling.BOX)

@@ -105,7 +105,7 @@ def build(name, images, weights, restored=None):
     source = None if weights == "none" or restored is not None else weights
     check(name, images.shape[1], source or "none")
     if source and is_file(source):
-        say(f"weights: {source}, md5 {check_weights(source)}")
+        say(f"weights: {source}, md5 {_check_weights(source)}")
     if name.startswith(HUB):
         return _build_hub(name.removeprefix(HUB), images, source, restored)
     pixels = BACKBONES[name].pixels
@@ -157,11 +157,11 @@ def check(name, image_size, weights):
 
     Raises:
         ExpectedError: an unknown backbone, images that it does not take, keras-hub is missing, or
-            as `check_weights` does.
+            no such file of weights, or one of Keras 2.
     """
     if name.startswith(HUB):
         preset = name.removeprefix(HUB)
-        find_hub_family(preset)
+        _find_hub_family(preset)
         _check_hub_size(preset, image_size)
         _import_hub(preset)
     elif name not in BACKBONES:
@@ -171,7 +171,7 @@ def check(name, image_size, weights):
         )
     elif image_size < BACKBONES[name].least:
         raise _wrong_size(name, image_size, f"at least {BACKBONES[name].least}")
-    check_weights(weights)
+    _check_weights(weights)
 
 
 def is_file(weights):
@@ -179,18 +179,8 @@ def is_file(weights):
     return weights not in ("imagenet", "none")
 
 
-def check_weights(weights):
-    """Checks a file of weights as far as its md5 tells, since Keras itself checks nothing.
-
-    Args:
-        weights: "imagenet", "none", or a file's path.
-
-    Returns:
-        The file's md5, and which file that is; empty where there is none to check.
-
-    Raises:
-        ExpectedError: no such file, or one of Keras 2.
-    """
+def _check_weights(weights):
+    """Checks a file as far as its md5 tells, since Keras checks nothing; gives the md5 in words."""
     if not is_file(weights):
         return ""
     if not Path(weights).is_file():
@@ -231,19 +221,9 @@ def _first_line(error):
 # ------------------------------------------------------------------------------------- keras-hub
 
 
-def find_hub_family(preset):
-    """Finds what to know of a preset of keras-hub by its name.
-
-    Args:
-        preset: a name, an address such as hf://facebook/dinov2-base, or a folder, of which the
-            last fitting part counts: /kaggle/input/dinov2/keras/dinov2_base/1.
-
-    Returns:
-        `HubFamily`.
-
-    Raises:
-        ExpectedError: none of them.
-    """
+def _find_hub_family(preset):
+    """Finds the `HubFamily` of a preset: a name, an address, or a folder."""
+    # The last fitting part counts: /kaggle/input/dinov2/keras/dinov2_base/1.
     for part in reversed(preset.replace("-", "_").split("/")):
         for beginning, family in HUB_FAMILIES.items():
             if part.startswith(beginning):
@@ -265,11 +245,11 @@ def count_prefix_tokens(name):
         int: the class token, which comes first, and the registers; 0 without tokens.
     """
     is_hub = name.startswith(HUB)
-    return find_hub_family(name.removeprefix(HUB)).num_prefix_tokens if is_hub else 0
+    return _find_hub_family(name.removeprefix(HUB)).num_prefix_tokens if is_hub else 0
 
 
 def _check_hub_size(preset, image_size):
-    patch_size = find_hub_family(preset).patch_size
+    patch_size = _find_hub_family(preset).patch_size
     own_size = re.search(r"patch\d+[_-](\d+)", preset)
     if patch_size and image_size % patch_size:
         expected = f"a multiple of its patches of {patch_size}"
@@ -309,7 +289,7 @@ def _build_hub(preset, images, source, restored):
     Position embeddings of a DINOv2 survive a file only while they are frozen: keras-hub 0.26 saves
     the preset's in place of fine-tuned ones whose sum has grown, and resizes the others.
     """
-    family, image_size = find_hub_family(preset), images.shape[1]
+    family, image_size = _find_hub_family(preset), images.shape[1]
     is_siglip = family.backbone == "SigLIPBackbone"
     if restored:
         kind = "SigLIPVisionEncoder" if is_siglip else family.backbone

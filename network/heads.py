@@ -21,7 +21,6 @@ def pool(network, features):
     """Pools a backbone's features to (batch, channels); without a neck that is the descriptor.
 
     Args:
-        network: `recipes.Network`.
         features: (batch, height, width, channels), or the tokens of a vision transformer.
     """
     name = "pooling" if network.neck else DESCRIPTOR
@@ -47,7 +46,6 @@ def add_head(recipe, pooled, num_classes):
     """Puts neck and last layer on pooled vectors: (batch, num_classes) float32 logits or cosines.
 
     Args:
-        recipe: `Recipe`.
         pooled: (batch, channels).
         num_classes: size of the class table.
     """
@@ -69,7 +67,6 @@ def build_loss(loss, network, class_sizes):
     """Builds what a network is trained on.
 
     Args:
-        loss: `recipes.Loss`.
         network: keras.Model that ends in `add_head`.
         class_sizes: (num_classes,) int, the train images of each landmark.
     """
@@ -93,7 +90,6 @@ def add_confidences(loss, outputs):
     """Makes outputs confidences: probabilities or, of a cosine head, the cosines if so asked.
 
     Args:
-        loss: `recipes.Loss`.
         outputs: (batch, num_classes) float32, of `add_head`.
     """
     if loss.loss != "softmax":

@@ -59,7 +59,6 @@ def build_optimizer(training, head):
     """Builds the optimizer of a recipe.
 
     Args:
-        training: `recipes.Training`.
         head: list of keras.Variable, those of the head; all others are the backbone's.
 
     Returns:

@@ -49,7 +49,6 @@ def choose_rows(parts, ranking, scored, names):
 
     Args:
         parts: list of `merging.Part`.
-        ranking: `merging.Ranking`.
         scored: list of `score_queries`; empty where nobody knows, which makes the choice one of
             evenly spaced queries.
         names: dict, landmark id -> name; may be empty.
@@ -95,7 +94,6 @@ def score_queries(ranking, solution):
     """Lists (average precision, query, relevant image ids) of the scored queries, best first.
 
     Args:
-        ranking: `merging.Ranking`.
         solution: dict, image id (str) -> RetrievalTruth; empty where nobody knows.
     """
     scored, begins = [], np.concatenate([[0], ranking.row_ends])
@@ -124,7 +122,6 @@ def draw_neighbors(source, rows):
     """Draws rows of a query and its nearest images, which are read by byte range.
 
     Args:
-        source: `Source`.
         rows: list of `NeighborRow`.
 
     Returns:

@@ -22,8 +22,6 @@ def gather(session, describer, found, calibration, scores, solution):
     """Gathers the facts of a prediction that is written.
 
     Args:
-        session: `Session`.
-        describer: `describe.Describer`.
         found: `Descriptions` of the test images.
         calibration: `Calibration`, or None.
         scores, solution: as of `scores.score`.
@@ -51,7 +49,6 @@ def judge(session, found, solution):
     """Gathers what is right and wrong in predictions.
 
     Args:
-        session: `Session`.
         found: `Descriptions` of the test images that are named.
         solution: dict of `read_recognition_solution`.
 

@@ -88,7 +88,6 @@ def encode_pictures(source, pictures):
     """Fetches pictures as small JPEGs: dict, image id -> base64 of one, without those that fail.
 
     Args:
-        source: `Source`.
         pictures: iterable of `neighbors.Picture`.
     """
 

@@ -27,7 +27,6 @@ def score(session, challenge, submissions):
     """Scores submissions, and prints what they reach.
 
     Args:
-        session: `Session`.
         challenge: "recognition" or "retrieval".
         submissions: dict, name of the score -> the rows, as of `submissions.read_..._submission`.
 

@@ -285,11 +285,12 @@ def queries(facts):
 
 
 def _near(facts, near):
-    frame = {True: "right", False: "wrong"}.get(near["is_right"], "")
-    alt = {True: "same landmark", False: "another landmark"}.get(near["is_right"], "neighbor")
-    mark = {True: tag("span", "✓ ", class_="mark yes"), False: tag("span", "✗ ", class_="mark no")}
-    caption = join(mark.get(near["is_right"]), " ".join(near["caption"]))
-    return _picture(facts, near["picture"], alt, caption, frame)
+    frame, alt, mark = {
+        True: ("right", "same landmark", tag("span", "✓ ", class_="mark yes")),
+        False: ("wrong", "another landmark", tag("span", "✗ ", class_="mark no")),
+        None: ("", "neighbor", None),
+    }[near["is_right"]]
+    return _picture(facts, near["picture"], alt, join(mark, " ".join(near["caption"])), frame)
 
 
 # ------------------------------------------------------------------------------------- landmarks

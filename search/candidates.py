@@ -78,11 +78,9 @@ def _pairs_with_common_labels(names, rows, lists):
 
 
 def _best_pairs(queries, index, rows, positions, scores, num_nearest):
-    """Keeps the best pairs of each query: (rows, positions, scores, distances).
-
-    The `num_nearest` that agree most give a key that the last of the best cannot exceed. No
-    distance is below 0: what would exceed it even at 0 is left out before its distance is computed.
-    """
+    """Keeps the best pairs of each query: (rows, positions, scores, distances)."""
+    # The `num_nearest` that agree most give a key that the last of the best cannot exceed. What
+    # would exceed it even at distance 0 is left out before its distance is computed.
     order = np.lexsort((-scores, rows))
     most = order[_rank_in_row(rows[order]) < num_nearest]
     distances = _distances(queries, index, rows[most], positions[most]).astype(np.float64)

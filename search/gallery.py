@@ -155,7 +155,6 @@ def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS):
     """Finds the gallery images that are nearest to some images, exactly.
 
     Args:
-        gallery: `Gallery`.
         descriptors: (n, d) float32 or float16, of length 1, of test or index images.
         num_neighbors: of each image.
 

@@ -126,7 +126,6 @@ def find_queries_of(session, shared, given=None):
     """Finds the descriptions of test images that the parts were searched with.
 
     Args:
-        session: `Session`.
         shared: dict of facts that all parts share.
         given: file of queries that a person named; None looks in the output and in those of other
             kernels.
@@ -163,7 +162,6 @@ def open_gallery(session, parts):
     `gallery.find_neighbors` then names any images by them, test or index.
 
     Args:
-        session: `Session`.
         parts: list of (`GalleryPart`, fingerprint), one or all of them.
 
     Returns:

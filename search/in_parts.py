@@ -23,7 +23,6 @@ def search_in_parts(session, args, search_parts, script):
     """Searches one part, or all of them; prints the part files.
 
     Args:
-        session: `Session`.
         args: the command line, see `command_line.parser_in_parts`.
         search_parts: that of the script.
         script: name of its module.

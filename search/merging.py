@@ -168,18 +168,7 @@ def merge_parts(parts, divisor, num_nearest, rerank="divide"):
 
 
 def _keep_best(rows, image_ids, keys, num_nearest):
-    """Keeps each query's best candidates, every image once.
-
-    Args:
-        rows: (n,) int, the query of each candidate.
-        image_ids: (n,) uint64, index images.
-        num_nearest: images wanted per query.
-        keys: list of (n,) float, the lower the better; the first decides, the next where it is
-            equal, the image id in the end.
-
-    Returns:
-        (m,) int64 places in the arguments, by query, then best first.
-    """
+    """Keeps each query's best candidates, every image once: (m,) int64, by query, best first."""
     table = _table_of(rows)
     ids = image_ids[table]
     # Rows of a table are sorted several times faster than all candidates at once.

@@ -56,7 +56,6 @@ def find_namer(session, describer_facts, queries, named_by=None):
     """Makes the `Namer` that a person wants, or the best one that there are files for.
 
     Args:
-        session: `Session`.
         describer_facts: fingerprint of the `Describer`; a gallery of another model does not serve.
         queries: `Descriptions` of the test images, of length 1.
         named_by: one of `reranks.NAMED_BY`; None takes both where there is a gallery.

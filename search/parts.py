@@ -96,8 +96,6 @@ def search_part(session, describer, wanted, queries, part, image_ids):
     """Describes and searches one part, unless its file is there.
 
     Args:
-        session: `Session`.
-        describer: `Describer`.
         wanted: `WantedSearch`.
         queries: `Descriptions`, of length 1 where the search wants that.
         part: number of the part, from 0.
@@ -168,8 +166,6 @@ def find_whole_index(session, describer, shards, image_ids):
     """Finds the descriptors of all index shards, in the output or in those of other kernels.
 
     Args:
-        session: `Session`.
-        describer: `Describer`.
         shards: list of all `Shard`s of the index.
         image_ids: (n,) uint64, all index images.
 
@@ -199,9 +195,7 @@ def expand_queries(session, queries, expansion):
     """Expands the queries, unless this was done before.
 
     Args:
-        session: `Session`.
         queries: `Descriptions` of length 1.
-        expansion: `Expansion`.
 
     Returns:
         `Descriptions`.
@@ -222,8 +216,6 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
     """Describes and searches one part of the train shards, unless its file is there.
 
     Args:
-        session: `Session`.
-        describer: `Describer`.
         queries: `Descriptions` of length 1.
         images: (`ClassTable`, `TrainLabels`) of all train images that count.
         part: number of the part, from 0.
@@ -272,8 +264,6 @@ def find_queries(session, describer, given=None, normalise=False):
     """Finds the descriptions of the test images, or makes them.
 
     Args:
-        session: `Session`.
-        describer: `Describer`.
         given: file of queries that a person named; None looks in the output and in those of other
             kernels.
         normalise: scale the descriptors to length 1.

@@ -61,7 +61,6 @@ def find_done(session, shards, settings_of, copies_earlier):
     """Finds the shards that are shrunk already, in the output and by earlier sessions.
 
     Args:
-        session: `Session`.
         shards: list of `Shard`.
         settings_of: function, `Shard` -> dict, the settings that it must have been shrunk with.
         copies_earlier: copy what is not in the output into it, with the history.

@@ -146,9 +146,6 @@ def shrink(session, settings, share, run=None):
     """Shrinks all shards of a share that are not done yet.
 
     Args:
-        session: `Session`.
-        settings: `Settings`.
-        share: `Share`.
         run: function of (shards, function of (shard, what `shrink_one` gave)), which it calls here
             as each shard is done, in any order; None shrinks them here, one after another.
 
@@ -193,7 +190,7 @@ def shrink(session, settings, share, run=None):
         if run:
             run(missing, add)
         else:
-            shrink_in_order(session, settings, missing, add, sought.is_over)
+            _shrink_in_order(session, settings, missing, add, sought.is_over)
     except StoppedError as stopped:
         done = f"{len(pages)} of {len(share.shards)} shards shrunk"
         raise StoppedError(session.stop, done) from stopped
@@ -204,7 +201,6 @@ class Sought:
     """The images of a slice that are not found yet.
 
     Args:
-        session: `Session`.
         kept: dict, split -> image ids; of splits that are not in it all shards are wanted.
     """
 
@@ -241,15 +237,8 @@ def _tell_cost(settings, sizes):
     )
 
 
-def shrink_in_order(session, settings, shards, when_done, is_over):
-    """Shrinks shards one after another, reading the next ones ahead.
-
-    Args:
-        session, settings: as for `shrink`.
-        shards: list of `Shard`, split by split.
-        when_done: function of (shard, what `shrink_one` gives).
-        is_over: function of a shard: nothing more is wanted of its split.
-    """
+def _shrink_in_order(session, settings, shards, when_done, is_over):
+    """Shrinks shards until `is_over(shard)`, reading the next ones of a split ahead."""
     longest_s = 0
     for _, group in itertools.groupby(shards, key=lambda shard: shard.split):
         group = list(group)
@@ -425,15 +414,7 @@ def estimate_bytes(pages, sizes, shards):
 
 
 def check_room(session, share, pages, sizes, left, looks_ahead):
-    """Raises ExpectedError if the disk or the limit of the output cannot hold what comes.
-
-    Args:
-        session, share: `Session` and `Share`.
-        pages: dict, `Shard` -> page, of the shards that are done.
-        sizes: dict, `Shard` -> bytes before.
-        left: list of `Shard` to come.
-        looks_ahead: at all of them, and not at the next one alone.
-    """
+    """Raises ExpectedError if disk or limit cannot hold the next shard, or all that are left."""
     expected = estimate_bytes(pages, sizes, left if looks_ahead else left[:1])
     require_free_space(session.output, expected, f"{len(left)} more shards")
     if share.max_bytes is None:
@@ -459,7 +440,6 @@ def write_history(session, pages, seconds=None):
     """Writes shrink.csv: a row for each page in the output, and what parts beside this one wrote.
 
     Args:
-        session: `Session`.
         pages: dict, `Shard` -> page.
         seconds: dict, `Shard` -> what it took; of others it is in their rows, if they have one.
     """

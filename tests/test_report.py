@@ -177,11 +177,10 @@ def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
     )  # fmt: skip
     solution = {format_image_id(1): RetrievalTruth({format_image_id(4)}, "Public")}
     merged = {
-        "scores": {"mAP@100": {"Public": 0.5, "all": 0.5}},
-        "num_parts": 6,
+        "scores": [{"name": "mAP@100", "usages": {"Public": 0.5, "all": 0.5}}],
         "rerank": "divide",
-        "divisor": 1.5,
-        "left_out": {"index": 5, "test": 0},
+        "left_out": ["5 index images could not be searched."],
+        "details": [["parts", 6], ["rerank", "squared distances within the landmark / 1.5"]],
     }
     retrieval = retrieved.gather(
         SimpleNamespace(source=source), merged,

@@ -67,7 +67,6 @@ class Describer:
     """The backbone up to the pooling, which never changes; `describe.describe_shards` runs it.
 
     Args:
-        recipe: `Recipe`.
         devices: how batches run, of `choose_devices`.
     """
 
@@ -176,7 +175,7 @@ def train(session, recipe, images, valid_every):
     )
     if not run.is_complete():
         run.introduce(f"frozen, {policy}")
-        train_head(run, *describe(session, describer, images), valid_every)
+        _train_head(run, *describe(session, describer, images), valid_every)
     with devices.scope():
         return model.join_head(describer.pooled, head, recipe)
 
@@ -202,8 +201,6 @@ def describe(session, describer, images):
     """Describes all images of the shards, each shard saved as it ends, so that nothing is redone.
 
     Args:
-        session: `Session`.
-        describer: `Describer`.
         images: `TrainImages`.
 
     Returns:
@@ -256,14 +253,8 @@ def gather(session, describer, labels, shards, found):
 # ------------------------------------------------------------------------------------ the head
 
 
-def train_head(run, vectors, held_out, valid_every):
-    """Trains neck and head, pass after pass over all vectors.
-
-    Args:
-        run: `loop.Run` of a network of `model.build_head`.
-        vectors, held_out: `Vectors` to train on and to validate on.
-        valid_every: mini-epochs between validations.
-    """
+def _train_head(run, vectors, held_out, valid_every):
+    """Trains neck and head, pass after pass over all vectors."""
     rows, settings = run.rows, run.recipe.training
     if rows and rows[-1]["vectors"] != vectors.digest:
         raise ExpectedError(

@@ -70,8 +70,6 @@ def train(session, recipe, images, valid_every, machines=ALONE):
     """Trains shard after shard, from the checkpoint if there is one.
 
     Args:
-        session: `Session`.
-        recipe: `Recipe`.
         images: `TrainImages`.
         valid_every: mini-epochs between validations.
         machines: `OneMachine`, or `Machines` that train together.
@@ -326,8 +324,6 @@ def train_mini_epoch(devices, network, stream, pace, stop, done):
         devices: how batches run, of `choose_devices`.
         network: compiled keras.Model.
         stream: iterator of `Batch` and `ShardEnd`.
-        pace: `Pace`.
-        stop: `Stop`.
         done: what to say is done, if `stop` asks to stop here.
 
     Returns:
@@ -346,13 +342,7 @@ def train_mini_epoch(devices, network, stream, pace, stop, done):
             loss, accuracy = devices.train_on_batch(
                 network, batch.images, batch.class_indices, batch.weight
             )
-            if not math.isfinite(loss):
-                raise ExpectedError(
-                    f"the loss is {loss} in batch {len(losses) + 1} of a mini-epoch; expected a "
-                    "finite number; run again from the last checkpoint, or start over with a "
-                    "lower learning rate"
-                )
-            losses.append(loss)
+            losses.append(_require_finite(loss, len(losses) + 1))
             accuracies.append(accuracy)
             progress.update(len(batch.images), pace.describe(loss, progress))
     devices.settle(network)
@@ -371,6 +361,15 @@ def train_mini_epoch(devices, network, stream, pace, stop, done):
         "seconds": seconds,
         "problem": end.problem,
     }
+
+
+def _require_finite(loss, number):
+    if not math.isfinite(loss):
+        raise ExpectedError(
+            f"the loss is {loss} in batch {number} of a mini-epoch; expected a finite number; run "
+            "again from the last checkpoint, or start over with a lower learning rate"
+        )
+    return loss
 
 
 # ---------------------------------------------------------------------------------- validation
