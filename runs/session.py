@@ -23,6 +23,11 @@ CHECKPOINT = f"{CHECKPOINTS}/training.npz"
 PREVIOUS_CHECKPOINT = f"{CHECKPOINTS}/previous-training.npz"  # the one before, if that is damaged
 MODEL = "model.keras"
 HISTORY = "history.csv"
+HISTORY_COLUMNS = (
+    "mini_epoch", "epoch", "shard", "images", "bad_images", "loss", "accuracy", "valid_loss",
+    "valid_accuracy", "learning_rate", "skipped_steps", "images_per_s", "waited_s", "seconds",
+    "problem",
+)  # fmt: skip
 HISTORY_PICTURE = "history.png"
 FEATURES = "features"  # a folder: the vectors of a frozen backbone, a file for each train shard
 QUERIES = "queries.npz"  # the described test images

@@ -23,13 +23,11 @@ class Namer:
     """Names the landmarks of images.
 
     Attributes:
-        named_by: one of `reranks.NAMED_BY`.
         gallery: `Gallery`, or None where the head alone names.
         of_queries: `GalleryNeighbors` of the test images in it, or None.
         facts: dict for a fingerprint; another gallery has another one.
     """
 
-    named_by: str = "head"
     gallery: Gallery | None = None
     of_queries: GalleryNeighbors | None = None
     facts: dict | None = None
@@ -82,7 +80,7 @@ def find_namer(session, describer_facts, queries, named_by=None):
         say(f"{paths[0]}: {len(gallery.image_ids):,} train images name landmarks ({named_by})")
         neighbors = merge_neighbors([part.neighbors for part, _ in parts], NUM_NAMING)
         facts = {"named_by": named_by, "labels": shared["labels"], "gallery": _versions(parts)}
-        return Namer(named_by, gallery, neighbors, facts)
+        return Namer(gallery, neighbors, facts)
     if named_by:
         raise ExpectedError(
             f"{reasons[0] if reasons else f'{session.output}: no gallery there'}; expected the "

@@ -36,22 +36,11 @@ class SoftLabels:
     labels: np.ndarray
     weights: np.ndarray
 
-    def __len__(self):
-        return len(self.labels)
-
     @cached_property
     def landmark_ids(self):
         """(n,) int64, the label of the largest weight; of equal weights the first."""
-        return np.take_along_axis(self.labels, self._best, axis=1)[:, 0]
-
-    @cached_property
-    def confidences(self):
-        """(n,) float64, the weight of that label."""
-        return np.take_along_axis(self.weights, self._best, axis=1)[:, 0]
-
-    @cached_property
-    def _best(self):
-        return np.argmax(self.weights, axis=1)[:, None]
+        best = np.argmax(self.weights, axis=1)[:, None]
+        return np.take_along_axis(self.labels, best, axis=1)[:, 0]
 
 
 def name_by_head(landmark_ids, confidences):

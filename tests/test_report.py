@@ -148,7 +148,7 @@ def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
     """Makes facts of a recognition and a retrieval with everything in them."""
     source, pictures = make_pictures(6)
     rows = make_rows(ROWS)[0]
-    history = {name: [kind(1), kind(2)] for name, kind in run.HISTORY_COLUMNS.items()}
+    history = {name: [1, 2] for name in run.HISTORY_COLUMNS}
     history |= {"valid_loss": [None, 0.5], "loss": [2.0, None], "problem": [None, NASTY]}
     ran = {
         "source": NASTY, "started": "2026-11-25 09:00", "seconds": 75.2,
