@@ -83,9 +83,6 @@ def main(argv=None):
             name_queries(session, files, args)
 
 
-# ---------------------------------------------------------------------------------------- parts
-
-
 def search_parts(session, args):
     """Searches one part of the train images, or all one after another: yields the part files."""
     from search import parts  # it loads Keras and faiss
@@ -130,9 +127,6 @@ def require_room(session, describer, num_images):
     there_bytes = sum(path.stat().st_size for path in files)
     say(f"descriptors of the train images: {size_bytes / 1e9:.2f} GB below {session.output}")
     require_free_space(session.output, size_bytes - there_bytes, "descriptors of train images")
-
-
-# ----------------------------------------------------------------------------------------- vote
 
 
 def name_queries(session, files, args):

@@ -128,9 +128,6 @@ def main(argv=None):
             merge(session, files, args.rerank_divisor, args.rerank)
 
 
-# ---------------------------------------------------------------------------------------- parts
-
-
 def search_parts(session, args):
     """Searches one part, or all parts one after another: yields the part files."""
     from search import parts  # it loads Keras and faiss
@@ -188,9 +185,6 @@ def _plan_expansion(session, describer, args, index_ids):
         describe.describe_shards(session, describer, shards, index_ids)
     whole = parts.find_whole_index(session, describer, shards, index_ids)
     return parts.Expansion(args.expand_queries, args.augment_index, whole)
-
-
-# ---------------------------------------------------------------------------------------- merge
 
 
 def merge(session, files, divisor, rerank=None):

@@ -215,9 +215,6 @@ def _visible_gpus():
     return sorted((number for number in numbers if number.isdecimal()), key=int)
 
 
-# ------------------------------------------------------------------------------ in a worker
-
-
 def _do(arguments, function, job):
     """Does a job in the worker's own session."""
     with _one_at_a_time:

@@ -13,8 +13,6 @@ from utils import ExpectedError
 LANDMARK_LEFT_OUT_IN_2019 = 138982  # its author does not say why
 MIN_IMAGES = 20  # the 2019 recipe's threshold; it leaves ~55k of 203,094 landmarks
 
-# -------------------------------------------------------------------------------------- image ids
-
 
 _HEX_VALUES = np.full(256, 255, np.uint8)
 _HEX_VALUES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
@@ -90,9 +88,6 @@ def format_image_ids(image_ids):
     nibbles[0::2] >>= 4
     nibbles[1::2] &= 15
     return np.frombuffer(b"0123456789abcdef", np.uint8)[nibbles].view("S16")
-
-
-# -------------------------------------------------------------------------------- metadata to read
 
 
 def read_image_ids(path):

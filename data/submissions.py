@@ -46,9 +46,6 @@ def _check_image_ids(cells, path):
         parse_image_ids(cell.split(), path)
 
 
-# ------------------------------------------------------------------------------------ recognition
-
-
 def read_recognition_submission(path):
     """Reads a recognition submission.
 
@@ -149,9 +146,6 @@ def read_recognition_solution(path):
     )
     truths = map(RecognitionTruth, landmark_ids, rows["Usage"].tolist())
     return dict(zip(rows["id"].tolist(), truths, strict=True))
-
-
-# -------------------------------------------------------------------------------------- retrieval
 
 
 def write_retrieval_submission(path, test_ids, query_ids, row_ends, image_ids):

@@ -115,9 +115,6 @@ def read_member(descriptor, member):
     return read_at(descriptor, member.size, member.offset)
 
 
-# ----------------------------------------------------------------------------------------- to write
-
-
 def member_name(image_id):
     """Gives the name of an image (an int) in its tar, a/b/c/<id>.jpg."""
     text = f"{image_id:016x}"
@@ -138,9 +135,6 @@ def _add(tar, name, size, content):
     info = tarfile.TarInfo(name)  # its time is 0, its owner 0, its mode 0644
     info.size = size
     tar.addfile(info, content)
-
-
-# --------------------------------------------------------------------------- unpacked into a folder
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,6 @@ def _classes_of_2019(source):
     return read_2019_classes(source.fetch(TRAIN_CSV))
 
 
-# ------------------------------------------------------------------------------ beside the model
-
-
 def find_calibration(folders, fingerprint):
     """Finds the `Calibration` of a model of this fingerprint in some folders, or gives None."""
     for path in dict.fromkeys(folder / CALIBRATION for folder in folders):

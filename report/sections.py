@@ -34,8 +34,6 @@ MEANINGS = {
 USAGES = ("Public", "Private", "all")
 SPREAD_COLORS = {"named rightly": "green", "named wrongly": "orange", "no landmark in it": "red"}
 
-# ---------------------------------------------------------------------------------------- scores
-
 
 def tiles(all_facts):
     """Writes the last score of each run, large."""
@@ -116,9 +114,6 @@ def _rescored(all_facts, names):
     )
 
 
-# -------------------------------------------------------------------------------------- training
-
-
 def training(facts):
     """Writes the curves of the training."""
     history = facts.get("history")
@@ -154,9 +149,6 @@ def training(facts):
             " The margin makes the loss of the train images larger than that of the held-out ones."
         )
     return join(tag("p", text), tag("div", *charts, class_="charts"))
-
-
-# ------------------------------------------------------------------------------------ confidence
 
 
 def confidence(facts):
@@ -199,9 +191,6 @@ def _calibration(calibration):
         "landmark. The submission does not depend on it."
     )
     return tag("p", text)
-
-
-# -------------------------------------------------------------------------------------- mistakes
 
 
 def mistakes(facts):
@@ -255,9 +244,6 @@ def _name(facts, landmark):
     return name_of_category(category) if category else f"landmark {landmark}"
 
 
-# --------------------------------------------------------------------------------------- queries
-
-
 def queries(facts):
     """Writes the best, median and worst queries with what was found for them."""
     if not facts.get("rows"):
@@ -293,9 +279,6 @@ def _near(facts, near):
     return _picture(facts, near["picture"], alt, join(mark, " ".join(near["caption"])), frame)
 
 
-# ------------------------------------------------------------------------------------- landmarks
-
-
 def landmarks(facts):
     """Writes the table of landmarks, which sorts where scripts run."""
     if not facts.get("landmarks"):
@@ -328,9 +311,6 @@ def landmarks(facts):
     )
     whole = table(header, rows, numeric=range(1, 7), class_="sorts")
     return join(tag("p", text), tag("div", whole, class_="tall"))
-
-
-# ------------------------------------------------------------------------------ left out, and runs
 
 
 def left_out(all_facts):

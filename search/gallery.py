@@ -86,9 +86,6 @@ def merge_neighbors(found, num_neighbors=NUM_NEIGHBORS):
     )
 
 
-# ------------------------------------------------------------------------------------ the search
-
-
 @dataclass(frozen=True)
 class Gallery:
     """Described train images.

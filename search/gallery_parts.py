@@ -119,9 +119,6 @@ def load_parts(paths):
     return load_all(paths, load_part, ["query_ids"], "gallery")
 
 
-# ------------------------------------------------------------------------------------ the gallery
-
-
 def find_queries_of(session, shared, given=None):
     """Finds the descriptions of test images that the parts were searched with.
 

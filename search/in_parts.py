@@ -73,9 +73,6 @@ def read_test_ids(source, file, query_ids):
     return test_ids
 
 
-# ------------------------------------------------------------------------------------ on workers
-
-
 def _on_workers(session, args, script):
     """Describes shard by shard and searches part by part: yields the part files."""
     split, numbers = importlib.import_module(script).SPLIT, numbers_of_parts(args)

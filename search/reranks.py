@@ -98,9 +98,6 @@ def _sum_by_label(labels, weights):
     return SoftLabels(labels, np.minimum(weights, 1))  # 1 + 2e-16 would be a distance below 0
 
 
-# ----------------------------------------------------------------------------------- the reranks
-
-
 @dataclass(frozen=True)
 class Rerank:
     """One way to order the images of a query; all that there is to it, see `RERANKS`.

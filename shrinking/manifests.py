@@ -54,9 +54,6 @@ def _digest_of(page):
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-# ------------------------------------------------------------------------------ what is done
-
-
 def find_done(session, shards, settings_of, copies_earlier):
     """Finds the shards that are shrunk already, in the output and by earlier sessions.
 

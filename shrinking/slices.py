@@ -91,9 +91,6 @@ def _read_landmarks(source, path):
     return sorted(chosen)
 
 
-# ------------------------------------------------------------------------------------- the tables
-
-
 def cut_tables(session, names, kept):
     """Writes tables cut to the images of a slice; one without a row is left out.
 
