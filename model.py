@@ -132,15 +132,12 @@ def build_head(recipe, num_channels, num_classes, num_steps):
 
 
 def join_head(pooled, head, recipe):
-    """Joins a trained head with what is below it.
+    """Joins a trained head with what is below it; gives a keras.Model, as `build_network` gives it.
 
     Args:
         pooled: keras.Model of `build_pooled`.
         head: keras.Model of `build_head`, whose weights are copied.
         recipe: `Recipe` of both.
-
-    Returns:
-        keras.Model, as `build_network` gives it.
     """
     network = _put_head_on(pooled.input, pooled.output, recipe, head.output.shape[-1])
     for layer in head.layers:
@@ -270,16 +267,11 @@ def digest_of_variables(variables, words=""):
 
 @dataclass(frozen=True)
 class Recogniser:
-    """A trained classifier together with the landmarks that its outputs stand for.
+    """A trained classifier together with the landmarks that its outputs stand for."""
 
-    Attributes:
-        classifier: keras.Model, images -> probabilities (batch, num_classes) float32.
-        class_table: `ClassTable` of num_classes landmarks.
-        recipe: `Recipe` that it was trained with; that of 2019 where the file does not say.
-    """
-
-    classifier: keras.Model
-    class_table: ClassTable
+    classifier: keras.Model  # keras.Model, images -> probabilities (batch, num_classes) float32
+    class_table: ClassTable  # `ClassTable` of num_classes landmarks
+    # `Recipe` that it was trained with; that of 2019 where the file does not say
     recipe: Recipe = Recipe()
 
     @property

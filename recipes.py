@@ -15,17 +15,11 @@ MAX_BATCH_SIZE = 8192  # 0.9 GB at 192 pixels
 
 
 class Backbone(NamedTuple):
-    """A network below the pooling.
+    """A network below the pooling."""
 
-    Attributes:
-        builder: its function in keras.applications.
-        pixels: what its ImageNet weights expect of them, see `backbones.PIXELS`.
-        least: side of the smallest images that it takes, in pixels.
-    """
-
-    builder: str
-    pixels: str
-    least: int = 32
+    builder: str  # its function in keras.applications
+    pixels: str  # what its ImageNet weights expect of them, see `backbones.PIXELS`
+    least: int = 32  # side of the smallest images that it takes, in pixels
 
 
 # Left out: VGG and MobileNet (v1), which the others beat at a fraction of the cost, and NASNet,

@@ -109,20 +109,14 @@ def require_true_sizes(archive):
 
 @dataclass(frozen=True)
 class Column:
-    """What an array of a file must be.
+    """What an array of a file must be."""
 
-    Attributes:
-        dtypes: names of the dtypes that it may have, separated by spaces.
-        shape: tuple of a number or a name for each axis; axes of one name are of one length.
-        at_least: its lowest value, or None where there is no bound. Floats are finite anyway.
-        below: its values are below the length of the axes of this name.
-        order: "ascending" (repetitions may be) or "increasing", of a one-dimensional array.
-    """
-
-    dtypes: str
-    shape: tuple
+    dtypes: str  # names of the dtypes that it may have, separated by spaces
+    shape: tuple  # tuple of a number or a name for each axis; axes of one name are of one length
+    # its lowest value, or None where there is no bound. Floats are finite anyway.
     at_least: float | None = None
-    below: str | None = None
+    below: str | None = None  # its values are below the length of the axes of this name
+    # "ascending" (repetitions may be) or "increasing", of a one-dimensional array
     order: str | None = None
 
 

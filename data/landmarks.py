@@ -130,13 +130,10 @@ def name_of_category(address):
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The landmarks that a network knows; a landmark's class index is its place in the table.
+    """The landmarks that a network knows; a landmark's class index is its place in the table."""
 
-    Attributes:
-        landmark_ids: (num_classes,) int64, ascending, so that the order depends on nothing else
-            (the model published in 2019 has its own order).
-    """
-
+    # (num_classes,) int64, ascending, so that the order depends on nothing else (the model
+    # published in 2019 has its own order)
     landmark_ids: np.ndarray
 
     def __len__(self):
@@ -150,15 +147,10 @@ class ClassTable:
 
 @dataclass(frozen=True)
 class TrainLabels:
-    """The class of every train image whose landmark is in the class table.
+    """The class of every train image whose landmark is in the class table."""
 
-    Attributes:
-        image_ids: (n,) uint64, ascending.
-        class_indices: (n,) int32.
-    """
-
-    image_ids: np.ndarray
-    class_indices: np.ndarray
+    image_ids: np.ndarray  # (n,) uint64, ascending
+    class_indices: np.ndarray  # (n,) int32
 
     def __len__(self):
         return len(self.image_ids)

@@ -37,15 +37,10 @@ SPLITS = ("train", "index", "test")
 
 @dataclass(frozen=True, order=True)
 class Shard:
-    """One tar of a split.
+    """One tar of a split."""
 
-    Attributes:
-        split: "train", "index" or "test".
-        number: from 0.
-    """
-
-    split: str
-    number: int
+    split: str  # "train", "index" or "test"
+    number: int  # from 0
 
     @property
     def path(self):

@@ -34,19 +34,12 @@ _describers = {}  # the last one that `open_describer` made, by what it was made
 
 @dataclass(frozen=True)
 class DescribeSettings:
-    """What shapes the rows of descriptions; can be pickled.
+    """What shapes the rows of descriptions; can be pickled."""
 
-    Attributes:
-        model_path: the recogniser's file.
-        batch_size: images in a step.
-        flipped_too: average with the mirrored image.
-        dtype: of the stored descriptors, "float32" or "float16".
-    """
-
-    model_path: Path
-    batch_size: int
-    flipped_too: bool = False
-    dtype: str = "float32"
+    model_path: Path  # the recogniser's file
+    batch_size: int  # images in a step
+    flipped_too: bool = False  # average with the mirrored image
+    dtype: str = "float32"  # of the stored descriptors, "float32" or "float16"
 
 
 class Describer:

@@ -45,18 +45,12 @@ SMALL_BYTES = 60_000  # of a small picture, at most, to see whether the disk has
 
 @dataclass(frozen=True)
 class Picture:
-    """A photo of the data set.
-
-    Attributes:
-        image_id: int.
-        landmark: name of what it shows; "" shows no landmark.
-        place: `division.Place`.
-        begin, end: where its bytes are in the spool.
-    """
+    """A photo of the data set."""
 
     image_id: int
-    landmark: str
-    place: object
+    landmark: str  # name of what it shows; "" shows no landmark
+    place: object  # `division.Place`
+    # begin, end: where its bytes are in the spool
     begin: int
     end: int
 

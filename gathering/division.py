@@ -25,14 +25,11 @@ class Place:
 
 
 def group(photos):
-    """Finds the groups of one landmark's photos.
+    """Finds the groups of one landmark's photos; gives a list of lists of positions.
 
     Args:
         photos: list of objects with `image_id`, `look`, `camera` and `taken`, as
             `folders.ReadPhoto` has them.
-
-    Returns:
-        list of lists of positions.
     """
     parent = list(range(len(photos)))
 
@@ -87,15 +84,12 @@ def split_groups(sizes, has_test, has_index):
 
 
 def divide(photos, landmarks, splits):
-    """Divides all photos.
+    """Divides all photos; gives a list of `Place`.
 
     Args:
         photos: list, as for `group`, by ascending image id.
         landmarks: name of what each shows; "" shows no landmark.
         splits: split of each as its folder says, or None.
-
-    Returns:
-        list of `Place`.
     """
     has_test = "test" not in splits
     has_index = "index" not in splits

@@ -36,35 +36,22 @@ LOOK_SIDE = 8  # of the look of a picture, see `_look`
 
 @dataclass(frozen=True)
 class Photo:
-    """A file that should be a photo.
+    """A file that should be a photo."""
 
-    Attributes:
-        path: of the file.
-        landmark: name of what it shows; "" shows no landmark.
-        split: "train", "index" or "test" where its folder says so, else None.
-    """
-
-    path: Path
-    landmark: str
-    split: str | None = None
+    path: Path  # of the file
+    landmark: str  # name of what it shows; "" shows no landmark
+    split: str | None = None  # "train", "index" or "test" where its folder says so, else None
 
 
 @dataclass(frozen=True)
 class ReadPhoto:
-    """What was read of a photo.
+    """What was read of a photo."""
 
-    Attributes:
-        image_id: int, the first 64 bits of the SHA-256 of the file.
-        jpeg: bytes of the small picture.
-        look: int of 64 bits, alike for pictures that look alike.
-        camera: maker, model and serial number, "" where the file does not say.
-        taken: seconds, None where the file does not say; only differences mean something.
-    """
-
-    image_id: int
-    jpeg: bytes
-    look: int
-    camera: str
+    image_id: int  # the first 64 bits of the SHA-256 of the file
+    jpeg: bytes  # bytes of the small picture
+    look: int  # int of 64 bits, alike for pictures that look alike
+    camera: str  # maker, model and serial number, "" where the file does not say
+    # seconds, None where the file does not say; only differences mean something
     taken: float | None
 
 
@@ -137,13 +124,10 @@ def landmark_name(folder_name):
 
 
 def read(photo, pixels):
-    """Reads a photo.
+    """Reads a photo; gives `ReadPhoto`.
 
     Args:
         pixels: of the small picture's shorter side; none is enlarged.
-
-    Returns:
-        `ReadPhoto`.
 
     Raises:
         BadImageError: it cannot be read.

@@ -54,21 +54,14 @@ KERAS_2_WEIGHTS_MD5 = "a268eb855778b3df3c7506639542a6af"
 
 
 class HubFamily(NamedTuple):
-    """Vision transformers of keras-hub that are built and fed in the same way.
+    """Vision transformers of keras-hub that are built and fed in the same way."""
 
-    Attributes:
-        backbone: the class in keras_hub.models.
-        input_name: of the images in the dict that it takes; None where it takes no dict.
-        pixels: of `PIXELS`.
-        num_prefix_tokens: tokens before those of the patches: the class, then the registers.
-        patch_size: side of a patch, in pixels, of which the images' is a multiple; None where each
-            preset takes images of one size alone, as in vit_base_patch16_224_imagenet.
-    """
-
-    backbone: str
-    input_name: str | None
-    pixels: str
-    num_prefix_tokens: int
+    backbone: str  # the class in keras_hub.models
+    input_name: str | None  # of the images in the dict that it takes; None where it takes no dict
+    pixels: str  # of `PIXELS`
+    num_prefix_tokens: int  # tokens before those of the patches: the class, then the registers
+    # side of a patch, in pixels, of which the images' is a multiple; None where each preset takes
+    # images of one size alone, as in vit_base_patch16_224_imagenet
     patch_size: int | None
 
 

@@ -18,21 +18,13 @@ RIGHT, WRONG, UNKNOWN = "#1a9641", "#d7191c", "#9a9a9a"
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the source and what is written about it.
+    """An image of the source and what is written about it."""
 
-    Attributes:
-        image_id: 16 hex characters.
-        shard: `Shard` that holds it.
-        location: its (offset, size) in bytes there.
-        caption: lines to write under it.
-        is_right: it shows what the query shows; None where nobody knows.
-    """
-
-    image_id: str
-    shard: Shard
-    location: tuple
-    caption: str = ""
-    is_right: bool | None = None
+    image_id: str  # 16 hex characters
+    shard: Shard  # `Shard` that holds it
+    location: tuple  # its (offset, size) in bytes there
+    caption: str = ""  # lines to write under it
+    is_right: bool | None = None  # it shows what the query shows; None where nobody knows
 
 
 @dataclass(frozen=True)

@@ -43,14 +43,11 @@ class PhotoNamer:
         self.num_nearest, self.num_photos = num_nearest, 0
 
     def name(self, path, data):
-        """Names the landmark of one photo.
+        """Names the landmark of one photo; gives `Answer`.
 
         Args:
             path: the photo's file.
             data: its bytes.
-
-        Returns:
-            `Answer`.
 
         Raises:
             BadImageError: it cannot be decoded.

@@ -8,7 +8,7 @@ NUM_BINS = 20
 
 
 def gather(session, facts, fingerprint, solution, scored, rows):
-    """Gathers the facts of a merge that is written.
+    """Gathers the facts of a merge that is written: a dict.
 
     Args:
         facts: dict, what the merge knows of them.
@@ -16,9 +16,6 @@ def gather(session, facts, fingerprint, solution, scored, rows):
         solution: dict of `read_retrieval_solution`; empty where nobody knows.
         scored: list of `neighbors.score_queries`.
         rows: list of `neighbors.NeighborRow` to show.
-
-    Returns:
-        dict.
     """
     length = "length 1" if fingerprint["normalise"] else "raw"
     details = [

@@ -89,23 +89,14 @@ def gallery_part_name(part, num_parts):
 
 @dataclass(frozen=True)
 class Session:
-    """One run of a script.
+    """One run of a script."""
 
-    Attributes:
-        output: folder of the results.
-        source: `sources.Source`.
-        stop: `utils.Stop`.
-        skips_bad_shards: whether a few shards that stay broken may be left out.
-        is_demo: whether the source is the miniature landmark world.
-        started: seconds since 1970.
-    """
-
-    output: Path
+    output: Path  # folder of the results
     source: Source
     stop: Stop
-    skips_bad_shards: bool = False
-    is_demo: bool = False
-    started: float = field(default_factory=time.time)
+    skips_bad_shards: bool = False  # whether a few shards that stay broken may be left out
+    is_demo: bool = False  # whether the source is the miniature landmark world
+    started: float = field(default_factory=time.time)  # seconds since 1970
 
     def path(self, name):
         """Gives the path of a file of the output."""

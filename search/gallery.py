@@ -25,16 +25,11 @@ class GalleryNeighbors:
     """The k gallery images that are nearest to each of some images, best first.
 
     Equal distances go by image id. Where the gallery is smaller, landmark -1 fills up.
-
-    Attributes:
-        image_ids: (n, k) uint64.
-        landmark_ids: (n, k) int64, the true landmarks.
-        distances: (n, k) float32, squared L2.
     """
 
-    image_ids: np.ndarray
-    landmark_ids: np.ndarray
-    distances: np.ndarray
+    image_ids: np.ndarray  # (n, k) uint64
+    landmark_ids: np.ndarray  # (n, k) int64, the true landmarks
+    distances: np.ndarray  # (n, k) float32, squared L2
 
     def __len__(self):
         return len(self.image_ids)
@@ -88,18 +83,12 @@ def merge_neighbors(found, num_neighbors=NUM_NEIGHBORS):
 
 @dataclass(frozen=True)
 class Gallery:
-    """Described train images.
+    """Described train images."""
 
-    Attributes:
-        files: dict, path of a file of descriptions -> its fingerprint, or None for any.
-        image_ids: (n,) uint64, increasing; images of the files that are not among them are left
-            out.
-        landmark_ids: (n,) int64, their true landmarks.
-    """
-
-    files: dict
+    files: dict  # path of a file of descriptions -> its fingerprint, or None for any
+    # (n,) uint64, increasing; images of the files that are not among them are left out
     image_ids: np.ndarray
-    landmark_ids: np.ndarray
+    landmark_ids: np.ndarray  # (n,) int64, their true landmarks
 
     def chunks(self):
         """Reads the files one after another.
@@ -149,14 +138,11 @@ def _sort_chunk(pieces):
 
 
 def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS):
-    """Finds the gallery images that are nearest to some images, exactly.
+    """Finds the gallery images that are nearest to some images, exactly; gives `GalleryNeighbors`.
 
     Args:
         descriptors: (n, d) float32 or float16, of length 1, of test or index images.
         num_neighbors: of each image.
-
-    Returns:
-        `GalleryNeighbors`.
     """
     from search import exact  # it loads faiss, which whoever reads names alone does without
 

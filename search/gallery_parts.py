@@ -23,22 +23,18 @@ from utils import ExpectedError
 
 @dataclass(frozen=True)
 class GalleryPart:
-    """What was found in a part of the gallery: the columns of gallery-part-K-of-N.npz.
-
-    Attributes:
-        query_ids: (num_queries,) uint64, increasing.
-        gallery_ids: (n,) uint64, increasing, the part's images.
-        gallery_landmarks: (n,) int64, their true landmarks.
-        positions: (num_queries, k) int32, rows of the part's images, nearest first; -1 fills up.
-        distances: as in `GalleryNeighbors`.
-    """
+    """What was found in a part of the gallery: the columns of gallery-part-K-of-N.npz."""
 
     query_ids: np.ndarray = column("uint64", "queries", order="increasing")
+    # the part's images
     gallery_ids: np.ndarray = column("uint64", "gallery images", order="increasing")
+    # their true landmarks
     gallery_landmarks: np.ndarray = column("int64", "gallery images", at_least=0)
+    # rows of the part's images, nearest first; -1 fills up
     positions: np.ndarray = column(
         "int32", "queries", "neighbors", at_least=-1, below="gallery images"
     )
+    # as in `GalleryNeighbors`
     distances: np.ndarray = column("float32", "queries", "neighbors", at_least=0)
 
     @property
@@ -154,15 +150,12 @@ def find_queries_of(session, shared, given=None):
 
 
 def open_gallery(session, parts):
-    """Finds the descriptions of parts, in the output or in those of other kernels.
+    """Finds the descriptions of parts, in the output or in those of other kernels; gives `Gallery`.
 
     `gallery.find_neighbors` then names any images by them, test or index.
 
     Args:
         parts: list of (`GalleryPart`, fingerprint), one or all of them.
-
-    Returns:
-        `Gallery`.
 
     Raises:
         ExpectedError: a file is not there.

@@ -15,27 +15,22 @@ QUERY_BLOCK = 4096  # queries at a time: with 6 parts of 200 candidates, 0.3 GB
 
 @dataclass(frozen=True)
 class Part:
-    """What a part found: the columns of part-K-of-N.npz.
-
-    Attributes:
-        query_ids: (num_queries,) uint64, ascending.
-        query_landmarks: (num_queries,) int64, as the recogniser names them.
-        query_places: (num_queries, 3) int64, shard number, offset and size of each picture.
-        index_ids, index_landmarks, index_places: the same of the part's index images.
-        row_ends, positions, distances: as in `exact.Candidates`.
-        more: dict, the columns that reranks want besides, see `reranks.Rerank`.
-    """
+    """What a part found: the columns of part-K-of-N.npz."""
 
     query_ids: np.ndarray = column("uint64", "queries", order="increasing")
-    query_landmarks: np.ndarray = column("int64", "queries")
+    query_landmarks: np.ndarray = column("int64", "queries")  # as the recogniser names them
+    # shard number, offset and size of each picture
     query_places: np.ndarray = column("int64", "queries", 3, at_least=0)
+    # index_ids, index_landmarks, index_places: the same of the part's index images
     index_ids: np.ndarray = column("uint64", "index images", order="ascending")
     index_landmarks: np.ndarray = column("int64", "index images")
     index_places: np.ndarray = column("int64", "index images", 3, at_least=0)
+    # row_ends, positions, distances: as in `exact.Candidates`
     row_ends: np.ndarray = column("int64", "queries", at_least=0, order="ascending")
     positions: np.ndarray = column("int32", "candidates", at_least=0, below="index images")
     distances: np.ndarray = column("float32", "candidates", at_least=0)
 
+    # the columns that reranks want besides, see `reranks.Rerank`
     more: dict = field(default_factory=dict)
 
     def __getitem__(self, name):
@@ -54,20 +49,13 @@ OF_ALL_PARTS = ("query_ids", "query_landmarks", "query_places")  # columns that 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The best index images of every query.
+    """The best index images of every query."""
 
-    Attributes:
-        query_ids: (num_queries,) uint64, ascending.
-        row_ends: (num_queries,) int64; the images of query q end there.
-        image_ids: (n,) uint64, query after query, best first.
-        distances: (n,) float64, after the rerank.
-        parts, positions: (n,) int, where each image stands: the part, and its row in it.
-    """
-
-    query_ids: np.ndarray
-    row_ends: np.ndarray
-    image_ids: np.ndarray
-    distances: np.ndarray
+    query_ids: np.ndarray  # (num_queries,) uint64, ascending
+    row_ends: np.ndarray  # (num_queries,) int64; the images of query q end there
+    image_ids: np.ndarray  # (n,) uint64, query after query, best first
+    distances: np.ndarray  # (n,) float64, after the rerank
+    # parts, positions: (n,) int, where each image stands: the part, and its row in it
     parts: np.ndarray
     positions: np.ndarray
 
@@ -136,16 +124,13 @@ def make_part(arrays):
 
 
 def merge_parts(parts, divisor, num_nearest, rerank="divide"):
-    """Merges the candidates of all parts into each query's best images.
+    """Merges the candidates of all parts into each query's best images; gives `Ranking`.
 
     Args:
         parts: list of all `Part`s; with the columns of the rerank.
         divisor: of the squared distance to images of the query's landmark; 1 = no rerank.
         num_nearest: images wanted per query.
         rerank: one of `reranks.RERANKS`; only "divide" looks at the divisor.
-
-    Returns:
-        `Ranking`.
     """
     order = RERANKS[rerank].order
     query_ids, num_queries = parts[0].query_ids, len(parts[0].query_ids)

@@ -20,17 +20,12 @@ OF_THE_NETWORK = ("model", "flipped_too", "keeps_aspect")
 
 @dataclass(frozen=True)
 class Namer:
-    """Names the landmarks of images.
+    """Names the landmarks of images."""
 
-    Attributes:
-        gallery: `Gallery`, or None where the head alone names.
-        of_queries: `GalleryNeighbors` of the test images in it, or None.
-        facts: dict for a fingerprint; another gallery has another one.
-    """
-
-    gallery: Gallery | None = None
+    gallery: Gallery | None = None  # `Gallery`, or None where the head alone names
+    # `GalleryNeighbors` of the test images in it, or None
     of_queries: GalleryNeighbors | None = None
-    facts: dict | None = None
+    facts: dict | None = None  # dict for a fingerprint; another gallery has another one
 
     def name_queries(self, queries):
         """Gives the `reranks.SoftLabels` of test images, `Descriptions` of length 1."""

@@ -28,16 +28,12 @@ from utils import ExpectedError, say
 
 @dataclass(frozen=True)
 class Expansion:
-    """What the descriptors become before they are compared, see `expansion`.
+    """What the descriptors become before they are compared, see `expansion`."""
 
-    Attributes:
-        num_of_query, num_of_index: descriptors in a sum, itself included; 0 leaves them.
-        index: `Gallery`, the whole index.
-    """
-
+    # num_of_query, num_of_index: descriptors in a sum, itself included; 0 leaves them
     num_of_query: int
     num_of_index: int
-    index: Gallery
+    index: Gallery  # `Gallery`, the whole index
 
     def facts(self):
         """Gives what tells expansions apart: a dict for a fingerprint."""
@@ -51,29 +47,19 @@ class Expansion:
 
 @dataclass(frozen=True)
 class WantedSearch:
-    """What to search and how; can be pickled.
+    """What to search and how; can be pickled."""
 
-    Attributes:
-        split: "train", "index" or "test", which is searched.
-        num_parts: parts of the split.
-        num_nearest: images wanted for a query.
-        normalise: compare descriptors scaled to length 1.
-        rerank: that of the merge, unless it is told another one.
-        has_all_reranks: keep the candidates of every rerank, not of "divide" and "none" alone.
-        namer: `naming.Namer` of the index images.
-        query_labels: `reranks.SoftLabels` of the queries; None is what they say themselves.
-        expansion: `Expansion`, or None for descriptors as they are.
-    """
-
-    split: str
-    num_parts: int
-    num_nearest: int
-    normalise: bool
-    rerank: str = "divide"
+    split: str  # "train", "index" or "test", which is searched
+    num_parts: int  # parts of the split
+    num_nearest: int  # images wanted for a query
+    normalise: bool  # compare descriptors scaled to length 1
+    rerank: str = "divide"  # that of the merge, unless it is told another one
+    # keep the candidates of every rerank, not of "divide" and "none" alone
     has_all_reranks: bool = False
-    namer: Namer = Namer()
+    namer: Namer = Namer()  # `naming.Namer` of the index images
+    # `reranks.SoftLabels` of the queries; None is what they say themselves
     query_labels: SoftLabels | None = None
-    expansion: Expansion | None = None
+    expansion: Expansion | None = None  # `Expansion`, or None for descriptors as they are
 
     def facts(self):
         """Gives what a part's fingerprint says of it: nothing more than in 2019 for 2019."""
@@ -93,16 +79,13 @@ class WantedSearch:
 
 
 def search_part(session, describer, wanted, queries, part, image_ids):
-    """Describes and searches one part, unless its file is there.
+    """Describes and searches one part, unless its file is there; gives the part's file.
 
     Args:
         wanted: `WantedSearch`.
         queries: `Descriptions`, of length 1 where the search wants that.
         part: number of the part, from 0.
         image_ids: (n,) uint64, all images of the split that count.
-
-    Returns:
-        The part's file.
     """
     name, source = part_name(part, wanted.num_parts), session.source
     shards = share_of(source.select_shards(wanted.split), part, wanted.num_parts)
@@ -192,13 +175,10 @@ def find_whole_index(session, describer, shards, image_ids):
 
 
 def expand_queries(session, queries, expansion):
-    """Expands the queries, unless this was done before.
+    """Expands the queries, unless this was done before; gives `Descriptions`.
 
     Args:
         queries: `Descriptions` of length 1.
-
-    Returns:
-        `Descriptions`.
     """
     facts = expansion.facts() | {"of": digest_of_rows(queries.image_ids, queries.descriptors)}
     del facts["index"]  # which is searched as it is

@@ -26,15 +26,11 @@ NO_LABEL = -1  # fills up rows of labels; of weight 0
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """The landmarks that some images are said to show.
+    """The landmarks that some images are said to show."""
 
-    Attributes:
-        labels: (n, k) int64, landmark ids, k at least 1; each once in a row, `NO_LABEL` fills up.
-        weights: (n, k) float64, 0 to 1, how much speaks for each.
-    """
-
+    # (n, k) int64, landmark ids, k at least 1; each once in a row, `NO_LABEL` fills up
     labels: np.ndarray
-    weights: np.ndarray
+    weights: np.ndarray  # (n, k) float64, 0 to 1, how much speaks for each
 
     @cached_property
     def landmark_ids(self):
@@ -44,14 +40,11 @@ class SoftLabels:
 
 
 def name_by_head(landmark_ids, confidences):
-    """Names images by the network's head alone.
+    """Names images by the network's head alone; gives `SoftLabels` of one label each.
 
     Args:
         landmark_ids: (n,) int64.
         confidences: (n,) float32, probabilities or cosines.
-
-    Returns:
-        `SoftLabels` of one label each.
     """
     return SoftLabels(landmark_ids[:, None], np.clip(confidences[:, None].astype(np.float64), 0, 1))
 
@@ -100,25 +93,21 @@ def _sum_by_label(labels, weights):
 
 @dataclass(frozen=True)
 class Rerank:
-    """One way to order the images of a query; all that there is to it, see `RERANKS`.
+    """One way to order the images of a query; all that there is to it, see `RERANKS`."""
 
-    Attributes:
-        measure: what the report says that the number below each picture is.
-        order: function (part, first query, last + 1, divisor) of a `merging.Part`: the candidates
-            as (rows, positions, list of keys, the lower the better and the first decides, distances
-            to show). Of an image that is there twice the best place counts.
-        columns: dict, name -> `Column`, what a part keeps for it beside the nearest of all and
-            those of the query's landmark.
-        find: function (queries, their `SoftLabels`, index, its `SoftLabels`, images wanted per
-            query) that finds these columns, so that the best of all parts together are among what
-            the parts keep; None where there are none. Descriptors have length 1 then.
-        best_for: of `HEADS`, with whose descriptors it does best, see docs/reranks.md; "" for none.
-    """
-
-    measure: str
+    measure: str  # what the report says that the number below each picture is
+    # function (part, first query, last + 1, divisor) of a `merging.Part`: the candidates as (rows,
+    # positions, list of keys, the lower the better and the first decides, distances to show). Of an
+    # image that is there twice the best place counts.
     order: Callable
+    # dict, name -> `Column`, what a part keeps for it beside the nearest of all and those of the
+    # query's landmark
     columns: dict = field(default_factory=dict)
+    # function (queries, their `SoftLabels`, index, its `SoftLabels`, images wanted per query) that
+    # finds these columns, so that the best of all parts together are among what the parts keep;
+    # None where there are none. Descriptors have length 1 then.
     find: Callable | None = None
+    # of `HEADS`, with whose descriptors it does best, see docs/reranks.md; "" for none
     best_for: str = ""
 
 

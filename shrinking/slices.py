@@ -31,16 +31,13 @@ NO_IDS = np.empty(0, np.uint64)
 
 
 def choose_images(source, splits, labels, images=None, landmarks=None):
-    """Chooses the images of a slice.
+    """Chooses the images of a slice; gives a dict, split -> (n,) uint64, ascending, one or more.
 
     Args:
         splits: names of splits.
         labels: "full" or "clean", the train images that there are.
         images: a CSV with a column `id`, or None.
         landmarks: a file that names landmarks, whose train images are wanted, too, or None.
-
-    Returns:
-        dict, split -> (n,) uint64, ascending, one or more.
 
     Raises:
         ExpectedError: a file cannot be read, or nothing of the source is in it.

@@ -60,18 +60,13 @@ HISTORY_COLUMNS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are made small, and which.
+    """How pictures are made small, and which."""
 
-    Attributes:
-        pixels: of the shorter side, which is never enlarged.
-        quality: of the JPEG.
-        kept: dict, split -> (n,) uint64, ascending, the images to keep; all of another split.
-        is_slice: a person chose these images, else `kept` has those of the clean train table.
-    """
-
-    pixels: int
-    quality: int
+    pixels: int  # of the shorter side, which is never enlarged
+    quality: int  # of the JPEG
+    # split -> (n,) uint64, ascending, the images to keep; all of another split
     kept: dict = field(default_factory=dict)
+    # a person chose these images, else `kept` has those of the clean train table
     is_slice: bool = False
 
     @cached_property
@@ -97,19 +92,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Share:
-    """What one run shrinks.
+    """What one run shrinks."""
 
-    Attributes:
-        shards: list of `Shard`.
-        num_parts: that share the data set.
-        max_bytes: of the output, or None.
-        copies_earlier: copy what earlier sessions of this part made into the output.
-    """
-
-    shards: list
-    num_parts: int
-    max_bytes: float | None
-    copies_earlier: bool
+    shards: list  # list of `Shard`
+    num_parts: int  # that share the data set
+    max_bytes: float | None  # of the output, or None
+    copies_earlier: bool  # copy what earlier sessions of this part made into the output
 
 
 def choose_shards(source, splits, part, num_parts):

@@ -29,38 +29,23 @@ from utils import ExpectedError, format_duration, require_free_space, say
 
 @dataclass(frozen=True)
 class Described:
-    """What a shard's file holds.
+    """What a shard's file holds."""
 
-    Attributes:
-        image_ids: (n,) uint64.
-        vectors: (n, views, channels) float16.
-        bad_image_ids: (m,) uint64, images that could not be described.
-    """
-
-    image_ids: np.ndarray
-    vectors: np.ndarray
-    bad_image_ids: np.ndarray
+    image_ids: np.ndarray  # (n,) uint64
+    vectors: np.ndarray  # (n, views, channels) float16
+    bad_image_ids: np.ndarray  # (m,) uint64, images that could not be described
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """The vectors of images, one row each, all in memory.
+    """The vectors of images, one row each, all in memory."""
 
-    Attributes:
-        values: (n, views, channels) float16.
-        image_ids: (n,) uint64.
-        class_indices: (n,) int32.
-        num_bad: images that could not be described.
-        left_out: list of the shards that could not be read.
-        digest: 32 hex characters that differ for other images or other files of the shards.
-    """
-
-    values: np.ndarray
-    image_ids: np.ndarray
-    class_indices: np.ndarray
-    num_bad: int
-    left_out: list
-    digest: str
+    values: np.ndarray  # (n, views, channels) float16
+    image_ids: np.ndarray  # (n,) uint64
+    class_indices: np.ndarray  # (n,) int32
+    num_bad: int  # images that could not be described
+    left_out: list  # list of the shards that could not be read
+    digest: str  # 32 hex characters that differ for other images or other files of the shards
 
 
 class Describer:
