@@ -40,15 +40,7 @@ POOLING = (keras.layers.GlobalMaxPooling2D, keras.layers.GlobalAveragePooling2D)
 
 
 def set_up_keras(seed, bfloat16=False):
-    """Seeds Keras and chooses the precision, see `devices.precision_here`.
-
-    Args:
-        seed: int.
-        bfloat16: mixed bfloat16 instead, which not every processor or GPU has.
-
-    Returns:
-        The name of the precision policy.
-    """
+    """Seeds Keras and chooses the precision, see `precision_here`; gives the policy's name."""
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(precision_here(bfloat16))
     return precision()
@@ -66,16 +58,12 @@ def build_network(recipe, num_classes, num_steps, restored=None):
     """Builds the network to train: images -> descriptor -> logits, or cosines.
 
     Args:
-        num_classes: size of the class table.
         num_steps: training steps to come.
-        restored: of a network whose values follow, see `backbones.build`.
+        restored: of a network whose values follow, see `backbones.build`, which raises errors.
 
     Returns:
         keras.Model, (batch, image_size, image_size, 3) uint8 RGB -> (batch, num_classes) float32.
         Its layer "descriptor" gives (batch, d): the neck's values, or 2048 of ResNet50.
-
-    Raises:
-        ExpectedError: as `backbones.build` does.
     """
     pooled = build_pooled(recipe, restored)
     network = _put_head_on(pooled.input, pooled.output, recipe, num_classes)
@@ -87,10 +75,7 @@ def build_pooled(recipe, restored=None):
     """Builds what is below neck and head: images -> the pooled vector (batch, channels).
 
     Args:
-        restored: of a network whose values follow, see `backbones.build`.
-
-    Raises:
-        ExpectedError: as `backbones.build` does.
+        restored: of a network whose values follow, see `backbones.build`, which raises errors.
     """
     size, weights = recipe.data.image_size, recipe.network.weights
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
@@ -101,15 +86,11 @@ def build_pooled(recipe, restored=None):
 
 
 def build_views(pooled, mirrored_too):
-    """Builds the network that describes with a frozen backbone.
-
-    Args:
-        pooled: keras.Model of `build_pooled`.
-        mirrored_too: describe the mirrored image as well.
+    """Builds the network that describes with a frozen backbone, of `build_pooled`.
 
     Returns:
         keras.Model, images -> (batch, views, channels) float32: the vector of the image, then that
-        of its mirror image.
+        of its mirror image if asked for.
     """
     images = keras.Input(pooled.input.shape[1:], dtype="uint8", name="images")
     views = [images, keras.ops.flip(images, axis=2)] if mirrored_too else [images]
@@ -118,13 +99,7 @@ def build_views(pooled, mirrored_too):
 
 
 def build_head(recipe, num_channels, num_classes, num_steps):
-    """Builds neck and head alone: pooled vectors (batch, channels) float32 -> as `build_network`.
-
-    Args:
-        num_channels: of the pooled vector.
-        num_classes: size of the class table.
-        num_steps: training steps to come.
-    """
+    """Builds neck and head alone: vectors (batch, channels) float32 -> as `build_network`."""
     vectors = keras.Input((num_channels,), dtype="float32", name="vectors")
     head = _put_head_on(vectors, vectors, recipe, num_classes)
     shorten_batch_norm_memory(head, num_steps)
@@ -132,13 +107,7 @@ def build_head(recipe, num_channels, num_classes, num_steps):
 
 
 def join_head(pooled, head, recipe):
-    """Joins a trained head with what is below it; gives a keras.Model, as `build_network` gives it.
-
-    Args:
-        pooled: keras.Model of `build_pooled`.
-        head: keras.Model of `build_head`, whose weights are copied.
-        recipe: `Recipe` of both.
-    """
+    """Joins a trained head with a network of `build_pooled`; gives what `build_network` does."""
     network = _put_head_on(pooled.input, pooled.output, recipe, head.output.shape[-1])
     for layer in head.layers:
         if layer.weights:
@@ -181,7 +150,6 @@ def compile_network(network, recipe, class_sizes):
     """Makes a network trainable with the recipe's optimizer and loss.
 
     Args:
-        network: keras.Model of `build_network`.
         class_sizes: (num_classes,) int, the train images of each landmark.
     """
     head = [layer for layer in network.layers if layer.name in heads.HEAD_LAYERS]
@@ -195,21 +163,13 @@ def compile_network(network, recipe, class_sizes):
 
 
 def build_classifier(network, loss):
-    """Adds what makes outputs confidences: images -> (batch, num_classes) float32.
-
-    Args:
-        network: keras.Model of `build_network`.
-        loss: `recipes.Loss`; its confidence is a probability or, of a cosine head, the cosine.
-    """
+    """Adds what makes outputs confidences: images -> (batch, num_classes) float32."""
     confidences = heads.add_confidences(loss, network.output)
     return keras.Model(network.input, confidences, name=network.name)
 
 
 def build_with_descriptor(classifier):
     """Builds the network that gives all confidences and the descriptor.
-
-    Args:
-        classifier: the network of a `Recogniser`.
 
     Returns:
         keras.Model, images uint8 -> [confidences (batch, num_classes) float32, descriptors
@@ -228,7 +188,6 @@ def build_predictor(classifier, flipped_too=False):
     The best landmark is chosen on the device: 55k probabilities an image never leave it.
 
     Args:
-        classifier: the network of a `Recogniser`.
         flipped_too: average with the mirrored image (test-time augmentation).
 
     Returns:
@@ -286,12 +245,7 @@ class Recogniser:
 
 
 def save_recogniser(network, path, class_table, recipe):
-    """Writes a trained network as a classifier, with its landmarks and its recipe.
-
-    Args:
-        network: keras.Model, images -> logits.
-        path: the file, ending in .keras.
-    """
+    """Writes a trained network as a classifier, with its landmarks and its recipe."""
     page = {"landmark_ids": class_table.landmark_ids.tolist(), "recipe": recipe.as_page()}
     if architecture := backbones.architecture_of(network):
         page["backbone"] = architecture
@@ -301,12 +255,8 @@ def save_recogniser(network, path, class_table, recipe):
 def save_model(model, path, page):
     """Writes a model and a page of facts about it as one atomic `.keras` file.
 
-    Keras ignores the page, so that `keras.models.load_model` opens the file as it is.
-
-    Args:
-        model: keras.Model.
-        path: the file, ending in .keras.
-        page: dict that JSON can hold; `landmark_ids`, a list of int, is always in it.
+    Keras ignores the page, so that `keras.models.load_model` opens the file as it is. The page is a
+    dict that JSON can hold; `landmark_ids`, a list of int, is always in it.
     """
     with atomic_write(path) as temporary:
         model.save(temporary)

@@ -65,13 +65,10 @@ HUB = "hub:"  # and the name of a preset of keras-hub: one of those too
 
 
 def setting(default, help, **limits):  # noqa: A002 - the word of argparse
-    """Declares a field: its 2019 value, what it is, and the values that it may take.
+    """Declares a field: its 2019 value, a few words for --help, and the values that it may take.
 
-    Args:
-        default: of the 2019 recipe.
-        help: a few words for the command line.
-        **limits: `least` and `most` of a number, `metavar`; of a word `choices`, and `prefix`,
-            after which any other word is taken too.
+    Limits are `least` and `most` of a number, `metavar`; of a word `choices`, and `prefix`, after
+    which any other word is taken too.
     """
     return field(default=default, metadata={"help": help, **limits})
 

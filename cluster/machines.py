@@ -119,9 +119,6 @@ class Machines(OneMachine):
     def exchange(self, value):
         """Gives what all machines say, in their order; all of them must call it.
 
-        Args:
-            value: anything that JSON can hold.
-
         Raises:
             LostError: one of them ended.
         """

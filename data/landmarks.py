@@ -109,13 +109,7 @@ def read_categories(path):
 
 
 def write_categories(path, categories, class_table):
-    """Writes the categories of a network's landmarks, in the layout of `read_categories`.
-
-    Args:
-        path: the CSV.
-        categories: dict, landmark id -> address.
-        class_table: `ClassTable`; its landmarks without a category are left out.
-    """
+    """Writes the categories of a network's landmarks, a dict, as `read_categories` reads them."""
     import pandas as pd
 
     known = [one for one in class_table.landmark_ids.tolist() if one in categories]
@@ -171,15 +165,7 @@ class TrainLabels:
 
 
 def read_labels(source, labels, min_images=MIN_IMAGES):
-    """Reads one of the recipes' choices of labels from a source.
-
-    Args:
-        labels: of `recipes.LABELS`.
-        min_images: a landmark with fewer images is left out.
-
-    Returns:
-        (ClassTable, TrainLabels), as `read_train_labels`.
-    """
+    """Reads one of `recipes.LABELS` from a source: as `read_train_labels`."""
     path = source.fetch(TRAIN_CLEAN_CSV if labels == "clean" else TRAIN_CSV)
     landmarks_of = source.fetch(TRAIN_CLEAN_CSV) if labels == "all-of-clean" else None
     return read_train_labels(path, min_images, landmarks_of)

@@ -98,13 +98,7 @@ class Source:
         return any(place.exists(path) for place in self.places)
 
     def fetch(self, path):
-        """Gives a local copy of a small file of the layout; fetched once by each Source.
-
-        Args:
-            path: relative, as in the layout, e.g. `metadata/test.csv`.
-
-        Returns:
-            The local `pathlib.Path`.
+        """Gives a local copy of a small file of the layout, e.g. `metadata/test.csv`; fetched once.
 
         Raises:
             MissingFileError: the source does not have it.

@@ -47,10 +47,7 @@ def _check_image_ids(cells, path):
 
 
 def read_recognition_submission(path):
-    """Reads a recognition submission.
-
-    Returns:
-        dict, image id (str) -> (landmark id, confidence), or None where the cell is empty.
+    """Reads a submission: dict, image id (str) -> (landmark id, confidence), or None if empty.
 
     Raises:
         ExpectedError: the file is no such submission.
@@ -132,10 +129,7 @@ def _check_ids(path, found, test_ids):
 
 
 def read_recognition_solution(path):
-    """Reads the recognition ground truth.
-
-    Returns:
-        dict, image id (str) -> RecognitionTruth(landmark_ids, a set of int; usage).
+    """Reads the ground truth: dict, image id (str) -> RecognitionTruth(landmark_ids, a set; usage).
 
     Raises:
         ExpectedError: the file is no such ground truth.
@@ -217,11 +211,9 @@ def _read_retrieval_rows(path):
 
 
 def read_retrieval_solution(path):
-    """Reads the retrieval ground truth.
+    """Reads the ground truth: dict, image id (str) -> RetrievalTruth(image_ids, a set; usage).
 
-    Returns:
-        dict, image id (str) -> RetrievalTruth(image_ids, a set of str; usage). The set is empty for
-        an ignored query ("None").
+    The set is empty for an ignored query ("None").
 
     Raises:
         ExpectedError: the file is no such ground truth.

@@ -48,14 +48,7 @@ def concatenate(pieces):
 
 
 def unit_length(descriptors):
-    """Scales descriptors to length 1; a descriptor of zeros stays as it is.
-
-    Args:
-        descriptors: (n, d) float32 or float16.
-
-    Returns:
-        A new array of the same shape and dtype.
-    """
+    """Scales descriptors (n, d) to length 1, in a new array of the same dtype; zeros stay."""
     scaled = np.empty_like(descriptors)
     for begin in range(0, len(descriptors), NORMALISED_ROWS):
         rows = descriptors[begin : begin + NORMALISED_ROWS]

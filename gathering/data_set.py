@@ -115,12 +115,7 @@ def refuse_foreign(output):
 
 
 def read_all(photos, pixels, spool, stop):
-    """Reads all photos on all cores; their small pictures go to the spool.
-
-    Args:
-        photos: list of `folders.Photo`.
-        pixels, stop: as for `gather`.
-        spool: path of a file, so that the pictures need no memory.
+    """Reads all photos on all cores; their small pictures go to the spool and need no memory.
 
     Returns:
         (list of (`Photo`, `ReadPhoto` without its JPEG), list of (begin, end) in the spool, list

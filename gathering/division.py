@@ -57,15 +57,9 @@ def group(photos):
 
 
 def split_groups(sizes, has_test, has_index):
-    """Chooses the split of each group of a landmark; most go to train.
+    """Chooses the split of each group of a landmark, smallest first; most go to train.
 
-    Args:
-        sizes: photos of each group, smallest first.
-        has_test, has_index: whether these splits are to be filled.
-
-    Returns:
-        list of "train", "index" or "test". A landmark of one group is for training alone, one of
-        two has no index photo.
+    A landmark of one group is for training alone, one of two has no index photo.
     """
     splits, total, next_group = ["train"] * len(sizes), sum(sizes), 0
     for split, is_wanted in (("test", has_test), ("index", has_index)):

@@ -124,10 +124,7 @@ def landmark_name(folder_name):
 
 
 def read(photo, pixels):
-    """Reads a photo; gives `ReadPhoto`.
-
-    Args:
-        pixels: of the small picture's shorter side; none is enlarged.
+    """Reads a photo: `ReadPhoto`, its picture's shorter side so many pixels; none is enlarged.
 
     Raises:
         BadImageError: it cannot be read.

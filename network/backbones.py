@@ -123,15 +123,7 @@ def find_builder(name):
 
 
 def preprocess(images, pixels):
-    """Changes RGB 0..255 to what published weights expect.
-
-    Args:
-        images: KerasTensor (batch, rows, columns, 3) uint8 RGB.
-        pixels: of `PIXELS`.
-
-    Returns:
-        KerasTensor of the same shape, float32; BGR for "caffe", else RGB.
-    """
+    """Changes uint8 RGB to what published weights expect, of `PIXELS`: float32; BGR for "caffe"."""
     scale, offset = PIXELS[pixels]
     changed = keras.layers.Rescaling(scale, offset, dtype="float32")(images)
     return keras.ops.flip(changed, axis=-1) if pixels == "caffe" else changed
@@ -229,14 +221,7 @@ def _find_hub_family(preset):
 
 
 def count_prefix_tokens(name):
-    """Counts the tokens before those of the patches.
-
-    Args:
-        name: of `recipes.BACKBONES`, or hub:PRESET.
-
-    Returns:
-        int: the class token, which comes first, and the registers; 0 without tokens.
-    """
+    """Counts the tokens before those of the patches: the class token, then the registers."""
     is_hub = name.startswith(HUB)
     return _find_hub_family(name.removeprefix(HUB)).num_prefix_tokens if is_hub else 0
 
@@ -265,14 +250,7 @@ def _import_hub(preset):
 
 
 def architecture_of(network):
-    """Gives what it takes to build a network's backbone where its preset is not there.
-
-    Args:
-        network: keras.Model on top of `build`.
-
-    Returns:
-        JSON of keras-hub's configuration of it; "" for other backbones.
-    """
+    """Gives JSON that builds a network's keras-hub backbone without its preset; "" for others."""
     return next((one.architecture for one in network.layers if hasattr(one, "architecture")), "")
 
 

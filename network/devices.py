@@ -373,16 +373,10 @@ def count_devices():
 
 
 def mean_over_devices(gradients):
-    """Averages the gradients of several TensorFlow devices; elsewhere they are left as they are.
+    """Averages the gradients of several TensorFlow devices; elsewhere they stay as they are.
 
     Keras sums them over the devices after it has clipped them, so that n devices that have the mean
     give the gradients of the whole batch.
-
-    Args:
-        gradients: list of tensors, those of a device's share of a batch.
-
-    Returns:
-        list of tensors, equal on all devices.
     """
     if count_devices() == 1:
         return gradients

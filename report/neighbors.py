@@ -83,11 +83,7 @@ def choose_rows(parts, ranking, scored, names):
 
 
 def score_queries(ranking, solution):
-    """Lists (average precision, query, relevant image ids) of the scored queries, best first.
-
-    Args:
-        solution: dict, image id (str) -> RetrievalTruth; empty where nobody knows.
-    """
+    """Lists (average precision, query, relevant image ids) of the scored queries, best first."""
     scored, begins = [], np.concatenate([[0], ranking.row_ends])
     for query, image_id in enumerate(map(format_image_id, ranking.query_ids)):
         relevant = solution[image_id].image_ids if image_id in solution else None

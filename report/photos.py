@@ -87,12 +87,7 @@ def printable(text):
 def find_photos(words):
     """Finds the files that a person named: files, folders with all below them, patterns.
 
-    Args:
-        words: list of paths and patterns.
-
-    Returns:
-        list of paths, each once. A file that does not exist is among them, to be told when its turn
-        comes.
+    A file that does not exist is among them, to be told when its turn comes.
 
     Raises:
         ExpectedError: a folder or a pattern has no picture.

@@ -103,25 +103,12 @@ class Session:
         return self.output / name
 
     def find_all(self, name):
-        """Finds a file in the output and in those of earlier sessions and other kernels.
-
-        Args:
-            name: of the output's files; may have wildcards.
-
-        Returns:
-            list of paths: that of the output first, then the newest.
-        """
+        """Finds files of a name or pattern: that of the output first, then the newest of others."""
         own = sorted(path for path in self.output.glob(name) if path.is_file())
         return [*own, *kernel.find_inputs(name)]
 
     def find_parts(self, pattern):
-        """Finds the files of parts, those of the output and of other kernels.
-
-        Args:
-            pattern: e.g. `part_name("*", 6)`.
-
-        Returns:
-            list of paths, one for each name.
+        """Finds the files of parts, e.g. `part_name("*", 6)`: one for each name.
 
         Raises:
             ExpectedError: there are none.

@@ -20,15 +20,7 @@ GRAIN = 2.0**40  # of a sum: up to 8192 terms of 1 and less are exact in float64
 
 
 def index_of(files, image_ids):
-    """Gives the whole index as something to search.
-
-    Args:
-        files: dict, path of a file of descriptions -> its fingerprint.
-        image_ids: (n,) uint64, all that count.
-
-    Returns:
-        `Gallery`, whose landmarks mean nothing.
-    """
+    """Gives the whole index as a `Gallery` whose landmarks mean nothing, see there for `files`."""
     image_ids = np.unique(image_ids)
     return Gallery(files, image_ids, np.zeros(len(image_ids), np.int64))
 

@@ -55,11 +55,9 @@ def save_part(path, fingerprint, query_ids, gallery, neighbors):
     """Writes what was found in a part.
 
     Args:
-        path: the file.
         fingerprint: dict, with `part` and `parts`.
         query_ids: (num_queries,) uint64, increasing.
-        gallery: `Gallery`, the part's.
-        neighbors: `GalleryNeighbors` of the queries in it.
+        gallery, neighbors: the part's `Gallery`, and `GalleryNeighbors` of the queries in it.
     """
     positions = np.searchsorted(gallery.image_ids, neighbors.image_ids).astype(np.int32)
     positions = np.where(neighbors.landmark_ids >= 0, positions, np.int32(-1))
@@ -101,17 +99,7 @@ def _names_files(fingerprint):
 
 
 def load_parts(paths):
-    """Reads part files and checks that they are all the parts of one gallery.
-
-    Args:
-        paths: in any order.
-
-    Returns:
-        (list of (`GalleryPart`, its fingerprint) by number, the dict of facts that all share).
-
-    Raises:
-        ExpectedError: a part is missing, repeated, damaged, or of another search.
-    """
+    """Reads part files, see `load_all`: (list of (`GalleryPart`, fingerprint), shared facts)."""
     return load_all(paths, load_part, ["query_ids"], "gallery")
 
 

@@ -69,17 +69,7 @@ class Ranking:
 
 
 def load_parts(paths):
-    """Reads part files and checks that they are all the parts of one search.
-
-    Args:
-        paths: in any order.
-
-    Returns:
-        (list of `Part` by number, the fingerprint that they share).
-
-    Raises:
-        ExpectedError: a part is missing, repeated, damaged, or of another search.
-    """
+    """Reads part files, see `load_all`: (list of `Part` by number, the facts that all share)."""
     parts, shared = load_all(paths, load_part, OF_ALL_PARTS, "search")
     return [part for part, _ in parts], shared
 

@@ -50,17 +50,10 @@ def name_by_head(landmark_ids, confidences):
 
 
 def name_by_neighbors(landmark_ids, cosines):
-    """Names images by the true landmarks of their `NUM_NAMING` nearest train images.
+    """Names images by the true landmarks of their `NUM_NAMING` nearest train images: `SoftLabels`.
 
     The weight of a landmark is the share of those that show it in the sum of cos^8, times the
-    cosine of the nearest of all.
-
-    Args:
-        landmark_ids: (n, k) int64, nearest first; where there are fewer, -1.
-        cosines: (n, k) float32; one below 0 counts as 0.
-
-    Returns:
-        `SoftLabels`.
+    cosine of the nearest of all. In both arrays (n, k) the nearest is first and -1 fills up.
     """
     landmark_ids = landmark_ids[:, :NUM_NAMING]
     cosines = np.clip(cosines[:, :NUM_NAMING].astype(np.float64), 0, 1)

@@ -376,16 +376,7 @@ def _ask_sizes(source, shards):
 
 
 def estimate_bytes(pages, sizes, shards):
-    """Estimates how large shards become, from those that are done.
-
-    Args:
-        pages: dict, `Shard` -> page, of at least one shard with pictures.
-        sizes: dict, `Shard` -> bytes before.
-        shards: list of `Shard` to estimate.
-
-    Returns:
-        Bytes; 0 where nothing is known yet.
-    """
+    """Estimates how many bytes shards become, from those that are done; 0 where none is."""
     kept_bytes = sum(page["kept_bytes"] for page in pages.values())
     if not kept_bytes:
         return 0

@@ -205,14 +205,7 @@ def describe(session, describer, images):
 
 
 def gather(session, describer, labels, shards, found):
-    """Joins the files of shards into `Vectors`, file after file, so that they are in memory once.
-
-    Args:
-        session, describer: as for `describe`.
-        labels: `TrainLabels`, which name the classes.
-        shards: list of `Shard`.
-        found: dict of file -> image ids.
-    """
+    """Joins the files of shards into `Vectors`, file after file: they are in memory once."""
     paths = {shard: session.path(features_name(shard)) for shard in shards}
     there = {shard: path for shard, path in paths.items() if path in found}
     image_ids = np.concatenate([np.empty(0, np.uint64), *(found[p] for p in there.values())])
@@ -263,17 +256,10 @@ def _train_head(run, vectors, held_out, valid_every):
 
 
 def shuffle(vectors, batch_size, seed):
-    """Yields all vectors once as batches of one size, then a `ShardEnd`.
+    """Yields all vectors once as `Batch`es of one size, then a `ShardEnd`.
 
     Of an image and its mirror image one is drawn. The last batch is filled up with the first ones.
-
-    Args:
-        vectors: `Vectors`, not empty.
-        batch_size: vectors in a batch.
-        seed: list of int.
-
-    Yields:
-        `Batch` whose images are vectors (batch_size, channels) float32.
+    The images of a batch are vectors, (batch_size, channels) float32.
     """
     rng = np.random.default_rng(seed)
     num_images, num_views, _ = vectors.values.shape

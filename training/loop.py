@@ -107,15 +107,11 @@ def begin(session, recipe, images, build, backbone=None):
     """Builds and compiles the network, and restores the checkpoint if there is one.
 
     Args:
-        session, recipe, images: as for `train`.
         build: function of `restored`, as `model.build_network` takes them; gives the network.
         backbone: digest of a frozen backbone that is not in the network.
 
     Returns:
         (compiled keras.Model, list of history rows).
-
-    Raises:
-        ExpectedError: the checkpoint belongs to other settings, labels or versions of Keras.
     """
     saved = checkpoints.find_checkpoint(session, recipe, images, backbone)
     network = build("" if saved else None)
