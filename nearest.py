@@ -20,11 +20,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves ou
 
 from data.arrays import save_arrays
 from data.landmarks import ClassTable, read_labels
-from data.submissions import check_recognition_submission, write_recognition_submission
 from network.loading import require_backend
 from recipes import LABELS
 from report import recognised
-from report.scores import rows_of, score
+from report.scores import rows_of, score, write_recognised
 from report.write import write_report
 from runs.command_line import (
     find_part_files,
@@ -150,9 +149,8 @@ def name_queries(session, files, args):
     say(f"{len(rows):,} test images, the least like any train image, stand for what is no landmark")
     likeness = gallery.likeness_to(queries.descriptors, rows)
     landmark_ids, confidences = vote(neighbors, likeness, queries.landmark_ids, queries.confidences)
-    ways = {"non_landmarks": len(rows)}
     save_arrays(
-        session.path(NAMES), shared | ways,
+        session.path(NAMES), shared | {"non_landmarks": len(rows)},
         image_ids=queries.image_ids, landmark_ids=landmark_ids, confidences=confidences,
         neighbor_ids=neighbors.image_ids, neighbor_landmarks=neighbors.landmark_ids,
         cosines=neighbors.cosines,
@@ -166,43 +164,24 @@ def name_queries(session, files, args):
         confidences=confidences,
         descriptors=queries.descriptors[:, :0],  # not looked at, and large
     ).only(landmark_ids >= 0)
-    write_submission(session, test_ids, named, class_table)
-    submissions = {"GAP of the head": rows_of(queries), "GAP": rows_of(named)}
-    scores, solution = score(session, "recognition", submissions)
-    left_out = sorted({name for _, facts in parts for name in facts["left_out"]})
-    ways |= {"num_landmarks": len(class_table), "left_out": left_out}
-    facts = gather_facts(scores, ways)
-    write_report(session, "nearest", lambda: facts | recognised.judge(session, named, solution))
-
-
-def write_submission(session, test_ids, named, class_table):
-    """Writes the submission of named images, `Descriptions`, and checks it."""
-    path = session.path(RECOGNITION_SUBMISSION)
-    if path.exists():
+    if (path := session.path(RECOGNITION_SUBMISSION)).exists():
         say(
             f"{path}: replaced; the head's landmarks stay in queries.npz, and `recognition.py "
             "predict` writes them again"
         )
-    write_recognition_submission(
-        path, test_ids, named.image_ids, named.landmark_ids, named.confidences
-    )
-    num_named = check_recognition_submission(path, test_ids, class_table)
-    say(f"{num_named:,} of {len(test_ids):,} test images named")
-    print(path)
-
-
-def gather_facts(scores, ways):
-    """Gathers what the report says of the votes, see `report.page.render`."""
-    return {
+    write_recognised(session, test_ids, named, class_table)
+    submissions = {"GAP of the head": rows_of(queries), "GAP": rows_of(named)}
+    scores, solution = score(session, "recognition", submissions)
+    left_out = sorted({name for _, facts in parts for name in facts["left_out"]})
+    facts = {
         "title": "Nearest train images",
-        "num_landmarks": ways["num_landmarks"],
+        "num_landmarks": len(class_table),
         "known_to": "the head or a train image",
-        "left_out": [
-            f"{name}: no image of this train shard names others." for name in ways["left_out"]
-        ],
-        "details": [["non-landmarks compared", ways["non_landmarks"]]],
+        "left_out": [f"{name}: no image of this train shard names others." for name in left_out],
+        "details": [["non-landmarks compared", len(rows)]],
         "scores": [{"name": NAMES_OF_SCORES[name], "usages": one} for name, one in scores.items()],
     }
+    write_report(session, "nearest", lambda: facts | recognised.judge(session, named, solution))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A data set in the CVDF layout, written from folders of photos: shards, tables, ground truth."""
 
 import csv
-import hashlib
 import json
 import os
 import shutil
@@ -241,10 +240,7 @@ def write_rows(path, rows):
 
 
 def count(pictures, left_out):
-    """Counts what is in the data set, and names it by its content."""
-    digest = hashlib.sha256()
-    for picture in pictures:
-        digest.update(f"{picture.image_id} {picture.landmark} {picture.place}\n".encode())
+    """Counts what is in the data set."""
     names = {picture.landmark for picture in pictures} - {""}
     trained = {p.landmark for p in pictures if p.place.split == "train"}
     shards = {
@@ -257,7 +253,6 @@ def count(pictures, left_out):
         "non_landmarks": sum(not p.landmark for p in pictures),
         "shards": {split: len(numbers) for split, numbers in shards.items()},
         "left_out": len(left_out),
-        "content": digest.hexdigest()[:16],
     }
 
 

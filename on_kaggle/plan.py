@@ -116,11 +116,6 @@ def name_by_gallery(kernels, recipe, described_as):
     return {one.name: one for one in (first, *galleries, vote, *parts, kernels["merge"])}
 
 
-def train_on_tpu(kernels):
-    """Lets recognition ask for a TPU: dict, name -> `Kernel`."""
-    return kernels | {"recognition": replace(kernels["recognition"], machine="tpu")}
-
-
 def shrink_first(kernels, words, num_parts):
     """Puts kernels without a GPU in front that make the data set small; the others read that.
 

@@ -74,7 +74,9 @@ def find_namer(session, describer_facts, queries, named_by=None):
         named_by = named_by or "both"
         say(f"{paths[0]}: {len(gallery.image_ids):,} train images name landmarks ({named_by})")
         neighbors = merge_neighbors([part.neighbors for part, _ in parts], NUM_NAMING)
-        facts = {"named_by": named_by, "labels": shared["labels"], "gallery": _versions(parts)}
+        files = {file for _, facts in parts for file in facts["files"].items()}
+        versions = sorted(map(list, files))  # as JSON gives them back
+        facts = {"named_by": named_by, "labels": shared["labels"], "gallery": versions}
         return Namer(gallery, neighbors, facts)
     if named_by:
         raise ExpectedError(
@@ -95,11 +97,3 @@ def _find_galleries(session):
         num_parts = re.search(r"-of-(\d+)\.npz$", path.name)[1]
         galleries.setdefault(int(num_parts), {}).setdefault(path.name, path)
     return [list(paths.values()) for _, paths in sorted(galleries.items())]
-
-
-def _versions(parts):
-    """Gives what tells galleries apart: a sorted list of (file, version), as JSON gives it back."""
-    files = {}
-    for _, fingerprint in parts:
-        files |= fingerprint["files"]
-    return sorted(map(list, files.items()))
