@@ -178,10 +178,35 @@ def name_queries(session, files, args):
         "num_landmarks": len(class_table),
         "known_to": "the head or a train image",
         "left_out": [f"{name}: no image of this train shard names others." for name in left_out],
-        "details": [["non-landmarks compared", len(rows)]],
+        "details": [["non-landmarks compared", num_compared]],
         "scores": [{"name": NAMES_OF_SCORES[name], "usages": one} for name, one in scores.items()],
     }
     write_report(session, "nearest", lambda: facts | recognised.judge(session, named, solution))
+
+
+def _name(session, queries, found, shared):
+    """Lets neighbors vote, and writes names.npz: (named `Descriptions`, non-landmarks compared)."""
+    from search import gallery
+
+    neighbors = gallery.merge_neighbors(found)
+    rows = least_like_gallery(neighbors)
+    say(f"{len(rows):,} test images, the least like any train image, stand for what is no landmark")
+    likeness = gallery.likeness_to(queries.descriptors, rows)
+    landmark_ids, confidences = vote(neighbors, likeness, queries.landmark_ids, queries.confidences)
+    save_arrays(
+        session.path(NAMES), shared | {"non_landmarks": len(rows)},
+        image_ids=queries.image_ids, landmark_ids=landmark_ids, confidences=confidences,
+        neighbor_ids=neighbors.image_ids, neighbor_landmarks=neighbors.landmark_ids,
+        cosines=neighbors.cosines,
+    )  # fmt: skip
+    print(session.path(NAMES))
+    named = replace(
+        queries,
+        landmark_ids=landmark_ids,
+        confidences=confidences,
+        descriptors=queries.descriptors[:, :0],  # not looked at, and large
+    )
+    return named.only(landmark_ids >= 0), len(rows)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,11 @@ def make_parser():
         help="keep just the train images of these landmarks: ids or names, * for any letters, one "
         "a line",
     )  # fmt: skip
-    share = parser.add_argument_group("share")
+    _add_share_options(parser.add_argument_group("share"))
+    return parser
+
+
+def _add_share_options(share):
     share.add_argument(
         "--part", type=number(int, 0), default=0, metavar="K", help="the part to make, from 0"
     )
@@ -85,7 +89,6 @@ def make_parser():
         "--copy-earlier", action="store_true",
         help="copy what earlier sessions made into the output, which replaces theirs",
     )  # fmt: skip
-    return parser
 
 
 def parse_arguments(argv):

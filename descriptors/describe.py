@@ -151,8 +151,7 @@ def describe_shards(session, describer, shards, image_ids):
         image_ids: (n,) uint64, the images to describe; an unreadable one gets no row.
 
     Returns:
-        (dict of file -> image ids, of all shards that could be described; list of the numbers of
-        the shards that were left out).
+        (dict, file -> image ids of what could be described; list, numbers of shards left out).
 
     Raises:
         StoppedError: the session was asked to stop; the shards described so far are saved.

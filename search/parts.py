@@ -193,16 +193,13 @@ def expand_queries(session, queries, expansion):
 
 
 def search_gallery_part(session, describer, queries, images, part, num_parts):
-    """Describes and searches one part of the train shards, unless its file is there.
+    """Describes and searches a part of the train shards, unless its file is there; gives that.
 
     Args:
         queries: `Descriptions` of length 1.
         images: (`ClassTable`, `TrainLabels`) of all train images that count.
         part: number of the part, from 0.
         num_parts: parts of the train shards.
-
-    Returns:
-        The part's file.
     """
     name, source = gallery_part_name(part, num_parts), session.source
     class_table, labels = images

@@ -152,10 +152,11 @@ def shrink(session, settings, share, run=None):
     for shard, page in pages.items():
         sought.strike_off(shard, page)
     missing = [one for one in share.shards if one not in pages and not sought.is_over(one)]
-    sizes, left = _ask_sizes(session.source, missing), list(missing)
+    left, num_skippable = list(missing), session.num_skippable(len(share.shards))
+    sizes = _ask_sizes(session.source, missing)
     _tell_cost(settings, sizes)
     check_room(session, share, pages, sizes, left, looks_ahead=not settings.is_slice)
-    begin, num_skippable = time.perf_counter(), session.num_skippable(len(share.shards))
+    begin = time.perf_counter()
 
     def add(shard, result):
         page, seconds, shard_end = result
@@ -190,11 +191,14 @@ class Sought:
 
     Args:
         kept: dict, split -> image ids; of splits that are not in it all shards are wanted.
+        pages: dict, `Shard` -> page, of the shards that are done.
     """
 
-    def __init__(self, session, kept):
+    def __init__(self, session, kept, pages):
         self.session, self.last = session, {}  # split -> number of the last shard that is there
         self.ids = {split: set(ids.tolist()) for split, ids in kept.items()}
+        for shard, page in pages.items():
+            self.strike_off(shard, page)
 
     def strike_off(self, shard, page):
         """Takes away the images of a shard, as it lies in the output."""
