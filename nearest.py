@@ -139,31 +139,14 @@ def name_queries(session, files, args):
         ExpectedError: parts are missing, repeated, damaged or do not belong together.
     """
     require_package("faiss", "faiss-cpu")
-    from search import gallery, gallery_parts
+    from search import gallery_parts
 
     parts, shared = gallery_parts.load_parts(files)
     test_ids = read_test_ids(session.source, files[0], parts[0][0].query_ids)
     queries = gallery_parts.find_queries_of(session, shared, args.queries)
-    neighbors = gallery.merge_neighbors([part.neighbors for part, _ in parts])
-    rows = least_like_gallery(neighbors)
-    say(f"{len(rows):,} test images, the least like any train image, stand for what is no landmark")
-    likeness = gallery.likeness_to(queries.descriptors, rows)
-    landmark_ids, confidences = vote(neighbors, likeness, queries.landmark_ids, queries.confidences)
-    save_arrays(
-        session.path(NAMES), shared | {"non_landmarks": len(rows)},
-        image_ids=queries.image_ids, landmark_ids=landmark_ids, confidences=confidences,
-        neighbor_ids=neighbors.image_ids, neighbor_landmarks=neighbors.landmark_ids,
-        cosines=neighbors.cosines,
-    )  # fmt: skip
-    print(session.path(NAMES))
+    named, num_compared = _name(session, queries, [part.neighbors for part, _ in parts], shared)
     known = np.concatenate([part.gallery_landmarks for part, _ in parts] + [queries.landmark_ids])
     class_table = ClassTable(np.unique(known))
-    named = replace(
-        queries,
-        landmark_ids=landmark_ids,
-        confidences=confidences,
-        descriptors=queries.descriptors[:, :0],  # not looked at, and large
-    ).only(landmark_ids >= 0)
     if (path := session.path(RECOGNITION_SUBMISSION)).exists():
         say(
             f"{path}: replaced; the head's landmarks stay in queries.npz, and `recognition.py "

@@ -148,9 +148,7 @@ def shrink(session, settings, share, run=None):
     write_history(session, pages)
     # In parts, or in any order, what another has is not known.
     is_known = settings.is_slice and run is None and share.num_parts == 1
-    sought = Sought(session, settings.kept if is_known else {})
-    for shard, page in pages.items():
-        sought.strike_off(shard, page)
+    sought = Sought(session, settings.kept if is_known else {}, pages)
     missing = [one for one in share.shards if one not in pages and not sought.is_over(one)]
     left, num_skippable = list(missing), session.num_skippable(len(share.shards))
     sizes = _ask_sizes(session.source, missing)
@@ -168,7 +166,7 @@ def shrink(session, settings, share, run=None):
             sought.strike_off(shard, page)
             write_history(session, pages, {shard: seconds})
             left_s = (time.perf_counter() - begin) / num_done * len(left)
-            say(_describe_progress(page, seconds, left_s, f"{num_done}/{len(missing)}"))
+            _tell_progress(page, seconds, left_s, f"{num_done}/{len(missing)}")
         elif num_done - sum(one in pages for one in missing) > num_skippable:
             raise ExpectedError(shard_end.problem, setting="skip_bad_shards")
         # At first for all that is left; later the limit itself counts, and no longer an estimate.
@@ -258,9 +256,9 @@ def _open_stream(session, settings, shards, num_shards):
     )  # fmt: skip
 
 
-def _describe_progress(page, seconds, left_s, position):
+def _tell_progress(page, seconds, left_s, position):
     bad = f", {len(page['bad_images'])} bad" if page["bad_images"] else ""
-    return (
+    say(
         f"{page['shard']}: {page['images']:,} images{bad}, {page['source_bytes'] / 1e6:.1f} -> "
         f"{page['bytes'] / 1e6:.1f} MB, {page['images'] / seconds:.0f} images/s, "
         f"{format_duration(left_s)} to go ({position})"
