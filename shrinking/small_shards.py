@@ -11,7 +11,7 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -131,14 +131,11 @@ def copy_tables(session, splits, is_clean, settings):
 
 
 def shrink(session, settings, share, run=None):
-    """Shrinks all shards of a share that are not done yet.
+    """Shrinks all shards of a share: dict, `Shard` -> its page, without those that are broken.
 
     Args:
         run: function of (shards, function of (shard, what `shrink_one` gave)), which it calls here
             as each shard is done, in any order; None shrinks them here, one after another.
-
-    Returns:
-        dict, `Shard` -> its page (a dict); without the shards that were left out as broken.
 
     Raises:
         StoppedError: the session was asked to stop; the shards shrunk so far stay.
@@ -173,11 +170,9 @@ def shrink(session, settings, share, run=None):
         is_early = num_done < 2 and not settings.is_slice
         check_room(session, share, pages, sizes, left, looks_ahead=is_early)
 
+    run = run or partial(_shrink_in_order, session, settings, is_over=sought.is_over)
     try:
-        if run:
-            run(missing, add)
-        else:
-            _shrink_in_order(session, settings, missing, add, sought.is_over)
+        run(missing, add)
     except StoppedError as stopped:
         done = f"{len(pages)} of {len(share.shards)} shards shrunk"
         raise StoppedError(session.stop, done) from stopped
