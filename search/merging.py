@@ -130,7 +130,7 @@ def merge_parts(parts, divisor, num_nearest, rerank="divide"):
         found = [order(part, first, last, divisor) for part in parts]
         rows, positions, keys, distances = zip(*found, strict=True)
         numbers = np.repeat(np.arange(len(parts)), [len(of_part) for of_part in rows])
-        ids = [part.index_ids[places] for part, places in zip(parts, positions, strict=True)]
+        ids = [part.index_ids[own] for part, own in zip(parts, positions, strict=True)]
         rows, ids = np.concatenate(rows), np.concatenate(ids)
         keys = [np.concatenate(key) for key in zip(*keys, strict=True)]
         kept = _keep_best(rows, ids, keys, num_nearest)
@@ -161,7 +161,7 @@ def _keep_best(rows, image_ids, keys, num_nearest):
 
 
 def _table_of(rows):
-    """Gives the places of `rows`, one row of the table for each value in it; -1 fills up."""
+    """Gives where values of `rows` are, a row of the table for each value; -1 fills up."""
     order = np.argsort(rows, kind="stable")
     _, begins, counts = np.unique(rows[order], return_index=True, return_counts=True)
     table = np.full((len(counts), counts.max(initial=0)), -1)
