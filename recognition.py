@@ -244,8 +244,8 @@ def predict(session, model_path, batch_size, flipped_too):
     test_ids = read_image_ids(source.fetch(TEST_CSV))  # a wrong source is told before Keras loads
     from descriptors import describe
 
-    settings = describe.DescribeSettings(model_path or session.find(MODEL), batch_size, flipped_too)
-    describer = describe.Describer(settings, source)
+    model_path = model_path or session.find(MODEL)
+    describer = describe.Describer(source, model_path, batch_size, flipped_too)
     found = describe.describe_split(session, describer, "test", test_ids, QUERIES)
     write_recognised(session, test_ids, found, describer.class_table)
     scores, solution = score(session, "recognition", {"GAP": rows_of(found)})

@@ -49,8 +49,8 @@ def make_describer(session, args, dtype):
     from descriptors import describe  # loads Keras
 
     model_path = args.model or session.find(MODEL)
-    settings = describe.DescribeSettings(model_path, args.batch_size, args.flipped_too, dtype)
-    return describe.open_describer(settings, session.source)
+    settings = args.batch_size, args.flipped_too, dtype
+    return describe.open_describer(session.source, model_path, *settings)
 
 
 def read_test_ids(source, file, query_ids):

@@ -104,13 +104,8 @@ def load_part(path):
                 f"{path}: its rows do not end with its {num_candidates} candidates; expected a "
                 "part as retrieval.py writes it; search it again"
             )
-    return make_part(arrays), fingerprint
-
-
-def make_part(arrays):
-    """Makes a `Part` of a dict of all its columns."""
-    own = {name: arrays[name] for name in columns_of(Part)}
-    return Part(**own, more={name: arrays[name] for name in arrays.keys() - own.keys()})
+    own = {name: arrays.pop(name) for name in columns_of(Part)}
+    return Part(**own, more=arrays), fingerprint
 
 
 def merge_parts(parts, divisor, num_nearest, rerank="divide"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.arrays import digest_of, digest_of_rows, load_page, save_arrays, save_table
+from data.arrays import columns_of, digest_of, digest_of_rows, load_page, save_arrays, save_table
 from data.landmarks import read_image_ids
 from data.sources import TEST_CSV, digest_of_shards, share_of
 from descriptors.describe import describe_shards, describe_split, gather
@@ -20,7 +20,7 @@ from search.expansion import expand, index_of
 from search.gallery import NUM_NEIGHBORS, Gallery, find_neighbors
 from search.gallery_parts import load_part as load_gallery_part
 from search.gallery_parts import save_part
-from search.merging import load_part
+from search.merging import Part, load_part
 from search.naming import Namer
 from search.reranks import RERANKS, SoftLabels
 from utils import ExpectedError, say
@@ -127,17 +127,12 @@ def find_all_candidates(wanted, queries, index):
         queries.descriptors, query_labels.landmark_ids, vectors, labels.landmark_ids,
         num_nearest,
     )  # fmt: skip
-    columns = {
-        "query_ids": queries.image_ids,
-        "query_landmarks": query_labels.landmark_ids,
-        "query_places": queries.places,
-        "index_ids": index.image_ids,
-        "index_landmarks": labels.landmark_ids,
-        "index_places": index.places,
-        "row_ends": found.row_ends,
-        "positions": found.positions,
-        "distances": found.distances,
-    }
+    found_columns = (
+        queries.image_ids, query_labels.landmark_ids, queries.places,
+        index.image_ids, labels.landmark_ids, index.places,
+        found.row_ends, found.positions, found.distances,
+    )  # fmt: skip
+    columns = dict(zip(columns_of(Part), found_columns, strict=True))
     if wanted.has_all_reranks:
         both_sides = queries.descriptors, query_labels, vectors, labels
         for rerank in RERANKS.values():

@@ -59,7 +59,8 @@ class Describer:
     name_of = staticmethod(features_name)
 
     def __init__(self, recipe, devices):
-        network, self.data, self.settings = recipe.network, recipe.data, recipe.training
+        network, self.data = recipe.network, recipe.data
+        self.batch_size = recipe.training.batch_size
         self.devices = devices
         self.pooled = model.build_pooled(recipe)
         self.predictor = model.build_views(self.pooled, self.data.augment)
@@ -81,11 +82,11 @@ class Describer:
 
     def prepare(self, session, missing, image_ids):
         """Says what disk and time it will take; raises ExpectedError without that disk."""
-        pixels = np.zeros((self.settings.batch_size, *self.pooled.input.shape[1:]), np.uint8)
+        pixels = np.zeros((self.batch_size, *self.pooled.input.shape[1:]), np.uint8)
         self.devices.predict_on_batch(self.predictor, pixels)  # compiles it
         begin = time.perf_counter()
         self.devices.predict_on_batch(self.predictor, pixels)
-        image_s = (time.perf_counter() - begin) / self.settings.batch_size
+        image_s = (time.perf_counter() - begin) / self.batch_size
         num_images = len(missing) * len(image_ids) / session.source.count_shards("train")
         disk_bytes = num_images * 2 * math.prod(self.shape)
         say(
