@@ -13,7 +13,7 @@ COLORS = {"blue": "#1f5fa8", "orange": "#b4560a", "green": "#17784a", "red": "#b
 
 
 def line_chart(title, labels, series, counts=False, **axes_options):
-    """Draws lines.
+    """Draws lines; gives `Markup`.
 
     Args:
         title: of the chart.
@@ -22,9 +22,6 @@ def line_chart(title, labels, series, counts=False, **axes_options):
             drawn, the first and the last among them.
         counts: whether the axis below has whole numbers alone.
         axes_options: of matplotlib's Axes, e.g. `ylim`.
-
-    Returns:
-        `Markup`.
     """
     figure, axes = _start(labels)
     for name, color, x, y, marker in series:
@@ -38,15 +35,12 @@ def line_chart(title, labels, series, counts=False, **axes_options):
 
 
 def histogram(title, labels, groups, line=None):
-    """Draws how values of several groups spread, each group as shares of its own.
+    """Draws how values of several groups spread, each group as shares of its own; gives `Markup`.
 
     Args:
         title, labels: as of `line_chart`.
         groups: list of (name, color of `COLORS`, (edges, counts)).
         line: (value, name) to mark, or None.
-
-    Returns:
-        `Markup`.
     """
     figure, axes = _start(labels)
     for name, color, (edges, counts) in groups:

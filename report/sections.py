@@ -35,8 +35,6 @@ MEANINGS = {
 USAGES = ("Public", "Private", "all")
 SPREAD_COLORS = {"named rightly": "green", "named wrongly": "orange", "no landmark in it": "red"}
 
-# ---------------------------------------------------------------------------------------- scores
-
 
 def tiles(all_facts):
     """Writes the last score of each run, large."""
@@ -117,9 +115,6 @@ def _rescored(all_facts, names):
     )
 
 
-# -------------------------------------------------------------------------------------- training
-
-
 def training(facts):
     """Writes the curves of the training."""
     history = facts.get("history")
@@ -155,9 +150,6 @@ def training(facts):
             " The margin makes the loss of the train images larger than that of the held-out ones."
         )
     return join(tag("p", text), tag("div", *charts, class_="charts"))
-
-
-# ------------------------------------------------------------------------------------ confidence
 
 
 def confidence(facts):
@@ -200,9 +192,6 @@ def _calibration(calibration):
         "landmark. The submission does not depend on it."
     )
     return tag("p", text)
-
-
-# -------------------------------------------------------------------------------------- mistakes
 
 
 def mistakes(facts):
@@ -256,9 +245,6 @@ def _name(facts, landmark):
     return name_of_category(category) if category else f"landmark {landmark}"
 
 
-# --------------------------------------------------------------------------------------- queries
-
-
 def queries(facts):
     """Writes the best, median and worst queries with what was found for them."""
     if not facts.get("rows"):
@@ -286,14 +272,12 @@ def queries(facts):
 
 
 def _near(facts, near):
-    frame = {True: "right", False: "wrong"}.get(near["is_right"], "")
-    alt = {True: "same landmark", False: "another landmark"}.get(near["is_right"], "neighbor")
-    mark = {True: tag("span", "✓ ", class_="mark yes"), False: tag("span", "✗ ", class_="mark no")}
-    caption = join(mark.get(near["is_right"]), " ".join(near["caption"]))
-    return _picture(facts, near["picture"], alt, caption, frame)
-
-
-# ------------------------------------------------------------------------------------- landmarks
+    frame, alt, mark = {
+        True: ("right", "same landmark", tag("span", "✓ ", class_="mark yes")),
+        False: ("wrong", "another landmark", tag("span", "✗ ", class_="mark no")),
+        None: ("", "neighbor", None),
+    }[near["is_right"]]
+    return _picture(facts, near["picture"], alt, join(mark, " ".join(near["caption"])), frame)
 
 
 def landmarks(facts):
@@ -328,9 +312,6 @@ def landmarks(facts):
     )
     whole = table(header, rows, numeric=range(1, 7), class_="sorts")
     return join(tag("p", text), tag("div", whole, class_="tall"))
-
-
-# ------------------------------------------------------------------------------ left out, and runs
 
 
 def left_out(all_facts):

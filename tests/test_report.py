@@ -155,7 +155,7 @@ def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
     """Makes facts of a recognition and a retrieval with everything in them."""
     source, pictures = make_pictures(6)
     rows = make_rows(ROWS)[0]
-    history = {name: [kind(1), kind(2)] for name, kind in run.HISTORY_COLUMNS.items()}
+    history = {name: [1, 2] for name in run.HISTORY_COLUMNS}
     history |= {"valid_loss": [None, 0.5], "loss": [2.0, None], "problem": [None, NASTY]}
     ran = {
         "source": NASTY, "started": "2026-11-25 09:00", "seconds": 75.2,
@@ -184,11 +184,10 @@ def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
     )  # fmt: skip
     solution = {format_image_id(1): RetrievalTruth({format_image_id(4)}, "Public")}
     merged = {
-        "scores": {"mAP@100": {"Public": 0.5, "all": 0.5}},
-        "num_parts": 6,
+        "scores": [{"name": "mAP@100", "usages": {"Public": 0.5, "all": 0.5}}],
         "rerank": "divide",
-        "divisor": 1.5,
-        "left_out": {"index": 5, "test": 0},
+        "left_out": ["5 index images could not be searched."],
+        "details": [["parts", 6], ["rerank", "squared distances within the landmark / 1.5"]],
     }
     retrieval = retrieved.gather(
         SimpleNamespace(source=source), merged,

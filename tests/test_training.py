@@ -662,7 +662,7 @@ def test_steps_that_overflow_float16_are_skipped_counted_and_told(
         return network, rows
 
     monkeypatch.setattr(loop, "begin", begin)
-    monkeypatch.setattr(loop.model, "precision_here", lambda: "mixed_float16")
+    monkeypatch.setattr(loop.model, "precision_here", lambda _: "mixed_float16")
     network = run(data_set.folder, tmp_path, recipe=STRONG)
     rows = history_of(tmp_path)
     skipped = [row["skipped_steps"] for row in rows]
