@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -484,9 +483,7 @@ def test_a_report_that_is_not_as_kernels_leave_it_is_none(built, kaggle, tmp_pat
 
 
 @needs_client
-@pytest.mark.parametrize(
-    "name", ["../../a.csv", "..", ".", "", "x/../../../a.csv", "\x1b[2J"]
-)
+@pytest.mark.parametrize("name", ["../../a.csv", "..", ".", "", "x/../../../a.csv", "\x1b[2J"])
 def test_names_that_lead_out_of_the_folder_are_refused(built, kaggle, tmp_path, name):
     """Of files that are there, in the size that is told."""
     (tmp_path / "a.csv").write_text("old")
@@ -732,16 +729,3 @@ def test_wrong_use_is_one_line_and_exit_code_2(capsys, arguments, told):
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
-
-
-DOCUMENTATION = (ROOT / "docs" / "kaggle.md").read_text(encoding="utf-8").replace("\\\n", "")
-
-
-@pytest.mark.parametrize(
-    "line", re.findall("python kernels.py (.*?) *(?:#.*|`.*)?$", DOCUMENTATION, re.M)
-)
-def test_each_command_of_the_documentation_parses(line):
-    args = kernels.parse_command_line(shlex.split(line))
-    if args.command in ("build", "run"):
-        for entry in packing.ENTRIES:
-            packing.parse_arguments(entry, getattr(args, f"{entry}_args"))
