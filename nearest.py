@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves ou
 
 from data.arrays import save_arrays
 from data.landmarks import ClassTable, read_labels
+from data.sources import TRAIN_CLEAN_CSV, TRAIN_CSV
 from network.loading import require_backend
 from recipes import LABELS
 from report import recognised
@@ -48,7 +49,7 @@ from search.in_parts import (
     search_in_parts,
 )
 from search.voting import least_like_gallery, vote
-from utils import require_free_space, say
+from utils import ExpectedError, require_free_space, say
 
 SPLIT = "train"  # is searched
 NAMES_OF_SCORES = {"GAP of the head": "GAP of the head", "GAP": "GAP of the votes"}
@@ -142,6 +143,8 @@ def name_queries(session, files, args):
     from search import gallery_parts
 
     parts, shared = gallery_parts.load_parts(files)
+    if args.step == "vote":  # else they were searched with these labels just now
+        require_same_labels(session.source, files[0], shared["labels"])
     test_ids = read_test_ids(session.source, files[0], parts[0][0].query_ids)
     queries = gallery_parts.find_queries_of(session, shared, args.queries)
     named, num_compared = _name(session, queries, [part.neighbors for part, _ in parts], shared)
@@ -165,6 +168,29 @@ def name_queries(session, files, args):
         "scores": [{"name": NAMES_OF_SCORES[name], "usages": one} for name, one in scores.items()],
     }
     write_report(session, "nearest", lambda: facts | recognised.judge(session, named, solution))
+
+
+def require_same_labels(source, file, searched_with):
+    """Raises ExpectedError if the train tables of the source have other labels than the parts.
+
+    Args:
+        source: `Source`.
+        file: one of the parts.
+        searched_with: what the parts say of their labels.
+    """
+    tables = {"clean": (TRAIN_CLEAN_CSV,), "full": (TRAIN_CSV,)}
+    tables["all-of-clean"] = (TRAIN_CLEAN_CSV, TRAIN_CSV)
+    known = [labels for labels, names in tables.items() if all(map(source.exists, names))]
+    for labels in known:  # the smallest first
+        class_table, images = read_images(source, labels)
+        if f"{class_table.fingerprint}-{images.fingerprint}" == searched_with:
+            return
+    if known:
+        raise ExpectedError(
+            f"{file}: searched with other labels than the train tables of {source} have now; "
+            "expected equal ones; search the parts again",
+            setting="source",
+        )
 
 
 def _name(session, queries, found, shared):

@@ -84,8 +84,9 @@ def _add_machine_options(group):
         help="machines that train together; this command runs on each of them",
     )  # fmt: skip
     group.add_argument(
-        "--machine", type=number(int, 0), default=0, metavar="K",
-        help="which of --machines this one is, from 0; 0 reads and writes the results",
+        "--machine", type=number(int, 0), metavar="K",
+        help="which of --machines this one is, from 0 (default: 0, which reads and writes the "
+        "results)",
     )  # fmt: skip
 
 
@@ -98,10 +99,11 @@ def parse_arguments(argv):
     if args.model and args.step != "predict":
         parser.error("--model goes with `recognition.py predict`; training writes its own")
     _check_recipe(parser, args)
+    if args.machine is not None and not args.machines:
+        parser.error(f"argument --machine: {args.machine}; expected --machines beside it")
+    args.machine = args.machine or 0
     if args.machines:
         _check_machines(parser, args)
-    elif args.machine:
-        parser.error(f"argument --machine: {args.machine}; expected --machines beside it")
     return args
 
 

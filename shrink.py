@@ -135,6 +135,8 @@ def shrink(session, args):
         pages = _shrink_on_workers(session, settings, share, how, args)
     else:
         pages = small_shards.shrink(session, settings, share)
+    if share.num_parts == 1:
+        small_shards.require_found(source, settings, pages)
     path = session.path(shrunk_name(args.part, args.parts))
     say(write_summary(path, share.shards, pages))
     print(path)

@@ -103,8 +103,18 @@ def read_landmark_names(path):
 
 
 def read_categories(path):
-    """Reads train_label_to_category.csv: landmark id -> address of its category on Commons."""
+    """Reads train_label_to_category.csv: landmark id -> address of its category on Commons.
+
+    Raises:
+        ExpectedError: it cannot be read, or a landmark has two rows.
+    """
     table = read_table(path, landmark_id=int, category=str)
+    repeated = table["landmark_id"][table["landmark_id"].duplicated()]
+    if len(repeated):
+        raise ExpectedError(
+            f"{path}: landmark {repeated.iloc[0]} appears twice; expected each landmark once; "
+            "check the file"
+        )
     return dict(zip(table["landmark_id"].tolist(), table["category"].tolist(), strict=True))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from report.markup import tag
 
+MAX_POINTS = 1000  # of a line: more than its pixels, and a run may have 200,000 mini-epochs
 INK, LINES = "#55606a", "#80808050"
 COLORS = {"blue": "#1f5fa8", "orange": "#b4560a", "green": "#17784a", "red": "#b3261e"}
 
@@ -17,12 +18,15 @@ def line_chart(title, labels, series, counts=False, **axes_options):
     Args:
         title: of the chart.
         labels: (below, beside) the axes.
-        series: list of (name, color of `COLORS`, x, y, marker or None).
+        series: list of (name, color of `COLORS`, x, y, marker or None); of many points some are
+            drawn, the first and the last among them.
         counts: whether the axis below has whole numbers alone.
         axes_options: of matplotlib's Axes, e.g. `ylim`.
     """
     figure, axes = _start(labels)
     for name, color, x, y, marker in series:
+        places = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).astype(int))
+        x, y = np.asarray(x)[places], np.asarray(y)[places]
         axes.plot(x, y, color=COLORS[color], label=name, marker=marker, markersize=4, lw=1.8)
     axes.set(**axes_options)
     if counts:

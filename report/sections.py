@@ -8,6 +8,7 @@ from search.reranks import RERANKS
 from utils import format_duration
 
 NUM_GLDV2_TESTS = 117_577
+MAX_LEFT_OUT = 200  # lines of what was left out
 # Re-scored on ground truth v2.1, in percent: (name, private, public).
 # Source: Weyand et al., arXiv:2004.01804
 RESCORED_2019 = {
@@ -328,6 +329,8 @@ def left_out(all_facts):
         lines += facts.get("left_out", [])
     if not lines:
         return tag("p", "Nothing that these runs know of.")
+    if (more := len(lines) - MAX_LEFT_OUT) > 0:
+        lines[MAX_LEFT_OUT:] = [f"... and {more:,} more."]
     return tag("ul", *(tag("li", line) for line in lines))
 
 

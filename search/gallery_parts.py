@@ -100,7 +100,7 @@ def _names_files(fingerprint):
 
 def load_parts(paths):
     """Reads part files, see `load_all`: (list of (`GalleryPart`, fingerprint), shared facts)."""
-    return load_all(paths, load_part, ["query_ids"], "gallery")
+    return load_all(paths, load_part, ["query_ids"], "gallery_ids", "gallery")
 
 
 def find_queries_of(session, shared, given=None):

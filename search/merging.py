@@ -70,7 +70,7 @@ class Ranking:
 
 def load_parts(paths):
     """Reads part files, see `load_all`: (list of `Part` by number, the facts that all share)."""
-    parts, shared = load_all(paths, load_part, OF_ALL_PARTS, "search")
+    parts, shared = load_all(paths, load_part, OF_ALL_PARTS, "index_ids", "search")
     return [part for part, _ in parts], shared
 
 

@@ -21,7 +21,7 @@ from data.sources import (
     TRAIN_CSV,
 )
 from data.tables import read_header, read_table, write_table
-from utils import ExpectedError, say
+from utils import ExpectedError, require_file, say
 
 SPLIT_OF = {
     TRAIN_CSV: "train", TRAIN_CLEAN_CSV: "train", INDEX_CSV: "index",
@@ -69,6 +69,7 @@ def choose_images(source, splits, labels, images=None, landmarks=None):
 def _read_landmarks(source, path):
     """Reads the landmark ids that a file names: a line each, an id or a name, * for any letters."""
     names, chosen = read_landmark_names(source.fetch(CATEGORY_CSV)), set()
+    require_file(path, "a text file, a landmark a line")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:

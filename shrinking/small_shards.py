@@ -179,6 +179,19 @@ def shrink(session, settings, share, run=None):
     return pages
 
 
+def require_found(source, settings, pages):
+    """Raises ExpectedError if a whole data set has none of the images to keep of a split."""
+    for split, ids in settings.kept.items():
+        found = [page for shard, page in pages.items() if shard.split == split]
+        if found and not any(page["images"] or page["bad_images"] for page in found):
+            raise ExpectedError(
+                f"{source}: none of the {len(ids):,} {split} images to keep is in its {len(found)} "
+                f"{split} shards; expected the images that the table names; check that table and "
+                "shards belong together",
+                setting="source",
+            )
+
+
 class Sought:
     """The images of a slice that are not found yet.
 

@@ -147,8 +147,18 @@ def test_of_two_galleries_the_one_that_fits_names(session):
     assert find_namer(session, NETWORK, session.queries).facts["named_by"] == "both"
 
 
+def test_the_own_parts_of_a_gallery_go_before_those_of_other_kernels(session, tmp_path):
+    own = session.find_all
+    older = tmp_path / "older"
+    older.mkdir()
+    for path in session.output.glob("gallery-part-*"):
+        shutil.copy(path, older)
+    damaged(SimpleNamespace(output=older))
+    session.find_all = lambda name: [*own(name), *sorted(older.glob(name))]
+    assert find_namer(session, NETWORK, session.queries).named_by == "both"
+
+
 def test_another_gallery_has_other_facts(session):
+    gallery = [["descriptors/train_000.npz", "v0"], ["descriptors/train_001.npz", "v1"]]
     facts = find_namer(session, NETWORK, session.queries).facts
-    assert facts["gallery"] == [
-        ["descriptors/train_000.npz", "v0"], ["descriptors/train_001.npz", "v1"]
-    ]  # fmt: skip
+    assert facts == {"named_by": "both", "labels": "l", "gallery": gallery}

@@ -600,6 +600,15 @@ def test_what_a_recipe_brings_along_may_change_nothing():
     assert (args.margin, args.scale, args.confidence) == (0.3, 30, "cosine")
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["--loss cosine --confidence cosine", "--loss cosine --scale 20", "--pooling gem --gem-p 4",
+     "--loss cosface --margin 0.2", "--optimizer sgd --weight-decay 0.1"],
+)  # fmt: skip
+def test_a_setting_is_taken_beside_one_with_which_it_acts(words):
+    recognition.parse_arguments(words.split())
+
+
 def test_a_checkpoint_of_other_settings(recognition_run, capsys):
     before = files_of(recognition_run.output)
     line = failure(capsys, *recognition_run.arguments, "--learning-rate", "0.25")

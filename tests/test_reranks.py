@@ -81,3 +81,4 @@ def test_a_recipe_says_which_rerank_its_descriptors_want():
     found = {name: default_rerank(recipe) for name, recipe in RECIPES.items()}
     assert found.pop("2019") == "divide"
     assert set(found.values()) == {"agreement"}
+    assert default_rerank(RECIPES["2019"].changed(loss="cosine")) == "agreement"  # no margin
