@@ -113,7 +113,7 @@ def test_names_and_ranks_scores_a_scene_where_the_right_answer_is_known():
         way: float(way != "the head") for name, way in scores if name == "GAP, all"
     }
     assert scores["GAP, train", "1 nearest, power 1"] == 0  # each landmark has one image
-    assert scores["mAP@100", "none"] == scores["mAP@100", "cos + 3 agreement, both"] == 1
+    assert scores["mAP@100", "none"] == scores["mAP@100", "cos + 4 agreement, both"] == 1
 
 
 def test_the_estimate_counts_sessions_and_hours_of_the_strong_chain(monkeypatch, capsys):
