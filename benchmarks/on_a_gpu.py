@@ -12,6 +12,7 @@ time is left for say so. The JSON is written anew after each item.
 import argparse
 import contextlib
 import importlib.metadata
+import io
 import json
 import os
 import re
@@ -36,14 +37,13 @@ NUM_STRONG, NUM_FULL = 81_313, 55_180  # landmarks of the cleaned train set; tho
 
 def demo(tiny):
     """Trains the demo's recognition as `make demo` does, in the precision of the device."""
+    import recognition
+
     words = ["--epochs", "1", "--train-shards", "0:1", "--image-size", "32"] if tiny else []
-    words += ["--backbone", "mobilenet_v2"] if tiny else []
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "recognition.py", "--demo", "--output", folder, *words]
-        done, seconds = common.timed(lambda: subprocess.run(
-            command, cwd=common.ROOT, stdout=subprocess.PIPE, text=True, check=True
-        ))  # fmt: skip
-    gap = re.search(r"^GAP: .*all ([\d.]+)$", done.stdout, re.MULTILINE)
+    out = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(out):
+        _, seconds = common.timed(recognition.main, ["--demo", "--output", folder, *words])
+    gap = re.search(r"^GAP: .*all ([\d.]+)$", out.getvalue(), re.MULTILINE)
     return {"GAP": float(gap[1]), "seconds": seconds}
 
 
@@ -58,7 +58,7 @@ def step(tiny):
 
 
 def strong(tiny):
-    """The strong recipe with 3 sub-centers; with one class it shows what the head takes."""
+    """The strong recipe with 3 sub-centers; with two classes it shows what the head takes."""
     batch = 4 if tiny else 64
     return {
         f"{num_classes} landmarks": guarded(step_rates, tiny, "strong", batch, num_classes, None)
@@ -104,7 +104,7 @@ def build(tiny, recipe, num_classes, xla=None):
 
 
 def stream(tiny):
-    """Originals and shrunk pictures through decode into the step: images/s, share of waiting."""
+    """Originals and small pictures through decode into the step: images/s, share of waiting."""
     from small_pictures import PIXELS, QUALITY, read_all
 
     from data.images import shrink_image
@@ -192,6 +192,7 @@ def search(tiny):
 
     if not tiny and not on_gpu.find_proposer():
         raise RuntimeError("no GPU that multiplies as expected")
+    on_gpu.find_proposer = lambda: on_gpu._propose  # what it cannot do is not left to faiss
     cases = ((117_577, 126_960, 2048), (117_577, 1_580_470, 512))
     found = {}
     for num_queries, num_rows, width in ((64, 500, 32),) if tiny else cases:
