@@ -226,18 +226,22 @@ def devices(tiny):
     from network.devices import MirroredDevices, OneDevice, SplitDevices
 
     kinds = {"one": OneDevice}
+    found = keras.distribution.list_devices()
     if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-        limit = {"memory_limit": 8192} if kind == "GPU" else {}
-        halves = [tf.config.LogicalDeviceConfiguration(**limit)] * 2
-        tf.config.set_logical_device_configuration(tf.config.list_physical_devices(kind)[0], halves)
-        kinds["mirrored on two"] = lambda: MirroredDevices([f"{kind}:0", f"{kind}:1"])
+        kinds["mirrored on two"] = lambda: MirroredDevices(found)
     elif keras.backend.backend() == "jax":  # a GPU cannot be halved: what the split costs on one
-        found = keras.distribution.list_devices()
         kinds[f"split over {len(found)}"] = lambda: SplitDevices(found)
     return {name: guarded(run_devices, tiny, make()) for name, make in kinds.items()}
+
+
+def halve_device():
+    """Makes two TensorFlow devices of one, which must come before all else."""
+    import tensorflow as tf
+
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    limit = {"memory_limit": 8192} if kind == "GPU" else {}
+    halves = [tf.config.LogicalDeviceConfiguration(**limit)] * 2
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices(kind)[0], halves)
 
 
 def run_devices(tiny, on):
@@ -245,6 +249,7 @@ def run_devices(tiny, on):
     batch, steps = (8, 2) if tiny else (64, 20)
     with on.scope():
         network, size = build(tiny, "strong", NUM_STRONG)
+        network.optimizer.build(network.trainable_variables)
     images, classes = np.zeros((batch, size, size, 3), np.uint8), np.zeros(batch, np.int32)
     _, first_s = common.timed(on.train_on_batch, network, images, classes)
     ways = {"": lambda: [on.train_on_batch(network, images, classes) for _ in range(steps)]}
@@ -280,6 +285,8 @@ def peak_gb():
 
 def run_item(name, tiny):
     """Runs one item here, and prints its result as JSON, last."""
+    if name == "devices" and os.environ["KERAS_BACKEND"] == "tensorflow":
+        halve_device()
     import model
 
     if tiny:
