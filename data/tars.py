@@ -96,10 +96,8 @@ def _tell_others(path, num_images, others, first_other):
 
 
 def _check_end(tar):
-    """Raises ReadError unless the tar ends as tars do, and the file with it.
-
-    tarfile takes damage for the end, and knows nothing of a second tar behind the first.
-    """
+    """Raises ReadError unless the tar ends as tars do, and the file with it."""
+    # tarfile takes damage for the end, and knows nothing of a second tar behind the first.
     tar.fileobj.seek(tar.offset)
     end = tar.fileobj.read(tarfile.BLOCKSIZE)
     if end.strip(b"\0") or not end:
@@ -122,9 +120,6 @@ def read_member(descriptor, member):
     return read_at(descriptor, member.size, member.offset)
 
 
-# ----------------------------------------------------------------------------------------- to write
-
-
 def member_name(image_id):
     """Gives the name of an image (an int) in its tar, a/b/c/<id>.jpg."""
     text = f"{image_id:016x}"
@@ -145,9 +140,6 @@ def _add(tar, name, size, content):
     info = tarfile.TarInfo(name)  # its time is 0, its owner 0, its mode 0644
     info.size = size
     tar.addfile(info, content)
-
-
-# --------------------------------------------------------------------------- unpacked into a folder
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,6 @@ def _digest_of(page):
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-# ------------------------------------------------------------------------------ what is done
-
-
 def require_same_settings(session, splits, settings_of):
     """Raises ExpectedError if the output has shards of other settings or of another slice.
 
@@ -87,7 +84,6 @@ def find_done(session, shards, settings_of, copies_earlier):
     """Finds the shards that are shrunk already, in the output and by earlier sessions.
 
     Args:
-        session: `Session`.
         shards: list of `Shard`.
         settings_of: function, `Shard` -> dict, the settings that it must have been shrunk with.
         copies_earlier: copy what is not in the output into it, with the history.
