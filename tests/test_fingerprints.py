@@ -311,7 +311,7 @@ def test_the_order_of_images_tells_no_sets_apart():
 
 @pytest.mark.parametrize("change", [{"batch_size": 4}, {"source": 2}, {"text": "ab"}, {"time": 2}])
 def test_a_worker_opens_the_network_again_when_it_may_be_another(monkeypatch, tmp_path, change):
-    monkeypatch.setattr(describe, "Describer", lambda *settings: [*settings])
+    monkeypatch.setattr(describe, "Describer", lambda *settings: list(settings))
     monkeypatch.setattr(describe, "_describers", {})
     path = tmp_path / "model.keras"
 

@@ -38,6 +38,7 @@ SETTINGS = Recipe().settings() | {
     "frozen_backbone": True,
     "pooling": "average",
     "neck": 8,
+    "kept": 4,
     "loss": "arcface",
     "scale": 16.0,
     "margin": 0.2,
@@ -187,6 +188,23 @@ def test_without_a_neck_the_pooled_vector_is_the_descriptor(data_set, tmp_path):
 # --------------------------------------------------------------------------------- the joining
 
 
+def test_half_of_a_cosine_is_of_the_pooled_vectors_principal_components(data_set, whole_run):
+    network, (head, describer) = whole_run[0], head_of(data_set.folder, whole_run[1])
+    session = session_at(whole_run[1], data_set.folder)
+    vectors, _ = frozen.describe(session, describer, images_of(session.source))
+    descriptors = keras.Model(head.input, head.get_layer("descriptor").output)
+    rows = vectors.values.reshape(-1, describer.shape[1]).astype(np.float64)
+    found = keras.ops.convert_to_numpy(descriptors(rows.astype(np.float32)))
+    assert found.shape == (len(rows), 8 + 4)
+    centered = rows - rows.mean(axis=0)
+    left, spread, _ = np.linalg.svd(centered, full_matrices=False)
+    expected = left[:, :4] * spread[:4]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(found[:, 8:] @ found[:, 8:].T, expected @ expected.T / 2, atol=1e-3)
+    np.testing.assert_allclose(np.sum(found[:, :8] ** 2, axis=1), 0.5, atol=1e-5)
+    assert network.get_layer("kept").trainable_weights == []
+
+
 def test_the_joined_network_says_of_an_image_what_the_head_says_of_its_vector(data_set, whole_run):
     network, output = whole_run
     head, describer = head_of(data_set.folder, output)
@@ -206,8 +224,8 @@ def test_the_joined_network_has_the_layers_of_one_that_is_trained_as_a_whole(who
     joined = whole_run[0]
     assert (joined.name, joined.output.shape) == (whole.name, whole.output.shape)
     assert [type(layer) for layer in joined.layers] == [type(layer) for layer in whole.layers]
-    names = [layer.name for layer in joined.layers][-5:]
-    assert names == ["pooling", "neck", "neck_norm", "descriptor", "logits"]
+    names = {layer.name for layer in joined.layers}
+    assert names >= {"pooling", "neck", "neck_norm", "kept", "descriptor", "logits"}
     assert [v.path for v in joined.variables] == [v.path for v in whole.variables]
 
 
