@@ -22,6 +22,7 @@ import numpy as np
 from common import print_table, print_verdict
 
 import generators
+from data.connections import MAX_CONNECTIONS, Connections
 from data.sources import Shard, Source
 from demo.server import serve
 from generators import Reading, ShardEnd, stream_batches
@@ -64,9 +65,18 @@ class SleepingSource:
     def require_space(self, shard):
         """There is always space."""
 
-    def fetch_shard(self, shard):
+    def open_connections(self):
+        """Gives the connections of a stream."""
+        return Connections(MAX_CONNECTIONS)
+
+    def has_space(self, num_shards):
+        """There is always space."""
+        return True
+
+    def fetch_shard(self, shard, connections):
         """Sleeps for a download."""
-        time.sleep(self.download_s)
+        with connections.hold():
+            time.sleep(self.download_s)
         return self.tar
 
     def discard_shard(self, shard):

@@ -20,7 +20,7 @@ from utils import atomic_write, say
 NAMES = (
     "decode",
     "small_pictures",
-    "downloads",
+    "connections",
     "overlap",
     "search_speed",
     "step",

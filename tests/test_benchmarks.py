@@ -24,11 +24,12 @@ def run(monkeypatch, capsys, module, *arguments):
     return capsys.readouterr().out
 
 
-def test_downloads_runs(monkeypatch, capsys):
-    import downloads
+def test_connections_runs(monkeypatch, capsys):
+    import connections
 
-    out = run(monkeypatch, capsys, downloads, "--megabytes", 2, "--rounds", 1)
-    assert all(f"| {name} |" in out for name in downloads.WAYS)
+    arguments = ("--rate", 20, "--shards", 2, "--rounds", 1, "--images", 4, "--use", 0.01)
+    out = run(monkeypatch, capsys, connections, *arguments)
+    assert out.count(f"| {connections.ADAPTIVE} |") == 2
 
 
 def test_overlap_runs(monkeypatch, capsys):

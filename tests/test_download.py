@@ -11,6 +11,7 @@ import pytest
 from checks import names_in, one_line
 from fault_server import Fault, FaultServer
 
+from data.connections import Connections
 from data.download import Patience, download, download_range, online_size
 from utils import ExpectedError, MissingFileError, in_background
 
@@ -31,7 +32,7 @@ def server():
 def waits(monkeypatch):
     """Records what the download would have slept, in seconds."""
     waits = []
-    monkeypatch.setattr("data.download.time.sleep", waits.append)
+    monkeypatch.setattr(Connections, "pause", lambda _, seconds: waits.append(seconds))
     return waits
 
 
