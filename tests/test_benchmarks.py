@@ -35,7 +35,8 @@ def test_connections_runs(monkeypatch, capsys):
 def test_overlap_runs(monkeypatch, capsys):
     import overlap
 
-    out = run(monkeypatch, capsys, overlap, "--unit", 0.02, "--mini-epochs", 2, "--images", 4)
+    words = ("--unit", 0.02, "--mini-epochs", 2, "--images", 4, "--rounds", 1)
+    out = run(monkeypatch, capsys, overlap, *words)
     assert out.count("| simulated |") == len(overlap.PROPORTIONS)
     assert out.count("| real, ") == 2
 
