@@ -15,17 +15,11 @@ MAX_BATCH_SIZE = 8192  # 0.9 GB at 192 pixels
 
 
 class Backbone(NamedTuple):
-    """A network below the pooling.
+    """A network below the pooling."""
 
-    Attributes:
-        builder: its function in keras.applications.
-        pixels: what its ImageNet weights expect of them, see `backbones.PIXELS`.
-        least: side of the smallest images that it takes, in pixels.
-    """
-
-    builder: str
-    pixels: str
-    least: int = 32
+    builder: str  # its function in keras.applications
+    pixels: str  # what its ImageNet weights expect of them, see `backbones.PIXELS`
+    least: int = 32  # side of the smallest images that it takes, in pixels
 
 
 # Left out: VGG and MobileNet (v1), which the others beat at a fraction of the cost, and NASNet,
@@ -71,13 +65,10 @@ HUB = "hub:"  # and the name of a preset of keras-hub: one of those too
 
 
 def setting(default, help, **limits):  # noqa: A002 - the word of argparse
-    """Declares a field: its 2019 value, what it is, and the values that it may take.
+    """Declares a field: its 2019 value, a few words for --help, and the values that it may take.
 
-    Args:
-        default: of the 2019 recipe.
-        help: a few words for the command line.
-        **limits: `least` and `most` of a number, `metavar`; of a word `choices`, and `prefix`,
-            after which any other word is taken too.
+    Limits are `least` and `most` of a number, `metavar`; of a word `choices`, and `prefix`, after
+    which any other word is taken too.
     """
     return field(default=default, metadata={"help": help, **limits})
 
@@ -282,7 +273,6 @@ def learning_rate_at(training, mini_epoch, share, num_mini_epochs):
     """Gives the learning rate of a step.
 
     Args:
-        training: `Training`.
         mini_epoch: counted from 0.
         share: of the mini-epoch's steps that is done, 0 to 1; the 2019 steps do not look at it.
         num_mini_epochs: of the whole run.

@@ -128,9 +128,6 @@ def main(argv=None):
             merge(session, files, args.rerank_divisor, args.rerank)
 
 
-# ---------------------------------------------------------------------------------------- parts
-
-
 def search_parts(session, args):
     """Searches one part, or all parts one after another: yields the part files."""
     from search import parts  # it loads Keras and faiss
@@ -190,14 +187,10 @@ def _plan_expansion(session, describer, args, index_ids):
     return parts.Expansion(args.expand_queries, args.augment_index, whole)
 
 
-# ---------------------------------------------------------------------------------------- merge
-
-
 def merge(session, files, divisor, rerank=None):
     """Merges all parts into the submission, checks it, scores it and draws neighbors.png.
 
     Args:
-        session: `Session`.
         files: paths of all the parts.
         divisor: of the squared distance to images of the query's landmark; 1 = no rerank.
         rerank: one of `reranks.RERANKS`; None is that of the model's recipe.
@@ -207,13 +200,7 @@ def merge(session, files, divisor, rerank=None):
     """
     parts, fingerprint = load_parts(files)
     rerank, num_nearest = rerank or fingerprint.get("rerank", "divide"), fingerprint["top"]
-    # A part of an earlier version may name one that is no more.
-    if rerank not in RERANKS or not RERANKS[rerank].columns.keys() <= parts[0].more.keys():
-        raise ExpectedError(
-            f"{files[0]}: it has no candidates of the rerank {rerank}; expected those of all "
-            "reranks",
-            setting="rerank",
-        )
+    _require_candidates(files[0], parts[0], rerank)
     test_ids = read_test_ids(session.source, files[0], parts[0].query_ids)
     ranking = merge_parts(parts, divisor, num_nearest, rerank)
     path = session.path(RETRIEVAL_SUBMISSION)
@@ -231,27 +218,40 @@ def merge(session, files, divisor, rerank=None):
     scores, solution = score(session, "retrieval", rankings)
     scored = score_queries(ranking, solution)
     rows = draw(session, parts, ranking, scored)
-    merged = {
-        "scores": scores,
-        "num_parts": len(parts),
-        "rerank": rerank,
-        "divisor": divisor,
+    divided = f"squared distances within the landmark / {divisor:g}"
+    facts = {
+        "scores": [{"name": name, "usages": usages} for name, usages in scores.items()],
         "left_out": left_out,
+        "rerank": rerank,
+        "details": [
+            ["parts", len(parts)],
+            ["rerank", divided if rerank == "divide" else rerank],
+        ],
     }
     write_report(
         session, "retrieval",
-        lambda: retrieved.gather(session, merged, fingerprint, solution, scored, rows),
+        lambda: retrieved.gather(session, facts, fingerprint, solution, scored, rows),
     )  # fmt: skip
 
 
+def _require_candidates(path, part, rerank):
+    """Raises ExpectedError unless a part has what a rerank needs; an earlier version's may not."""
+    if rerank not in RERANKS or not RERANKS[rerank].columns.keys() <= part.more.keys():
+        raise ExpectedError(
+            f"{path}: it has no candidates of the rerank {rerank}; expected those of all reranks",
+            setting="rerank",
+        )
+
+
 def _tell_left_out(session, path, parts, test_ids):
-    """Checks the submission; says and gives how many images are not in it: dict by split."""
+    """Checks the submission; says what is in it, and gives a line for images that are not."""
     num_answered = check_retrieval_submission(path, test_ids)
     num_indexed = len(np.unique(np.concatenate([part.index_ids for part in parts])))
     num_known = len(read_image_ids(session.source.fetch(INDEX_CSV)))
     say(f"{num_indexed:,} of {num_known:,} index images searched")
     say(f"{num_answered:,} of {len(test_ids):,} test images have neighbors")
-    return {"index": num_known - num_indexed, "test": len(test_ids) - num_answered}
+    missing = {"index": num_known - num_indexed, "test": len(test_ids) - num_answered}
+    return [f"{n:,} {split} images could not be searched." for split, n in missing.items() if n]
 
 
 def draw(session, parts, ranking, scored):

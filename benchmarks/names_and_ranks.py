@@ -261,9 +261,9 @@ def of_neighbors(scene, side):
 def agreements(of_queries, of_index):
     """Sums the products of the weights of common landmarks: (queries, index images)."""
     landmarks = np.unique(np.concatenate([of_queries.labels, of_index.labels], axis=None))
-    sides = [np.zeros((len(side), len(landmarks))) for side in (of_queries, of_index)]
+    sides = [np.zeros((len(side.labels), len(landmarks))) for side in (of_queries, of_index)]
     for dense, side in zip(sides, (of_queries, of_index), strict=True):
-        rows = np.arange(len(side))[:, None]
+        rows = np.arange(len(side.labels))[:, None]
         np.add.at(dense, (rows, np.searchsorted(landmarks, side.labels)), side.weights)
     return sides[0] @ sides[1].T
 

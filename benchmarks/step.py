@@ -184,7 +184,7 @@ def compare_prediction(size, rounds, num_batches=4):
         path = Path(folder, "model.keras")
         page = {"landmark_ids": list(range(NUM_CLASSES))}
         model.save_model(model.build_classifier(build(size), Loss()), path, page)
-        describer = describe.Describer(describe.DescribeSettings(path, 64), None)
+        describer = describe.Describer(None, path, 64)
     predictor = describer.predictor
     bare = tf.function(lambda batch: predictor(batch, training=False))
 

@@ -95,10 +95,8 @@ def _tell_others(path, num_images, others, first_other):
 
 
 def _check_end(tar):
-    """Raises ReadError unless the tar ends as tars do, and the file with it.
-
-    tarfile takes damage for the end, and knows nothing of a second tar behind the first.
-    """
+    """Raises ReadError unless the tar ends as tars do, and the file with it."""
+    # tarfile takes damage for the end, and knows nothing of a second tar behind the first.
     tar.fileobj.seek(tar.offset)
     end = tar.fileobj.read(tarfile.BLOCKSIZE)
     if end.strip(b"\0") or not end:
@@ -115,9 +113,6 @@ def read_member(descriptor, member):
     if member.size > MAX_MEMBER_BYTES:
         raise BadImageError(f"{member.size} bytes")
     return read_at(descriptor, member.size, member.offset)
-
-
-# ----------------------------------------------------------------------------------------- to write
 
 
 def member_name(image_id):
@@ -140,9 +135,6 @@ def _add(tar, name, size, content):
     info = tarfile.TarInfo(name)  # its time is 0, its owner 0, its mode 0644
     info.size = size
     tar.addfile(info, content)
-
-
-# --------------------------------------------------------------------------- unpacked into a folder
 
 
 @dataclass(frozen=True)

@@ -36,35 +36,22 @@ LOOK_SIDE = 8  # of the look of a picture, see `_look`
 
 @dataclass(frozen=True)
 class Photo:
-    """A file that should be a photo.
+    """A file that should be a photo."""
 
-    Attributes:
-        path: of the file.
-        landmark: name of what it shows; "" shows no landmark.
-        split: "train", "index" or "test" where its folder says so, else None.
-    """
-
-    path: Path
-    landmark: str
-    split: str | None = None
+    path: Path  # of the file
+    landmark: str  # name of what it shows; "" shows no landmark
+    split: str | None = None  # "train", "index" or "test" where its folder says so, else None
 
 
 @dataclass(frozen=True)
 class ReadPhoto:
-    """What was read of a photo.
+    """What was read of a photo."""
 
-    Attributes:
-        image_id: int, the first 64 bits of the SHA-256 of the file.
-        jpeg: bytes of the small picture.
-        look: int of 64 bits, alike for pictures that look alike.
-        camera: maker, model and serial number, "" where the file does not say.
-        taken: seconds, None where the file does not say; only differences mean something.
-    """
-
-    image_id: int
-    jpeg: bytes
-    look: int
-    camera: str
+    image_id: int  # the first 64 bits of the SHA-256 of the file
+    jpeg: bytes  # bytes of the small picture
+    look: int  # int of 64 bits, alike for pictures that look alike
+    camera: str  # maker, model and serial number, "" where the file does not say
+    # seconds, None where the file does not say; only differences mean something
     taken: float | None
 
 
@@ -137,14 +124,7 @@ def landmark_name(folder_name):
 
 
 def read(photo, pixels):
-    """Reads a photo.
-
-    Args:
-        photo: `Photo`.
-        pixels: of the small picture's shorter side; none is enlarged.
-
-    Returns:
-        `ReadPhoto`.
+    """Reads a photo: `ReadPhoto`, its picture's shorter side so many pixels; none is enlarged.
 
     Raises:
         BadImageError: it cannot be read.
@@ -162,10 +142,7 @@ def read(photo, pixels):
 
 
 def _look(jpeg):
-    """Says in 64 bits where a picture gets brighter to the right (a difference hash).
-
-    Source: N. Krawetz, "Kind of like that", hackerfactor.com, 2013.
-    """
+    """Says in 64 bits where a picture gets brighter to the right (Krawetz' difference hash)."""
     with Image.open(io.BytesIO(jpeg)) as image:
         image.draft("L", (64, 64))
         grey = image.convert("L").resize((LOOK_SIDE + 1, LOOK_SIDE), Image.Resampling.BOX)

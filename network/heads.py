@@ -18,12 +18,7 @@ HEAD_LAYERS = ("pooling", "neck", "neck_norm", DESCRIPTOR, LOGITS)
 
 
 def pool(network, features):
-    """Pools a backbone's features to (batch, channels); without a neck that is the descriptor.
-
-    Args:
-        network: `recipes.Network`.
-        features: (batch, height, width, channels), or the tokens of a vision transformer.
-    """
+    """Pools features or tokens to (batch, channels); without a neck that is the descriptor."""
     name = "pooling" if network.neck else DESCRIPTOR
     if network.pooling != "token" and len(features.shape) == 3:
         features = _lay_out(features, backbones.count_prefix_tokens(network.backbone))
@@ -44,13 +39,7 @@ def _lay_out(tokens, num_prefix_tokens):
 
 
 def add_head(recipe, pooled, num_classes):
-    """Puts neck and last layer on pooled vectors: (batch, num_classes) float32 logits or cosines.
-
-    Args:
-        recipe: `Recipe`.
-        pooled: (batch, channels).
-        num_classes: size of the class table.
-    """
+    """Puts neck and last layer on pooled vectors: (batch, num_classes) float32, no confidences."""
     descriptors = pooled
     if recipe.network.neck:
         values = keras.layers.Dense(recipe.network.neck, use_bias=False, name="neck")(pooled)
@@ -66,13 +55,7 @@ def add_head(recipe, pooled, num_classes):
 
 
 def build_loss(loss, network, class_sizes):
-    """Builds what a network is trained on.
-
-    Args:
-        loss: `recipes.Loss`.
-        network: keras.Model that ends in `add_head`.
-        class_sizes: (num_classes,) int, the train images of each landmark.
-    """
+    """Builds what a network is trained on; `class_sizes`: the train images of each landmark."""
     weights = layers.class_weights(class_sizes) if loss.class_weights else None
     if loss.loss == "softmax" and weights is None:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -90,12 +73,7 @@ def scale_of(loss, num_classes):
 
 
 def add_confidences(loss, outputs):
-    """Makes outputs confidences: probabilities or, of a cosine head, the cosines if so asked.
-
-    Args:
-        loss: `recipes.Loss`.
-        outputs: (batch, num_classes) float32, of `add_head`.
-    """
+    """Makes outputs confidences: probabilities or, of a cosine head, the cosines if so asked."""
     if loss.loss != "softmax":
         if loss.confidence == "cosine":
             return outputs

@@ -170,13 +170,9 @@ def run_command_line(main):
 
 
 def _settle():
-    """Makes a script independent of where it was started: a notebook, a service, another language.
-
-    Closed streams lead nowhere, for the next file that is opened would be taken for one of them.
-    What cannot be written in the language of the terminal is escaped. Pictures go to files.
-    """
+    """Makes a script independent of where it was started: a notebook, a service, a language."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
+        try:  # closed streams lead nowhere: the next file would be taken for one of them
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,7 +88,10 @@ def test_folders_become_shards_tables_and_truth_that_agree(photos, tmp_path, cap
     assert set(read_image_ids(source.fetch(TEST_CSV)).tolist()) == ids["test"]
     truth = read_recognition_solution(source.fetch("ground_truth/recognition_solution_v2.1.csv"))
     assert len(truth) == len(ids["test"]) and len(ids["test"]) >= 4
-    read_retrieval_solution(source.fetch("ground_truth/retrieval_solution_v2.1.csv"))
+    truth = read_retrieval_solution(source.fetch("ground_truth/retrieval_solution_v2.1.csv"))
+    assert {bool(one.image_ids) for one in truth.values()} == {True, False}
+    assert all((one.usage == "Ignored") == (not one.image_ids) for one in truth.values())
+    assert os.name == "nt" or (tmp_path / "out").stat().st_mode & 0o777 == 0o755
     told = capsys.readouterr()
     assert told.out == f"{tmp_path / 'out'}\n"
     assert "3 landmarks; " in told.err and "4 without a landmark" in told.err

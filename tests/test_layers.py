@@ -71,6 +71,11 @@ def test_gem_by_hand():
     np.testing.assert_allclose(run(GeM(3.0), features), [[2.924018, 1.259921]], rtol=1e-6)
 
 
+def test_a_learnt_p_begins_where_it_is_told():
+    features = RANDOM.uniform(0, 50, (2, 4, 5, 3))
+    np.testing.assert_array_equal(run(GeM(2.5, True), features), run(GeM(2.5), features))
+
+
 def test_gem_is_the_average_for_p_1_and_nears_the_maximum_for_a_large_p():
     features = RANDOM.uniform(0, 50, (2, 4, 5, 3))
     np.testing.assert_allclose(run(GeM(1.0), features), features.mean(axis=(1, 2)), rtol=1e-5)

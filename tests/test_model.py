@@ -584,7 +584,7 @@ def test_a_preset_that_a_file_only_names_is_not_looked_for(model_file, monkeypat
 
 
 def test_a_file_is_opened_in_the_precision_of_the_machine(strong_file, monkeypatch):
-    monkeypatch.setattr(model, "precision_here", lambda: "mixed_float16")
+    monkeypatch.setattr(model, "precision_here", lambda _: "mixed_float16")
     classifier = load_recogniser(strong_file[0]).classifier
     assert classifier.get_layer("tiny_1_conv").compute_dtype == "float16"
     assert model.precision() == "float32"

@@ -112,7 +112,7 @@ def test_stderr_tells_of_the_data_of_every_mini_epoch_and_of_every_test_shard(
     assert [match.groups() for match in told if match] == list(zip("123456", "123123", strict=True))
     assert any(line.startswith("test/images_000.tar: 9 images described (1/2), ") for line in lines)
     assert any(line.startswith("test/images_001.tar: 9 images described (2/2), ") for line in lines)
-    assert lines[-1] == "18 of 18 test images predicted"
+    assert lines[-1] == "18 of 18 test images named"
 
 
 def test_the_submission_has_every_test_image_once_with_a_known_landmark(data_set, recognition_run):
@@ -287,7 +287,7 @@ def test_an_unreadable_test_image_is_left_empty_and_named(predict, tmp_path, cap
     assert [row["id"] for row in rows] == made.of_split("test")
     lines = capsys.readouterr().err.splitlines()
     assert f"test/images_001.tar: image {bad} left empty: not an image" in lines
-    assert "17 of 18 test images predicted" in lines
+    assert "17 of 18 test images named" in lines
 
 
 @pytest.mark.usefixtures("tiny_backbones")
@@ -598,6 +598,15 @@ def test_a_setting_that_would_change_nothing_is_refused(arguments, message, caps
 def test_what_a_recipe_brings_along_may_change_nothing():
     args = recognition.parse_arguments([*STRONG, "--loss", "softmax", "--pooling", "max"])
     assert (args.margin, args.scale, args.confidence) == (0.3, 30, "cosine")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--loss cosine --confidence cosine", "--loss cosine --scale 20", "--pooling gem --gem-p 4",
+     "--loss cosface --margin 0.2", "--optimizer sgd --weight-decay 0.1"],
+)  # fmt: skip
+def test_a_setting_is_taken_beside_one_with_which_it_acts(words):
+    recognition.parse_arguments(words.split())
 
 
 def test_a_checkpoint_of_other_settings(recognition_run, capsys):
