@@ -4,9 +4,7 @@
 
 Takes the decode rate per core, what is lost in overlapping and the search rate from the results of
 decode.py, overlap.py and search_speed.py, and the gain of small pictures from small_pictures.py,
-unless given. The step rate of a GPU cannot be
-measured on a machine without one and must be given with its source; describing counts as fast as
-training.
+unless given. The step rate of a GPU must be given with its source; describing counts as fast.
 """
 
 import argparse

@@ -3,10 +3,9 @@
     python benchmarks/overlap.py [--unit 1.0] [--mini-epochs 8] [--rounds 3]
 
 Simulated: sleeps of L, D and T seconds a shard in place of download, decode and step, through the
-real `generators.stream_batches` and `loop.train_mini_epoch`. Real: shards of drawn photographs
-served over HTTP on this machine, downloaded, verified and decoded; the step alone is a sleep. The
-first mini-epochs, while the number of connections grows, are left out. Several downloads sleep side
-by side, so that of the download counts what is left of it over the connections that there may be.
+real stream and `loop.train_mini_epoch`; downloads sleep side by side. Real: shards of drawn
+photographs served over HTTP on this machine; the step alone is a sleep. The first mini-epochs,
+while the number of connections grows, are left out.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ import numpy as np
 from common import print_table, print_verdict
 
 import generators
-from data.connections import MAX_CONNECTIONS, Connections
+from data.connections import MAX_CONNECTIONS
 from data.sources import Shard, Source
 from demo.server import serve
 from generators import Reading, ShardEnd, stream_batches
@@ -59,33 +58,6 @@ class SleepingNetwork:
         return 1.0, 0.0
 
 
-class SleepingSource:
-    """A source whose downloads are sleeps; every shard is the same file."""
-
-    def __init__(self, tar, download_s):
-        self.tar, self.download_s = tar, download_s
-
-    def require_space(self, shard):
-        """There is always space."""
-
-    def open_connections(self):
-        """Gives the connections of a stream."""
-        return Connections(MAX_CONNECTIONS)
-
-    def has_space(self, num_shards):
-        """There is always space."""
-        return True
-
-    def fetch_shard(self, shard, connections):
-        """Sleeps for a download."""
-        with connections.hold():
-            time.sleep(self.download_s)
-        return self.tar
-
-    def discard_shard(self, shard):
-        """Nothing is kept."""
-
-
 def run(source, reading, step_s, mini_epochs):
     """Trains some mini-epochs; gives (seconds, waited seconds) of one, in the steady state."""
     plan = [(0, Shard("train", number)) for number in range(NUM_LEFT_OUT + mini_epochs)]
@@ -115,7 +87,7 @@ def simulate(tar, step_s, decode_s, download_s, mini_epochs):
         return image
 
     with mock.patch.object(generators, "decode_image", decode_image):
-        source = SleepingSource(tar, download_s)
+        source = common.SleepingSource(tar, download_s)
         return run(source, reading, step_s * TINY_BATCH / NUM_TINY, mini_epochs)
 
 
@@ -146,7 +118,7 @@ def measure_alone(address, tar, scratch, reading):
         download_s.append(common.timed(source.fetch_shard, shard)[1])
         source.discard_shard(shard)
     plan = [(0, Shard("train", number)) for number in range(4)]
-    stream = stream_batches(SleepingSource(tar, 0), plan, reading)
+    stream = stream_batches(common.SleepingSource(tar, 0), plan, reading)
     ends = [time.perf_counter() for item in stream if isinstance(item, ShardEnd)]
     return float(np.median(np.diff(ends))), float(np.median(download_s))
 

@@ -23,7 +23,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 
 import model
-from data.connections import Connections
 from data.sources import Shard
 from descriptors import describe
 from generators import Batch, Reading, ShardEnd, stream_batches
@@ -39,27 +38,6 @@ NUM_CLASSES = 1000
 BACKBONE = "resnet50"
 CONSTANT, BARE = "constant batch", "bare tf.function"
 OURS = "ours (Describer.describe)"
-
-
-class SameShard:
-    """A source whose shards are all the same file."""
-
-    def __init__(self, tar):
-        self.tar = tar
-
-    def require_space(self, shard):
-        """Nothing is downloaded."""
-
-    def open_connections(self):
-        """Gives those of no download."""
-        return Connections()
-
-    def fetch_shard(self, shard, connections):
-        """Gives the file."""
-        return self.tar
-
-    def discard_shard(self, shard):
-        """It is kept."""
 
 
 def build(size):
@@ -133,7 +111,7 @@ def compare_feeding(size, rounds):
 def open_stream(tar, reading):
     """Gives an endless stream of batches; ends its thread."""
     plan = [(0, Shard("train", number)) for number in range(3 * NUM_SHARDS + 4)]
-    stream = stream_batches(SameShard(tar), plan, reading)
+    stream = stream_batches(common.SleepingSource(tar), plan, reading)
     with contextlib.closing(stream):
         yield stream
 

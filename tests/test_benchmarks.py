@@ -60,18 +60,6 @@ def test_search_speed_runs(monkeypatch, capsys):
     assert "float16: " in out
 
 
-def test_demo_size_writes_settings_as_the_command_line_takes_them():
-    import demo_size
-
-    import recognition
-    from demo import start
-
-    settings = start.DEFAULTS | {"augment": False}
-    flags = [str(word) for word in demo_size.flags_of(settings)]
-    parsed = vars(recognition.parse_arguments(flags))
-    assert {name: parsed[name] for name in settings} == settings
-
-
 def test_every_variant_of_the_ablation_is_taken_by_recognition():
     import ablation
 
