@@ -151,11 +151,23 @@ def main(argv=None):
     if args.machine:  # its folder may be that of the first machine
         settings["output"] /= f"machine-{args.machine}"
     with open_session("recognition", **settings) as session:
+        if args.step == "all":
+            require_test_images(session.source)
         if args.step != "predict":
             recipe, group = Recipe.of(vars(args)), (args.machines, args.machine)
             train(session, recipe, args.valid_shards, args.valid_every, args.fresh, group)
         if args.step != "train":
             predict(session, args.model, args.batch_size, args.flipped_too)
+
+
+def require_test_images(source):
+    """Raises ExpectedError where there is nothing to predict, before days of training."""
+    source.select_shards("train")  # a wrong source is told first
+    try:
+        source.select_shards("test")
+        read_image_ids(source.fetch(TEST_CSV))
+    except ExpectedError as error:
+        raise ExpectedError(str(error), setting="test_images") from error
 
 
 def train(session, recipe, valid_shards, valid_every, fresh=False, group=(None, 0)):

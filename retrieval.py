@@ -18,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
+from data.arrays import load_page
 from data.landmarks import read_image_ids, read_landmark_names
 from data.sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION
 from data.submissions import (
@@ -41,6 +42,7 @@ from runs.command_line import (
 from runs.pictures import draw_picture
 from runs.session import (
     NEIGHBORS_PICTURE,
+    QUERIES,
     REPORT_FACTS,
     RETRIEVAL_SUBMISSION,
     open_session,
@@ -199,6 +201,7 @@ def merge(session, files, divisor, rerank=None):
         ExpectedError: parts are missing, repeated, damaged or do not belong together.
     """
     parts, fingerprint = load_parts(files)
+    _require_own_model(session, files[0], fingerprint)
     rerank, num_nearest = rerank or fingerprint.get("rerank", "divide"), fingerprint["top"]
     _require_candidates(files[0], parts[0], rerank)
     test_ids = read_test_ids(session.source, files[0], parts[0].query_ids)
@@ -240,6 +243,21 @@ def _require_candidates(path, part, rerank):
         raise ExpectedError(
             f"{path}: it has no candidates of the rerank {rerank}; expected those of all reranks",
             setting="rerank",
+        )
+
+
+def _require_own_model(session, file, fingerprint):
+    """Raises ExpectedError if the output was predicted by another model than the parts."""
+    path = session.path(QUERIES)
+    try:
+        own = load_page(path)[1]
+    except ExpectedError:  # not there, or damaged: a search makes it again
+        return
+    if own.get("model") != fingerprint.get("model"):
+        raise ExpectedError(
+            f"{file}: of another model than {path}; expected parts of the model that predicts; "
+            "search the parts again",
+            setting="old_parts",
         )
 
 

@@ -243,6 +243,11 @@ def _read_train_csv(path):
         table = table.assign(id=table.pop("images").str.split(" ")).explode("id")
     else:
         table = read_table(path, id=str, landmark_id=int)
-    image_ids = parse_image_ids(table["id"], path)
+    image_ids, landmark_ids = parse_image_ids(table["id"], path), table["landmark_id"].to_numpy()
     check_unique(image_ids, path)
-    return pd.DataFrame({"image_id": image_ids, "landmark_id": table["landmark_id"].to_numpy()})
+    if landmark_ids.min() < 0:  # of which no model is read
+        raise ExpectedError(
+            f"{path}: landmark id {landmark_ids.min()}; expected landmark ids from 0 up; check the "
+            "file"
+        )
+    return pd.DataFrame({"image_id": image_ids, "landmark_id": landmark_ids})

@@ -19,6 +19,7 @@ from data.images import BadImageError
 from utils import CHUNK_BYTES, ExpectedError, atomic_write, read_at, say
 
 MEMBER_NAME = re.compile(r"([0-9a-f])/([0-9a-f])/([0-9a-f])/(\1\2\3[0-9a-f]{13})\.jpg")
+MAX_END_BYTES = 2 * tarfile.RECORDSIZE  # a tar ends within a record of 10 KB
 MAX_MEMBER_BYTES = 64 << 20  # the largest JPEGs of the data set are a few MB
 
 
@@ -101,11 +102,15 @@ def _check_end(tar):
     end = tar.fileobj.read(tarfile.BLOCKSIZE)
     if end.strip(b"\0") or not end:
         raise tarfile.ReadError(f"damaged or cut off at byte {tar.offset}")
+    num_zeros = len(end)
     while more := tar.fileobj.read(CHUNK_BYTES):
+        num_zeros += len(more)
         if more.strip(b"\0"):
             raise tarfile.ReadError(
                 f"more after its end at byte {tar.offset}, perhaps a second tar"
             )
+    if num_zeros > MAX_END_BYTES:  # a download that got its length, but not its bytes
+        raise tarfile.ReadError(f"nothing but zeros from byte {tar.offset} on")
 
 
 def read_member(descriptor, member):

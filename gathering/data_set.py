@@ -183,7 +183,7 @@ def _place_all(found, positions, left_out):
 
 def write_shards(folder, pictures, spool):
     """Writes the tars, each by ascending image id, and their md5 files."""
-    shards = {}
+    shards = {Shard("train", 0): []}  # held out: without a picture where each landmark has a group
     for picture in pictures:
         shard = Shard(picture.place.split, picture.place.shard)
         shards.setdefault(shard, []).append(picture)

@@ -70,6 +70,8 @@ def find_photos(folder, non_landmarks=None):
     """
     register_heic()
     tops, left_out = [], []
+    if non_landmarks is not None:
+        _list(non_landmarks)  # is it there?
     for path in _list(folder):
         split = SPLIT_OF.get(path.name.lower())
         if path.is_dir() and split and any(below.is_dir() for below in _list(path)):
@@ -82,6 +84,11 @@ def find_photos(folder, non_landmarks=None):
             elif non_landmarks is None or not below.samefile(non_landmarks):
                 tops.append((below, landmark_name(below.name), split))
     if non_landmarks is not None:
+        if not _list(non_landmarks):
+            raise ExpectedError(
+                f"{non_landmarks}: nothing in it; expected pictures that show no landmark; check "
+                "--non-landmarks"
+            )
         tops.append((Path(non_landmarks), "", None))
     photos = []
     for top, landmark, split in tops:

@@ -181,6 +181,30 @@ def test_the_held_out_shard_has_no_landmarks_largest_group(photos, tmp_path):
     assert held_out and trained == {0, 1, 2}
 
 
+def test_landmarks_of_one_group_each_are_all_trained_on_and_shard_0_is_there(tmp_path, capsys):
+    for number in range(3):
+        for minute in range(2):
+            when = f"2024:01:0{number + 1} 10:00:0{minute}"  # in a row
+            write(
+                tmp_path / "in" / f"L{number}",
+                **{f"{minute}__jpg": photo((number, minute), when=when)},
+            )
+    source = run(tmp_path / "in", tmp_path / "out")
+    numbers = [len(list_members(source.fetch_shard(s))) for s in source.select_shards("train")]
+    assert numbers == [0, 4, 2]
+    assert (
+        f"next: python recognition.py train --source {tmp_path / 'out'} " in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("others", ["missing", "empty"])
+def test_a_folder_of_non_landmarks_without_pictures_is_told(others, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ExpectedError) as caught:
+        run(photos, tmp_path / "out", "--non-landmarks", tmp_path / others)
+    assert one_line(caught.value).startswith(f"{tmp_path / others}: ")
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [

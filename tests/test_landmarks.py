@@ -300,6 +300,10 @@ def test_labels_swapped_between_landmarks_change_the_fingerprint_of_the_labels_a
         ("landmark_id,images\n7,\n", "image id ''"),
         ("landmark_id,images\n7,00000000000000a1 short\n", "image id 'short'"),
         (
+            "id,landmark_id\n00000000000000a1,-7\n",
+            "landmark id -7; expected landmark ids from 0 up",
+        ),
+        (
             "id,landmark_id\n00000000000000a1,7\n00000000000000a1,8\n",
             "image id '00000000000000a1' appears twice; ",
         ),

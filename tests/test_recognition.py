@@ -508,6 +508,15 @@ def test_a_source_without_train_csv(data_set, other_source, tmp_path, capsys):
     )
 
 
+def test_a_test_set_that_is_missing_is_told_before_training(other_source, tmp_path, capsys):
+    (other_source / TEST_CSV).write_text("id\n")
+    assert run(*small(None, tmp_path / "output", "--source", other_source)) == 1
+    told = capsys.readouterr().err
+    assert f"{TEST_CSV}: no row after the header; " in told
+    assert told.endswith("; check --source, or train alone with `recognition.py train`\n")
+    assert not (tmp_path / "output" / "checkpoint").exists()
+
+
 def test_a_host_that_cannot_be_reached(data_set, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(download, "_wait_before", lambda *_: None)
     address = f"http://127.0.0.1:{closed_port()}/"

@@ -28,7 +28,7 @@ from tiny_network import in_place_of_backbones
 
 import retrieval
 import utils
-from data.arrays import load_arrays
+from data.arrays import load_arrays, save_arrays
 from data.landmarks import format_image_id
 from data.sources import INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV, Shard, Source
 from data.submissions import read_retrieval_solution, read_retrieval_submission
@@ -779,6 +779,19 @@ def test_a_part_of_another_model_is_refused(
     assert error_of(capsys.readouterr()) == (
         f"error: {odd}: model is {now}, but {was} in {files[0]}; expected parts of one search; "
         "search the odd one again, with the same queries.npz"
+    )
+    assert submission_of(resumed) == before
+
+
+def test_parts_of_a_model_that_was_trained_anew_since_are_refused(world, resumed, capsys):
+    arrays, page = load_arrays(resumed / "queries.npz")
+    save_arrays(resumed / "queries.npz", page | {"model": "of today"}, **arrays)
+    before = submission_of(resumed)
+    assert run("merge", "--source", world.folder, "--output", resumed) == 1
+    assert error_of(capsys.readouterr()) == (
+        f"error: {resumed / 'part-0-of-6.npz'}: of another model than {resumed / 'queries.npz'}; "
+        "expected parts of the model that predicts; search the parts again, or choose another "
+        "--output"
     )
     assert submission_of(resumed) == before
 

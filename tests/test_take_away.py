@@ -67,6 +67,15 @@ def test_the_folder_works_where_nothing_of_this_project_is(recognition_run, tmp_
     assert len((folder / "name_photo.py").read_text().splitlines()) <= 13
 
 
+def test_a_folder_with_something_else_is_not_written_into(tmp_path):
+    path = tmp_path / "model.keras"  # the output itself, say: the twin would replace the model
+    path.write_bytes((DATA / "2019" / "model.keras").read_bytes())
+    with pytest.raises(ExpectedError) as caught:
+        identify.main(["--take-away", str(tmp_path), "--output", str(tmp_path)])
+    assert "expected a new folder, or an earlier one of this kind" in one_line(caught.value)
+    assert path.read_bytes() == (DATA / "2019" / "model.keras").read_bytes()
+
+
 def test_a_photo_beside_the_folder_is_wrong_use(capsys):
     with pytest.raises(SystemExit) as caught:
         identify.parse_arguments(["a.jpg", "--take-away", "folder"])
