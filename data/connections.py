@@ -9,7 +9,7 @@ from collections import deque
 from concurrent.futures import CancelledError
 
 MAX_CONNECTIONS = 8
-SPARE = 1.1  # a download may take so many times as long as those before it
+SPARE = 1.3  # a download may take so many times as long as those before it
 NUM_REMEMBERED = 4  # downloads and uses whose times count
 NUM_QUIET = 8  # shards used without a refusal, after which one connection more is tried
 

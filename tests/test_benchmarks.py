@@ -119,7 +119,7 @@ def test_the_estimate_counts_sessions_and_hours_of_the_strong_chain(monkeypatch,
     hours = (4 * 1_580_470 + 117_577) / 450 / 3600
     out = run(monkeypatch, capsys, epoch_estimate, *words)
     assert "**step, 400 images/s per GPU, 2 GPUs**" in out
-    assert "download over 4 connections of 33 MB/s" in out  # 1.1 x 30.3 s / 10.3 s
+    assert "download over 4 connections of 33 MB/s" in out  # 1.3 x 30.3 s / 10.3 s
     assert f"| recognition | 1 | T4 x2 | {hours:.2f} | {hours:.2f} |" in out
     out = run(monkeypatch, capsys, epoch_estimate, *words, "--connections=1")
     originals, small = out.split("strong chain, cleaned labels, read from ")[1:]

@@ -57,15 +57,15 @@ def refuse(connections):
 
 def test_the_number_follows_from_the_time_to_download_and_the_time_to_use(clock):
     connections = Connections(limit=8)
-    # 30 s to come, 10 s to use: 3.3 with something to spare.
+    # 30 s to come, 10 s to use: 3.9 with something to spare.
     assert [use(connections, clock, 30, 10) for _ in range(4)] == [2, 4, 4, 4]
-    # Once the longest of the last four takes 12 s, 1.32 of them do; one less at a time.
+    # Once the longest of the last four takes 12 s, 1.56 of them do; one less at a time.
     assert [use(connections, clock, 12, 10) for _ in range(6)] == [4, 4, 4, 3, 2, 2]
 
 
 def test_one_connection_is_enough_where_a_shard_comes_sooner_than_it_is_used(clock):
     connections = Connections(limit=8)
-    assert [use(connections, clock, 9, 10) for _ in range(4)] == [1, 1, 1, 1]
+    assert [use(connections, clock, 7, 10) for _ in range(4)] == [1, 1, 1, 1]
 
 
 def test_one_slow_use_changes_nothing(clock):
