@@ -128,6 +128,10 @@ class Network:
         0, "values of the descriptor behind the pooling; 0 = the pooled vector itself", least=0,
         most=8192, metavar="VALUES",
     )  # fmt: skip
+    kept: int = setting(
+        0, "principal components of a frozen backbone's pooled vector, which the descriptor has "
+        "beside the neck's values", least=0, most=8192, metavar="VALUES",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -262,6 +266,7 @@ ACTS_BESIDE = (
     ("weight_decay", "optimizer", ("adamw", "sgd")),
     ("backbone_rate", "frozen_backbone", (False,)),
     ("frozen_share", "frozen_backbone", (False,)),
+    ("kept", "frozen_backbone", (True,)),
 )
 
 # The 2019 schedule: x1 for shards 10-179, x0.5 to 339, x0.2 to 389, x0.1 to 499. Each step: the
@@ -298,7 +303,8 @@ RECIPES = {
     ),
     "frozen": Recipe().changed(
         labels="clean", min_images=1, image_size=224, frozen_backbone=True,
-        pooling="average", neck=512, loss="arcface", scale=30.0, margin=0.3, confidence="cosine",
+        pooling="average", neck=512, kept=512,
+        loss="arcface", scale=30.0, margin=0.3, confidence="cosine",
         batch_size=128, epochs=20, learning_rate=1e-3, schedule="cosine", warm_up=0.05,
     ),
 }  # fmt: skip

@@ -13,7 +13,7 @@ PAIR_BLOCK = 4096  # pairs whose distances are computed at a time
 
 
 def best_by_agreement(queries, query_names, index, index_names, num_nearest):
-    """Finds each query's best index images by cos + 3 a, among those that share a landmark with it.
+    """Finds each query's best index images by cos + 4 a, among those that share a landmark with it.
 
     Complete, together with the nearest of all, which the part has anyway. An inverted list gives
     every index image that has a landmark in common with the query: all others have a = 0, and go by

@@ -2,7 +2,7 @@
 
     none          the squared distance d
     divide        d / 1.5 where query and index image show the same landmark
-    agreement     cos + 3 a, a the sum over landmarks of how sure both images' names are of them
+    agreement     cos + 4 a, a the sum over landmarks of how sure both images' names are of them
 
 Sources: `divide` is mayukh18's of 2019; `agreement` adds to the cosine what the 13th place of the
 retrieval challenge of 2021 sorted by alone. What each bought: docs/reranks.md.
@@ -20,7 +20,7 @@ NAMED_BY = ("head", "both")
 HEADS = ("a softmax network", "a cosine head")
 # What names an image: its 5 nearest train images, by their cosine to this power, and the head.
 NUM_NAMING, NAMING_POWER, HEAD_SHARE = 5, 8, 0.25
-AGREEMENT_WEIGHT = 3
+AGREEMENT_WEIGHT = 4
 NO_LABEL = -1  # fills up rows of labels; of weight 0
 
 
@@ -117,7 +117,7 @@ def _by_plain_distance(part, first, last, divisor):
 
 
 def key_of_agreement(distances, agreements):
-    """Gives what orders by cos + 3 a: the squared distance, which is 2 - 2 cos, less 6 a."""
+    """Gives what orders by cos + 4 a: the squared distance, which is 2 - 2 cos, less 8 a."""
     return distances - 2 * AGREEMENT_WEIGHT * agreements
 
 

@@ -15,10 +15,8 @@ from data.arrays import digest_of, digest_of_rows
 from data.landmarks import ClassTable, TrainLabels
 from data.sources import Shard, digest_of_shards
 from descriptors import describe
-from descriptors.describe import Describer, DescribeSettings
+from descriptors.describe import Describer
 from descriptors.descriptions import Descriptions
-from gathering.data_set import Picture, count
-from gathering.division import Place
 from on_kaggle import packing
 from on_kaggle.plan import Kernel
 from recipes import Recipe
@@ -79,7 +77,7 @@ def of_describer(monkeypatch, model_is, keep_aspect, images, shards, other, **se
     )  # fmt: skip
     monkeypatch.setattr(describe, "load_recogniser", lambda *args: recogniser)
     monkeypatch.setattr(model, "build_predictor", lambda *args: None)
-    describer = Describer(DescribeSettings("model.keras", **settings), None)
+    describer = Describer(None, "model.keras", **settings)
     return describer.fingerprint_for(FakeSource(other), shards, images)
 
 
@@ -245,14 +243,6 @@ OTHERS_SHRUNK = [
 ]  # fmt: skip
 
 
-def of_gathered(monkeypatch, image_id, landmark, split, shard):
-    return count([Picture(image_id, landmark, Place(split, shard), 0, 1)], [])["content"]
-
-
-GATHERED = {"image_id": 1, "landmark": "a", "split": "train", "shard": 0}
-OTHERS_GATHERED = [{"image_id": 2}, {"landmark": "b"}, {"split": "test"}, {"shard": 1}]
-
-
 def of_build(monkeypatch, version, max_hours, extra, **kernel):
     monkeypatch.setattr(packing, "find_modules", lambda *args: {})
     monkeypatch.setattr(packing, "source_version", lambda modules: version)
@@ -299,7 +289,6 @@ CASES = [
     *changed(of_queries, QUERIES, OTHER_QUERIES),
     *changed(of_train_images, TRAIN, OTHERS_TRAIN),
     *changed(of_shrunk, SHRUNK, OTHERS_SHRUNK),
-    *changed(of_gathered, GATHERED, OTHERS_GATHERED),
     *changed(of_build, BUILD, OTHER_BUILDS),
     *changed(
         of_modules, {"path": "a.py", "content": b"1"}, [{"path": "b.py"}, {"content": b"2"}]
@@ -322,14 +311,14 @@ def test_the_order_of_images_tells_no_sets_apart():
 
 @pytest.mark.parametrize("change", [{"batch_size": 4}, {"source": 2}, {"text": "ab"}, {"time": 2}])
 def test_a_worker_opens_the_network_again_when_it_may_be_another(monkeypatch, tmp_path, change):
-    monkeypatch.setattr(describe, "Describer", lambda settings, source: [settings, source])
+    monkeypatch.setattr(describe, "Describer", lambda *settings: list(settings))
     monkeypatch.setattr(describe, "_describers", {})
     path = tmp_path / "model.keras"
 
     def opened(batch_size=8, source=1, text="a", time=1):
         path.write_text(text)
         os.utime(path, (time, time))
-        return describe.open_describer(DescribeSettings(path, batch_size), source)
+        return describe.open_describer(source, path, batch_size)
 
     first = opened()
     assert opened() is first

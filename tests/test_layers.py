@@ -1,9 +1,6 @@
 """Tests of pooling, cosine heads and margin losses, by hand and against NumPy in float64."""
 
 import math
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -355,24 +352,6 @@ def test_a_network_opens_in_safe_mode_with_equal_outputs_and_goes_on_training(tm
     assert loaded.loss.get_config() == network.loss.get_config()
     assert loaded.loss.head is None  # full margins, as documented
     assert math.isfinite(loaded.train_on_batch(IMAGES, CLASSES))
-
-
-def test_a_file_without_this_module_is_refused_and_no_code_of_its_folder_is_run(tmp_path):
-    whole_network("mse").save(tmp_path / "network.keras")
-    (tmp_path / "network").mkdir()
-    (tmp_path / "network" / "layers.py").write_text("open('ran', 'w')\n")
-    program = "import keras; keras.models.load_model('network.keras')"
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode != 0
-    assert "TypeError: Could not locate class 'GeM'" in result.stderr
-    assert not (tmp_path / "ran").exists()
 
 
 # --------------------------------------------------------------------- settings by class size

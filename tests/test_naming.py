@@ -155,7 +155,7 @@ def test_the_own_parts_of_a_gallery_go_before_those_of_other_kernels(session, tm
         shutil.copy(path, older)
     damaged(SimpleNamespace(output=older))
     session.find_all = lambda name: [*own(name), *sorted(older.glob(name))]
-    assert find_namer(session, NETWORK, session.queries).named_by == "both"
+    assert find_namer(session, NETWORK, session.queries).facts["named_by"] == "both"
 
 
 def test_another_gallery_has_other_facts(session):

@@ -1028,7 +1028,7 @@ def oracle_by_head(world, output):
         sure = np.maximum(index.confidences.astype(np.float64), 0)
         of_query = max(0.0, float(queries.confidences[query]))
         agreements = np.where(agrees, sure * of_query, 0)
-        keys = squared.astype(np.float32).astype(np.float64) - 6 * agreements
+        keys = squared.astype(np.float32).astype(np.float64) - 8 * agreements
         order = np.lexsort((index.image_ids, keys))[:100]
         rows[format_image_id(image_id)] = [format_image_id(i) for i in index.image_ids[order]]
     return rows

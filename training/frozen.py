@@ -20,11 +20,14 @@ from descriptors.describe import describe_shards
 from descriptors.descriptions import concatenate
 from generators import Batch, ShardEnd
 from network.devices import choose_devices
+from network.heads import KEPT, count_kept
 from runs.session import CHECKPOINT, features_name
 from training import loop
 from training.history import ALL_SHARDS
 from training.loop import Pace, train_mini_epoch
 from utils import ExpectedError, format_duration, require_free_space, say
+
+MAX_LOOKED_AT = 65_536  # train images, to find the axes of their spread
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,8 @@ def _train_head(run, vectors, held_out, valid_every):
             "expected the same shards, with the same ones left out; continue with those",
             setting="fresh",
         )
+    if not rows and count_kept(run.recipe.network, vectors.values.shape[2]):
+        set_kept(run.network.get_layer(KEPT), vectors.values)
     num_steps = math.ceil(len(vectors.image_ids) / settings.batch_size)
     left_out = ", ".join(f"{shard.path} left out" for shard in vectors.left_out)
 
@@ -254,6 +259,25 @@ def _train_head(run, vectors, held_out, valid_every):
         return [row | {"vectors": vectors.digest}]  # in the checkpoint alone
 
     run.train(train_epoch, lambda: in_order(held_out, settings.batch_size), valid_every)
+
+
+def set_kept(layer, values):
+    """Sets what of the pooled vector stays in the descriptor: its principal components.
+
+    The neck learns the train landmarks by heart where they have few images; what tells other
+    pictures apart, the pooled vector still knows.
+
+    Args:
+        layer: the Dense layer `heads.KEPT`.
+        values: (n, views, channels) float16 of the train images, of which 65,536 are looked at.
+    """
+    step = -(-len(values) // MAX_LOOKED_AT)
+    rows = values[::step].reshape(-1, values.shape[2]).astype(np.float64)
+    mean = rows.mean(axis=0)
+    rows -= mean
+    axes = np.linalg.eigh(rows.T @ rows)[1][:, ::-1]  # the largest spread first
+    kernel = axes[:, : layer.units]
+    layer.set_weights([kernel, -mean @ kernel])
 
 
 def shuffle(vectors, batch_size, seed):
