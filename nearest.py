@@ -160,6 +160,7 @@ def name_queries(session, files, args):
         "num_landmarks": len(class_table),
         "known_to": "the head or a train image",
         "left_out": [f"{name}: no image of this train shard names others." for name in left_out],
+        "model": shared["described"]["model"],
         "details": [["non-landmarks compared", num_compared]],
         "scores": [{"name": NAMES_OF_SCORES[name], "usages": one} for name, one in scores.items()],
     }
