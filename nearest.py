@@ -37,6 +37,7 @@ from runs.kernel import require_package
 from runs.session import (
     DESCRIPTORS,
     NAMES,
+    NEAREST_SUBMISSION,
     RECOGNITION_SUBMISSION,
     gallery_part_name,
     open_session,
@@ -150,14 +151,9 @@ def name_queries(session, files, args):
     named, num_compared = _name(session, queries, [part.neighbors for part, _ in parts], shared)
     known = np.concatenate([part.gallery_landmarks for part, _ in parts] + [queries.landmark_ids])
     class_table = ClassTable(np.unique(known))
-    if (path := session.path(RECOGNITION_SUBMISSION)).exists():
-        say(
-            f"{path}: replaced; the head's landmarks stay in queries.npz, and `recognition.py "
-            "predict` writes them again"
-        )
-    write_recognised(session, test_ids, named, class_table)
     submissions = {"GAP of the head": rows_of(queries), "GAP": rows_of(named)}
     scores, solution = score(session, "recognition", submissions)
+    write_better(session, test_ids, {"the head": queries, "the votes": named}, scores, class_table)
     left_out = sorted({name for _, facts in parts for name in facts["left_out"]})
     facts = {
         "title": "Nearest train images",
@@ -169,6 +165,29 @@ def name_queries(session, files, args):
         "scores": [{"name": NAMES_OF_SCORES[name], "usages": one} for name, one in scores.items()],
     }
     write_report(session, "nearest", lambda: facts | recognised.judge(session, named, solution))
+
+
+def write_better(session, test_ids, found, scores, class_table):
+    """Writes the votes' submission; where the head's has the better score, beside the head's.
+
+    Args:
+        found: dict, "the head" and "the votes" -> `Descriptions`.
+        scores: of both, as of `scores.score`; empty where nobody knows.
+    """
+    head, votes = found.values()
+    beside = session.path(NEAREST_SUBMISSION)
+    gaps = [usages["all"] for usages in scores.values()]
+    if gaps and gaps[0] > gaps[1]:
+        write_recognised(session, test_ids, votes, class_table, NEAREST_SUBMISSION)
+        say(f"the head has the better GAP, {gaps[0]:.4f}: {RECOGNITION_SUBMISSION} is the head's")
+        write_recognised(session, test_ids, head, class_table)
+        return
+    beside.unlink(missing_ok=True)  # of an earlier vote
+    say(
+        f"{RECOGNITION_SUBMISSION} is the votes'; the head's landmarks stay in queries.npz, and "
+        "`recognition.py predict` writes them again"
+    )
+    write_recognised(session, test_ids, votes, class_table)
 
 
 def require_same_labels(source, file, searched_with):

@@ -12,6 +12,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from data.connections import MAX_CONNECTIONS
 from data.sources import CVDF_URL
 from recipes import MAX_BATCH_SIZE, RECIPES
 from runs import kernel
@@ -323,8 +324,12 @@ def add_session_options(parser):
         "--scratch",
         type=any_path,
         default=kernel.FOLDER / "tmp" if kernel.is_kernel() else None,
-        help="folder for downloads, at most two shards at a time (default: <output>/scratch)",
+        help="folder for downloads (default: <output>/scratch)",
     )
+    parser.add_argument(
+        "--connections", type=number(int, 1, 64), default=MAX_CONNECTIONS, metavar="N",
+        help="shards downloaded at once, at most; so at most N + 1 are in scratch",
+    )  # fmt: skip
     parser.add_argument(
         "--max-hours",
         type=float,
@@ -483,6 +488,7 @@ def session_settings(args):
         "scratch": args.scratch,
         "max_hours": args.max_hours,
         "skips_bad_shards": args.skip_bad_shards,
+        "max_connections": args.connections,
     }
 
 

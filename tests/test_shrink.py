@@ -54,7 +54,7 @@ PICTURES = {"shrunk.png", "shrink.csv"}  # what differs from run to run
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Without waits, and without the picture, which takes longer than all else."""
-    monkeypatch.setattr("data.download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("data.connections.Connections.pause", lambda *_: None)
     monkeypatch.setattr(small_shards, "draw_picture", lambda *args, **options: None)
 
 
