@@ -160,7 +160,7 @@ def format_scores(name, scores):
 
 def main(argv=None):
     """Scores one submission, as the module's docstring shows."""
-    parser = CommandLine(description="Scores a submission against the released ground truth.")
+    parser = CommandLine(__doc__, prog="metrics.py")
     parser.add_argument("challenge", choices=("recognition", "retrieval"))
     parser.add_argument("submission", help="the CSV to score")
     parser.add_argument("solution", help="recognition_solution_v2.1.csv, or the retrieval one")

@@ -63,7 +63,8 @@ MAX_SUMMED = 1000  # descriptors in the sum of an expansion
 
 def make_parser():
     """Makes the parser of the command line; Keras and faiss are not loaded for it."""
-    parser, _, group = parser_in_parts(__doc__, "retrieval", "index", "merge", "float32")
+    parser, *_ = parser_in_parts(__doc__, "retrieval", "index", "merge", "float32")
+    group = parser.add_further_group("ranking")
     default, default_names = tell_defaults()
     group.add_argument(
         "--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",

@@ -8,6 +8,7 @@ import io
 import math
 import os
 import re
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -35,17 +36,25 @@ ADVICE = {
     "fresh": "or start over with --fresh",
     "any_build": "push it again by its name, or keep it with --any-build",
 }
+HELP_WIDTH = 100
 INPUTS = "inputs"  # in the place of an address
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of stdout, say; never a bug
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help that shows each default as one types it."""
+    """Help as wide as the terminal, up to `HELP_WIDTH`, that shows each default as one types it."""
+
+    def __init__(self, prog):
+        super().__init__(prog, width=_help_width())
 
     def _get_help_string(self, action):
         text = action.help.removesuffix(" (default: %(default)s)")  # of Python before 3.13
         shown = _typed(action.default)
         return f"{text} (default: {shown})" if action.option_strings and shown else text
+
+
+def _help_width():
+    return min(HELP_WIDTH, shutil.get_terminal_size((HELP_WIDTH, 0)).columns)
 
 
 def _typed(default):
@@ -100,7 +109,7 @@ class CommandLine(argparse.ArgumentParser):
         for action, words in helps.items():
             action.help = words
         brief = (
-            textwrap.fill(line, 100, subsequent_indent="  ", break_on_hyphens=False)
+            textwrap.fill(line, _help_width(), subsequent_indent="  ", break_on_hyphens=False)
             for line in briefs
         )
         return "\n".join([text, "more, with their defaults; --help-all explains them", *brief, ""])
@@ -319,13 +328,13 @@ def add_session_options(parser):
         "--output",
         type=any_path,
         default=kernel.FOLDER / "working" if kernel.is_kernel() else Path("output"),
-        help="folder for the results, which are continued if they are there",
+        help="folder for the results, continued if they are there",
     )
     parser.add_argument(
         "--scratch",
         type=any_path,
         default=kernel.FOLDER / "tmp" if kernel.is_kernel() else None,
-        help="folder for downloads, at most two shards at a time (default: <output>/scratch)",
+        help="folder for downloads, two shards at most (default: <output>/scratch)",
     )
     parser.add_argument(
         "--max-hours",

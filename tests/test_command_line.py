@@ -10,7 +10,10 @@ from types import SimpleNamespace
 import pytest
 from checks import one_line
 
+import gather
 import identify
+import kernels
+import metrics
 import nearest
 import recognition
 import retrieval
@@ -162,7 +165,26 @@ def test_the_help_has_examples_and_defaults_as_one_types_them(capsys, flag):
     is_whole = flag == "--help-all"
     assert ("--no-augment, --erase 0.0," in told) is not is_whole
     assert ("what the settings below are by default" in " ".join(told.split())) is is_whole
-    assert is_whole or len(lines) <= 60
+
+
+@pytest.mark.parametrize(
+    "script", [gather, identify, kernels, metrics, nearest, recognition, retrieval, shrink]
+)
+def test_the_help_of_each_script_fits_a_screen_and_has_two_examples(script, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 45 and max(map(len, lines)) <= 100
+    examples = [line for line in lines if line.startswith(f"    python {script.__name__}.py ")]
+    assert len(examples) >= 2
+
+
+def test_the_help_is_no_wider_than_the_terminal(monkeypatch):
+    parser = CommandLine("Does it.", prog="tool.py")
+    parser.add_argument("--model", help="word " * 40)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(len, parser.format_help().splitlines())) <= 60
 
 
 def test_the_help_has_no_examples_where_docstrings_are_dropped(capsys):
