@@ -129,7 +129,7 @@ def test_a_run_writes_every_file_that_is_promised_and_no_other(named):
     }
 
 
-def test_stdout_has_the_paths_and_both_scores_and_the_heads_submission_is_replaced_aloud(
+def test_stdout_has_the_paths_and_both_scores_and_whose_submission_it_is_is_told(
     common, data_set, named, recognised, tmp_path, capsys
 ):
     output = shutil.copytree(named, tmp_path / "again")
@@ -141,13 +141,33 @@ def test_stdout_has_the_paths_and_both_scores_and_the_heads_submission_is_replac
     assert captured.out.splitlines() == [
         *(str(output / f"gallery-part-{number}-of-2.npz") for number in (0, 1)),
         str(output / "names.npz"),
-        str(output / "recognition_submission.csv"),
         format_scores("GAP of the head", of_head),
-        format_scores("GAP", score_recognition(output / "recognition_submission.csv", solution)),
+        format_scores(
+            "GAP of the votes", score_recognition(output / "recognition_submission.csv", solution)
+        ),
+        str(output / "recognition_submission.csv"),
         str(output / "report.html"),
     ]
-    assert "recognition_submission.csv: replaced; the head's landmarks stay" in captured.err
+    assert "recognition_submission.csv: names of the votes; the head's stay in" in captured.err
     assert submission_of(output) == submission_of(named) != submission_of(recognised)
+
+
+def test_votes_that_score_less_do_not_replace_the_names_of_the_head(
+    common, named, recognised, tmp_path, capsys, monkeypatch
+):
+    output = shutil.copytree(named, tmp_path / "again")
+    vote = nearest.vote
+
+    def vote_wrongly(neighbors, *others):
+        landmark_ids, confidences = vote(neighbors, *others)
+        return np.roll(landmark_ids, 1), confidences
+
+    monkeypatch.setattr(nearest, "vote", vote_wrongly)
+    assert run("vote", *common, "--output", output, "--parts", "2") == 0
+    assert submission_of(output) == submission_of(recognised)
+    assert "recognition_submission.csv: the head's names, whose public score is higher" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("num_parts", [1, 3])
