@@ -181,7 +181,10 @@ def name_queries(session, files, args):
     left_out = sorted({name for _, facts in parts for name in facts["left_out"]})
     ways |= {"num_landmarks": len(class_table), "left_out": left_out}
     facts = gather_facts(scores, ways)
-    write_report(session, "nearest", lambda: facts | recognised.judge(session, named, solution))
+    write_report(
+        session, "nearest",
+        lambda: facts | recognised.judge(session, named, solution, len(class_table)),
+    )  # fmt: skip
 
 
 def write_submission(session, test_ids, named, class_table, is_heads):

@@ -221,7 +221,7 @@ def merge(session, files, divisor, rerank=None):
     write_retrieval_submission(
         path, test_ids, ranking.query_ids, ranking.row_ends, ranking.image_ids
     )
-    left_out = _tell_left_out(session, path, parts, test_ids)
+    left_out, num_indexed = _tell_left_out(session, path, parts, test_ids)
     print(path)
     rankings = {"mAP@100": ranking}
     is_reranked = rerank != "none" and (rerank != "divide" or divisor > 1)
@@ -235,6 +235,7 @@ def merge(session, files, divisor, rerank=None):
     merged = {
         "scores": scores,
         "num_parts": len(parts),
+        "num_indexed": num_indexed,
         "rerank": rerank,
         "divisor": divisor,
         "left_out": left_out,
@@ -246,13 +247,14 @@ def merge(session, files, divisor, rerank=None):
 
 
 def _tell_left_out(session, path, parts, test_ids):
-    """Checks the submission; says and gives how many images are not in it: dict by split."""
+    """Checks the submission; gives how many images are not in it, by split, and are searched."""
     num_answered = check_retrieval_submission(path, test_ids)
     num_indexed = len(np.unique(np.concatenate([part.index_ids for part in parts])))
     num_known = len(read_image_ids(session.source.fetch(INDEX_CSV)))
     say(f"{num_indexed:,} of {num_known:,} index images searched")
     say(f"{num_answered:,} of {len(test_ids):,} test images have neighbors")
-    return {"index": num_known - num_indexed, "test": len(test_ids) - num_answered}
+    left_out = {"index": num_known - num_indexed, "test": len(test_ids) - num_answered}
+    return left_out, num_indexed
 
 
 def draw(session, parts, ranking, scored):

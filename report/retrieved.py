@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from report.chance import map_by_chance
 from report.run import count_usages, encode_pictures
 
 NUM_BINS = 20
@@ -12,8 +13,8 @@ def gather(session, merged, fingerprint, solution, scored, rows):
 
     Args:
         session: `Session`.
-        merged: dict: `scores` (name -> scores by usage), `num_parts`, `rerank`, `divisor`, and
-            `left_out` (split -> number of images).
+        merged: dict: `scores` (name -> scores by usage), `num_parts`, `num_indexed` (images),
+            `rerank`, `divisor`, and `left_out` (split -> number of images).
         fingerprint: what the parts share.
         solution: dict of `read_retrieval_solution`; empty where nobody knows.
         scored: list of `neighbors.score_queries`.
@@ -43,6 +44,7 @@ def gather(session, merged, fingerprint, solution, scored, rows):
     }
     if solution:
         facts["usages"] = count_usages(solution, lambda truth: truth.image_ids)
+        facts["chance"] = {"mAP@100": map_by_chance(solution, merged["num_indexed"])}
         precisions = [precision for precision, *_ in scored]
         edges = np.linspace(0, 1, NUM_BINS + 1)
         facts["spread"] = {
