@@ -468,7 +468,8 @@ def parse_session(parser, argv):
     if args.demo:
         from demo import start
 
-        defaults |= {key: start.DEFAULTS[key] for key in start.DEFAULTS.keys() & vars(args).keys()}
+        of_demo = start.defaults_beside(getattr(args, "recipe", "2019"))
+        defaults |= {key: of_demo[key] for key in of_demo.keys() & vars(args).keys()}
         if not kernel.is_kernel():
             defaults["output"] = DEMO_OUTPUT.joinpath(*parser.get_default("output").parts[1:])
     if defaults:
