@@ -1,7 +1,9 @@
 """The two scores of the challenge: GAP for recognition, mAP@100 for retrieval.
 
-python metrics.py recognition recognition_submission.csv recognition_solution_v2.1.csv
-python metrics.py retrieval retrieval_submission.csv retrieval_solution_v2.1.csv
+    python metrics.py recognition recognition_submission.csv recognition_solution_v2.1.csv
+    python metrics.py retrieval retrieval_submission.csv retrieval_solution_v2.1.csv
+
+Prints them for the Public images, for the Private ones, and for all of both.
 """
 
 import sys

@@ -442,7 +442,7 @@ def _show(now, is_terminal):
     text = job.describe(now)
     ahead = [other for other in jobs if other.is_ahead and other is not job]
     if ahead and now - job.updated > 2:
-        text += f"; waiting for {ahead[-1].describe(now)}"
+        text = f"{text if not is_terminal else job.what}; waiting for {ahead[-1].describe(now)}"
     if not is_terminal:
         silent_s = now - _line["told"]
         if silent_s >= MOST_S or (silent_s >= LEAST_S and job.updated > _line["told"]):
@@ -451,7 +451,8 @@ def _show(now, is_terminal):
     from tqdm import tqdm
 
     bar = "{percentage:3.0f}% |{bar:20}| "
-    share = tqdm.format_meter(job.done, job.total, 0, bar_format=bar) if job.total else ""
+    is_counted = job.total and job.done
+    share = tqdm.format_meter(job.done, job.total, 0, bar_format=bar) if is_counted else ""
     text = f"{share}{masked(text)}"
     columns = shutil.get_terminal_size().columns - 1
     print(f"\r{text[:columns]:<{_line['width']}}", end="", file=sys.stderr, flush=True)

@@ -64,7 +64,7 @@ def test_demo_size_writes_settings_as_the_command_line_takes_them():
     import recognition
     from demo import start
 
-    settings = start.DEFAULTS | {"augment": False}
+    settings = start.defaults_beside("2019") | {"augment": False}
     flags = [str(word) for word in demo_size.flags_of(settings)]
     parsed = vars(recognition.parse_arguments(flags))
     assert {name: parsed[name] for name in settings} == settings

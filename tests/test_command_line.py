@@ -220,6 +220,20 @@ def test_the_demo_has_an_output_of_its_own_and_one_world(script, output):
     assert (args.output, args.scratch) == (Path("here"), Path("here/scratch"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "pooling", "schedule", "epochs"),
+    [([], "max", "steps", 1), (["--demo"], "average", "cosine", 3),
+     (["--demo", "--recipe", "2019"], "average", "cosine", 3),
+     (["--demo", "--pooling", "max"], "max", "cosine", 3),
+     (["--demo", "--recipe", "strong"], "gem", "cosine", 4)],
+)  # fmt: skip
+def test_the_demo_learns_quicker_than_the_recipe_of_2019_and_leaves_the_others(
+    arguments, pooling, schedule, epochs
+):
+    args = recognition.parse_arguments(arguments)
+    assert (args.pooling, args.schedule, args.epochs) == (pooling, schedule, epochs)
+
+
 def test_the_real_job_is_kept_out_of_the_folder_of_a_demo(tmp_path, capsys):
     (tmp_path / "scratch" / "demo-world").mkdir(parents=True)
     with pytest.raises(SystemExit) as caught:
