@@ -19,10 +19,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from data.landmarks import read_image_ids, read_landmark_names
-from data.sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION
+from data.sources import CATEGORY_CSV, INDEX_CSV, RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
 from data.submissions import (
     MAX_RETRIEVED,
     check_retrieval_submission,
+    read_recognition_solution,
     write_retrieval_submission,
 )
 from network.loading import require_backend
@@ -265,7 +266,9 @@ def draw(session, parts, ranking, scored):
     def draw_rows():
         has_names = source.exists(CATEGORY_CSV)
         names = read_landmark_names(source.fetch(CATEGORY_CSV)) if has_names else {}
-        rows.extend(choose_rows(parts, ranking, scored, names))
+        has_truths = source.exists(RECOGNITION_SOLUTION)
+        truths = read_recognition_solution(source.fetch(RECOGNITION_SOLUTION)) if has_truths else {}
+        rows.extend(choose_rows(parts, ranking, scored, names, truths))
         return draw_neighbors(source, rows)
 
     if draw_picture(picture, draw_rows):

@@ -30,7 +30,7 @@ nav a { padding: 4px 0; }
 .tiles li { padding: 12px 16px; }
 .tiles b { display: block; font-size: 1.9rem; line-height: 1.2;
   font-variant-numeric: tabular-nums; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr));
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr));
   gap: 14px; margin: 14px 0; }
 figure { margin: 0; }
 figure.chart { padding: 12px 12px 6px; }
