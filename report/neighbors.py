@@ -67,16 +67,16 @@ def choose_rows(parts, ranking, scored, names, truths):
             part, position = parts[ranking.parts[rank]], ranking.positions[rank]
             found = make_picture("index", ranking.image_ids[rank], part.index_places[position])
             named = name(part.index_landmarks[position])
-            caption = f"{ranking.distances[rank]:.4g}\nnamed {named}"
+            caption = f"{ranking.distances[rank]:.4g}, named\n{named}"
             is_right = None if relevant is None else found.image_id in relevant
             nearest.append(replace(found, caption=caption, is_right=is_right))
         asked = make_picture("test", ranking.query_ids[query], parts[0].query_places[query])
         truth = truths.get(asked.image_id)
         if truth and truth.landmark_ids:
-            shown = name(min(truth.landmark_ids))
+            caption = f"query\n{name(min(truth.landmark_ids))}"
         else:
-            shown = f"named {name(parts[0].query_landmarks[query])}"
-        asked = replace(asked, caption=f"query\n{shown}")
+            caption = f"query, named\n{name(parts[0].query_landmarks[query])}"
+        asked = replace(asked, caption=caption)
         return NeighborRow(asked, title, tuple(nearest))
 
     def name(landmark_id):
