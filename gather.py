@@ -53,7 +53,8 @@ def main(argv=None):
             f"{args.output / LEFT_OUT_CSV}"
         )
     print(args.output)
-    say(f"next: python recognition.py --source {args.output} --recipe small")
+    step = "" if photos["test"] else "train "  # without a test photo there is nothing to predict
+    say(f"next: python recognition.py {step}--source {args.output} --recipe small")
 
 
 if __name__ == "__main__":

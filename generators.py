@@ -26,66 +26,47 @@ QUEUED_BATCHES = 4  # decoded ahead of the network; 4 x 64 images of 192 pixels 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images for one step of the network.
+    """Images for one step of the network."""
 
-    Attributes:
-        images: (batch_size, image_size, image_size, 3) uint8 RGB. The shape never changes, since a
-            new one would compile the network again: a shard's last batch is filled up with images
-            that it has already.
-        image_ids: (n,) uint64 of the first n images; n < batch_size only where the filling does
-            not count.
-        class_indices: (n,) int32, or None where classes are unknown.
-        locations: (n, 2) int64, the offset and size in bytes of each image in the shard's tar.
-        weight: of each image in the loss, where several machines train together; else None.
-    """
-
+    # (batch_size, image_size, image_size, 3) uint8 RGB. The shape never changes, since a new one
+    # would compile the network again: a shard's last batch is filled up with images that it has
+    # already.
     images: np.ndarray
+    # (n,) uint64 of the first n images; n < batch_size only where the filling does not count
     image_ids: np.ndarray
-    class_indices: np.ndarray | None
+    class_indices: np.ndarray | None  # (n,) int32, or None where classes are unknown
+    # (n, 2) int64, the offset and size in bytes of each image in the shard's tar
     locations: np.ndarray
+    # of each image in the loss, where several machines train together; else None
     weight: float | None = None
 
 
 @dataclass(frozen=True)
 class ShardEnd:
-    """Follows the last batch of a shard.
-
-    Attributes:
-        shard: `Shard`.
-        num_images: images that came in batches.
-        bad_images: tuple of (image id as int, reason).
-        problem: why the shard was left out; empty if it was not.
-    """
+    """Follows the last batch of a shard."""
 
     shard: Shard
-    num_images: int
-    bad_images: tuple
-    problem: str = ""
+    num_images: int  # images that came in batches
+    bad_images: tuple  # tuple of (image id as int, reason)
+    problem: str = ""  # why the shard was left out; empty if it was not
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How shards are read: what `stream_batches` must know besides the shards.
+    """How shards are read: what `stream_batches` must know besides the shards."""
 
-    Attributes:
-        data: `recipes.Data`: how large images become, how they fit, what is left to chance.
-        batch_size: images in a batch.
-        class_of: function, image id -> class index or None (leave the image out). None itself:
-            every image of the shard that is in `image_ids`, without classes.
-        image_ids: (n,) uint64, the images to read where `class_of` is None.
-        is_training: in an order of its own for each epoch and shard, augmented as `data` says, the
-            last batch filled up with images that count. Else in the tar's order, as they are.
-        seed: of order and augmentation.
-        num_threads: decoding threads.
-    """
-
-    data: Data
-    batch_size: int
+    data: Data  # `recipes.Data`: how large images become, how they fit, what is left to chance
+    batch_size: int  # images in a batch
+    # function, image id -> class index or None (leave the image out). None itself: every image of
+    # the shard that is in `image_ids`, without classes.
     class_of: callable = None
+    # (n,) uint64, the images to read where `class_of` is None
     image_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64), repr=False)
+    # in an order of its own for each epoch and shard, augmented as `data` says, the last batch
+    # filled up with images that count. Else in the tar's order, as they are.
     is_training: bool = False
-    seed: int = 0
-    num_threads: int = NUM_CORES
+    seed: int = 0  # of order and augmentation
+    num_threads: int = NUM_CORES  # decoding threads
 
     @property
     def image_size(self):
@@ -100,9 +81,7 @@ def stream_batches(source, plan, reading, is_stopped=lambda: False, num_skippabl
     """Streams the batches of shard after shard, everything done ahead in the background.
 
     Args:
-        source: `sources.Source`.
         plan: list of (epoch, `Shard`), in the order to read; the epoch seeds what is random.
-        reading: `Reading`.
         is_stopped: function without arguments; once it says True, None may come instead of a batch.
         num_skippable: broken shards to leave out before one more is an error.
 
@@ -188,7 +167,6 @@ def read_shard(shard, path, reading, epoch, pool):
 
     Args:
         shard, path: the shard and its local tar.
-        reading: `Reading`.
         epoch: seeds order and augmentation, together with the shard and the image.
         pool: executor that decodes.
     """
@@ -218,7 +196,6 @@ class NextShard:
 
     Args:
         stream: iterator of `stream_batches` or `stream_shards`.
-        stop: `Stop`.
         done: what to say is done, if `stop` asks to stop here.
 
     Attributes:
@@ -250,7 +227,6 @@ def tell_problems(shard_end, consequence):
     """Names what went wrong in a shard: each unreadable image, or the shard itself.
 
     Args:
-        shard_end: `ShardEnd`.
         consequence: what became of the images, e.g. `left out`.
     """
     shard = shard_end.shard

@@ -170,7 +170,6 @@ def identify(session, model_path, photos, args):
     """Names one photo after another, and draws identify.png.
 
     Args:
-        session: `Session`.
         model_path: the recogniser's file.
         photos: list of paths.
         args: the command line.
@@ -204,7 +203,6 @@ def draw(session, rows, tell):
     """Draws identify.png; the answers stand without the pictures near them.
 
     Args:
-        session: `Session`.
         rows: list of (`Answer`, PIL image).
         tell: function that names the picture.
     """

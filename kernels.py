@@ -17,6 +17,7 @@ call the official client (pip install kaggle six).
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
@@ -29,7 +30,6 @@ from on_kaggle.plan import (
     count_shrink_kernels,
     name_by_gallery,
     shrink_first,
-    train_on_tpu,
 )
 from on_kaggle.results import CHALLENGES, collect, find_submitters, submit
 from on_kaggle.states import print_status, read_built
@@ -140,7 +140,7 @@ def build(args):
     extra = {entry: parse_arguments(entry, getattr(args, f"{entry}_args")) for entry in ENTRIES}
     kernels = plan(args, extra)
     if args.tpu:
-        kernels = train_on_tpu(kernels)
+        kernels = kernels | {"recognition": replace(kernels["recognition"], machine="tpu")}
     for kernel in kernels.values():  # all that is set for it, and what is not
         read_settings(kernel.entry, [*kernel.arguments, *extra[kernel.entry]])
     write_kernels(kernels, extra, args)
@@ -155,7 +155,7 @@ def plan(args, extra):
     """
     if args.recipe in (None, "2019"):
         trained = read_settings("recognition", extra["recognition"])
-        return plan_shrinking(args, extra, KERNELS, {"recognition": trained.labels})
+        return _plan_shrinking(args, extra, KERNELS, {"recognition": trained.labels})
     trained = read_settings("recognition", ["--recipe", args.recipe, *extra["recognition"]])
     if trained.recipe != args.recipe:
         raise ExpectedError(
@@ -167,17 +167,11 @@ def plan(args, extra):
     kernels = name_by_gallery(KERNELS, args.recipe, described_as)
     named = read_settings("nearest", extra["nearest"])
     labels = {"recognition": trained.labels, "nearest": named.labels or trained.labels}
-    return plan_shrinking(args, extra, kernels, labels)
+    return _plan_shrinking(args, extra, kernels, labels)
 
 
-def plan_shrinking(args, extra, kernels, labels):
-    """Puts kernels in front that make the data set small, where that is wanted.
-
-    Args:
-        args, extra: as for `plan`.
-        kernels: dict, name -> `Kernel`.
-        labels: dict, script -> the labels of the train images that it reads.
-    """
+def _plan_shrinking(args, extra, kernels, labels):
+    """Puts kernels in front that make the data set small, if wanted; `labels`: of each script."""
     if not args.shrink:
         return kernels
     words = ["--pixels", str(args.shrink)]

@@ -40,22 +40,10 @@ POOLING = (keras.layers.GlobalMaxPooling2D, keras.layers.GlobalAveragePooling2D)
 
 
 def set_up_keras(seed, bfloat16=False):
-    """Seeds Keras and chooses the precision, see `devices.precision_here`.
-
-    Args:
-        seed: int.
-        bfloat16: mixed bfloat16 instead, which not every processor or GPU has.
-
-    Returns:
-        The name of the precision policy.
-    """
+    """Seeds Keras and chooses the precision, see `precision_here`; gives the policy's name."""
     keras.utils.set_random_seed(seed)
-    keras.config.set_dtype_policy(_choose_precision(bfloat16))
+    keras.config.set_dtype_policy(precision_here(bfloat16))
     return precision()
-
-
-def _choose_precision(bfloat16):
-    return "mixed_bfloat16" if bfloat16 else precision_here()
 
 
 def precision():
@@ -70,17 +58,12 @@ def build_network(recipe, num_classes, num_steps, restored=None):
     """Builds the network to train: images -> descriptor -> logits, or cosines.
 
     Args:
-        recipe: `Recipe`.
-        num_classes: size of the class table.
         num_steps: training steps to come.
-        restored: of a network whose values follow, see `backbones.build`.
+        restored: of a network whose values follow, see `backbones.build`, which raises errors.
 
     Returns:
         keras.Model, (batch, image_size, image_size, 3) uint8 RGB -> (batch, num_classes) float32.
         Its layer "descriptor" gives (batch, d): the neck's values, or 2048 of ResNet50.
-
-    Raises:
-        ExpectedError: as `backbones.build` does.
     """
     pooled = build_pooled(recipe, restored)
     network = _put_head_on(pooled.input, pooled.output, recipe, num_classes)
@@ -92,11 +75,7 @@ def build_pooled(recipe, restored=None):
     """Builds what is below neck and head: images -> the pooled vector (batch, channels).
 
     Args:
-        recipe: `Recipe`.
-        restored: of a network whose values follow, see `backbones.build`.
-
-    Raises:
-        ExpectedError: as `backbones.build` does.
+        restored: of a network whose values follow, see `backbones.build`, which raises errors.
     """
     size, weights = recipe.data.image_size, recipe.network.weights
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
@@ -107,15 +86,11 @@ def build_pooled(recipe, restored=None):
 
 
 def build_views(pooled, mirrored_too):
-    """Builds the network that describes with a frozen backbone.
-
-    Args:
-        pooled: keras.Model of `build_pooled`.
-        mirrored_too: describe the mirrored image as well.
+    """Builds the network that describes with a frozen backbone, of `build_pooled`.
 
     Returns:
         keras.Model, images -> (batch, views, channels) float32: the vector of the image, then that
-        of its mirror image.
+        of its mirror image if asked for.
     """
     images = keras.Input(pooled.input.shape[1:], dtype="uint8", name="images")
     views = [images, keras.ops.flip(images, axis=2)] if mirrored_too else [images]
@@ -124,14 +99,7 @@ def build_views(pooled, mirrored_too):
 
 
 def build_head(recipe, num_channels, num_classes, num_steps):
-    """Builds neck and head alone: pooled vectors (batch, channels) float32 -> as `build_network`.
-
-    Args:
-        recipe: `Recipe`.
-        num_channels: of the pooled vector.
-        num_classes: size of the class table.
-        num_steps: training steps to come.
-    """
+    """Builds neck and head alone: vectors (batch, channels) float32 -> as `build_network`."""
     vectors = keras.Input((num_channels,), dtype="float32", name="vectors")
     head = _put_head_on(vectors, vectors, recipe, num_classes)
     shorten_batch_norm_memory(head, num_steps)
@@ -139,16 +107,7 @@ def build_head(recipe, num_channels, num_classes, num_steps):
 
 
 def join_head(pooled, head, recipe):
-    """Joins a trained head with what is below it.
-
-    Args:
-        pooled: keras.Model of `build_pooled`.
-        head: keras.Model of `build_head`, whose weights are copied.
-        recipe: `Recipe` of both.
-
-    Returns:
-        keras.Model, as `build_network` gives it.
-    """
+    """Joins a trained head with a network of `build_pooled`; gives what `build_network` does."""
     network = _put_head_on(pooled.input, pooled.output, recipe, head.output.shape[-1])
     for layer in head.layers:
         if layer.weights:
@@ -191,8 +150,6 @@ def compile_network(network, recipe, class_sizes):
     """Makes a network trainable with the recipe's optimizer and loss.
 
     Args:
-        network: keras.Model of `build_network`.
-        recipe: `Recipe`.
         class_sizes: (num_classes,) int, the train images of each landmark.
     """
     head = [layer for layer in network.layers if layer.name in heads.HEAD_LAYERS]
@@ -206,21 +163,13 @@ def compile_network(network, recipe, class_sizes):
 
 
 def build_classifier(network, loss):
-    """Adds what makes outputs confidences: images -> (batch, num_classes) float32.
-
-    Args:
-        network: keras.Model of `build_network`.
-        loss: `recipes.Loss`; its confidence is a probability or, of a cosine head, the cosine.
-    """
+    """Adds what makes outputs confidences: images -> (batch, num_classes) float32."""
     confidences = heads.add_confidences(loss, network.output)
     return keras.Model(network.input, confidences, name=network.name)
 
 
 def build_with_descriptor(classifier):
     """Builds the network that gives all confidences and the descriptor.
-
-    Args:
-        classifier: the network of a `Recogniser`.
 
     Returns:
         keras.Model, images uint8 -> [confidences (batch, num_classes) float32, descriptors
@@ -239,7 +188,6 @@ def build_predictor(classifier, flipped_too=False):
     The best landmark is chosen on the device: 55k probabilities an image never leave it.
 
     Args:
-        classifier: the network of a `Recogniser`.
         flipped_too: average with the mirrored image (test-time augmentation).
 
     Returns:
@@ -278,16 +226,11 @@ def digest_of_variables(variables, words=""):
 
 @dataclass(frozen=True)
 class Recogniser:
-    """A trained classifier together with the landmarks that its outputs stand for.
+    """A trained classifier together with the landmarks that its outputs stand for."""
 
-    Attributes:
-        classifier: keras.Model, images -> probabilities (batch, num_classes) float32.
-        class_table: `ClassTable` of num_classes landmarks.
-        recipe: `Recipe` that it was trained with; that of 2019 where the file does not say.
-    """
-
-    classifier: keras.Model
-    class_table: ClassTable
+    classifier: keras.Model  # keras.Model, images -> probabilities (batch, num_classes) float32
+    class_table: ClassTable  # `ClassTable` of num_classes landmarks
+    # `Recipe` that it was trained with; that of 2019 where the file does not say
     recipe: Recipe = Recipe()
 
     @property
@@ -302,14 +245,7 @@ class Recogniser:
 
 
 def save_recogniser(network, path, class_table, recipe):
-    """Writes a trained network as a classifier, with its landmarks and its recipe.
-
-    Args:
-        network: keras.Model, images -> logits.
-        path: the file, ending in .keras.
-        class_table: `ClassTable`.
-        recipe: `Recipe`.
-    """
+    """Writes a trained network as a classifier, with its landmarks and its recipe."""
     page = {"landmark_ids": class_table.landmark_ids.tolist(), "recipe": recipe.as_page()}
     if architecture := backbones.architecture_of(network):
         page["backbone"] = architecture
@@ -319,12 +255,8 @@ def save_recogniser(network, path, class_table, recipe):
 def save_model(model, path, page):
     """Writes a model and a page of facts about it as one atomic `.keras` file.
 
-    Keras ignores the page, so that `keras.models.load_model` opens the file as it is.
-
-    Args:
-        model: keras.Model.
-        path: the file, ending in .keras.
-        page: dict that JSON can hold; `landmark_ids`, a list of int, is always in it.
+    Keras ignores the page, so that `keras.models.load_model` opens the file as it is. The page is a
+    dict that JSON can hold; `landmark_ids`, a list of int, is always in it.
     """
     with atomic_write(path) as temporary:
         model.save(temporary)
@@ -379,7 +311,7 @@ def load_model(path):
 def _rebuild(path, recipe, page):
     """Builds the classifier of a recipe in the precision of this machine, with a file's weights."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(_choose_precision(recipe.training.bfloat16))
+    keras.config.set_dtype_policy(precision_here(recipe.training.bfloat16))
     try:
         restored, num_classes = page.get("backbone", ""), len(page["landmark_ids"])
         network = build_network(recipe, num_classes, math.inf, restored)
@@ -404,11 +336,7 @@ def _rebuild(path, recipe, page):
 
 
 def _shapes_of_weights(path):
-    """Lists the arrays of a file of weights that are in it, and not behind a link: name -> shape.
-
-    Raises:
-        ValueError: an array of anything but numbers, or one that lies in another file.
-    """
+    """Lists the arrays of a file of weights: name -> shape; ValueError for a link or no numbers."""
     shapes = {}
 
     def note(name, item):
@@ -461,13 +389,7 @@ def _check_page(path, page):
 
 @contextlib.contextmanager
 def _explained(path, writer, expected=WHOLE):
-    """Makes of whatever goes wrong in the block an ExpectedError that names both versions of Keras.
-
-    Args:
-        path: the model file.
-        writer: the version that wrote it.
-        expected: what the file should be.
-    """
+    """Makes of all that goes wrong in the block an ExpectedError with both versions of Keras."""
     try:
         with muted_stderr():  # TensorFlow looks for a GPU here, and tells of it
             yield

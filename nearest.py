@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves ou
 
 from data.arrays import save_arrays
 from data.landmarks import ClassTable, read_labels
-from data.submissions import check_recognition_submission, write_recognition_submission
+from data.sources import TRAIN_CLEAN_CSV, TRAIN_CSV
 from network.loading import require_backend
 from recipes import LABELS
 from report import recognised
-from report.scores import rows_of, score
+from report.scores import rows_of, score, write_recognised
 from report.write import write_report
 from runs.command_line import (
     find_part_files,
@@ -49,7 +49,7 @@ from search.in_parts import (
     search_in_parts,
 )
 from search.voting import least_like_gallery, vote
-from utils import require_free_space, say
+from utils import ExpectedError, require_free_space, say
 
 SPLIT = "train"  # is searched
 BY_HEAD, BY_VOTES = "GAP of the head", "GAP of the votes"
@@ -81,9 +81,6 @@ def main(argv=None):
         files = files or search_in_parts(session, args, search_parts, "nearest")
         if args.part is None:
             name_queries(session, files, args)
-
-
-# ---------------------------------------------------------------------------------------- parts
 
 
 def search_parts(session, args):
@@ -132,14 +129,10 @@ def require_room(session, describer, num_images):
     require_free_space(session.output, size_bytes - there_bytes, "descriptors of train images")
 
 
-# ----------------------------------------------------------------------------------------- vote
-
-
 def name_queries(session, files, args):
     """Lets the parts vote; writes names.npz and the submission, checks it and scores it.
 
     Args:
-        session: `Session`.
         files: paths of all the parts.
         args: the command line.
 
@@ -147,73 +140,87 @@ def name_queries(session, files, args):
         ExpectedError: parts are missing, repeated, damaged or do not belong together.
     """
     require_package("faiss", "faiss-cpu")
-    from search import gallery, gallery_parts
+    from search import gallery_parts
 
     parts, shared = gallery_parts.load_parts(files)
+    if args.step == "vote":  # else they were searched with these labels just now
+        require_same_labels(session.source, files[0], shared["labels"])
     test_ids = read_test_ids(session.source, files[0], parts[0][0].query_ids)
     queries = gallery_parts.find_queries_of(session, shared, args.queries)
-    neighbors = gallery.merge_neighbors([part.neighbors for part, _ in parts])
-    rows = least_like_gallery(neighbors)
-    say(f"{len(rows):,} test images, the least like any train image, stand for what is no landmark")
-    likeness = gallery.likeness_to(queries.descriptors, rows)
-    landmark_ids, confidences = vote(neighbors, likeness, queries.landmark_ids, queries.confidences)
-    ways = {"non_landmarks": len(rows)}
-    save_arrays(
-        session.path(NAMES), shared | ways,
-        image_ids=queries.image_ids, landmark_ids=landmark_ids, confidences=confidences,
-        neighbor_ids=neighbors.image_ids, neighbor_landmarks=neighbors.landmark_ids,
-        cosines=neighbors.cosines,
-    )  # fmt: skip
-    print(session.path(NAMES))
+    named, num_compared = _name(session, queries, [part.neighbors for part, _ in parts], shared)
     known = np.concatenate([part.gallery_landmarks for part, _ in parts] + [queries.landmark_ids])
     class_table = ClassTable(np.unique(known))
-    named = replace(
-        queries,
-        landmark_ids=landmark_ids,
-        confidences=confidences,
-        descriptors=queries.descriptors[:, :0],  # not looked at, and large
-    ).only(landmark_ids >= 0)
-    submissions = {BY_HEAD: rows_of(queries), BY_VOTES: rows_of(named)}
-    scores, solution = score(session, "recognition", submissions)
+    scores, solution = score(
+        session, "recognition", {BY_HEAD: rows_of(queries), BY_VOTES: rows_of(named)}
+    )
     # By the Public images alone, so that the Private score stays one of what was not chosen by it.
     is_worse = bool(scores) and scores[BY_HEAD]["Public"] > scores[BY_VOTES]["Public"]
-    write_submission(session, test_ids, queries if is_worse else named, class_table, is_worse)
+    whose = "names of the votes; the head's stay in queries.npz"
+    if is_worse:
+        whose = "the head's names, whose public score is higher; names.npz has the votes"
+    say(f"{session.path(RECOGNITION_SUBMISSION)}: {whose}")
+    write_recognised(session, test_ids, queries if is_worse else named, class_table)
     left_out = sorted({name for _, facts in parts for name in facts["left_out"]})
-    ways |= {"num_landmarks": len(class_table), "left_out": left_out}
-    facts = gather_facts(scores, ways)
+    facts = {
+        "title": "Nearest train images",
+        "num_landmarks": len(class_table),
+        "known_to": "the head or a train image",
+        "left_out": [f"{name}: no image of this train shard names others." for name in left_out],
+        "details": [["non-landmarks compared", num_compared]],
+        "scores": [{"name": name, "usages": one} for name, one in scores.items()],
+    }
     write_report(
         session, "nearest",
         lambda: facts | recognised.judge(session, named, solution, len(class_table)),
     )  # fmt: skip
 
 
-def write_submission(session, test_ids, named, class_table, is_heads):
-    """Writes the submission of named images, `Descriptions`, says whose it is, and checks it."""
-    path = session.path(RECOGNITION_SUBMISSION)
-    if is_heads:
-        say(f"{path}: the head's names, whose public score is higher; names.npz has the votes")
-    else:
-        say(f"{path}: names of the votes; the head's stay in queries.npz")
-    write_recognition_submission(
-        path, test_ids, named.image_ids, named.landmark_ids, named.confidences
+def require_same_labels(source, file, searched_with):
+    """Raises ExpectedError if the train tables of the source have other labels than the parts.
+
+    Args:
+        source: `Source`.
+        file: one of the parts.
+        searched_with: what the parts say of their labels.
+    """
+    tables = {"clean": (TRAIN_CLEAN_CSV,), "full": (TRAIN_CSV,)}
+    tables["all-of-clean"] = (TRAIN_CLEAN_CSV, TRAIN_CSV)
+    known = [labels for labels, names in tables.items() if all(map(source.exists, names))]
+    for labels in known:  # the smallest first
+        class_table, images = read_images(source, labels)
+        if f"{class_table.fingerprint}-{images.fingerprint}" == searched_with:
+            return
+    if known:
+        raise ExpectedError(
+            f"{file}: searched with other labels than the train tables of {source} have now; "
+            "expected equal ones; search the parts again",
+            setting="source",
+        )
+
+
+def _name(session, queries, found, shared):
+    """Lets neighbors vote, and writes names.npz: (named `Descriptions`, non-landmarks compared)."""
+    from search import gallery
+
+    neighbors = gallery.merge_neighbors(found)
+    rows = least_like_gallery(neighbors)
+    say(f"{len(rows):,} test images, the least like any train image, stand for what is no landmark")
+    likeness = gallery.likeness_to(queries.descriptors, rows)
+    landmark_ids, confidences = vote(neighbors, likeness, queries.landmark_ids, queries.confidences)
+    save_arrays(
+        session.path(NAMES), shared | {"non_landmarks": len(rows)},
+        image_ids=queries.image_ids, landmark_ids=landmark_ids, confidences=confidences,
+        neighbor_ids=neighbors.image_ids, neighbor_landmarks=neighbors.landmark_ids,
+        cosines=neighbors.cosines,
+    )  # fmt: skip
+    print(session.path(NAMES))
+    named = replace(
+        queries,
+        landmark_ids=landmark_ids,
+        confidences=confidences,
+        descriptors=queries.descriptors[:, :0],  # not looked at, and large
     )
-    num_named = check_recognition_submission(path, test_ids, class_table)
-    say(f"{num_named:,} of {len(test_ids):,} test images named")
-    print(path)
-
-
-def gather_facts(scores, ways):
-    """Gathers what the report says of the votes, see `report.page.render`."""
-    return {
-        "title": "Nearest train images",
-        "num_landmarks": ways["num_landmarks"],
-        "known_to": "the head or a train image",
-        "left_out": [
-            f"{name}: no image of this train shard names others." for name in ways["left_out"]
-        ],
-        "details": [["non-landmarks compared", ways["non_landmarks"]]],
-        "scores": [{"name": name, "usages": one} for name, one in scores.items()],
-    }
+    return named.only(landmark_ids >= 0), len(rows)
 
 
 if __name__ == "__main__":

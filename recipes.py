@@ -15,17 +15,11 @@ MAX_BATCH_SIZE = 8192  # 0.9 GB at 192 pixels
 
 
 class Backbone(NamedTuple):
-    """A network below the pooling.
+    """A network below the pooling."""
 
-    Attributes:
-        builder: its function in keras.applications.
-        pixels: what its ImageNet weights expect of them, see `backbones.PIXELS`.
-        least: side of the smallest images that it takes, in pixels.
-    """
-
-    builder: str
-    pixels: str
-    least: int = 32
+    builder: str  # its function in keras.applications
+    pixels: str  # what its ImageNet weights expect of them, see `backbones.PIXELS`
+    least: int = 32  # side of the smallest images that it takes, in pixels
 
 
 # Left out: VGG and MobileNet (v1), which the others beat at a fraction of the cost, and NASNet,
@@ -71,13 +65,10 @@ HUB = "hub:"  # and the name of a preset of keras-hub: one of those too
 
 
 def setting(default, help, **limits):  # noqa: A002 - the word of argparse
-    """Declares a field: its 2019 value, what it is, and the values that it may take.
+    """Declares a field: its 2019 value, a few words for --help, and the values that it may take.
 
-    Args:
-        default: of the 2019 recipe.
-        help: a few words for the command line.
-        **limits: `least` and `most` of a number, `metavar`; of a word `choices`, and `prefix`,
-            after which any other word is taken too.
+    Limits are `least` and `most` of a number, `metavar`; of a word `choices`, and `prefix`, after
+    which any other word is taken too.
     """
     return field(default=default, metadata={"help": help, **limits})
 
@@ -136,6 +127,10 @@ class Network:
     neck: int = setting(
         0, "values of the descriptor behind the pooling; 0 = the pooled vector itself", least=0,
         most=8192, metavar="VALUES",
+    )  # fmt: skip
+    kept: int = setting(
+        0, "principal components of a frozen backbone's pooled vector, which the descriptor has "
+        "beside the neck's values", least=0, most=8192, metavar="VALUES",
     )  # fmt: skip
 
 
@@ -271,6 +266,7 @@ ACTS_BESIDE = (
     ("weight_decay", "optimizer", ("adamw", "sgd")),
     ("backbone_rate", "frozen_backbone", (False,)),
     ("frozen_share", "frozen_backbone", (False,)),
+    ("kept", "frozen_backbone", (True,)),
 )
 
 # The 2019 schedule: x1 for shards 10-179, x0.5 to 339, x0.2 to 389, x0.1 to 499. Each step: the
@@ -282,7 +278,6 @@ def learning_rate_at(training, mini_epoch, share, num_mini_epochs):
     """Gives the learning rate of a step.
 
     Args:
-        training: `Training`.
         mini_epoch: counted from 0.
         share: of the mini-epoch's steps that is done, 0 to 1; the 2019 steps do not look at it.
         num_mini_epochs: of the whole run.
@@ -308,7 +303,8 @@ RECIPES = {
     ),
     "frozen": Recipe().changed(
         labels="clean", min_images=1, image_size=224, frozen_backbone=True,
-        pooling="average", neck=512, loss="arcface", scale=30.0, margin=0.3, confidence="cosine",
+        pooling="average", neck=512, kept=512,
+        loss="arcface", scale=30.0, margin=0.3, confidence="cosine",
         batch_size=128, epochs=20, learning_rate=1e-3, schedule="cosine", warm_up=0.05,
     ),
 }  # fmt: skip

@@ -15,11 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves ou
 
 from data.landmarks import read_categories, read_image_ids, read_labels, write_categories
 from data.sources import CATEGORY_CSV, TEST_CSV
-from data.submissions import check_recognition_submission, write_recognition_submission
 from network.loading import require_backend
 from recipes import ACTS_BESIDE, HUB, RECIPES, Data, Loss, Network, Recipe, Training
 from report import recognised
-from report.scores import rows_of, score
+from report.scores import rows_of, score, write_recognised
 from report.threshold import calibrate, save_calibration
 from report.write import write_report
 from runs.command_line import (
@@ -36,14 +35,7 @@ from runs.command_line import (
     setting_flag,
     shard_range,
 )
-from runs.session import (
-    CALIBRATION,
-    CATEGORIES,
-    MODEL,
-    QUERIES,
-    RECOGNITION_SUBMISSION,
-    open_session,
-)
+from runs.session import CALIBRATION, CATEGORIES, MODEL, QUERIES, open_session
 from utils import ExpectedError, say
 
 LONG_RUN_BYTES = 10e9  # to fetch: what takes so long is told before it begins
@@ -92,8 +84,9 @@ def _add_machine_options(group):
         help="machines that train together; this command runs on each of them",
     )  # fmt: skip
     group.add_argument(
-        "--machine", type=number(int, 0), default=0, metavar="K",
-        help="which of --machines this one is, from 0; 0 reads and writes the results",
+        "--machine", type=number(int, 0), metavar="K",
+        help="which of --machines this one is, from 0 (default: 0, which reads and writes the "
+        "results)",
     )  # fmt: skip
 
 
@@ -106,10 +99,11 @@ def parse_arguments(argv):
     if args.model and args.step != "predict":
         parser.error("--model goes with `recognition.py predict`; training writes its own")
     _check_recipe(parser, args)
+    if args.machine is not None and not args.machines:
+        parser.error(f"argument --machine: {args.machine}; expected --machines beside it")
+    args.machine = args.machine or 0
     if args.machines:
         _check_machines(parser, args)
-    elif args.machine:
-        parser.error(f"argument --machine: {args.machine}; expected --machines beside it")
     return args
 
 
@@ -157,6 +151,8 @@ def main(argv=None):
     if args.machine:  # its folder may be that of the first machine
         settings["output"] /= f"machine-{args.machine}"
     with open_session("recognition", **settings) as session:
+        if args.step == "all":
+            require_test_images(session.source)
         if args.step != "predict":
             recipe, group = Recipe.of(vars(args)), (args.machines, args.machine)
             train(session, recipe, args.valid_shards, args.valid_every, args.fresh, group)
@@ -164,12 +160,20 @@ def main(argv=None):
             predict(session, args.model, args.batch_size, args.flipped_too)
 
 
+def require_test_images(source):
+    """Raises ExpectedError where there is nothing to predict, before days of training."""
+    source.select_shards("train")  # a wrong source is told first
+    try:
+        source.select_shards("test")
+        read_image_ids(source.fetch(TEST_CSV))
+    except ExpectedError as error:
+        raise ExpectedError(str(error), setting="test_images") from error
+
+
 def train(session, recipe, valid_shards, valid_every, fresh=False, group=(None, 0)):
     """Trains on the source's shards, from the checkpoint if there is one; writes model.keras.
 
     Args:
-        session: `Session`.
-        recipe: `Recipe`.
         valid_shards: (first, stop) of the held-out train shards.
         valid_every: mini-epochs between validations.
         fresh: forget the checkpoint first.
@@ -246,7 +250,6 @@ def predict(session, model_path, batch_size, flipped_too):
     The descriptors that come with it are kept in queries.npz, which retrieval.py uses.
 
     Args:
-        session: `Session`.
         model_path: the model's file, or None for the one in the output.
         batch_size: images in a step.
         flipped_too: average with the mirrored image.
@@ -255,16 +258,10 @@ def predict(session, model_path, batch_size, flipped_too):
     test_ids = read_image_ids(source.fetch(TEST_CSV))  # a wrong source is told before Keras loads
     from descriptors import describe
 
-    settings = describe.DescribeSettings(model_path or session.find(MODEL), batch_size, flipped_too)
-    describer = describe.Describer(settings, source)
+    model_path = model_path or session.find(MODEL)
+    describer = describe.Describer(source, model_path, batch_size, flipped_too)
     found = describe.describe_split(session, describer, "test", test_ids, QUERIES)
-    path = session.path(RECOGNITION_SUBMISSION)
-    write_recognition_submission(
-        path, test_ids, found.image_ids, found.landmark_ids, found.confidences
-    )
-    num_predicted = check_recognition_submission(path, test_ids, describer.class_table)
-    say(f"{num_predicted:,} of {len(test_ids):,} test images predicted")
-    print(path)
+    write_recognised(session, test_ids, found, describer.class_table)
     scores, solution = score(session, "recognition", {"GAP": rows_of(found)})
     calibration = None
     if solution:
@@ -280,7 +277,6 @@ def keep_for_photos(session, class_table, calibration):
     """Writes what identify.py takes besides the model, for as far as the source has it.
 
     Args:
-        session: `Session`.
         class_table: `ClassTable` of the model.
         calibration: `Calibration`, or None.
     """

@@ -18,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
+from data.arrays import load_page
 from data.landmarks import read_image_ids, read_landmark_names
 from data.sources import CATEGORY_CSV, INDEX_CSV, RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
 from data.submissions import (
@@ -42,6 +43,7 @@ from runs.command_line import (
 from runs.pictures import draw_picture
 from runs.session import (
     NEIGHBORS_PICTURE,
+    QUERIES,
     REPORT_FACTS,
     RETRIEVAL_SUBMISSION,
     open_session,
@@ -130,9 +132,6 @@ def main(argv=None):
             merge(session, files, args.rerank_divisor, args.rerank)
 
 
-# ---------------------------------------------------------------------------------------- parts
-
-
 def search_parts(session, args):
     """Searches one part, or all parts one after another: yields the part files."""
     from search import parts  # it loads Keras and faiss
@@ -192,14 +191,10 @@ def _plan_expansion(session, describer, args, index_ids):
     return parts.Expansion(args.expand_queries, args.augment_index, whole)
 
 
-# ---------------------------------------------------------------------------------------- merge
-
-
 def merge(session, files, divisor, rerank=None):
     """Merges all parts into the submission, checks it, scores it and draws neighbors.png.
 
     Args:
-        session: `Session`.
         files: paths of all the parts.
         divisor: of the squared distance to images of the query's landmark; 1 = no rerank.
         rerank: one of `reranks.RERANKS`; None is that of the model's recipe.
@@ -208,14 +203,9 @@ def merge(session, files, divisor, rerank=None):
         ExpectedError: parts are missing, repeated, damaged or do not belong together.
     """
     parts, fingerprint = load_parts(files)
+    _require_own_model(session, files[0], fingerprint)
     rerank, num_nearest = rerank or fingerprint.get("rerank", "divide"), fingerprint["top"]
-    # A part of an earlier version may name one that is no more.
-    if rerank not in RERANKS or not RERANKS[rerank].columns.keys() <= parts[0].more.keys():
-        raise ExpectedError(
-            f"{files[0]}: it has no candidates of the rerank {rerank}; expected those of all "
-            "reranks",
-            setting="rerank",
-        )
+    _require_candidates(files[0], parts[0], rerank)
     test_ids = read_test_ids(session.source, files[0], parts[0].query_ids)
     ranking = merge_parts(parts, divisor, num_nearest, rerank)
     path = session.path(RETRIEVAL_SUBMISSION)
@@ -233,29 +223,57 @@ def merge(session, files, divisor, rerank=None):
     scores, solution = score(session, "retrieval", rankings)
     scored = score_queries(ranking, solution)
     rows = draw(session, parts, ranking, scored)
-    merged = {
-        "scores": scores,
-        "num_parts": len(parts),
+    divided = f"squared distances within the landmark / {divisor:g}"
+    facts = {
+        "scores": [{"name": name, "usages": usages} for name, usages in scores.items()],
         "num_indexed": num_indexed,
-        "rerank": rerank,
-        "divisor": divisor,
         "left_out": left_out,
+        "rerank": rerank,
+        "details": [
+            ["parts", len(parts)],
+            ["rerank", divided if rerank == "divide" else rerank],
+        ],
     }
     write_report(
         session, "retrieval",
-        lambda: retrieved.gather(session, merged, fingerprint, solution, scored, rows),
+        lambda: retrieved.gather(session, facts, fingerprint, solution, scored, rows),
     )  # fmt: skip
 
 
+def _require_candidates(path, part, rerank):
+    """Raises ExpectedError unless a part has what a rerank needs; an earlier version's may not."""
+    if rerank not in RERANKS or not RERANKS[rerank].columns.keys() <= part.more.keys():
+        raise ExpectedError(
+            f"{path}: it has no candidates of the rerank {rerank}; expected those of all reranks",
+            setting="rerank",
+        )
+
+
+def _require_own_model(session, file, fingerprint):
+    """Raises ExpectedError if the output was predicted by another model than the parts."""
+    path = session.path(QUERIES)
+    try:
+        own = load_page(path)[1]
+    except ExpectedError:  # not there, or damaged: a search makes it again
+        return
+    if own.get("model") != fingerprint.get("model"):
+        raise ExpectedError(
+            f"{file}: of another model than {path}; expected parts of the model that predicts; "
+            "search the parts again",
+            setting="old_parts",
+        )
+
+
 def _tell_left_out(session, path, parts, test_ids):
-    """Checks the submission; gives how many images are not in it, by split, and are searched."""
+    """Checks the submission; gives lines on what is not in it, and how many are searched."""
     num_answered = check_retrieval_submission(path, test_ids)
     num_indexed = len(np.unique(np.concatenate([part.index_ids for part in parts])))
     num_known = len(read_image_ids(session.source.fetch(INDEX_CSV)))
     say(f"{num_indexed:,} of {num_known:,} index images searched")
     say(f"{num_answered:,} of {len(test_ids):,} test images have neighbors")
-    left_out = {"index": num_known - num_indexed, "test": len(test_ids) - num_answered}
-    return left_out, num_indexed
+    missing = {"index": num_known - num_indexed, "test": len(test_ids) - num_answered}
+    told = [f"{n:,} {split} images could not be searched." for split, n in missing.items() if n]
+    return told, num_indexed
 
 
 def draw(session, parts, ranking, scored):

@@ -65,7 +65,11 @@ def make_parser():
         help="keep just the train images of these landmarks: ids or names, * for any letters, one "
         "a line",
     )  # fmt: skip
-    share = parser.add_argument_group("share")
+    _add_share_options(parser.add_argument_group("share"))
+    return parser
+
+
+def _add_share_options(share):
     share.add_argument(
         "--part", type=number(int, 0), default=0, metavar="K", help="the part to make, from 0"
     )
@@ -85,7 +89,6 @@ def make_parser():
         "--copy-earlier", action="store_true",
         help="copy what earlier sessions made into the output, which replaces theirs",
     )  # fmt: skip
-    return parser
 
 
 def parse_arguments(argv):
@@ -129,9 +132,11 @@ def shrink(session, args):
     )
     small_shards.copy_tables(session, kept_splits, is_clean, settings)
     if args.scheduler:
-        pages = shrink_on_workers(session, settings, share, how, args)
+        pages = _shrink_on_workers(session, settings, share, how, args)
     else:
         pages = small_shards.shrink(session, settings, share)
+    if share.num_parts == 1:
+        small_shards.require_found(source, settings, pages)
     path = session.path(shrunk_name(args.part, args.parts))
     say(write_summary(path, share.shards, pages))
     print(path)
@@ -153,14 +158,8 @@ def settings_of(source, pixels, quality, splits, labels, images, landmarks):
     return small_shards.Settings(pixels, quality, kept, is_slice)
 
 
-def shrink_on_workers(session, settings, share, how, args):
-    """Shrinks as `small_shards.shrink` does, shard by shard on workers; gives the pages.
-
-    Args:
-        session, settings, share: as for `small_shards.shrink`.
-        how: what `settings_of` takes besides the source; small, for it goes to every worker.
-        args: the command line.
-    """
+def _shrink_on_workers(session, settings, share, how, args):
+    """Shrinks as `small_shards.shrink` does, shard by shard on workers; `how` goes to each."""
     import shrink  # by this name, the workers find the function below
     from shrinking import small_shards
 

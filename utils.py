@@ -134,6 +134,12 @@ def read_at(descriptor, num_bytes, offset):
         return os.read(descriptor, num_bytes)
 
 
+def require_file(path, what):
+    """Raises ExpectedError for a pipe or a device, whose reading may never end or begin again."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise ExpectedError(f"{path}: not a file; expected {what}; write it to a file first")
+
+
 def require_free_space(folder, size_bytes, purpose):
     """Raises ExpectedError if the disk of `folder` has less than `size_bytes` free."""
     try:

@@ -86,14 +86,6 @@ def run_ahead(pool, function, items, ahead=BATCH):
         yield futures.popleft().result()
 
 
-def webdataset(tar):
-    """webdataset with a shuffle buffer, decoding by OpenCV; its loader's processes need torch."""
-    import webdataset as wds
-
-    data = wds.WebDataset(f"file:{tar}", shardshuffle=False, empty_check=False).shuffle(BATCH * 4)
-    yield from batches((item["__key__"], decode_fully(item["jpg"])) for item in data)
-
-
 def tf_data(tar, decode, num_threads=2):
     """tf.data fed by a generator of bytes, decoding in its own threads."""
     import tensorflow as tf
@@ -188,7 +180,6 @@ def make_ways(tar, folder):
         ONE: lambda: ours(tar, 1),
         TWO: lambda: ours(tar, 2),
         CROPS: lambda: ours(tar, 2, crops=True),
-        "webdataset, imdecode, INTER_AREA": lambda: webdataset(tar),
         "tf.data, decode_jpeg, area": lambda: tf_data(tar, tf_full),
         "tf.data, half size, INTEGER_FAST, bilinear": lambda: tf_data(tar, tf_half),
         "Keras image_dataset_from_directory, no tar": lambda: keras_from_directory(folder),
@@ -224,7 +215,7 @@ def main():
     )
     cv2.setNumThreads(1)
     tar = common.make_shard(args.images)
-    common.print_machine("pillow", "opencv-python-headless", "simplejpeg", "webdataset")
+    common.print_machine("pillow", "opencv-python-headless", "simplejpeg")
     size = tar.stat().st_size / args.images / 1000
     print(f"{args.images} JPEGs of {common.WIDTH}x{common.HEIGHT}, {size:.0f} KB each\n")
     references = {

@@ -23,7 +23,13 @@ from data.submissions import read_recognition_solution, read_retrieval_solution
 from descriptors.descriptions import Descriptions, concatenate, load_descriptions, unit_length
 from metrics import average_precision
 from search import gallery, gallery_parts, voting
-from search.reranks import NUM_NAMING, name_by_both, name_by_head, name_by_neighbors
+from search.reranks import (
+    AGREEMENT_WEIGHT,
+    NUM_NAMING,
+    name_by_both,
+    name_by_head,
+    name_by_neighbors,
+)
 
 RECIPES = ("frozen", "strong", "2019")
 SHARES = {"all": None, "93%": (0.93, 20), "99%": (0.99, 40)}  # of non-landmarks, draws
@@ -245,7 +251,9 @@ def score_rankings(scene):
         ways[f"agreement alone, {names}"] = agreement + np.where(agreement > 0, 1, 1e-9 * cosines)
         ways |= {f"cos + {w} agreement, {names}": cosines + w * agreement for w in WEIGHTS}
     ways["none, queries and index expanded"] = expanded[0] @ expanded[1].T
-    ways["cos + 3 agreement, both, expanded"] = expanded[0] @ expanded[1].T + 3 * agreements(*both)
+    ways["cos + 4 agreement, both, expanded"] = expanded[0] @ expanded[
+        1
+    ].T + AGREEMENT_WEIGHT * agreements(*both)
     return {("mAP@100", way): map_of(scene, scores) for way, scores in ways.items()}
 
 
@@ -261,9 +269,9 @@ def of_neighbors(scene, side):
 def agreements(of_queries, of_index):
     """Sums the products of the weights of common landmarks: (queries, index images)."""
     landmarks = np.unique(np.concatenate([of_queries.labels, of_index.labels], axis=None))
-    sides = [np.zeros((len(side), len(landmarks))) for side in (of_queries, of_index)]
+    sides = [np.zeros((len(side.labels), len(landmarks))) for side in (of_queries, of_index)]
     for dense, side in zip(sides, (of_queries, of_index), strict=True):
-        rows = np.arange(len(side))[:, None]
+        rows = np.arange(len(side.labels))[:, None]
         np.add.at(dense, (rows, np.searchsorted(landmarks, side.labels)), side.weights)
     return sides[0] @ sides[1].T
 

@@ -20,7 +20,6 @@ from utils import atomic_write, say
 NAMES = (
     "decode",
     "small_pictures",
-    "downloads",
     "overlap",
     "search_speed",
     "step",

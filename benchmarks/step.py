@@ -2,8 +2,8 @@
 
     python benchmarks/step.py [--rounds 3] [--image-size 64] [--feeding-size 192]
 
-Three tables: the step fed by our generators, by a constant batch, and by one `fit` per shard;
-float32 and bfloat16; prediction.
+Two tables: the step fed by our generators, by a constant batch, and by one `fit` per shard;
+prediction.
 """
 
 import contextlib
@@ -20,7 +20,6 @@ from common import CACHE, median, print_table, print_verdict, ratio
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 
 import model
 from data.sources import Shard
@@ -31,7 +30,6 @@ from recipes import Data, Loss, Recipe
 from training import loop
 from utils import Stop
 
-BATCH = 32
 FEEDING_BATCH = 16  # the smaller, the more feeding costs
 STEPS_PER_SHARD, NUM_SHARDS = 2, 2  # short mini-epochs: what is lost between them shows
 NUM_CLASSES = 1000
@@ -149,21 +147,6 @@ def fit_shard(network, size, stream):
     network.fit(data.prefetch(tf.data.AUTOTUNE), verbose=0)
 
 
-# ---------------------------------------------------------------------------------- the precision
-
-
-def compare_precision(size, rounds):
-    """Times a step in float32 and in bfloat16: dict, way -> list of images/s."""
-    ways = {}
-    for policy in ("float32", "mixed_bfloat16"):
-        keras.mixed_precision.set_global_policy(policy)
-        ways[policy] = rate(
-            build(size).train_on_batch, [constant_batch(size, BATCH)] * 3, 3 * BATCH
-        )
-    keras.mixed_precision.set_global_policy("float32")
-    return common.measure(ways, rounds)
-
-
 # --------------------------------------------------------------------------------- the prediction
 
 
@@ -179,7 +162,7 @@ def compare_prediction(size, rounds, num_batches=4):
         path = Path(folder, "model.keras")
         page = {"landmark_ids": list(range(NUM_CLASSES))}
         model.save_model(model.build_classifier(build(size), Loss()), path, page)
-        describer = describe.Describer(describe.DescribeSettings(path, 64), None)
+        describer = describe.Describer(None, path, 64)
     predictor = describer.predictor
     bare = tf.function(lambda batch: predictor(batch, training=False))
 
@@ -226,8 +209,6 @@ def main():
     cost = ratio(feeding, CONSTANT, "ours")
     print_verdict("at most 1.05 x the step with a constant batch", cost, cost <= 1.05)
     print()
-    title = f"Precision: {size} pixels, {BATCH} images a step"
-    report_rates(title, compare_precision(size, 2), "float32")
     prediction = compare_prediction(size, 3 * rounds)
     report_rates(f"Prediction: {size} pixels, 64 images a step", prediction, BARE)
     share = ratio(prediction, OURS, BARE)

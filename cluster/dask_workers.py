@@ -151,14 +151,11 @@ def open_workers(where, session, scratch):
 
 
 def _require_project(client):
-    """Raises ExpectedError unless scheduler and workers can import the project.
-
-    A worker that cannot load a job ends, and the script would wait for others without end.
-    """
-    found = client.run(importlib.util.find_spec, __name__.partition(".")[0])
-    found["the scheduler"] = client.run_on_scheduler(
-        importlib.util.find_spec, __name__.partition(".")[0]
-    )
+    """Raises ExpectedError unless scheduler and workers can import the project."""
+    # A worker that cannot load a job ends, and the script would wait for others without end.
+    package = __name__.partition(".")[0]
+    found = client.run(importlib.util.find_spec, package)
+    found["the scheduler"] = client.run_on_scheduler(importlib.util.find_spec, package)
     for where, spec in found.items():
         if spec is None:
             raise ExpectedError(
@@ -216,9 +213,6 @@ def _visible_gpus():
         return [name for name in chosen.split(",") if name not in ("", "-1")]
     numbers = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia*"))
     return sorted((number for number in numbers if number.isdecimal()), key=int)
-
-
-# ------------------------------------------------------------------------------ in a worker
 
 
 def _do(arguments, function, job):

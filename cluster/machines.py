@@ -119,9 +119,6 @@ class Machines(OneMachine):
     def exchange(self, value):
         """Gives what all machines say, in their order; all of them must call it.
 
-        Args:
-            value: anything that JSON can hold.
-
         Raises:
             LostError: one of them ended.
         """
@@ -270,7 +267,6 @@ class CommonStop:
 
     Args:
         stop: `Stop` of this machine.
-        machines: `Machines`.
     """
 
     def __init__(self, stop, machines):
@@ -421,11 +417,8 @@ def _require_free_port(address):
 
 
 def _require_name(address):
-    """Raises ExpectedError unless the name of this machine leads to where others reach it.
-
-    It is what Gloo tells the others, by which JAX connects processors; on Debian and Ubuntu it
-    leads to 127.0.1.1 at first.
-    """
+    """Raises ExpectedError unless the name of this machine leads to where others reach it."""
+    # Gloo tells it to the others; on Debian and Ubuntu it leads to 127.0.1.1 at first.
     host, name = address.rpartition(":")[0], socket.gethostname()
     own, named = _look_up(host), _look_up(name)
     if not own.startswith("127.") and (named == NOWHERE or named.startswith("127.")):

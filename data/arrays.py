@@ -32,11 +32,8 @@ def save_arrays(path, page, **arrays):
 
 
 def _digest_of(page, archive):
-    """Gives 32 hex characters that differ for another page or other arrays.
-
-    The archive has a checksum of each array with its dtype and shape, which is verified whenever
-    the array is read. The digest binds them together, so that it costs nothing.
-    """
+    """Gives 32 hex characters that differ for another page or other arrays."""
+    # The checksum of each array is verified whenever it is read; this binds them together.
     members = [info for info in archive.infolist() if info.filename != PAGE_MEMBER]
     facts = sorted((info.filename, info.file_size, info.CRC) for info in members)
     return hashlib.md5(json.dumps([page, facts]).encode(), usedforsecurity=False).hexdigest()
@@ -112,20 +109,14 @@ def require_true_sizes(archive):
 
 @dataclass(frozen=True)
 class Column:
-    """What an array of a file must be.
+    """What an array of a file must be."""
 
-    Attributes:
-        dtypes: names of the dtypes that it may have, separated by spaces.
-        shape: tuple of a number or a name for each axis; axes of one name are of one length.
-        at_least: its lowest value, or None where there is no bound. Floats are finite anyway.
-        below: its values are below the length of the axes of this name.
-        order: "ascending" (repetitions may be) or "increasing", of a one-dimensional array.
-    """
-
-    dtypes: str
-    shape: tuple
+    dtypes: str  # names of the dtypes that it may have, separated by spaces
+    shape: tuple  # tuple of a number or a name for each axis; axes of one name are of one length
+    # its lowest value, or None where there is no bound. Floats are finite anyway.
     at_least: float | None = None
-    below: str | None = None
+    below: str | None = None  # its values are below the length of the axes of this name
+    # "ascending" (repetitions may be) or "increasing", of a one-dimensional array
     order: str | None = None
 
 

@@ -13,8 +13,6 @@ from utils import ExpectedError
 LANDMARK_LEFT_OUT_IN_2019 = 138982  # its author does not say why
 MIN_IMAGES = 20  # the 2019 recipe's threshold; it leaves ~55k of 203,094 landmarks
 
-# -------------------------------------------------------------------------------------- image ids
-
 
 _HEX_VALUES = np.full(256, 255, np.uint8)
 _HEX_VALUES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
@@ -92,9 +90,6 @@ def format_image_ids(image_ids):
     return np.frombuffer(b"0123456789abcdef", np.uint8)[nibbles].view("S16")
 
 
-# -------------------------------------------------------------------------------- metadata to read
-
-
 def read_image_ids(path):
     """Reads the column `id` of index.csv or test.csv, in the file's order, as (n,) uint64."""
     image_ids = parse_image_ids(read_table(path, id=str)["id"], path)
@@ -108,19 +103,23 @@ def read_landmark_names(path):
 
 
 def read_categories(path):
-    """Reads train_label_to_category.csv: landmark id -> address of its category on Commons."""
+    """Reads train_label_to_category.csv: landmark id -> address of its category on Commons.
+
+    Raises:
+        ExpectedError: it cannot be read, or a landmark has two rows.
+    """
     table = read_table(path, landmark_id=int, category=str)
+    repeated = table["landmark_id"][table["landmark_id"].duplicated()]
+    if len(repeated):
+        raise ExpectedError(
+            f"{path}: landmark {repeated.iloc[0]} appears twice; expected each landmark once; "
+            "check the file"
+        )
     return dict(zip(table["landmark_id"].tolist(), table["category"].tolist(), strict=True))
 
 
 def write_categories(path, categories, class_table):
-    """Writes the categories of a network's landmarks, in the layout of `read_categories`.
-
-    Args:
-        path: the CSV.
-        categories: dict, landmark id -> address.
-        class_table: `ClassTable`; its landmarks without a category are left out.
-    """
+    """Writes the categories of a network's landmarks, a dict, as `read_categories` reads them."""
     import pandas as pd
 
     known = [one for one in class_table.landmark_ids.tolist() if one in categories]
@@ -135,13 +134,10 @@ def name_of_category(address):
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The landmarks that a network knows; a landmark's class index is its place in the table.
+    """The landmarks that a network knows; a landmark's class index is its place in the table."""
 
-    Attributes:
-        landmark_ids: (num_classes,) int64, ascending, so that the order depends on nothing else
-            (the model published in 2019 has its own order).
-    """
-
+    # (num_classes,) int64, ascending, so that the order depends on nothing else (the model
+    # published in 2019 has its own order)
     landmark_ids: np.ndarray
 
     def __len__(self):
@@ -155,15 +151,10 @@ class ClassTable:
 
 @dataclass(frozen=True)
 class TrainLabels:
-    """The class of every train image whose landmark is in the class table.
+    """The class of every train image whose landmark is in the class table."""
 
-    Attributes:
-        image_ids: (n,) uint64, ascending.
-        class_indices: (n,) int32.
-    """
-
-    image_ids: np.ndarray
-    class_indices: np.ndarray
+    image_ids: np.ndarray  # (n,) uint64, ascending
+    class_indices: np.ndarray  # (n,) int32
 
     def __len__(self):
         return len(self.image_ids)
@@ -184,16 +175,7 @@ class TrainLabels:
 
 
 def read_labels(source, labels, min_images=MIN_IMAGES):
-    """Reads one of the recipes' choices of labels from a source.
-
-    Args:
-        source: `Source`.
-        labels: of `recipes.LABELS`.
-        min_images: a landmark with fewer images is left out.
-
-    Returns:
-        (ClassTable, TrainLabels), as `read_train_labels`.
-    """
+    """Reads one of `recipes.LABELS` from a source: as `read_train_labels`."""
     path = source.fetch(TRAIN_CLEAN_CSV if labels == "clean" else TRAIN_CSV)
     landmarks_of = source.fetch(TRAIN_CLEAN_CSV) if labels == "all-of-clean" else None
     return read_train_labels(path, min_images, landmarks_of)
@@ -261,6 +243,11 @@ def _read_train_csv(path):
         table = table.assign(id=table.pop("images").str.split(" ")).explode("id")
     else:
         table = read_table(path, id=str, landmark_id=int)
-    image_ids = parse_image_ids(table["id"], path)
+    image_ids, landmark_ids = parse_image_ids(table["id"], path), table["landmark_id"].to_numpy()
     check_unique(image_ids, path)
-    return pd.DataFrame({"image_id": image_ids, "landmark_id": table["landmark_id"].to_numpy()})
+    if landmark_ids.min() < 0:  # of which no model is read
+        raise ExpectedError(
+            f"{path}: landmark id {landmark_ids.min()}; expected landmark ids from 0 up; check the "
+            "file"
+        )
+    return pd.DataFrame({"image_id": image_ids, "landmark_id": landmark_ids})

@@ -37,15 +37,10 @@ SPLITS = ("train", "index", "test")
 
 @dataclass(frozen=True, order=True)
 class Shard:
-    """One tar of a split.
+    """One tar of a split."""
 
-    Attributes:
-        split: "train", "index" or "test".
-        number: from 0.
-    """
-
-    split: str
-    number: int
+    split: str  # "train", "index" or "test"
+    number: int  # from 0
 
     @property
     def path(self):
@@ -103,13 +98,7 @@ class Source:
         return any(place.exists(path) for place in self.places)
 
     def fetch(self, path):
-        """Gives a local copy of a small file of the layout; fetched once by each Source.
-
-        Args:
-            path: relative, as in the layout, e.g. `metadata/test.csv`.
-
-        Returns:
-            The local `pathlib.Path`.
+        """Gives a local copy of a small file of the layout, e.g. `metadata/test.csv`; fetched once.
 
         Raises:
             MissingFileError: the source does not have it.

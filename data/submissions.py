@@ -26,17 +26,7 @@ def _read_rows(path, *columns):
 
 
 def _parse_cells(cells, parse, expected, path):
-    """Parses each cell of a column; the first that makes `parse` raise ValueError is named.
-
-    Args:
-        cells: Series of text.
-        parse: function, str -> any.
-        expected: what the error says was expected.
-        path: file named in the error.
-
-    Returns:
-        list.
-    """
+    """Parses each cell of a column into a list; one of which `parse` raises ValueError is named."""
     parsed = []
     for line, cell in enumerate(cells.tolist(), start=2):
         try:
@@ -56,14 +46,8 @@ def _check_image_ids(cells, path):
         parse_image_ids(cell.split(), path)
 
 
-# ------------------------------------------------------------------------------------ recognition
-
-
 def read_recognition_submission(path):
-    """Reads a recognition submission.
-
-    Returns:
-        dict, image id (str) -> (landmark id, confidence), or None where the cell is empty.
+    """Reads a submission: dict, image id (str) -> (landmark id, confidence), or None if empty.
 
     Raises:
         ExpectedError: the file is no such submission.
@@ -114,7 +98,6 @@ def check_recognition_submission(path, test_ids, class_table):
     Args:
         path: the CSV.
         test_ids: (num_queries,) uint64.
-        class_table: `ClassTable`.
 
     Returns:
         The number of test images with a prediction.
@@ -146,10 +129,7 @@ def _check_ids(path, found, test_ids):
 
 
 def read_recognition_solution(path):
-    """Reads the recognition ground truth.
-
-    Returns:
-        dict, image id (str) -> RecognitionTruth(landmark_ids, a set of int; usage).
+    """Reads the ground truth: dict, image id (str) -> RecognitionTruth(landmark_ids, a set; usage).
 
     Raises:
         ExpectedError: the file is no such ground truth.
@@ -160,9 +140,6 @@ def read_recognition_solution(path):
     )
     truths = map(RecognitionTruth, landmark_ids, rows["Usage"].tolist())
     return dict(zip(rows["id"].tolist(), truths, strict=True))
-
-
-# -------------------------------------------------------------------------------------- retrieval
 
 
 def write_retrieval_submission(path, test_ids, query_ids, row_ends, image_ids):
@@ -234,11 +211,9 @@ def _read_retrieval_rows(path):
 
 
 def read_retrieval_solution(path):
-    """Reads the retrieval ground truth.
+    """Reads the ground truth: dict, image id (str) -> RetrievalTruth(image_ids, a set; usage).
 
-    Returns:
-        dict, image id (str) -> RetrievalTruth(image_ids, a set of str; usage). The set is empty for
-        an ignored query ("None").
+    The set is empty for an ignored query ("None").
 
     Raises:
         ExpectedError: the file is no such ground truth.

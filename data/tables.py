@@ -8,7 +8,7 @@ import csv
 import re
 from pathlib import Path
 
-from utils import ExpectedError, Progress, atomic_write
+from utils import ExpectedError, Progress, atomic_write, require_file
 
 
 def read_header(path, expected):
@@ -19,8 +19,9 @@ def read_header(path, expected):
         expected: the columns to name in the error.
 
     Raises:
-        ExpectedError: no such file, or one that cannot be read.
+        ExpectedError: no such file, one that cannot be read, or a pipe, which is read once.
     """
+    require_file(path, "a CSV")
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
             return next(csv.reader(file), [])

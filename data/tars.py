@@ -19,6 +19,7 @@ from data.images import BadImageError
 from utils import CHUNK_BYTES, ExpectedError, atomic_write, read_at, say
 
 MEMBER_NAME = re.compile(r"([0-9a-f])/([0-9a-f])/([0-9a-f])/(\1\2\3[0-9a-f]{13})\.jpg")
+MAX_END_BYTES = 2 * tarfile.RECORDSIZE  # a tar ends within a record of 10 KB
 MAX_MEMBER_BYTES = 64 << 20  # the largest JPEGs of the data set are a few MB
 
 
@@ -95,19 +96,21 @@ def _tell_others(path, num_images, others, first_other):
 
 
 def _check_end(tar):
-    """Raises ReadError unless the tar ends as tars do, and the file with it.
-
-    tarfile takes damage for the end, and knows nothing of a second tar behind the first.
-    """
+    """Raises ReadError unless the tar ends as tars do, and the file with it."""
+    # tarfile takes damage for the end, and knows nothing of a second tar behind the first.
     tar.fileobj.seek(tar.offset)
     end = tar.fileobj.read(tarfile.BLOCKSIZE)
     if end.strip(b"\0") or not end:
         raise tarfile.ReadError(f"damaged or cut off at byte {tar.offset}")
+    num_zeros = len(end)
     while more := tar.fileobj.read(CHUNK_BYTES):
+        num_zeros += len(more)
         if more.strip(b"\0"):
             raise tarfile.ReadError(
                 f"more after its end at byte {tar.offset}, perhaps a second tar"
             )
+    if num_zeros > MAX_END_BYTES:  # a download that got its length, but not its bytes
+        raise tarfile.ReadError(f"nothing but zeros from byte {tar.offset} on")
 
 
 def read_member(descriptor, member):
@@ -115,9 +118,6 @@ def read_member(descriptor, member):
     if member.size > MAX_MEMBER_BYTES:
         raise BadImageError(f"{member.size} bytes")
     return read_at(descriptor, member.size, member.offset)
-
-
-# ----------------------------------------------------------------------------------------- to write
 
 
 def member_name(image_id):
@@ -140,9 +140,6 @@ def _add(tar, name, size, content):
     info = tarfile.TarInfo(name)  # its time is 0, its owner 0, its mode 0644
     info.size = size
     tar.addfile(info, content)
-
-
-# --------------------------------------------------------------------------- unpacked into a folder
 
 
 @dataclass(frozen=True)

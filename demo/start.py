@@ -7,7 +7,7 @@ from demo.server import serve
 from demo.world import build_world
 
 # What `--demo` sets differently from the full job: small images, a few epochs from random weights,
-# for 2 CPU cores and a few minutes.
+# for 2 CPU cores and a few minutes. Sizes tried: benchmarks/README.md.
 DEFAULTS = {
     "train_shards": (0, 4),
     "valid_shards": (4, 5),

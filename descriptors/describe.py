@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,50 +31,35 @@ from utils import ExpectedError, Progress, format_duration, say
 _describers = {}  # the last one that `open_describer` made, by what it was made of
 
 
-@dataclass(frozen=True)
-class DescribeSettings:
-    """What shapes the rows of descriptions; can be pickled.
+class Describer:
+    """The network in the form that describes.
 
-    Attributes:
+    Args:
+        source: its train.csv has the landmarks of the model published in 2019.
         model_path: the recogniser's file.
         batch_size: images in a step.
         flipped_too: average with the mirrored image.
         dtype: of the stored descriptors, "float32" or "float16".
     """
 
-    model_path: Path
-    batch_size: int
-    flipped_too: bool = False
-    dtype: str = "float32"
-
-
-class Describer:
-    """The network in the form that describes.
-
-    Args:
-        settings: `DescribeSettings`.
-        source: `Source`; its train.csv has the landmarks of the model published in 2019.
-    """
-
-    def __init__(self, settings, source):
-        self.settings = settings
-        self.devices = choose_devices(settings.batch_size)
+    def __init__(self, source, model_path, batch_size, flipped_too=False, dtype="float32"):
+        self.batch_size, self.dtype = batch_size, dtype
+        self.devices = choose_devices(batch_size)
         with self.devices.scope():
             recogniser = load_recogniser(
-                settings.model_path, lambda: read_2019_classes(source.fetch(TRAIN_CSV))
+                model_path, lambda: read_2019_classes(source.fetch(TRAIN_CSV))
             )
-            self.predictor = model.build_predictor(recogniser.classifier, settings.flipped_too)
+            self.predictor = model.build_predictor(recogniser.classifier, flipped_too)
         self.class_table = recogniser.class_table
-        self.image_size = recogniser.image_size
         self.recipe = recogniser.recipe
         # As large as the file's network takes them, which may be somebody else's.
         self.data = dataclasses.replace(self.recipe.data, image_size=recogniser.image_size)
         # Two files of descriptions go together only if all of this is equal.
         self.fingerprint = {
             "model": recogniser.fingerprint,
-            "batch_size": settings.batch_size,
-            "flipped_too": settings.flipped_too,
-            "descriptor_dtype": settings.dtype,
+            "batch_size": batch_size,
+            "flipped_too": flipped_too,
+            "descriptor_dtype": dtype,
             "keeps_aspect": self.data.keep_aspect,
         }
 
@@ -94,7 +78,7 @@ class Describer:
     def storing(self, dtype):
         """Gives the same network, which stores descriptors as another dtype."""
         other = copy.copy(self)
-        other.settings = dataclasses.replace(self.settings, dtype=dtype)
+        other.dtype = dtype
         other.fingerprint = self.fingerprint | {"descriptor_dtype": dtype}
         return other
 
@@ -107,7 +91,7 @@ class Describer:
 
     def describe(self, batch, shard):
         """Describes one `Batch` of a shard."""
-        n, dtype = len(batch.image_ids), self.settings.dtype
+        n, dtype = len(batch.image_ids), self.dtype
         class_indices, confidences, descriptors = self.devices.predict_on_batch(
             self.predictor, batch.images
         )
@@ -132,21 +116,21 @@ class Describer:
             np.empty(num_images, np.uint64),
             np.empty(num_images, np.int64),
             np.empty(num_images, np.float32),
-            np.empty((num_images, width), self.settings.dtype),
+            np.empty((num_images, width), self.dtype),
             np.empty(num_images, np.int16),
             np.empty((num_images, 2), np.int64),
         )
 
 
-def open_describer(settings, source):
+def open_describer(source, model_path, *settings):
     """Makes a `Describer`, once for all jobs of a worker while the model's file is the same."""
-    if not Path(settings.model_path).is_file():
-        return Describer(settings, source)  # it says what is wrong
-    facts = os.stat(settings.model_path)
-    key = settings, source, facts.st_mtime_ns, facts.st_size
+    if not Path(model_path).is_file():
+        return Describer(source, model_path, *settings)  # it says what is wrong
+    facts = os.stat(model_path)
+    key = source, model_path, settings, facts.st_mtime_ns, facts.st_size
     if key not in _describers:
         _describers.clear()  # a network takes memory
-        _describers[key] = Describer(settings, source)
+        _describers[key] = Describer(source, model_path, *settings)
     return _describers[key]
 
 
@@ -154,14 +138,11 @@ def describe_shards(session, describer, shards, image_ids):
     """Describes the images of some shards, each shard saved as it ends, so that nothing is redone.
 
     Args:
-        session: `Session`.
-        describer: `Describer`.
         shards: list of `Shard` of one split.
         image_ids: (n,) uint64, the images to describe; an unreadable one gets no row.
 
     Returns:
-        (dict of file -> image ids, of all shards that could be described; list of the numbers of
-        the shards that were left out).
+        (dict, file -> image ids of what could be described; list, numbers of shards left out).
 
     Raises:
         StoppedError: the session was asked to stop; the shards described so far are saved.
@@ -175,7 +156,7 @@ def describe_shards(session, describer, shards, image_ids):
             described[shard] = found[1]
     if missing := [shard for shard in shards if shard not in described]:
         describer.prepare(session, missing, image_ids)
-    reading = Reading(describer.data, describer.settings.batch_size, image_ids=image_ids)
+    reading = Reading(describer.data, describer.batch_size, image_ids=image_ids)
     stream = stream_batches(
         source, [(0, shard) for shard in missing], reading,
         session.stop.requested, session.num_skippable(len(shards)),
@@ -190,11 +171,11 @@ def describe_shards(session, describer, shards, image_ids):
             continue
         save_table(session.path(names[shard]), rows, facts[shard])
         described[shard] = rows.image_ids
-        left_s = (len(missing) - len(times)) * np.median(times)
+        n, left_s = len(rows.image_ids), (len(missing) - len(times)) * np.median(times)
         say(
-            f"{shard.path}: {len(rows.image_ids):,} images described ({len(times)}/{len(missing)})"
-            f", {len(rows.image_ids) / times[-1]:.0f} images/s, {waited_s / times[-1]:.0%} waiting "
-            f"for data, {format_duration(left_s)} to go"
+            f"{shard.path}: {n:,} images described ({len(times)}/{len(missing)}), "
+            f"{n / times[-1]:.0f} images/s, {waited_s / times[-1]:.0%} waiting for data, "
+            f"{format_duration(left_s)} to go"
         )
     found = {session.path(names[shard]): described[shard] for shard in shards if shard in described}
     return found, [shard.number for shard in shards if shard not in described]
@@ -249,7 +230,6 @@ def gather(found, describer, normalise=False, keeps_repeated=False):
 
     Args:
         found: dict of file -> image ids, as `describe_shards` gives it.
-        describer: `Describer`.
         normalise: scale the descriptors to length 1.
         keeps_repeated: keep all pictures of an id that appears twice, not the first alone.
     """

@@ -12,22 +12,16 @@ NORMALISED_ROWS = 4096  # at a time: float32 copies of more would not stay small
 
 @dataclass(frozen=True)
 class Descriptions:
-    """What the network says of some images, one row each.
-
-    Attributes:
-        image_ids: (n,) uint64.
-        landmark_ids: (n,) int64, the best landmark.
-        confidences: (n,) float32, its probability or cosine.
-        descriptors: (n, d) float32 or float16, e.g. the 2048 values of ResNet50's pooling.
-        shard_numbers: (n,) int16, the shard that holds the image.
-        locations: (n, 2) int64, offset and size in bytes of the image in that shard.
-    """
+    """What the network says of some images, one row each."""
 
     image_ids: np.ndarray = column("uint64", "images")
-    landmark_ids: np.ndarray = column("int64", "images")
-    confidences: np.ndarray = column("float32", "images", at_least=-1)
+    landmark_ids: np.ndarray = column("int64", "images")  # the best landmark
+    confidences: np.ndarray = column("float32", "images", at_least=-1)  # its probability or cosine
+    # e.g. the 2048 values of ResNet50's pooling.
     descriptors: np.ndarray = column("float32 float16", "images", "channels")
+    # the shard that holds the image
     shard_numbers: np.ndarray = column("int16", "images", at_least=0)
+    # offset and size in bytes of the image in that shard
     locations: np.ndarray = column("int64", "images", 2, at_least=0)
 
     def __len__(self):
@@ -54,14 +48,7 @@ def concatenate(pieces):
 
 
 def unit_length(descriptors):
-    """Scales descriptors to length 1; a descriptor of zeros stays as it is.
-
-    Args:
-        descriptors: (n, d) float32 or float16.
-
-    Returns:
-        A new array of the same shape and dtype.
-    """
+    """Scales descriptors (n, d) to length 1, in a new array of the same dtype; zeros stay."""
     scaled = np.empty_like(descriptors)
     for begin in range(0, len(descriptors), NORMALISED_ROWS):
         rows = descriptors[begin : begin + NORMALISED_ROWS]

@@ -1,7 +1,6 @@
 """A data set in the CVDF layout, written from folders of photos: shards, tables, ground truth."""
 
 import csv
-import hashlib
 import json
 import os
 import shutil
@@ -45,18 +44,12 @@ SMALL_BYTES = 60_000  # of a small picture, at most, to see whether the disk has
 
 @dataclass(frozen=True)
 class Picture:
-    """A photo of the data set.
-
-    Attributes:
-        image_id: int.
-        landmark: name of what it shows; "" shows no landmark.
-        place: `division.Place`.
-        begin, end: where its bytes are in the spool.
-    """
+    """A photo of the data set."""
 
     image_id: int
-    landmark: str
-    place: object
+    landmark: str  # name of what it shows; "" shows no landmark
+    place: object  # `division.Place`
+    # begin, end: where its bytes are in the spool
     begin: int
     end: int
 
@@ -70,7 +63,6 @@ def gather(folder, non_landmarks, output, pixels, stop):
         folder, non_landmarks: as for `folders.find_photos`.
         output: folder of the data set; new, empty, or an earlier one of this kind.
         pixels: of the pictures' shorter side.
-        stop: `Stop`.
 
     Returns:
         dict of what it holds, as `MARKER` has it.
@@ -91,7 +83,7 @@ def gather(folder, non_landmarks, output, pixels, stop):
         spool = draft / "spool"
         found, positions, unread = read_all(photos, pixels, spool, stop)
         left_out += unread
-        pictures = place_all(found, positions, left_out)
+        pictures = _place_all(found, positions, left_out)
         write_shards(draft, pictures, spool)
         spool.unlink()
         write_tables(draft, pictures)
@@ -122,12 +114,7 @@ def refuse_foreign(output):
 
 
 def read_all(photos, pixels, spool, stop):
-    """Reads all photos on all cores; their small pictures go to the spool.
-
-    Args:
-        photos: list of `folders.Photo`.
-        pixels, stop: as for `gather`.
-        spool: path of a file, so that the pictures need no memory.
+    """Reads all photos on all cores; their small pictures go to the spool and need no memory.
 
     Returns:
         (list of (`Photo`, `ReadPhoto` without its JPEG), list of (begin, end) in the spool, list
@@ -161,19 +148,8 @@ def read_all(photos, pixels, spool, stop):
     return found, positions, unread
 
 
-def place_all(found, positions, left_out):
-    """Leaves out what is there twice, and divides the others.
-
-    Args:
-        found, positions: as `read_all` gives them.
-        left_out: list of (path, reason), to which this adds.
-
-    Returns:
-        list of `Picture` by ascending image id.
-
-    Raises:
-        ExpectedError: there are not two landmarks to tell apart, or too few photos to divide.
-    """
+def _place_all(found, positions, left_out):
+    """Leaves out what is there twice, and divides the others: list of `Picture` by image id."""
     first, landmarks_of = {}, {}
     for (photo, read_photo), position in zip(found, positions, strict=True):
         landmarks_of.setdefault(read_photo.image_id, set()).add(photo.landmark)
@@ -207,7 +183,7 @@ def place_all(found, positions, left_out):
 
 def write_shards(folder, pictures, spool):
     """Writes the tars, each by ascending image id, and their md5 files."""
-    shards = {}
+    shards = {Shard("train", 0): []}  # held out: without a picture where each landmark has a group
     for picture in pictures:
         shard = Shard(picture.place.split, picture.place.shard)
         shards.setdefault(shard, []).append(picture)
@@ -264,10 +240,7 @@ def write_rows(path, rows):
 
 
 def count(pictures, left_out):
-    """Counts what is in the data set, and names it by its content."""
-    digest = hashlib.sha256()
-    for picture in pictures:
-        digest.update(f"{picture.image_id} {picture.landmark} {picture.place}\n".encode())
+    """Counts what is in the data set."""
     names = {picture.landmark for picture in pictures} - {""}
     trained = {p.landmark for p in pictures if p.place.split == "train"}
     shards = {
@@ -280,7 +253,6 @@ def count(pictures, left_out):
         "non_landmarks": sum(not p.landmark for p in pictures),
         "shards": {split: len(numbers) for split, numbers in shards.items()},
         "left_out": len(left_out),
-        "content": digest.hexdigest()[:16],
     }
 
 

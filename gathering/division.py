@@ -25,14 +25,11 @@ class Place:
 
 
 def group(photos):
-    """Finds the groups of one landmark's photos.
+    """Finds the groups of one landmark's photos; gives a list of lists of positions.
 
     Args:
         photos: list of objects with `image_id`, `look`, `camera` and `taken`, as
             `folders.ReadPhoto` has them.
-
-    Returns:
-        list of lists of positions.
     """
     parent = list(range(len(photos)))
 
@@ -60,15 +57,9 @@ def group(photos):
 
 
 def split_groups(sizes, has_test, has_index):
-    """Chooses the split of each group of a landmark; most go to train.
+    """Chooses the split of each group of a landmark, smallest first; most go to train.
 
-    Args:
-        sizes: photos of each group, smallest first.
-        has_test, has_index: whether these splits are to be filled.
-
-    Returns:
-        list of "train", "index" or "test". A landmark of one group is for training alone, one of
-        two has no index photo.
+    A landmark of one group is for training alone, one of two has no index photo.
     """
     splits, total, next_group = ["train"] * len(sizes), sum(sizes), 0
     for split, is_wanted in (("test", has_test), ("index", has_index)):
@@ -87,15 +78,12 @@ def split_groups(sizes, has_test, has_index):
 
 
 def divide(photos, landmarks, splits):
-    """Divides all photos.
+    """Divides all photos; gives a list of `Place`.
 
     Args:
         photos: list, as for `group`, by ascending image id.
         landmarks: name of what each shows; "" shows no landmark.
         splits: split of each as its folder says, or None.
-
-    Returns:
-        list of `Place`.
     """
     has_test = "test" not in splits
     has_index = "index" not in splits
@@ -124,10 +112,8 @@ def divide(photos, landmarks, splits):
 
 
 def _deal(groups, split):
-    """Deals groups to shards; yields (position, shard).
-
-    Shard 0 of train is held out from training: it never has the largest group of a landmark.
-    """
+    """Deals groups to shards; yields (position, shard)."""
+    # Shard 0 of train is held out from training: it never has the largest group of a landmark.
     num_photos = sum(len(one) for _, one in groups)
     lowest, highest = NUM_SHARDS[split]
     wanted = min(max(lowest, round(num_photos / SHARD_SIZE[split])), highest)

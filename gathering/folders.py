@@ -36,35 +36,22 @@ LOOK_SIDE = 8  # of the look of a picture, see `_look`
 
 @dataclass(frozen=True)
 class Photo:
-    """A file that should be a photo.
+    """A file that should be a photo."""
 
-    Attributes:
-        path: of the file.
-        landmark: name of what it shows; "" shows no landmark.
-        split: "train", "index" or "test" where its folder says so, else None.
-    """
-
-    path: Path
-    landmark: str
-    split: str | None = None
+    path: Path  # of the file
+    landmark: str  # name of what it shows; "" shows no landmark
+    split: str | None = None  # "train", "index" or "test" where its folder says so, else None
 
 
 @dataclass(frozen=True)
 class ReadPhoto:
-    """What was read of a photo.
+    """What was read of a photo."""
 
-    Attributes:
-        image_id: int, the first 64 bits of the SHA-256 of the file.
-        jpeg: bytes of the small picture.
-        look: int of 64 bits, alike for pictures that look alike.
-        camera: maker, model and serial number, "" where the file does not say.
-        taken: seconds, None where the file does not say; only differences mean something.
-    """
-
-    image_id: int
-    jpeg: bytes
-    look: int
-    camera: str
+    image_id: int  # the first 64 bits of the SHA-256 of the file
+    jpeg: bytes  # bytes of the small picture
+    look: int  # int of 64 bits, alike for pictures that look alike
+    camera: str  # maker, model and serial number, "" where the file does not say
+    # seconds, None where the file does not say; only differences mean something
     taken: float | None
 
 
@@ -83,6 +70,8 @@ def find_photos(folder, non_landmarks=None):
     """
     register_heic()
     tops, left_out = [], []
+    if non_landmarks is not None:
+        _list(non_landmarks)  # is it there?
     for path in _list(folder):
         split = SPLIT_OF.get(path.name.lower())
         if path.is_dir() and split and any(below.is_dir() for below in _list(path)):
@@ -95,6 +84,11 @@ def find_photos(folder, non_landmarks=None):
             elif non_landmarks is None or not below.samefile(non_landmarks):
                 tops.append((below, landmark_name(below.name), split))
     if non_landmarks is not None:
+        if not _list(non_landmarks):
+            raise ExpectedError(
+                f"{non_landmarks}: nothing in it; expected pictures that show no landmark; check "
+                "--non-landmarks"
+            )
         tops.append((Path(non_landmarks), "", None))
     photos = []
     for top, landmark, split in tops:
@@ -137,14 +131,7 @@ def landmark_name(folder_name):
 
 
 def read(photo, pixels):
-    """Reads a photo.
-
-    Args:
-        photo: `Photo`.
-        pixels: of the small picture's shorter side; none is enlarged.
-
-    Returns:
-        `ReadPhoto`.
+    """Reads a photo: `ReadPhoto`, its picture's shorter side so many pixels; none is enlarged.
 
     Raises:
         BadImageError: it cannot be read.
@@ -162,10 +149,7 @@ def read(photo, pixels):
 
 
 def _look(jpeg):
-    """Says in 64 bits where a picture gets brighter to the right (a difference hash).
-
-    Source: N. Krawetz, "Kind of like that", hackerfactor.com, 2013.
-    """
+    """Says in 64 bits where a picture gets brighter to the right (Krawetz' difference hash)."""
     with Image.open(io.BytesIO(jpeg)) as image:
         image.draft("L", (64, 64))
         grey = image.convert("L").resize((LOOK_SIDE + 1, LOOK_SIDE), Image.Resampling.BOX)

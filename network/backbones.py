@@ -54,21 +54,14 @@ KERAS_2_WEIGHTS_MD5 = "a268eb855778b3df3c7506639542a6af"
 
 
 class HubFamily(NamedTuple):
-    """Vision transformers of keras-hub that are built and fed in the same way.
+    """Vision transformers of keras-hub that are built and fed in the same way."""
 
-    Attributes:
-        backbone: the class in keras_hub.models.
-        input_name: of the images in the dict that it takes; None where it takes no dict.
-        pixels: of `PIXELS`.
-        num_prefix_tokens: tokens before those of the patches: the class, then the registers.
-        patch_size: side of a patch, in pixels, of which the images' is a multiple; None where each
-            preset takes images of one size alone, as in vit_base_patch16_224_imagenet.
-    """
-
-    backbone: str
-    input_name: str | None
-    pixels: str
-    num_prefix_tokens: int
+    backbone: str  # the class in keras_hub.models
+    input_name: str | None  # of the images in the dict that it takes; None where it takes no dict
+    pixels: str  # of `PIXELS`
+    num_prefix_tokens: int  # tokens before those of the patches: the class, then the registers
+    # side of a patch, in pixels, of which the images' is a multiple; None where each preset takes
+    # images of one size alone, as in vit_base_patch16_224_imagenet
     patch_size: int | None
 
 
@@ -105,7 +98,7 @@ def build(name, images, weights, restored=None):
     source = None if weights == "none" or restored is not None else weights
     check(name, images.shape[1], source or "none")
     if source and is_file(source):
-        say(f"weights: {source}, md5 {check_weights(source)}")
+        say(f"weights: {source}, md5 {_check_weights(source)}")
     if name.startswith(HUB):
         return _build_hub(name.removeprefix(HUB), images, source, restored)
     pixels = BACKBONES[name].pixels
@@ -130,15 +123,7 @@ def find_builder(name):
 
 
 def preprocess(images, pixels):
-    """Changes RGB 0..255 to what published weights expect.
-
-    Args:
-        images: KerasTensor (batch, rows, columns, 3) uint8 RGB.
-        pixels: of `PIXELS`.
-
-    Returns:
-        KerasTensor of the same shape, float32; BGR for "caffe", else RGB.
-    """
+    """Changes uint8 RGB to what published weights expect, of `PIXELS`: float32; BGR for "caffe"."""
     scale, offset = PIXELS[pixels]
     changed = keras.layers.Rescaling(scale, offset, dtype="float32")(images)
     return keras.ops.flip(changed, axis=-1) if pixels == "caffe" else changed
@@ -157,11 +142,11 @@ def check(name, image_size, weights):
 
     Raises:
         ExpectedError: an unknown backbone, images that it does not take, keras-hub is missing, or
-            as `check_weights` does.
+            no such file of weights, or one of Keras 2.
     """
     if name.startswith(HUB):
         preset = name.removeprefix(HUB)
-        find_hub_family(preset)
+        _find_hub_family(preset)
         _check_hub_size(preset, image_size)
         _import_hub(preset)
     elif name not in BACKBONES:
@@ -171,7 +156,7 @@ def check(name, image_size, weights):
         )
     elif image_size < BACKBONES[name].least:
         raise _wrong_size(name, image_size, f"at least {BACKBONES[name].least}")
-    check_weights(weights)
+    _check_weights(weights)
 
 
 def is_file(weights):
@@ -179,18 +164,8 @@ def is_file(weights):
     return weights not in ("imagenet", "none")
 
 
-def check_weights(weights):
-    """Checks a file of weights as far as its md5 tells, since Keras itself checks nothing.
-
-    Args:
-        weights: "imagenet", "none", or a file's path.
-
-    Returns:
-        The file's md5, and which file that is; empty where there is none to check.
-
-    Raises:
-        ExpectedError: no such file, or one of Keras 2.
-    """
+def _check_weights(weights):
+    """Checks a file as far as its md5 tells, since Keras checks nothing; gives the md5 in words."""
     if not is_file(weights):
         return ""
     if not Path(weights).is_file():
@@ -231,19 +206,9 @@ def _first_line(error):
 # ------------------------------------------------------------------------------------- keras-hub
 
 
-def find_hub_family(preset):
-    """Finds what to know of a preset of keras-hub by its name.
-
-    Args:
-        preset: a name, an address such as hf://facebook/dinov2-base, or a folder, of which the
-            last fitting part counts: /kaggle/input/dinov2/keras/dinov2_base/1.
-
-    Returns:
-        `HubFamily`.
-
-    Raises:
-        ExpectedError: none of them.
-    """
+def _find_hub_family(preset):
+    """Finds the `HubFamily` of a preset: a name, an address, or a folder."""
+    # The last fitting part counts: /kaggle/input/dinov2/keras/dinov2_base/1.
     for part in reversed(preset.replace("-", "_").split("/")):
         for beginning, family in HUB_FAMILIES.items():
             if part.startswith(beginning):
@@ -256,20 +221,13 @@ def find_hub_family(preset):
 
 
 def count_prefix_tokens(name):
-    """Counts the tokens before those of the patches.
-
-    Args:
-        name: of `recipes.BACKBONES`, or hub:PRESET.
-
-    Returns:
-        int: the class token, which comes first, and the registers; 0 without tokens.
-    """
+    """Counts the tokens before those of the patches: the class token, then the registers."""
     is_hub = name.startswith(HUB)
-    return find_hub_family(name.removeprefix(HUB)).num_prefix_tokens if is_hub else 0
+    return _find_hub_family(name.removeprefix(HUB)).num_prefix_tokens if is_hub else 0
 
 
 def _check_hub_size(preset, image_size):
-    patch_size = find_hub_family(preset).patch_size
+    patch_size = _find_hub_family(preset).patch_size
     own_size = re.search(r"patch\d+[_-](\d+)", preset)
     if patch_size and image_size % patch_size:
         expected = f"a multiple of its patches of {patch_size}"
@@ -292,14 +250,7 @@ def _import_hub(preset):
 
 
 def architecture_of(network):
-    """Gives what it takes to build a network's backbone where its preset is not there.
-
-    Args:
-        network: keras.Model on top of `build`.
-
-    Returns:
-        JSON of keras-hub's configuration of it; "" for other backbones.
-    """
+    """Gives JSON that builds a network's keras-hub backbone without its preset; "" for others."""
     return next((one.architecture for one in network.layers if hasattr(one, "architecture")), "")
 
 
@@ -309,7 +260,7 @@ def _build_hub(preset, images, source, restored):
     Position embeddings of a DINOv2 survive a file only while they are frozen: keras-hub 0.26 saves
     the preset's in place of fine-tuned ones whose sum has grown, and resizes the others.
     """
-    family, image_size = find_hub_family(preset), images.shape[1]
+    family, image_size = _find_hub_family(preset), images.shape[1]
     is_siglip = family.backbone == "SigLIPBackbone"
     if restored:
         kind = "SigLIPVisionEncoder" if is_siglip else family.backbone

@@ -26,11 +26,15 @@ def list_gpus():
     return _list_devices("gpu")
 
 
-def precision_here():
-    """Gives the precision policy of the devices here: float16 on GPUs, bfloat16 on TPU cores."""
-    if list_gpus():
+def precision_here(bfloat16=False):
+    """Gives the precision policy of the devices here: float16 on GPUs, bfloat16 on TPU cores.
+
+    Args:
+        bfloat16: take that wherever it is.
+    """
+    if not bfloat16 and list_gpus():
         return FLOAT16
-    return BFLOAT16 if _list_devices("tpu") else "float32"
+    return BFLOAT16 if bfloat16 or _list_devices("tpu") else "float32"
 
 
 def _list_devices(kind=None):
@@ -369,16 +373,10 @@ def count_devices():
 
 
 def mean_over_devices(gradients):
-    """Averages the gradients of several TensorFlow devices; elsewhere they are left as they are.
+    """Averages the gradients of several TensorFlow devices; elsewhere they stay as they are.
 
     Keras sums them over the devices after it has clipped them, so that n devices that have the mean
     give the gradients of the whole batch.
-
-    Args:
-        gradients: list of tensors, those of a device's share of a batch.
-
-    Returns:
-        list of tensors, equal on all devices.
     """
     if count_devices() == 1:
         return gradients

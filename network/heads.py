@@ -14,16 +14,12 @@ with loading_keras():
     from network import layers
 
 DESCRIPTOR, LOGITS = "descriptor", "logits"  # the layers that give them
-HEAD_LAYERS = ("pooling", "neck", "neck_norm", DESCRIPTOR, LOGITS)
+KEPT = "kept"  # projects a frozen backbone's pooled vector; set once, see `training.frozen`
+HEAD_LAYERS = ("pooling", "neck", "neck_norm", KEPT, DESCRIPTOR, LOGITS)
 
 
 def pool(network, features):
-    """Pools a backbone's features to (batch, channels); without a neck that is the descriptor.
-
-    Args:
-        network: `recipes.Network`.
-        features: (batch, height, width, channels), or the tokens of a vision transformer.
-    """
+    """Pools features or tokens to (batch, channels); without a neck that is the descriptor."""
     name = "pooling" if network.neck else DESCRIPTOR
     if network.pooling != "token" and len(features.shape) == 3:
         features = _lay_out(features, backbones.count_prefix_tokens(network.backbone))
@@ -44,35 +40,40 @@ def _lay_out(tokens, num_prefix_tokens):
 
 
 def add_head(recipe, pooled, num_classes):
-    """Puts neck and last layer on pooled vectors: (batch, num_classes) float32 logits or cosines.
-
-    Args:
-        recipe: `Recipe`.
-        pooled: (batch, channels).
-        num_classes: size of the class table.
-    """
-    descriptors = pooled
+    """Puts neck and last layer on pooled vectors: (batch, num_classes) float32, no confidences."""
+    values = pooled
     if recipe.network.neck:
         values = keras.layers.Dense(recipe.network.neck, use_bias=False, name="neck")(pooled)
         values = keras.layers.BatchNormalization(name="neck_norm")(values)
-        descriptors = layers.UnitLength(name=DESCRIPTOR)(values)
+        if kept := count_kept(recipe.network, pooled.shape[-1]):
+            descriptors = _put_beside(values, pooled, kept)
+            values = descriptors[:, : recipe.network.neck]  # the head knows nothing of the rest
+        else:
+            values = layers.UnitLength(name=DESCRIPTOR)(values)
     if recipe.loss.loss != "softmax":
-        return layers.CosineHead(num_classes, recipe.loss.sub_centers, name=LOGITS)(descriptors)
+        return layers.CosineHead(num_classes, recipe.loss.sub_centers, name=LOGITS)(values)
     # float32 under mixed precision too: 55k logits in float16 would round the softmax away.
     # The maxima of 2048 channels are large: small first weights keep the first loss at ln(classes).
     small = keras.initializers.RandomNormal(stddev=0.01)
     dense = keras.layers.Dense(num_classes, kernel_initializer=small, dtype="float32", name=LOGITS)
-    return dense(descriptors)
+    return dense(values)
+
+
+def count_kept(network, num_channels):
+    """Counts the values of the pooled vector that a descriptor has beside the neck's."""
+    return min(network.kept, num_channels) if network.neck and network.frozen_backbone else 0
+
+
+def _put_beside(values, pooled, num_kept):
+    """Joins the neck's values and some of the pooled vector: half of a cosine is of either."""
+    dense = keras.layers.Dense(num_kept, trainable=False, dtype="float32", name=KEPT)
+    sides = values, dense(pooled)
+    units = [layers.UnitLength(name=f"side_{n}")(side) for n, side in enumerate(sides)]
+    return layers.UnitLength(name=DESCRIPTOR)(keras.layers.Concatenate(name="beside")(units))
 
 
 def build_loss(loss, network, class_sizes):
-    """Builds what a network is trained on.
-
-    Args:
-        loss: `recipes.Loss`.
-        network: keras.Model that ends in `add_head`.
-        class_sizes: (num_classes,) int, the train images of each landmark.
-    """
+    """Builds what a network is trained on; `class_sizes`: the train images of each landmark."""
     weights = layers.class_weights(class_sizes) if loss.class_weights else None
     if loss.loss == "softmax" and weights is None:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -90,12 +91,7 @@ def scale_of(loss, num_classes):
 
 
 def add_confidences(loss, outputs):
-    """Makes outputs confidences: probabilities or, of a cosine head, the cosines if so asked.
-
-    Args:
-        loss: `recipes.Loss`.
-        outputs: (batch, num_classes) float32, of `add_head`.
-    """
+    """Makes outputs confidences: probabilities or, of a cosine head, the cosines if so asked."""
     if loss.loss != "softmax":
         if loss.confidence == "cosine":
             return outputs

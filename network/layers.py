@@ -235,8 +235,7 @@ def _of_labels(values, labels, cosines):
 def adacos_scale(num_classes):
     """Computes the scale at which a cosine softmax over so many classes learns: sqrt(2) ln(C - 1).
 
-    Args:
-        num_classes: int; 1 and 2, for which this is no number above 0, count as 3.
+    1 and 2 classes, for which this is no number above 0, count as 3.
 
     Source: Zhang et al., AdaCos, arXiv:1905.00292
     """
@@ -248,7 +247,6 @@ def dynamic_margins(class_sizes, low=0.05, high=0.5):
 
     Args:
         class_sizes: (num_classes,) int, train images; 0 counts as 1.
-        low, high: margins of the largest and of the smallest class.
 
     Returns:
         (num_classes,) float32; halfway between the two where all classes have one size.
@@ -263,16 +261,10 @@ def dynamic_margins(class_sizes, low=0.05, high=0.5):
 
 
 def class_weights(class_sizes):
-    """Lets images of frequent classes count less: 1 / ln(1 + n), scaled to a mean of 1.
+    """Lets images of frequent classes count less: 1 / ln(1 + n), float32, with a mean of 1.
 
     The mean is over the train images, not the classes: the learning rate means the same with and
-    without weights.
-
-    Args:
-        class_sizes: (num_classes,) int, train images, not all 0; 0 counts as 1.
-
-    Returns:
-        (num_classes,) float32.
+    without weights. In `class_sizes`, (num_classes,) int, 0 counts as 1.
 
     Source: psinger/kaggle-landmark-recognition-2020-1st-place, src/train.py
     """

@@ -104,11 +104,7 @@ def stdout_to_stderr():
 
 @contextlib.contextmanager
 def _interruptible():
-    """Lets Ctrl-C interrupt the block, even where a library swallows the exception.
-
-    Yields:
-        A list that is not empty once Ctrl-C was pressed.
-    """
+    """Lets Ctrl-C interrupt the block, whatever a library swallows; yields the presses."""
     presses = []
 
     def interrupt(number, frame):

@@ -10,6 +10,7 @@ with loading_keras():
 MOMENTUM = 0.9  # of sgd
 
 
+@keras.saving.register_keras_serializable(package="landmarks")
 class Adam(keras.optimizers.Adam):
     """Keras' Adam, equal in every bit, with what all variables share computed once a step.
 
@@ -59,7 +60,6 @@ def build_optimizer(training, head):
     """Builds the optimizer of a recipe.
 
     Args:
-        training: `recipes.Training`.
         head: list of keras.Variable, those of the head; all others are the backbone's.
 
     Returns:
@@ -115,13 +115,7 @@ def _with_two_rates(kind):
 
 
 def set_rates(optimizer, learning_rate, backbone_rate):
-    """Sets the rates of the steps to come.
-
-    Args:
-        optimizer: of `build_optimizer`, which knows its variables: `build` was called.
-        learning_rate: of the head.
-        backbone_rate: of the backbone, as a share of that.
-    """
+    """Sets the learning rate of the steps to come, and the backbone's as a share of it."""
     optimizer.learning_rate = learning_rate
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     if hasattr(inner, "backbone_rate"):

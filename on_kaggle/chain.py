@@ -185,7 +185,6 @@ def push(built, before):
     """Pushes a kernel.
 
     Args:
-        built: `Built`.
         before: its `State`.
 
     Returns:

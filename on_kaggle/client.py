@@ -22,15 +22,12 @@ class NetworkError(ClientError):
 
 
 def ask_once(method, *arguments, timeout_s=600, **options):
-    """Calls a method of the client's `KaggleApi`, e.g. `kernels_status`.
+    """Calls a method of the client's `KaggleApi`, e.g. `kernels_status`; gives what it returns.
 
     Args:
         method: its name.
         arguments, options: what it takes.
         timeout_s: seconds to wait for its answer.
-
-    Returns:
-        What it returns.
 
     Raises:
         NetworkError: a failure that may pass.
@@ -115,13 +112,7 @@ def ask(method, *arguments, **options):
 
 
 def download(kernel_id, folder, names):
-    """Downloads these files of a kernel's output, and its log, as far as they are there.
-
-    Args:
-        kernel_id: `owner/slug`.
-        folder: where to; it is there.
-        names: of files, below the output; no others are written.
-    """
+    """Downloads these files of a kernel's output, no others, and its log, where they are there."""
     pattern = f"^({'|'.join(map(re.escape, names))})$"
     # Its own page size: a client that knows none gives the first page alone, and refuses this.
     ask_once("kernels_output", kernel_id, str(folder), pattern, True, page_size=20, timeout_s=7200)

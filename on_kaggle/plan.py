@@ -32,28 +32,18 @@ MAX_TPU_HOURS = 8.0  # Kaggle is said to cut a TPU session after 9 hours
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel of the chain.
+    """One kernel of the chain."""
 
-    Attributes:
-        name: short name on our command line.
-        title: Kaggle's title; the slug follows from it.
-        entry: script to run.
-        arguments: tuple, what makes the script do this kernel's share.
-        result: the output file that a finished session has, and an unfinished one has not.
-        inputs: tuple of the kernels whose outputs it reads. With itself among them, a session
-            continues the one before.
-        machine: one of MACHINES.
-        downloads: whether it has internet even where the others are built without.
-    """
-
-    name: str
-    title: str
-    entry: str
-    arguments: tuple
-    result: str
+    name: str  # short name on our command line
+    title: str  # Kaggle's title; the slug follows from it
+    entry: str  # script to run
+    arguments: tuple  # what makes the script do this kernel's share
+    result: str  # the output file that a finished session has, and an unfinished one has not
+    # tuple of the kernels whose outputs it reads. With itself among them, a session continues the
+    # one before.
     inputs: tuple
-    machine: str = "gpu"
-    downloads: bool = False
+    machine: str = "gpu"  # one of MACHINES
+    downloads: bool = False  # whether it has internet even where the others are built without
 
     @property
     def slug(self):
@@ -124,11 +114,6 @@ def name_by_gallery(kernels, recipe, described_as):
         for name in PARTS
     ]
     return {one.name: one for one in (first, *galleries, vote, *parts, kernels["merge"])}
-
-
-def train_on_tpu(kernels):
-    """Lets recognition ask for a TPU: dict, name -> `Kernel`."""
-    return kernels | {"recognition": replace(kernels["recognition"], machine="tpu")}
 
 
 def shrink_first(kernels, words, num_parts):

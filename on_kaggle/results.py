@@ -74,13 +74,10 @@ def collect(built, output):
 
 
 def _fetch(built, wanted, folder):
-    """Downloads files (dict, path -> size) of a kernel and its report, and moves them to a folder.
-
-    The report comes last: it says that all is there.
-    """
+    """Downloads files (dict, path -> size) of a kernel and its report into a folder."""
     with scratch_folder(folder.parent / "scratch", "output") as temporary:
         patiently(partial(_download, built, temporary, wanted))
-        for path in [*wanted, REPORT]:
+        for path in [*wanted, REPORT]:  # last what says that all is there
             target = folder / path
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -27,19 +27,13 @@ class Built:
 
 @dataclass(frozen=True)
 class State:
-    """What Kaggle says of a kernel's last session.
+    """What Kaggle says of a kernel's last session."""
 
-    Attributes:
-        status: "absent", "QUEUED", "RUNNING", "COMPLETE", "ERROR" and so on.
-        message: why it failed, if it did.
-        report: dict, the session's kernel.json; empty where there is none.
-        build: which one it was, as far as known.
-    """
-
-    status: str
-    message: str = ""
+    status: str  # "absent", "QUEUED", "RUNNING", "COMPLETE", "ERROR" and so on
+    message: str = ""  # why it failed, if it did
+    # the session's kernel.json; empty where there is none
     report: dict = field(default_factory=dict)
-    build: str = ""
+    build: str = ""  # which one it was, as far as known
 
     @property
     def is_active(self):

@@ -7,25 +7,26 @@ import numpy as np
 
 from report.markup import tag
 
+MAX_POINTS = 1000  # of a line: more than its pixels, and a run may have 200,000 mini-epochs
 INK, LINES = "#55606a", "#80808050"
 COLORS = {"blue": "#1f5fa8", "orange": "#b4560a", "green": "#17784a", "red": "#b3261e"}
 
 
 def line_chart(title, labels, series, counts=False, **axes_options):
-    """Draws lines.
+    """Draws lines; gives `Markup`.
 
     Args:
         title: of the chart.
         labels: (below, beside) the axes.
-        series: list of (name, color of `COLORS`, x, y, marker or None).
+        series: list of (name, color of `COLORS`, x, y, marker or None); of many points some are
+            drawn, the first and the last among them.
         counts: whether the axis below has whole numbers alone.
         axes_options: of matplotlib's Axes, e.g. `ylim`.
-
-    Returns:
-        `Markup`.
     """
     figure, axes = _start(labels)
     for name, color, x, y, marker in series:
+        places = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).astype(int))
+        x, y = np.asarray(x)[places], np.asarray(y)[places]
         axes.plot(x, y, color=COLORS[color], label=name, marker=marker, markersize=4, lw=1.8)
     axes.set(**axes_options)
     if counts:
@@ -34,15 +35,12 @@ def line_chart(title, labels, series, counts=False, **axes_options):
 
 
 def histogram(title, labels, groups, line=None):
-    """Draws how values of several groups spread, each group as shares of its own.
+    """Draws how values of several groups spread, each group as shares of its own; gives `Markup`.
 
     Args:
         title, labels: as of `line_chart`.
         groups: list of (name, color of `COLORS`, (edges, counts)).
         line: (value, name) to mark, or None.
-
-    Returns:
-        `Markup`.
     """
     figure, axes = _start(labels)
     for name, color, (edges, counts) in groups:

@@ -8,16 +8,13 @@ class Markup(str):
 
 
 def tag(name, /, *children, **attributes):
-    """Writes an element, e.g. `tag("td", 12, class_="number")`.
+    """Writes an element, e.g. `tag("td", 12, class_="number")`; gives `Markup`.
 
     Args:
         name: of the element.
         children: `Markup`, or anything else, which is escaped; None is left out.
         attributes: a `_` at the end is dropped, others become `-`; None and False leave an
             attribute out, True gives it no value.
-
-    Returns:
-        `Markup`.
     """
     words = [name]
     for key, value in attributes.items():

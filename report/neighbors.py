@@ -19,21 +19,13 @@ LOOKS = {True: ("#1a9641", "✓ "), False: ("#d7191c", "✗ "), None: ("#9a9a9a"
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the source and what is written about it.
+    """An image of the source and what is written about it."""
 
-    Attributes:
-        image_id: 16 hex characters.
-        shard: `Shard` that holds it.
-        location: its (offset, size) in bytes there.
-        caption: lines to write under it.
-        is_right: it shows what the query shows; None where nobody knows.
-    """
-
-    image_id: str
-    shard: Shard
-    location: tuple
-    caption: str = ""
-    is_right: bool | None = None
+    image_id: str  # 16 hex characters
+    shard: Shard  # `Shard` that holds it
+    location: tuple  # its (offset, size) in bytes there
+    caption: str = ""  # lines to write under it
+    is_right: bool | None = None  # it shows what the query shows; None where nobody knows
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,6 @@ def choose_rows(parts, ranking, scored, names, truths):
 
     Args:
         parts: list of `merging.Part`.
-        ranking: `merging.Ranking`.
         scored: list of `score_queries`; empty where nobody knows, which makes the choice one of
             evenly spaced queries.
         names: dict, landmark id -> name; may be empty.
@@ -100,12 +91,7 @@ def choose_rows(parts, ranking, scored, names, truths):
 
 
 def score_queries(ranking, solution):
-    """Lists (average precision, query, relevant image ids) of the scored queries, best first.
-
-    Args:
-        ranking: `merging.Ranking`.
-        solution: dict, image id (str) -> RetrievalTruth; empty where nobody knows.
-    """
+    """Lists (average precision, query, relevant image ids) of the scored queries, best first."""
     scored, begins = [], np.concatenate([[0], ranking.row_ends])
     for query, image_id in enumerate(map(format_image_id, ranking.query_ids)):
         relevant = solution[image_id].image_ids if image_id in solution else None
@@ -132,7 +118,6 @@ def draw_neighbors(source, rows):
     """Draws rows of a query and its nearest images, which are read by byte range.
 
     Args:
-        source: `Source`.
         rows: list of `NeighborRow`.
 
     Returns:

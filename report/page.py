@@ -109,14 +109,11 @@ OF_A_RUN = {
 
 
 def render(all_facts):
-    """Writes the page.
+    """Writes the page, a whole HTML document: str.
 
     Args:
         all_facts: dict, name of a script -> its facts: `title`, `run` as of `run.describe_run`, and
             what `recognised` or `retrieved` gathers; all but these two may be missing.
-
-    Returns:
-        str, a whole HTML document.
     """
     parts = _parts(all_facts)
     links = [tag("a", title, href=f"#{name}") for title, name, _ in parts]

@@ -43,14 +43,11 @@ class PhotoNamer:
         self.num_nearest, self.num_photos = num_nearest, 0
 
     def name(self, path, data):
-        """Names the landmark of one photo.
+        """Names the landmark of one photo; gives `Answer`.
 
         Args:
             path: the photo's file.
             data: its bytes.
-
-        Returns:
-            `Answer`.
 
         Raises:
             BadImageError: it cannot be decoded.
@@ -95,9 +92,6 @@ def _classes_of_2019(source):
             setting="source",
         )
     return read_2019_classes(source.fetch(TRAIN_CSV))
-
-
-# ------------------------------------------------------------------------------ beside the model
 
 
 def find_calibration(folders, fingerprint):

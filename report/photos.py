@@ -15,53 +15,33 @@ THUMBNAIL = 256  # pixels, the longest side
 
 @dataclass(frozen=True)
 class Near:
-    """A picture of the gallery that is near a photo.
+    """A picture of the gallery that is near a photo."""
 
-    Attributes:
-        picture: `neighbors.Picture`.
-        distance: squared L2 between descriptors of length 1, 0 to 4.
-        landmark_id: as the recogniser names it.
-        name: of that landmark.
-    """
-
-    picture: object
-    distance: float
-    landmark_id: int
-    name: str
+    picture: object  # `neighbors.Picture`
+    distance: float  # squared L2 between descriptors of length 1, 0 to 4
+    landmark_id: int  # as the recogniser names it
+    name: str  # of that landmark
 
 
 @dataclass(frozen=True)
 class Guess:
-    """A landmark that a photo may show.
+    """A landmark that a photo may show."""
 
-    Attributes:
-        landmark_id: its id in the data set.
-        name: its name, or `landmark 1234` where nobody told.
-        category: address of its category on Wikimedia Commons, or None.
-        confidence: of the recogniser, 0 to 1; a cosine may be below 0.
-    """
-
-    landmark_id: int
-    name: str
-    category: str | None
-    confidence: float
+    landmark_id: int  # its id in the data set
+    name: str  # its name, or `landmark 1234` where nobody told
+    category: str | None  # address of its category on Wikimedia Commons, or None
+    confidence: float  # of the recogniser, 0 to 1; a cosine may be below 0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is said of a photo.
+    """What is said of a photo."""
 
-    Attributes:
-        path: the photo's file.
-        guesses: tuple of `Guess`, best first.
-        is_landmark: whether the best one is at or above the threshold; None without calibration.
-        nearest: tuple of `Near`, nearest first.
-    """
-
-    path: Path
-    guesses: tuple
+    path: Path  # the photo's file
+    guesses: tuple  # tuple of `Guess`, best first
+    # whether the best one is at or above the threshold; None without calibration
     is_landmark: bool | None
-    nearest: tuple
+    nearest: tuple  # tuple of `Near`, nearest first
 
     def as_page(self):
         """Gives the dict that is printed as JSON."""
@@ -107,12 +87,7 @@ def printable(text):
 def find_photos(words):
     """Finds the files that a person named: files, folders with all below them, patterns.
 
-    Args:
-        words: list of paths and patterns.
-
-    Returns:
-        list of paths, each once. A file that does not exist is among them, to be told when its turn
-        comes.
+    A file that does not exist is among them, to be told when its turn comes.
 
     Raises:
         ExpectedError: a folder or a pattern has no picture.
@@ -154,14 +129,11 @@ def explain_unreadable(error):
 
 
 def draw_answers(rows):
-    """Draws photos with what they were named and the pictures near them.
+    """Draws photos with what they were named and the pictures near them; gives a matplotlib Figure.
 
     Args:
         rows: list of (`Answer`, PIL image, list of PIL images of its `nearest`, or None for one
             that could not be fetched).
-
-    Returns:
-        matplotlib Figure.
     """
     from matplotlib.figure import Figure  # slow to import
 

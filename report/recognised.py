@@ -20,17 +20,12 @@ KINDS = ("named rightly", "named wrongly", "no landmark in it")
 
 
 def gather(session, describer, found, calibration, scores, solution):
-    """Gathers the facts of a prediction that is written.
+    """Gathers the facts of a prediction that is written: a dict.
 
     Args:
-        session: `Session`.
-        describer: `describe.Describer`.
         found: `Descriptions` of the test images.
         calibration: `Calibration`, or None.
         scores, solution: as of `scores.score`.
-
-    Returns:
-        dict.
     """
     source, recipe = session.source, describer.recipe
     num_missing = len(read_image_ids(source.fetch(TEST_CSV))) - len(found)
@@ -49,16 +44,12 @@ def gather(session, describer, found, calibration, scores, solution):
 
 
 def judge(session, found, solution, num_landmarks):
-    """Gathers what is right and wrong in predictions.
+    """Gathers what is right and wrong in predictions; gives a dict, empty where nobody knows.
 
     Args:
-        session: `Session`.
         found: `Descriptions` of the test images that are named.
         solution: dict of `read_recognition_solution`.
         num_landmarks: that could be named.
-
-    Returns:
-        dict, empty where nobody knows.
     """
     if not solution:
         return {}

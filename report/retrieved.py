@@ -8,43 +8,26 @@ from report.run import count_usages, encode_pictures
 NUM_BINS = 20
 
 
-def gather(session, merged, fingerprint, solution, scored, rows):
-    """Gathers the facts of a merge that is written.
+def gather(session, facts, fingerprint, solution, scored, rows):
+    """Gathers the facts of a merge that is written: a dict.
 
     Args:
-        session: `Session`.
-        merged: dict: `scores` (name -> scores by usage), `num_parts`, `num_indexed` (images),
-            `rerank`, `divisor`, and `left_out` (split -> number of images).
+        facts: dict, what the merge knows of them; `num_indexed` images.
         fingerprint: what the parts share.
         solution: dict of `read_retrieval_solution`; empty where nobody knows.
         scored: list of `neighbors.score_queries`.
         rows: list of `neighbors.NeighborRow` to show.
-
-    Returns:
-        dict.
     """
     length = "length 1" if fingerprint["normalise"] else "raw"
-    rerank = merged["rerank"]
-    divided = f"squared distances within the landmark / {merged['divisor']:g}"
-    facts = {
-        "title": "Retrieval",
-        "rerank": rerank,
-        "scores": [{"name": name, "usages": usages} for name, usages in merged["scores"].items()],
-        "left_out": [
-            f"{count:,} {split} images could not be searched."
-            for split, count in merged["left_out"].items()
-            if count
-        ],
-        "details": [
-            ["parts", merged["num_parts"]],
-            ["descriptors", f"{length}, {fingerprint['descriptor_dtype']}"],
-            ["rerank", divided if rerank == "divide" else rerank],
-            ["images for a query", fingerprint["top"]],
-        ],
-    }
+    details = [
+        *facts["details"],
+        ["descriptors", f"{length}, {fingerprint['descriptor_dtype']}"],
+        ["images for a query", fingerprint["top"]],
+    ]
+    facts = facts | {"title": "Retrieval", "details": details}
     if solution:
         facts["usages"] = count_usages(solution, lambda truth: truth.image_ids)
-        facts["chance"] = {"mAP@100": map_by_chance(solution, merged["num_indexed"])}
+        facts["chance"] = {"mAP@100": map_by_chance(solution, facts["num_indexed"])}
         precisions = [precision for precision, *_ in scored]
         edges = np.linspace(0, 1, NUM_BINS + 1)
         facts["spread"] = {

@@ -12,9 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data.submissions import USAGES
-from data.tables import read_header
 from report.neighbors import read_thumbnail
-from runs.session import HISTORY
+from runs.session import HISTORY, HISTORY_COLUMNS
 from utils import ExpectedError, say
 
 PACKAGES = ("tensorflow", "jax", "torch", "keras", "keras-hub", "numpy", "pandas", "pillow",
@@ -22,11 +21,6 @@ PACKAGES = ("tensorflow", "jax", "torch", "keras", "keras-hub", "numpy", "pandas
 SIDE = 240  # pixels, the longest side of a picture in the page, which shows them at 160 or more
 JPEG_QUALITY = 72
 NUM_READERS = 8  # pictures fetched at a time
-HISTORY_COLUMNS = {
-    "mini_epoch": int, "shard": int, "images": int, "bad_images": int, "loss": float,
-    "accuracy": float, "valid_loss": float, "valid_accuracy": float, "learning_rate": float,
-    "images_per_s": float, "waited_s": float, "seconds": float, "problem": str,
-}  # fmt: skip
 
 
 def describe_run(session):
@@ -64,15 +58,14 @@ def describe_machine():
 def read_history(session):
     """Reads history.csv: dict, column -> list of numbers or None; empty where there is none."""
     path = session.path(HISTORY)
-    if not path.is_file() or not set(HISTORY_COLUMNS) <= set(read_header(path, HISTORY_COLUMNS)):
+    if not path.is_file():
         return {}
     import pandas as pd  # slow to import
 
-    table = pd.read_csv(path)
-    return {
-        name: [None if pd.isna(value) else kind(value) for value in table[name]]
-        for name, kind in HISTORY_COLUMNS.items()
-    }
+    table = pd.read_csv(path).astype(object)
+    if not set(HISTORY_COLUMNS) <= set(table):
+        return {}
+    return table.where(table.notna(), None)[list(HISTORY_COLUMNS)].to_dict("list")
 
 
 def count_usages(solution, is_answerable):
@@ -88,7 +81,6 @@ def encode_pictures(source, pictures):
     """Fetches pictures as small JPEGs: dict, image id -> base64 of one, without those that fail.
 
     Args:
-        source: `Source`.
         pictures: iterable of `neighbors.Picture`.
     """
 

@@ -2,7 +2,12 @@
 
 from data.landmarks import format_image_id
 from data.sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
-from data.submissions import read_recognition_solution, read_retrieval_solution
+from data.submissions import (
+    check_recognition_submission,
+    read_recognition_solution,
+    read_retrieval_solution,
+    write_recognition_submission,
+)
 from metrics import (
     format_scores,
     global_average_precision,
@@ -23,11 +28,24 @@ CHALLENGES = {
 }  # fmt: skip
 
 
+def write_recognised(session, test_ids, found, class_table):
+    """Writes the submission of named images, `Descriptions`, checks it, and prints its path.
+
+    Args:
+        test_ids: (n,) uint64, all test images.
+    """
+    path = session.path(RECOGNITION_SUBMISSION)
+    columns = found.image_ids, found.landmark_ids, found.confidences
+    write_recognition_submission(path, test_ids, *columns)
+    num_named = check_recognition_submission(path, test_ids, class_table)
+    say(f"{num_named:,} of {len(test_ids):,} test images named")
+    print(path)
+
+
 def score(session, challenge, submissions):
     """Scores submissions, and prints what they reach.
 
     Args:
-        session: `Session`.
         challenge: "recognition" or "retrieval".
         submissions: dict, name of the score -> the rows, as of `submissions.read_..._submission`.
 

@@ -8,6 +8,7 @@ from search.reranks import RERANKS
 from utils import format_duration
 
 NUM_GLDV2_TESTS = 117_577
+MAX_LEFT_OUT = 200  # lines of what was left out
 # Re-scored on ground truth v2.1, in percent: (name, private, public).
 # Source: Weyand et al., arXiv:2004.01804
 RESCORED_2019 = {
@@ -33,8 +34,6 @@ MEANINGS = {
 }
 USAGES = ("Public", "Private", "all")
 SPREAD_COLORS = {"named rightly": "green", "named wrongly": "orange", "no landmark in it": "red"}
-
-# ---------------------------------------------------------------------------------------- scores
 
 
 def tiles(all_facts):
@@ -122,9 +121,6 @@ def _rescored(all_facts, names):
     )
 
 
-# -------------------------------------------------------------------------------------- training
-
-
 def training(facts):
     """Writes the curves of the training."""
     history = facts.get("history")
@@ -160,9 +156,6 @@ def training(facts):
             " The margin makes the loss of the train images larger than that of the held-out ones."
         )
     return join(tag("p", text), tag("div", *charts, class_="charts"))
-
-
-# ------------------------------------------------------------------------------------ confidence
 
 
 def confidence(facts):
@@ -205,9 +198,6 @@ def _calibration(calibration):
         "landmark. The submission does not depend on it."
     )
     return tag("p", text)
-
-
-# -------------------------------------------------------------------------------------- mistakes
 
 
 def mistakes(facts):
@@ -261,9 +251,6 @@ def _name(facts, landmark):
     return name_of_category(category) if category else f"landmark {landmark}"
 
 
-# --------------------------------------------------------------------------------------- queries
-
-
 def queries(facts):
     """Writes the best, median and worst queries with what was found for them."""
     if not facts.get("rows"):
@@ -291,14 +278,12 @@ def queries(facts):
 
 
 def _near(facts, near):
-    frame = {True: "right", False: "wrong"}.get(near["is_right"], "")
-    alt = {True: "same landmark", False: "another landmark"}.get(near["is_right"], "neighbor")
-    mark = {True: tag("span", "✓ ", class_="mark yes"), False: tag("span", "✗ ", class_="mark no")}
-    caption = join(mark.get(near["is_right"]), " ".join(near["caption"]))
-    return _picture(facts, near["picture"], alt, caption, frame)
-
-
-# ------------------------------------------------------------------------------------- landmarks
+    frame, alt, mark = {
+        True: ("right", "same landmark", tag("span", "✓ ", class_="mark yes")),
+        False: ("wrong", "another landmark", tag("span", "✗ ", class_="mark no")),
+        None: ("", "neighbor", None),
+    }[near["is_right"]]
+    return _picture(facts, near["picture"], alt, join(mark, " ".join(near["caption"])), frame)
 
 
 def landmarks(facts):
@@ -335,9 +320,6 @@ def landmarks(facts):
     return join(tag("p", text), tag("div", whole, class_="tall"))
 
 
-# ------------------------------------------------------------------------------ left out, and runs
-
-
 def left_out(all_facts):
     """Writes what was bad or could not be read."""
     lines = []
@@ -353,6 +335,8 @@ def left_out(all_facts):
         lines += facts.get("left_out", [])
     if not lines:
         return tag("p", "Nothing that these runs know of.")
+    if (more := len(lines) - MAX_LEFT_OUT) > 0:
+        lines[MAX_LEFT_OUT:] = [f"... and {more:,} more."]
     return tag("ul", *(tag("li", line) for line in lines))
 
 

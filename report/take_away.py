@@ -12,6 +12,7 @@ from report.photo_answer import find_calibration, find_categories
 from report.write import read_facts
 from utils import ExpectedError, atomic_write
 
+MARKER = "name_photo.py"  # is in every folder of this kind
 EXAMPLE = '''\
 """Names the landmark of a photo; needs Keras, NumPy and Pillow: python name_photo.py PHOTO"""
 import csv, json, sys, keras, numpy as np
@@ -68,9 +69,16 @@ def write_take_away(session, model_path, folder):
         folder: `pathlib.Path`.
 
     Raises:
-        ExpectedError: the network has layers that Keras alone does not open.
+        ExpectedError: the network has layers that Keras alone does not open, or the folder holds
+            something else, which would be overwritten.
     """
     import keras
+
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists():
+        raise ExpectedError(
+            f"{folder}: it holds {min(path.name for path in folder.iterdir())}; expected a new "
+            "folder, or an earlier one of this kind; choose another --take-away"
+        )
 
     recogniser = load_recogniser(model_path)
     recipe = recogniser.recipe
@@ -98,7 +106,7 @@ def write_take_away(session, model_path, folder):
     texts = {
         "landmarks.csv": names.getvalue(),
         "settings.json": json.dumps(settings, indent=1) + "\n",
-        "name_photo.py": EXAMPLE,
+        MARKER: EXAMPLE,
         "README.md": write_card(session, recogniser, calibration, keras.__version__),
     }
     for name, text in texts.items():

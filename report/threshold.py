@@ -23,23 +23,14 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold, and what it does to photos that it was not chosen on.
+    """A threshold, and what it does to photos that it was not chosen on."""
 
-    Attributes:
-        model: fingerprint of the recogniser.
-        threshold: the least confidence of what is called a landmark.
-        num_chosen_on: photos that it was chosen on.
-        num_checked_on: photos that the two shares are of.
-        kept: share of the photos named rightly that are called a landmark.
-        refused: share of the photos without a landmark that are not.
-    """
-
-    model: str
-    threshold: float
-    num_chosen_on: int
-    num_checked_on: int
-    kept: float
-    refused: float
+    model: str  # fingerprint of the recogniser
+    threshold: float  # the least confidence of what is called a landmark
+    num_chosen_on: int  # photos that it was chosen on
+    num_checked_on: int  # photos that the two shares are of
+    kept: float  # share of the photos named rightly that are called a landmark
+    refused: float  # share of the photos without a landmark that are not
 
 
 def calibrate(model, found, solution):
@@ -84,14 +75,9 @@ def calibrate(model, found, solution):
 def choose_threshold(confidences, is_kept):
     """Chooses the threshold with the best mean of the shares kept rightly and refused rightly.
 
-    Of thresholds that keep less than `LEAST_KEPT`, none: right names are what a person asks for.
-
-    Args:
-        confidences: (n,) float.
-        is_kept: (n,) bool, which should be at or above the threshold; some are and some are not.
-
-    Returns:
-        float, in the middle between two confidences.
+    It is in the middle between two confidences. Of those that keep less than `LEAST_KEPT`, none is
+    taken: right names are what a person asks for. `is_kept`, (n,) bool, says which should be at or
+    above it; some are and some are not.
     """
     order = np.argsort(confidences)
     ordered, is_kept = confidences[order].astype(np.float64), is_kept[order]

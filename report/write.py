@@ -18,10 +18,8 @@ def write_report(session, name, gather):
     """Adds what a run found to the report, and prints its path; the run stands without it.
 
     Args:
-        session: `Session`.
         name: of the script, e.g. `recognition`; its facts of an earlier run are replaced.
-        gather: function without arguments that gives the facts, see `page.render`: `title`, and
-            perhaps `scores`, `details`, `left_out`, ...
+        gather: function without arguments that gives the facts, see `page.render`.
     """
     path = session.path(REPORT)
     if is_drawn(path, lambda: _add_to_report(session, name, gather)):

@@ -29,7 +29,9 @@ ADVICE = {
     "rerank": "search the parts with this --rerank again",
     "names": "or take --names head",
     "min_images": "lower --min-images",
+    "test_images": "check --source, or train alone with `recognition.py train`",
     "own_output": "choose another --output",
+    "old_parts": "or choose another --output",
     "output": "free some space or choose another --output",
     "scratch": "free some space or choose another --scratch",
     "skip_bad_shards": "check the shard, or leave it out with --skip-bad-shards",
@@ -178,13 +180,9 @@ def run_command_line(main):
 
 
 def _settle():
-    """Makes a script independent of where it was started: a notebook, a service, another language.
-
-    Closed streams lead nowhere, for the next file that is opened would be taken for one of them.
-    What cannot be written in the language of the terminal is escaped. Pictures go to files.
-    """
+    """Makes a script independent of where it was started: a notebook, a service, a language."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
+        try:  # closed streams lead nowhere: the next file would be taken for one of them
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one

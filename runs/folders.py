@@ -54,18 +54,14 @@ def hold_folder(folder, name):
 
 @contextlib.contextmanager
 def _locked(path, patience_s=PATIENCE_S):
-    """Locks a file for the block, and removes it at the end.
-
-    Yields:
-        Whether it is locked: no where the folder knows no locks. Better unguarded than refused.
-    """
+    """Locks a file for the block, and removes it at the end; yields whether its folder can lock."""
     require_package("filelock", "filelock")
     from filelock import FileLock
 
     lock = FileLock(path)
     try:
         lock.acquire(timeout=patience_s)
-    except NotImplementedError:
+    except NotImplementedError:  # better unguarded than refused
         pass
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:

@@ -23,6 +23,11 @@ CHECKPOINT = f"{CHECKPOINTS}/training.npz"
 PREVIOUS_CHECKPOINT = f"{CHECKPOINTS}/previous-training.npz"  # the one before, if that is damaged
 MODEL = "model.keras"
 HISTORY = "history.csv"
+HISTORY_COLUMNS = (
+    "mini_epoch", "epoch", "shard", "images", "bad_images", "loss", "accuracy", "valid_loss",
+    "valid_accuracy", "learning_rate", "skipped_steps", "images_per_s", "waited_s", "seconds",
+    "problem",
+)  # fmt: skip
 HISTORY_PICTURE = "history.png"
 FEATURES = "features"  # a folder: the vectors of a frozen backbone, a file for each train shard
 QUERIES = "queries.npz"  # the described test images
@@ -84,48 +89,26 @@ def gallery_part_name(part, num_parts):
 
 @dataclass(frozen=True)
 class Session:
-    """One run of a script.
+    """One run of a script."""
 
-    Attributes:
-        output: folder of the results.
-        source: `sources.Source`.
-        stop: `utils.Stop`.
-        skips_bad_shards: whether a few shards that stay broken may be left out.
-        is_demo: whether the source is the miniature landmark world.
-        started: seconds since 1970.
-    """
-
-    output: Path
+    output: Path  # folder of the results
     source: Source
     stop: Stop
-    skips_bad_shards: bool = False
-    is_demo: bool = False
-    started: float = field(default_factory=time.time)
+    skips_bad_shards: bool = False  # whether a few shards that stay broken may be left out
+    is_demo: bool = False  # whether the source is the miniature landmark world
+    started: float = field(default_factory=time.time)  # seconds since 1970
 
     def path(self, name):
         """Gives the path of a file of the output."""
         return self.output / name
 
     def find_all(self, name):
-        """Finds a file in the output and in those of earlier sessions and other kernels.
-
-        Args:
-            name: of the output's files; may have wildcards.
-
-        Returns:
-            list of paths: that of the output first, then the newest.
-        """
+        """Finds files of a name or pattern: that of the output first, then the newest of others."""
         own = sorted(path for path in self.output.glob(name) if path.is_file())
         return [*own, *kernel.find_inputs(name)]
 
     def find_parts(self, pattern):
-        """Finds the files of parts, those of the output and of other kernels.
-
-        Args:
-            pattern: e.g. `part_name("*", 6)`.
-
-        Returns:
-            list of paths, one for each name.
+        """Finds the files of parts, e.g. `part_name("*", 6)`: one for each name.
 
         Raises:
             ExpectedError: there are none.

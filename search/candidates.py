@@ -13,7 +13,7 @@ PAIR_BLOCK = 4096  # pairs whose distances are computed at a time
 
 
 def best_by_agreement(queries, query_names, index, index_names, num_nearest):
-    """Finds each query's best index images by cos + 3 a, among those that share a landmark with it.
+    """Finds each query's best index images by cos + 4 a, among those that share a landmark with it.
 
     Complete, together with the nearest of all, which the part has anyway. An inverted list gives
     every index image that has a landmark in common with the query: all others have a = 0, and go by
@@ -45,10 +45,10 @@ def best_by_agreement(queries, query_names, index, index_names, num_nearest):
 
 def _invert(names):
     """Lists (label, position, weight) of all images by label, then by position."""
-    positions, places = np.nonzero(names.weights > 0)
-    order = np.argsort(names.labels[positions, places], kind="stable")
-    positions, places = positions[order], places[order]
-    return names.labels[positions, places], positions, names.weights[positions, places]
+    positions, ranks = np.nonzero(names.weights > 0)
+    order = np.argsort(names.labels[positions, ranks], kind="stable")
+    positions, ranks = positions[order], ranks[order]
+    return names.labels[positions, ranks], positions, names.weights[positions, ranks]
 
 
 def _count_pairs(names, lists):
@@ -60,9 +60,9 @@ def _count_pairs(names, lists):
 def _pairs_with_common_labels(names, rows, lists):
     """Scores all index images that share a label with some queries: (rows, positions, scores)."""
     labels, positions, weights = lists
-    places, columns = np.nonzero(names.weights[rows] > 0)
-    order = np.lexsort((names.labels[rows[places], columns], places))  # a row's labels ascend
-    query_rows, columns = rows[places[order]], columns[order]
+    of_query, columns = np.nonzero(names.weights[rows] > 0)
+    order = np.lexsort((names.labels[rows[of_query], columns], of_query))  # a row's labels ascend
+    query_rows, columns = rows[of_query[order]], columns[order]
     begins = np.searchsorted(labels, names.labels[query_rows, columns], "left")
     counts = np.searchsorted(labels, names.labels[query_rows, columns], "right") - begins
     entries = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - begins, counts)
@@ -78,11 +78,9 @@ def _pairs_with_common_labels(names, rows, lists):
 
 
 def _best_pairs(queries, index, rows, positions, scores, num_nearest):
-    """Keeps the best pairs of each query: (rows, positions, scores, distances).
-
-    The `num_nearest` that agree most give a key that the last of the best cannot exceed. No
-    distance is below 0: what would exceed it even at 0 is left out before its distance is computed.
-    """
+    """Keeps the best pairs of each query: (rows, positions, scores, distances)."""
+    # The `num_nearest` that agree most give a key that the last of the best cannot exceed. What
+    # would exceed it even at distance 0 is left out before its distance is computed.
     order = np.lexsort((-scores, rows))
     most = order[_rank_in_row(rows[order]) < num_nearest]
     distances = _distances(queries, index, rows[most], positions[most]).astype(np.float64)

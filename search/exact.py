@@ -117,6 +117,8 @@ def nearest(queries, index, num_nearest):
     if not wanted or not len(queries):
         return positions, distances
     first = _ask_gpu(queries, index, min(wanted + MARGIN, len(index)))
+    if len(index) <= INDEX_BLOCK:  # widened once, not for each block of queries and of candidates
+        index = _to_float32(index)
     with _progress_of(queries, index) as progress:
         for begin in range(0, len(queries), QUERY_BLOCK):
             rows = slice(begin, begin + QUERY_BLOCK)
@@ -241,6 +243,8 @@ def _expand(queries, index, proposed, num_possible):
     """
     squared, both = np.full(proposed.shape, np.inf), np.zeros(proposed.shape)
     few = max(1, CACHED // (proposed.shape[1] * index.shape[1]))  # queries
+    # Where rows are candidates of several queries, their norms are computed once.
+    norms_of_rows = _square_norms(index) if proposed.size > len(index) else None
 
     def expand(order):
         """Takes few queries at a time, so that their candidates stay in the cache."""
@@ -251,7 +255,10 @@ def _expand(queries, index, proposed, num_possible):
             vectors = kept[: candidates.size]
             vectors[:] = _to_float32(index[candidates.ravel()])
             sides = queries[rows].astype(np.float64)
-            norms = np.vecdot(vectors, vectors).reshape(candidates.shape)
+            if norms_of_rows is None:
+                norms = np.vecdot(vectors, vectors).reshape(candidates.shape)
+            else:
+                norms = norms_of_rows[candidates]
             sums = np.vecdot(sides, sides)[:, None] + norms
             products = np.vecdot(vectors.reshape(*candidates.shape, -1), sides[:, None])
             squared[rows, : sums.shape[1]] = sums - 2 * products
@@ -261,6 +268,19 @@ def _expand(queries, index, proposed, num_possible):
     order = np.argsort(proposed[:, 0], kind="stable")
     _map_threads(expand, _cut(order, 16 * few))
     return squared, both
+
+
+def _square_norms(index):
+    """Computes |x|^2 of all rows in float64: (n,)."""
+    norms = np.empty(len(index))
+
+    def square(rows):
+        vectors = _to_float32(index[rows]).astype(np.float64)
+        norms[rows] = np.vecdot(vectors, vectors)
+
+    few = max(1, CACHED // index.shape[1])
+    _map_threads(square, [slice(begin, begin + few) for begin in range(0, len(index), few)])
+    return norms
 
 
 def _round_once(queries, index, proposed, squared, error):

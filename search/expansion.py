@@ -20,15 +20,7 @@ GRAIN = 2.0**40  # of a sum: up to 8192 terms of 1 and less are exact in float64
 
 
 def index_of(files, image_ids):
-    """Gives the whole index as something to search.
-
-    Args:
-        files: dict, path of a file of descriptions -> its fingerprint.
-        image_ids: (n,) uint64, all that count.
-
-    Returns:
-        `Gallery`, whose landmarks mean nothing.
-    """
+    """Gives the whole index as a `Gallery` whose landmarks mean nothing, see there for `files`."""
     image_ids = np.unique(image_ids)
     return Gallery(files, image_ids, np.zeros(len(image_ids), np.int64))
 
@@ -53,7 +45,7 @@ def expand(image_ids, descriptors, index, num_summed):
     sums = np.rint(descriptors.astype(np.float64) * GRAIN)
     is_left = weights > 0
     for positions, chunk in index.chunks():
-        of_chunk = _places_in(found.image_ids, index.image_ids[positions], is_left)
+        of_chunk = _rows_in(found.image_ids, index.image_ids[positions], is_left)
         is_left &= of_chunk < 0  # an image that is in two shards counts once
         _add(sums, weights, chunk, of_chunk)
     for begin in range(0, len(sums), BLOCK_ROWS):
@@ -62,18 +54,18 @@ def expand(image_ids, descriptors, index, num_summed):
     return sums.astype(descriptors.dtype)
 
 
-def _places_in(image_ids, of_chunk, is_wanted):
+def _rows_in(image_ids, of_chunk, is_wanted):
     """Gives the rows of a chunk where images are: like `image_ids`, -1 where not, or not wanted."""
-    places = np.minimum(np.searchsorted(of_chunk, image_ids), len(of_chunk) - 1)
-    return np.where(is_wanted & (of_chunk[places] == image_ids), places, -1)
+    positions = np.minimum(np.searchsorted(of_chunk, image_ids), len(of_chunk) - 1)
+    return np.where(is_wanted & (of_chunk[positions] == image_ids), positions, -1)
 
 
-def _add(sums, weights, chunk, places):
+def _add(sums, weights, chunk, positions):
     """Adds the weighted rows of a chunk to the sums, neighbor after neighbor."""
-    for neighbor in range(places.shape[1]):
-        rows = np.flatnonzero(places[:, neighbor] >= 0)
+    for neighbor in range(positions.shape[1]):
+        rows = np.flatnonzero(positions[:, neighbor] >= 0)
         for begin in range(0, len(rows), BLOCK_ROWS):
             some = rows[begin : begin + BLOCK_ROWS]
-            terms = chunk[places[some, neighbor]].astype(np.float64)
+            terms = chunk[positions[some, neighbor]].astype(np.float64)
             terms *= GRAIN * weights[some, neighbor, None]
             sums[some] += np.rint(terms, out=terms)

@@ -25,16 +25,11 @@ class GalleryNeighbors:
     """The k gallery images that are nearest to each of some images, best first.
 
     Equal distances go by image id. Where the gallery is smaller, landmark -1 fills up.
-
-    Attributes:
-        image_ids: (n, k) uint64.
-        landmark_ids: (n, k) int64, the true landmarks.
-        distances: (n, k) float32, squared L2.
     """
 
-    image_ids: np.ndarray
-    landmark_ids: np.ndarray
-    distances: np.ndarray
+    image_ids: np.ndarray  # (n, k) uint64
+    landmark_ids: np.ndarray  # (n, k) int64, the true landmarks
+    distances: np.ndarray  # (n, k) float32, squared L2
 
     def __len__(self):
         return len(self.image_ids)
@@ -74,8 +69,8 @@ def merge_neighbors(found, num_neighbors=NUM_NEIGHBORS):
     columns = [np.take_along_axis(column, order, axis=1) for column in columns]
     image_ids, landmark_ids = columns[:2]
     is_new = landmark_ids >= 0
-    for place in range(1, image_ids.shape[1]):
-        is_new[:, place] &= (image_ids[:, :place] != image_ids[:, place : place + 1]).all(axis=1)
+    for rank in range(1, image_ids.shape[1]):
+        is_new[:, rank] &= (image_ids[:, :rank] != image_ids[:, rank : rank + 1]).all(axis=1)
     # Those that are there before those that are not; stable, so that they stay sorted.
     order = np.argsort(~is_new, axis=1, kind="stable")[:, :num_neighbors]
     is_new = np.take_along_axis(is_new, order, axis=1)
@@ -86,23 +81,14 @@ def merge_neighbors(found, num_neighbors=NUM_NEIGHBORS):
     )
 
 
-# ------------------------------------------------------------------------------------ the search
-
-
 @dataclass(frozen=True)
 class Gallery:
-    """Described train images.
+    """Described train images."""
 
-    Attributes:
-        files: dict, path of a file of descriptions -> its fingerprint, or None for any.
-        image_ids: (n,) uint64, increasing; images of the files that are not among them are left
-            out.
-        landmark_ids: (n,) int64, their true landmarks.
-    """
-
-    files: dict
+    files: dict  # path of a file of descriptions -> its fingerprint, or None for any
+    # (n,) uint64, increasing; images of the files that are not among them are left out
     image_ids: np.ndarray
-    landmark_ids: np.ndarray
+    landmark_ids: np.ndarray  # (n,) int64, their true landmarks
 
     def chunks(self):
         """Reads the files one after another.
@@ -152,15 +138,11 @@ def _sort_chunk(pieces):
 
 
 def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS):
-    """Finds the gallery images that are nearest to some images, exactly.
+    """Finds the gallery images that are nearest to some images, exactly; gives `GalleryNeighbors`.
 
     Args:
-        gallery: `Gallery`.
         descriptors: (n, d) float32 or float16, of length 1, of test or index images.
         num_neighbors: of each image.
-
-    Returns:
-        `GalleryNeighbors`.
     """
     from search import exact  # it loads faiss, which whoever reads names alone does without
 
@@ -168,10 +150,10 @@ def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS):
     for positions, index in gallery.chunks():
         rows, distances = exact.nearest(descriptors, index, num_neighbors)
         is_there = rows >= 0
-        places = positions[rows]
+        in_gallery = positions[rows]
         of_chunk = GalleryNeighbors(
-            np.where(is_there, gallery.image_ids[places], np.uint64(NO_IMAGE)),
-            np.where(is_there, gallery.landmark_ids[places], -1),
+            np.where(is_there, gallery.image_ids[in_gallery], np.uint64(NO_IMAGE)),
+            np.where(is_there, gallery.landmark_ids[in_gallery], -1),
             np.where(is_there, distances, FARTHEST),
         )
         found = merge_neighbors([found, of_chunk], num_neighbors)
@@ -195,10 +177,10 @@ def likeness_to(descriptors, rows):
     num_asked = min(NUM_LIKE_QUERY + 1, len(rows))
     if not num_asked:
         return np.zeros(len(descriptors), np.float32)
-    own_places = np.full(len(descriptors), -1)
-    own_places[rows] = np.arange(len(rows))
-    places, distances = exact.nearest(descriptors, descriptors[rows].astype(np.float32), num_asked)
-    counts = places != own_places[:, None]
+    own = np.full(len(descriptors), -1)
+    own[rows] = np.arange(len(rows))
+    found, distances = exact.nearest(descriptors, descriptors[rows].astype(np.float32), num_asked)
+    counts = found != own[:, None]
     counts &= np.cumsum(counts, axis=1) <= NUM_LIKE_QUERY
     cosines = np.where(counts, 1 - distances.astype(np.float64) / 2, 0)
     return (cosines.sum(axis=1) / np.maximum(counts.sum(axis=1), 1)).astype(np.float32)

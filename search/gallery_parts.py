@@ -23,22 +23,18 @@ from utils import ExpectedError
 
 @dataclass(frozen=True)
 class GalleryPart:
-    """What was found in a part of the gallery: the columns of gallery-part-K-of-N.npz.
-
-    Attributes:
-        query_ids: (num_queries,) uint64, increasing.
-        gallery_ids: (n,) uint64, increasing, the part's images.
-        gallery_landmarks: (n,) int64, their true landmarks.
-        positions: (num_queries, k) int32, rows of the part's images, nearest first; -1 fills up.
-        distances: as in `GalleryNeighbors`.
-    """
+    """What was found in a part of the gallery: the columns of gallery-part-K-of-N.npz."""
 
     query_ids: np.ndarray = column("uint64", "queries", order="increasing")
+    # the part's images
     gallery_ids: np.ndarray = column("uint64", "gallery images", order="increasing")
+    # their true landmarks
     gallery_landmarks: np.ndarray = column("int64", "gallery images", at_least=0)
+    # rows of the part's images, nearest first; -1 fills up
     positions: np.ndarray = column(
         "int32", "queries", "neighbors", at_least=-1, below="gallery images"
     )
+    # as in `GalleryNeighbors`
     distances: np.ndarray = column("float32", "queries", "neighbors", at_least=0)
 
     @property
@@ -59,11 +55,9 @@ def save_part(path, fingerprint, query_ids, gallery, neighbors):
     """Writes what was found in a part.
 
     Args:
-        path: the file.
         fingerprint: dict, with `part` and `parts`.
         query_ids: (num_queries,) uint64, increasing.
-        gallery: `Gallery`, the part's.
-        neighbors: `GalleryNeighbors` of the queries in it.
+        gallery, neighbors: the part's `Gallery`, and `GalleryNeighbors` of the queries in it.
     """
     positions = np.searchsorted(gallery.image_ids, neighbors.image_ids).astype(np.int32)
     positions = np.where(neighbors.landmark_ids >= 0, positions, np.int32(-1))
@@ -105,28 +99,14 @@ def _names_files(fingerprint):
 
 
 def load_parts(paths):
-    """Reads part files and checks that they are all the parts of one gallery.
-
-    Args:
-        paths: in any order.
-
-    Returns:
-        (list of (`GalleryPart`, its fingerprint) by number, the dict of facts that all share).
-
-    Raises:
-        ExpectedError: a part is missing, repeated, damaged, or of another search.
-    """
-    return load_all(paths, load_part, ["query_ids"], "gallery")
-
-
-# ------------------------------------------------------------------------------------ the gallery
+    """Reads part files, see `load_all`: (list of (`GalleryPart`, fingerprint), shared facts)."""
+    return load_all(paths, load_part, ["query_ids"], "gallery_ids", "gallery")
 
 
 def find_queries_of(session, shared, given=None):
     """Finds the descriptions of test images that the parts were searched with.
 
     Args:
-        session: `Session`.
         shared: dict of facts that all parts share.
         given: file of queries that a person named; None looks in the output and in those of other
             kernels.
@@ -158,16 +138,12 @@ def find_queries_of(session, shared, given=None):
 
 
 def open_gallery(session, parts):
-    """Finds the descriptions of parts, in the output or in those of other kernels.
+    """Finds the descriptions of parts, in the output or in those of other kernels; gives `Gallery`.
 
     `gallery.find_neighbors` then names any images by them, test or index.
 
     Args:
-        session: `Session`.
         parts: list of (`GalleryPart`, fingerprint), one or all of them.
-
-    Returns:
-        `Gallery`.
 
     Raises:
         ExpectedError: a file is not there.

@@ -20,16 +20,11 @@ from utils import ExpectedError
 
 
 def search_in_parts(session, args, search_parts, script):
-    """Searches one part, or all of them; prints the part files.
+    """Searches one part, or all of them; prints and gives the part files.
 
     Args:
-        session: `Session`.
         args: the command line, see `command_line.parser_in_parts`.
-        search_parts: that of the script.
-        script: name of its module.
-
-    Returns:
-        list of the part files.
+        search_parts, script: that function of the script, and the name of its module.
     """
     on_workers, files = args.scheduler is not None, []
     for path in _on_workers(session, args, script) if on_workers else search_parts(session, args):
@@ -54,8 +49,8 @@ def make_describer(session, args, dtype):
     from descriptors import describe  # loads Keras
 
     model_path = args.model or session.find(MODEL)
-    settings = describe.DescribeSettings(model_path, args.batch_size, args.flipped_too, dtype)
-    return describe.open_describer(settings, session.source)
+    settings = args.batch_size, args.flipped_too, dtype
+    return describe.open_describer(session.source, model_path, *settings)
 
 
 def read_test_ids(source, file, query_ids):
@@ -72,9 +67,6 @@ def read_test_ids(source, file, query_ids):
             setting="source",
         )
     return test_ids
-
-
-# ------------------------------------------------------------------------------------ on workers
 
 
 def _on_workers(session, args, script):

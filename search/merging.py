@@ -15,27 +15,22 @@ QUERY_BLOCK = 4096  # queries at a time: with 6 parts of 200 candidates, 0.3 GB
 
 @dataclass(frozen=True)
 class Part:
-    """What a part found: the columns of part-K-of-N.npz.
-
-    Attributes:
-        query_ids: (num_queries,) uint64, ascending.
-        query_landmarks: (num_queries,) int64, as the recogniser names them.
-        query_places: (num_queries, 3) int64, shard number, offset and size of each picture.
-        index_ids, index_landmarks, index_places: the same of the part's index images.
-        row_ends, positions, distances: as in `exact.Candidates`.
-        more: dict, the columns that reranks want besides, see `reranks.Rerank`.
-    """
+    """What a part found: the columns of part-K-of-N.npz."""
 
     query_ids: np.ndarray = column("uint64", "queries", order="increasing")
-    query_landmarks: np.ndarray = column("int64", "queries")
+    query_landmarks: np.ndarray = column("int64", "queries")  # as the recogniser names them
+    # shard number, offset and size of each picture
     query_places: np.ndarray = column("int64", "queries", 3, at_least=0)
+    # index_ids, index_landmarks, index_places: the same of the part's index images
     index_ids: np.ndarray = column("uint64", "index images", order="ascending")
     index_landmarks: np.ndarray = column("int64", "index images")
     index_places: np.ndarray = column("int64", "index images", 3, at_least=0)
+    # row_ends, positions, distances: as in `exact.Candidates`
     row_ends: np.ndarray = column("int64", "queries", at_least=0, order="ascending")
     positions: np.ndarray = column("int32", "candidates", at_least=0, below="index images")
     distances: np.ndarray = column("float32", "candidates", at_least=0)
 
+    # the columns that reranks want besides, see `reranks.Rerank`
     more: dict = field(default_factory=dict)
 
     def __getitem__(self, name):
@@ -54,20 +49,13 @@ OF_ALL_PARTS = ("query_ids", "query_landmarks", "query_places")  # columns that 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The best index images of every query.
+    """The best index images of every query."""
 
-    Attributes:
-        query_ids: (num_queries,) uint64, ascending.
-        row_ends: (num_queries,) int64; the images of query q end there.
-        image_ids: (n,) uint64, query after query, best first.
-        distances: (n,) float64, after the rerank.
-        parts, positions: (n,) int, where each image stands: the part, and its row in it.
-    """
-
-    query_ids: np.ndarray
-    row_ends: np.ndarray
-    image_ids: np.ndarray
-    distances: np.ndarray
+    query_ids: np.ndarray  # (num_queries,) uint64, ascending
+    row_ends: np.ndarray  # (num_queries,) int64; the images of query q end there
+    image_ids: np.ndarray  # (n,) uint64, query after query, best first
+    distances: np.ndarray  # (n,) float64, after the rerank
+    # parts, positions: (n,) int, where each image stands: the part, and its row in it
     parts: np.ndarray
     positions: np.ndarray
 
@@ -81,18 +69,8 @@ class Ranking:
 
 
 def load_parts(paths):
-    """Reads part files and checks that they are all the parts of one search.
-
-    Args:
-        paths: in any order.
-
-    Returns:
-        (list of `Part` by number, the fingerprint that they share).
-
-    Raises:
-        ExpectedError: a part is missing, repeated, damaged, or of another search.
-    """
-    parts, shared = load_all(paths, load_part, OF_ALL_PARTS, "search")
+    """Reads part files, see `load_all`: (list of `Part` by number, the facts that all share)."""
+    parts, shared = load_all(paths, load_part, OF_ALL_PARTS, "index_ids", "search")
     return [part for part, _ in parts], shared
 
 
@@ -126,26 +104,18 @@ def load_part(path):
                 f"{path}: its rows do not end with its {num_candidates} candidates; expected a "
                 "part as retrieval.py writes it; search it again"
             )
-    return make_part(arrays), fingerprint
-
-
-def make_part(arrays):
-    """Makes a `Part` of a dict of all its columns."""
-    own = {name: arrays[name] for name in columns_of(Part)}
-    return Part(**own, more={name: arrays[name] for name in arrays.keys() - own.keys()})
+    own = {name: arrays.pop(name) for name in columns_of(Part)}
+    return Part(**own, more=arrays), fingerprint
 
 
 def merge_parts(parts, divisor, num_nearest, rerank="divide"):
-    """Merges the candidates of all parts into each query's best images.
+    """Merges the candidates of all parts into each query's best images; gives `Ranking`.
 
     Args:
         parts: list of all `Part`s; with the columns of the rerank.
         divisor: of the squared distance to images of the query's landmark; 1 = no rerank.
         num_nearest: images wanted per query.
         rerank: one of `reranks.RERANKS`; only "divide" looks at the divisor.
-
-    Returns:
-        `Ranking`.
     """
     order = RERANKS[rerank].order
     query_ids, num_queries = parts[0].query_ids, len(parts[0].query_ids)
@@ -155,7 +125,7 @@ def merge_parts(parts, divisor, num_nearest, rerank="divide"):
         found = [order(part, first, last, divisor) for part in parts]
         rows, positions, keys, distances = zip(*found, strict=True)
         numbers = np.repeat(np.arange(len(parts)), [len(of_part) for of_part in rows])
-        ids = [part.index_ids[places] for part, places in zip(parts, positions, strict=True)]
+        ids = [part.index_ids[own] for part, own in zip(parts, positions, strict=True)]
         rows, ids = np.concatenate(rows), np.concatenate(ids)
         keys = [np.concatenate(key) for key in zip(*keys, strict=True)]
         kept = _keep_best(rows, ids, keys, num_nearest)
@@ -168,18 +138,7 @@ def merge_parts(parts, divisor, num_nearest, rerank="divide"):
 
 
 def _keep_best(rows, image_ids, keys, num_nearest):
-    """Keeps each query's best candidates, every image once.
-
-    Args:
-        rows: (n,) int, the query of each candidate.
-        image_ids: (n,) uint64, index images.
-        num_nearest: images wanted per query.
-        keys: list of (n,) float, the lower the better; the first decides, the next where it is
-            equal, the image id in the end.
-
-    Returns:
-        (m,) int64 places in the arguments, by query, then best first.
-    """
+    """Keeps each query's best candidates, every image once: (m,) int64, by query, best first."""
     table = _table_of(rows)
     ids = image_ids[table]
     # Rows of a table are sorted several times faster than all candidates at once.
@@ -197,7 +156,7 @@ def _keep_best(rows, image_ids, keys, num_nearest):
 
 
 def _table_of(rows):
-    """Gives the places of `rows`, one row of the table for each value in it; -1 fills up."""
+    """Gives where values of `rows` are, a row of the table for each value; -1 fills up."""
     order = np.argsort(rows, kind="stable")
     _, begins, counts = np.unique(rows[order], return_index=True, return_counts=True)
     table = np.full((len(counts), counts.max(initial=0)), -1)

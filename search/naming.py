@@ -20,19 +20,12 @@ OF_THE_NETWORK = ("model", "flipped_too", "keeps_aspect")
 
 @dataclass(frozen=True)
 class Namer:
-    """Names the landmarks of images.
+    """Names the landmarks of images."""
 
-    Attributes:
-        named_by: one of `reranks.NAMED_BY`.
-        gallery: `Gallery`, or None where the head alone names.
-        of_queries: `GalleryNeighbors` of the test images in it, or None.
-        facts: dict for a fingerprint; another gallery has another one.
-    """
-
-    named_by: str = "head"
-    gallery: Gallery | None = None
+    gallery: Gallery | None = None  # `Gallery`, or None where the head alone names
+    # `GalleryNeighbors` of the test images in it, or None
     of_queries: GalleryNeighbors | None = None
-    facts: dict | None = None
+    facts: dict | None = None  # dict for a fingerprint; another gallery has another one
 
     def name_queries(self, queries):
         """Gives the `reranks.SoftLabels` of test images, `Descriptions` of length 1."""
@@ -56,7 +49,6 @@ def find_namer(session, describer_facts, queries, named_by=None):
     """Makes the `Namer` that a person wants, or the best one that there are files for.
 
     Args:
-        session: `Session`.
         describer_facts: fingerprint of the `Describer`; a gallery of another model does not serve.
         queries: `Descriptions` of the test images, of length 1.
         named_by: one of `reranks.NAMED_BY`; None takes both where there is a gallery.
@@ -82,8 +74,10 @@ def find_namer(session, describer_facts, queries, named_by=None):
         named_by = named_by or "both"
         say(f"{paths[0]}: {len(gallery.image_ids):,} train images name landmarks ({named_by})")
         neighbors = merge_neighbors([part.neighbors for part, _ in parts], NUM_NAMING)
-        facts = {"named_by": named_by, "labels": shared["labels"], "gallery": _versions(parts)}
-        return Namer(named_by, gallery, neighbors, facts)
+        files = {file for _, facts in parts for file in facts["files"].items()}
+        versions = sorted(map(list, files))  # as JSON gives them back
+        facts = {"named_by": named_by, "labels": shared["labels"], "gallery": versions}
+        return Namer(gallery, neighbors, facts)
     if named_by:
         raise ExpectedError(
             f"{reasons[0] if reasons else f'{session.output}: no gallery there'}; expected the "
@@ -103,11 +97,3 @@ def _find_galleries(session):
         num_parts = re.search(r"-of-(\d+)\.npz$", path.name)[1]
         galleries.setdefault(int(num_parts), {}).setdefault(path.name, path)
     return [list(paths.values()) for _, paths in sorted(galleries.items())]
-
-
-def _versions(parts):
-    """Gives what tells galleries apart: a sorted list of (file, version), as JSON gives it back."""
-    files = {}
-    for _, fingerprint in parts:
-        files |= fingerprint["files"]
-    return sorted(map(list, files.items()))

@@ -7,20 +7,22 @@ from utils import ExpectedError
 OF_A_PART = ("part", "shards", "left_out", "files")  # facts that parts do not share
 
 
-def load_all(paths, load, columns, whole):
-    """Reads part files and checks that they belong together and are all.
+def load_all(paths, load, columns, images, whole):
+    """Reads part files and checks that they belong together, are all, and hold an image.
 
     Args:
         paths: in any order.
         load: function of a path that gives (part, its fingerprint).
         columns: names of the attributes that all parts share.
+        images: name of the attribute with the images that were searched.
         whole: what they are parts of, e.g. `search`.
 
     Returns:
         (list of (part, its fingerprint) by number, dict of the facts that all share).
 
     Raises:
-        ExpectedError: a part is missing, repeated, damaged, or of another search.
+        ExpectedError: a part is missing, repeated, damaged, or of another search; or none of all
+            has an image, so that nothing can be found.
     """
     parts, first = {}, None
     for path in paths:
@@ -39,6 +41,12 @@ def load_all(paths, load, columns, whole):
         raise ExpectedError(
             f"part {', '.join(map(str, missing))} of {shared['parts']} is missing; expected all "
             f"parts of the {whole}; search part {missing[0]} of {shared['parts']} first"
+        )
+    if not any(len(getattr(part, images)) for part, _ in parts.values()):
+        raise ExpectedError(
+            f"{first[0]}: no image is in any of the {shared['parts']} parts of the {whole}; "
+            "expected the images that the source's table names; check that table and shards "
+            "belong together, and search again"
         )
     return [parts[number] for number in sorted(parts)], shared
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.arrays import digest_of, digest_of_rows, load_page, save_arrays, save_table
+from data.arrays import columns_of, digest_of, digest_of_rows, load_page, save_arrays, save_table
 from data.landmarks import read_image_ids
 from data.sources import TEST_CSV, digest_of_shards, share_of
 from descriptors.describe import describe_shards, describe_split, gather
@@ -20,7 +20,7 @@ from search.expansion import expand, index_of
 from search.gallery import NUM_NEIGHBORS, Gallery, find_neighbors
 from search.gallery_parts import load_part as load_gallery_part
 from search.gallery_parts import save_part
-from search.merging import load_part
+from search.merging import Part, load_part
 from search.naming import Namer
 from search.reranks import RERANKS, SoftLabels
 from utils import ExpectedError, say
@@ -28,16 +28,12 @@ from utils import ExpectedError, say
 
 @dataclass(frozen=True)
 class Expansion:
-    """What the descriptors become before they are compared, see `expansion`.
+    """What the descriptors become before they are compared, see `expansion`."""
 
-    Attributes:
-        num_of_query, num_of_index: descriptors in a sum, itself included; 0 leaves them.
-        index: `Gallery`, the whole index.
-    """
-
+    # num_of_query, num_of_index: descriptors in a sum, itself included; 0 leaves them
     num_of_query: int
     num_of_index: int
-    index: Gallery
+    index: Gallery  # `Gallery`, the whole index
 
     def facts(self):
         """Gives what tells expansions apart: a dict for a fingerprint."""
@@ -51,29 +47,19 @@ class Expansion:
 
 @dataclass(frozen=True)
 class WantedSearch:
-    """What to search and how; can be pickled.
+    """What to search and how; can be pickled."""
 
-    Attributes:
-        split: "train", "index" or "test", which is searched.
-        num_parts: parts of the split.
-        num_nearest: images wanted for a query.
-        normalise: compare descriptors scaled to length 1.
-        rerank: that of the merge, unless it is told another one.
-        has_all_reranks: keep the candidates of every rerank, not of "divide" and "none" alone.
-        namer: `naming.Namer` of the index images.
-        query_labels: `reranks.SoftLabels` of the queries; None is what they say themselves.
-        expansion: `Expansion`, or None for descriptors as they are.
-    """
-
-    split: str
-    num_parts: int
-    num_nearest: int
-    normalise: bool
-    rerank: str = "divide"
+    split: str  # "train", "index" or "test", which is searched
+    num_parts: int  # parts of the split
+    num_nearest: int  # images wanted for a query
+    normalise: bool  # compare descriptors scaled to length 1
+    rerank: str = "divide"  # that of the merge, unless it is told another one
+    # keep the candidates of every rerank, not of "divide" and "none" alone
     has_all_reranks: bool = False
-    namer: Namer = Namer()
+    namer: Namer = Namer()  # `naming.Namer` of the index images
+    # `reranks.SoftLabels` of the queries; None is what they say themselves
     query_labels: SoftLabels | None = None
-    expansion: Expansion | None = None
+    expansion: Expansion | None = None  # `Expansion`, or None for descriptors as they are
 
     def facts(self):
         """Gives what a part's fingerprint says of it: nothing more than in 2019 for 2019."""
@@ -93,18 +79,13 @@ class WantedSearch:
 
 
 def search_part(session, describer, wanted, queries, part, image_ids):
-    """Describes and searches one part, unless its file is there.
+    """Describes and searches one part, unless its file is there; gives the part's file.
 
     Args:
-        session: `Session`.
-        describer: `Describer`.
         wanted: `WantedSearch`.
         queries: `Descriptions`, of length 1 where the search wants that.
         part: number of the part, from 0.
         image_ids: (n,) uint64, all images of the split that count.
-
-    Returns:
-        The part's file.
     """
     name, source = part_name(part, wanted.num_parts), session.source
     shards = share_of(source.select_shards(wanted.split), part, wanted.num_parts)
@@ -146,17 +127,12 @@ def find_all_candidates(wanted, queries, index):
         queries.descriptors, query_labels.landmark_ids, vectors, labels.landmark_ids,
         num_nearest,
     )  # fmt: skip
-    columns = {
-        "query_ids": queries.image_ids,
-        "query_landmarks": query_labels.landmark_ids,
-        "query_places": queries.places,
-        "index_ids": index.image_ids,
-        "index_landmarks": labels.landmark_ids,
-        "index_places": index.places,
-        "row_ends": found.row_ends,
-        "positions": found.positions,
-        "distances": found.distances,
-    }
+    found_columns = (
+        queries.image_ids, query_labels.landmark_ids, queries.places,
+        index.image_ids, labels.landmark_ids, index.places,
+        found.row_ends, found.positions, found.distances,
+    )  # fmt: skip
+    columns = dict(zip(columns_of(Part), found_columns, strict=True))
     if wanted.has_all_reranks:
         both_sides = queries.descriptors, query_labels, vectors, labels
         for rerank in RERANKS.values():
@@ -168,8 +144,6 @@ def find_whole_index(session, describer, shards, image_ids):
     """Finds the descriptors of all index shards, in the output or in those of other kernels.
 
     Args:
-        session: `Session`.
-        describer: `Describer`.
         shards: list of all `Shard`s of the index.
         image_ids: (n,) uint64, all index images.
 
@@ -196,15 +170,10 @@ def find_whole_index(session, describer, shards, image_ids):
 
 
 def expand_queries(session, queries, expansion):
-    """Expands the queries, unless this was done before.
+    """Expands the queries, unless this was done before; gives `Descriptions`.
 
     Args:
-        session: `Session`.
         queries: `Descriptions` of length 1.
-        expansion: `Expansion`.
-
-    Returns:
-        `Descriptions`.
     """
     facts = expansion.facts() | {"of": digest_of_rows(queries.image_ids, queries.descriptors)}
     del facts["index"]  # which is searched as it is
@@ -219,18 +188,13 @@ def expand_queries(session, queries, expansion):
 
 
 def search_gallery_part(session, describer, queries, images, part, num_parts):
-    """Describes and searches one part of the train shards, unless its file is there.
+    """Describes and searches a part of the train shards, unless its file is there; gives that.
 
     Args:
-        session: `Session`.
-        describer: `Describer`.
         queries: `Descriptions` of length 1.
         images: (`ClassTable`, `TrainLabels`) of all train images that count.
         part: number of the part, from 0.
         num_parts: parts of the train shards.
-
-    Returns:
-        The part's file.
     """
     name, source = gallery_part_name(part, num_parts), session.source
     class_table, labels = images
@@ -272,8 +236,6 @@ def find_queries(session, describer, given=None, normalise=False):
     """Finds the descriptions of the test images, or makes them.
 
     Args:
-        session: `Session`.
-        describer: `Describer`.
         given: file of queries that a person named; None looks in the output and in those of other
             kernels.
         normalise: scale the descriptors to length 1.

@@ -2,7 +2,7 @@
 
     none          the squared distance d
     divide        d / 1.5 where query and index image show the same landmark
-    agreement     cos + 3 a, a the sum over landmarks of how sure both images' names are of them
+    agreement     cos + 4 a, a the sum over landmarks of how sure both images' names are of them
 
 Sources: `divide` is mayukh18's of 2019; `agreement` adds to the cosine what the 13th place of the
 retrieval challenge of 2021 sorted by alone. What each bought: docs/reranks.md.
@@ -20,65 +20,40 @@ NAMED_BY = ("head", "both")
 HEADS = ("a softmax network", "a cosine head")
 # What names an image: its 5 nearest train images, by their cosine to this power, and the head.
 NUM_NAMING, NAMING_POWER, HEAD_SHARE = 5, 8, 0.25
-AGREEMENT_WEIGHT = 3
+AGREEMENT_WEIGHT = 4
 NO_LABEL = -1  # fills up rows of labels; of weight 0
 
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """The landmarks that some images are said to show.
+    """The landmarks that some images are said to show."""
 
-    Attributes:
-        labels: (n, k) int64, landmark ids, k at least 1; each once in a row, `NO_LABEL` fills up.
-        weights: (n, k) float64, 0 to 1, how much speaks for each.
-    """
-
+    # (n, k) int64, landmark ids, k at least 1; each once in a row, `NO_LABEL` fills up
     labels: np.ndarray
-    weights: np.ndarray
-
-    def __len__(self):
-        return len(self.labels)
+    weights: np.ndarray  # (n, k) float64, 0 to 1, how much speaks for each
 
     @cached_property
     def landmark_ids(self):
         """(n,) int64, the label of the largest weight; of equal weights the first."""
-        return np.take_along_axis(self.labels, self._best, axis=1)[:, 0]
-
-    @cached_property
-    def confidences(self):
-        """(n,) float64, the weight of that label."""
-        return np.take_along_axis(self.weights, self._best, axis=1)[:, 0]
-
-    @cached_property
-    def _best(self):
-        return np.argmax(self.weights, axis=1)[:, None]
+        best = np.argmax(self.weights, axis=1)[:, None]
+        return np.take_along_axis(self.labels, best, axis=1)[:, 0]
 
 
 def name_by_head(landmark_ids, confidences):
-    """Names images by the network's head alone.
+    """Names images by the network's head alone; gives `SoftLabels` of one label each.
 
     Args:
         landmark_ids: (n,) int64.
         confidences: (n,) float32, probabilities or cosines.
-
-    Returns:
-        `SoftLabels` of one label each.
     """
     return SoftLabels(landmark_ids[:, None], np.clip(confidences[:, None].astype(np.float64), 0, 1))
 
 
 def name_by_neighbors(landmark_ids, cosines):
-    """Names images by the true landmarks of their `NUM_NAMING` nearest train images.
+    """Names images by the true landmarks of their `NUM_NAMING` nearest train images: `SoftLabels`.
 
     The weight of a landmark is the share of those that show it in the sum of cos^8, times the
-    cosine of the nearest of all.
-
-    Args:
-        landmark_ids: (n, k) int64, nearest first; where there are fewer, -1.
-        cosines: (n, k) float32; one below 0 counts as 0.
-
-    Returns:
-        `SoftLabels`.
+    cosine of the nearest of all. In both arrays (n, k) the nearest is first and -1 fills up.
     """
     landmark_ids = landmark_ids[:, :NUM_NAMING]
     cosines = np.clip(cosines[:, :NUM_NAMING].astype(np.float64), 0, 1)
@@ -109,30 +84,23 @@ def _sum_by_label(labels, weights):
     return SoftLabels(labels, np.minimum(weights, 1))  # 1 + 2e-16 would be a distance below 0
 
 
-# ----------------------------------------------------------------------------------- the reranks
-
-
 @dataclass(frozen=True)
 class Rerank:
-    """One way to order the images of a query; all that there is to it, see `RERANKS`.
+    """One way to order the images of a query; all that there is to it, see `RERANKS`."""
 
-    Attributes:
-        measure: what the report says that the number below each picture is.
-        order: function (part, first query, last + 1, divisor) of a `merging.Part`: the candidates
-            as (rows, positions, list of keys, the lower the better and the first decides, distances
-            to show). Of an image that is there twice the best place counts.
-        columns: dict, name -> `Column`, what a part keeps for it beside the nearest of all and
-            those of the query's landmark.
-        find: function (queries, their `SoftLabels`, index, its `SoftLabels`, images wanted per
-            query) that finds these columns, so that the best of all parts together are among what
-            the parts keep; None where there are none. Descriptors have length 1 then.
-        best_for: of `HEADS`, with whose descriptors it does best, see docs/reranks.md; "" for none.
-    """
-
-    measure: str
+    measure: str  # what the report says that the number below each picture is
+    # function (part, first query, last + 1, divisor) of a `merging.Part`: the candidates as (rows,
+    # positions, list of keys, the lower the better and the first decides, distances to show). Of an
+    # image that is there twice the best place counts.
     order: Callable
+    # dict, name -> `Column`, what a part keeps for it beside the nearest of all and those of the
+    # query's landmark
     columns: dict = field(default_factory=dict)
+    # function (queries, their `SoftLabels`, index, its `SoftLabels`, images wanted per query) that
+    # finds these columns, so that the best of all parts together are among what the parts keep;
+    # None where there are none. Descriptors have length 1 then.
     find: Callable | None = None
+    # of `HEADS`, with whose descriptors it does best, see docs/reranks.md; "" for none
     best_for: str = ""
 
 
@@ -149,7 +117,7 @@ def _by_plain_distance(part, first, last, divisor):
 
 
 def key_of_agreement(distances, agreements):
-    """Gives what orders by cos + 3 a: the squared distance, which is 2 - 2 cos, less 6 a."""
+    """Gives what orders by cos + 4 a: the squared distance, which is 2 - 2 cos, less 8 a."""
     return distances - 2 * AGREEMENT_WEIGHT * agreements
 
 

@@ -13,10 +13,6 @@ NON_LANDMARK_SHARE = 0.2
 def least_like_gallery(neighbors, share=NON_LANDMARK_SHARE):
     """Chooses the queries that stand for what is no landmark; knows no label of them.
 
-    Args:
-        neighbors: `gallery.GalleryNeighbors` of the queries.
-        share: of the queries, 0 to 1.
-
     Returns:
         (m,) int64, increasing rows of the queries whose nearest gallery image is farthest.
     """
@@ -28,14 +24,9 @@ def vote(neighbors, likeness, head_landmarks, head_confidences):
     """Lets the 3 nearest gallery images of n queries vote.
 
     By landmark, (sum of cos^8)^(1/8): the nearest decides unless others are hardly farther. The
-    likeness to what is no landmark is taken off, and a tenth of the head's confidence is added
-    where the head names the same. The head outvotes nobody, since it does not know rare landmarks.
-
-    Args:
-        neighbors: `gallery.GalleryNeighbors` of n queries.
-        likeness: (n,) float32, of each query to non-landmarks.
-        head_landmarks: (n,) int64, what the network's head names.
-        head_confidences: (n,) float32; one below 0 counts as 0.
+    likeness to what is no landmark, (n,) float32, is taken off, and a tenth of the head's
+    confidence is added where the head names the same. The head outvotes nobody, since it does not
+    know rare landmarks.
 
     Returns:
         (landmark ids (n,) int64, confidences (n,) float32); -1 and 0 where there is no neighbor.

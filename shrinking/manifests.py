@@ -54,14 +54,10 @@ def _digest_of(page):
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-# ------------------------------------------------------------------------------ what is done
-
-
 def find_done(session, shards, settings_of, copies_earlier):
     """Finds the shards that are shrunk already, in the output and by earlier sessions.
 
     Args:
-        session: `Session`.
         shards: list of `Shard`.
         settings_of: function, `Shard` -> dict, the settings that it must have been shrunk with.
         copies_earlier: copy what is not in the output into it, with the history.

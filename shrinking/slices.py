@@ -21,7 +21,7 @@ from data.sources import (
     TRAIN_CSV,
 )
 from data.tables import read_header, read_table, write_table
-from utils import ExpectedError, say
+from utils import ExpectedError, require_file, say
 
 SPLIT_OF = {
     TRAIN_CSV: "train", TRAIN_CLEAN_CSV: "train", INDEX_CSV: "index",
@@ -31,18 +31,13 @@ NO_IDS = np.empty(0, np.uint64)
 
 
 def choose_images(source, splits, labels, images=None, landmarks=None):
-    """Chooses the images of a slice.
+    """Chooses the images of a slice; gives a dict, split -> (n,) uint64, ascending, one or more.
 
     Args:
-        source: `Source`.
         splits: names of splits.
         labels: "full" or "clean", the train images that there are.
         images: a CSV with a column `id`, or None.
-        landmarks: a file that names landmarks, whose train images are wanted, too, or None; see
-            `read_landmarks`.
-
-    Returns:
-        dict, split -> (n,) uint64, ascending, one or more.
+        landmarks: a file that names landmarks, whose train images are wanted, too, or None.
 
     Raises:
         ExpectedError: a file cannot be read, or nothing of the source is in it.
@@ -54,7 +49,7 @@ def choose_images(source, splits, labels, images=None, landmarks=None):
         classes, known = read_train_labels(source.fetch(table), min_images=1)
         there["train"] = known.image_ids
         if landmarks:
-            chosen = np.isin(classes.landmark_ids, read_landmarks(source, landmarks))
+            chosen = np.isin(classes.landmark_ids, _read_landmarks(source, landmarks))
             train = known.image_ids[chosen[known.class_indices]]
     for split, name in (("index", INDEX_CSV), ("test", TEST_CSV)):
         if images and split in splits:
@@ -71,21 +66,10 @@ def choose_images(source, splits, labels, images=None, landmarks=None):
     return {split: ids for split, ids in kept.items() if len(ids)}
 
 
-def read_landmarks(source, path):
-    """Reads the landmark ids that a file names.
-
-    Args:
-        source: `Source`, whose table gives the names.
-        path: a text file. A line is a landmark id, or a name with * for any characters; upper and
-            lower case are the same.
-
-    Returns:
-        list of int.
-
-    Raises:
-        ExpectedError: the file cannot be read, or a line is no landmark of the table.
-    """
+def _read_landmarks(source, path):
+    """Reads the landmark ids that a file names: a line each, an id or a name, * for any letters."""
     names, chosen = read_landmark_names(source.fetch(CATEGORY_CSV)), set()
+    require_file(path, "a text file, a landmark a line")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
@@ -105,14 +89,10 @@ def read_landmarks(source, path):
     return sorted(chosen)
 
 
-# ------------------------------------------------------------------------------------- the tables
-
-
 def cut_tables(session, names, kept):
     """Writes tables cut to the images of a slice; one without a row is left out.
 
     Args:
-        session: `Session`.
         names: of tables that the source has.
         kept: dict of `choose_images`.
     """
@@ -126,17 +106,7 @@ def cut_tables(session, names, kept):
 
 
 def _cut_table(name, path, kept, landmark_ids):
-    """Cuts a table of the data set to the images of a slice.
-
-    Args:
-        name: of the table, in the layout.
-        path: the whole table.
-        kept: dict of `choose_images`.
-        landmark_ids: set of str, of the train images that are kept.
-
-    Returns:
-        DataFrame of text, perhaps without a row.
-    """
+    """Cuts a table to the images of a slice: DataFrame of text, perhaps without a row."""
     table = read_table(path, **dict.fromkeys(read_header(path, ("id",)), str))
     if name == CATEGORY_CSV:
         return table[table["landmark_id"].isin(landmark_ids)]

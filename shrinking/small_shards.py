@@ -11,7 +11,7 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -60,18 +60,13 @@ HISTORY_COLUMNS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are made small, and which.
+    """How pictures are made small, and which."""
 
-    Attributes:
-        pixels: of the shorter side, which is never enlarged.
-        quality: of the JPEG.
-        kept: dict, split -> (n,) uint64, ascending, the images to keep; all of another split.
-        is_slice: a person chose these images, else `kept` has those of the clean train table.
-    """
-
-    pixels: int
-    quality: int
+    pixels: int  # of the shorter side, which is never enlarged
+    quality: int  # of the JPEG
+    # split -> (n,) uint64, ascending, the images to keep; all of another split
     kept: dict = field(default_factory=dict)
+    # a person chose these images, else `kept` has those of the clean train table
     is_slice: bool = False
 
     @cached_property
@@ -97,19 +92,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Share:
-    """What one run shrinks.
+    """What one run shrinks."""
 
-    Attributes:
-        shards: list of `Shard`.
-        num_parts: that share the data set.
-        max_bytes: of the output, or None.
-        copies_earlier: copy what earlier sessions of this part made into the output.
-    """
-
-    shards: list
-    num_parts: int
-    max_bytes: float | None
-    copies_earlier: bool
+    shards: list  # list of `Shard`
+    num_parts: int  # that share the data set
+    max_bytes: float | None  # of the output, or None
+    copies_earlier: bool  # copy what earlier sessions of this part made into the output
 
 
 def choose_shards(source, splits, part, num_parts):
@@ -143,17 +131,11 @@ def copy_tables(session, splits, is_clean, settings):
 
 
 def shrink(session, settings, share, run=None):
-    """Shrinks all shards of a share that are not done yet.
+    """Shrinks all shards of a share: dict, `Shard` -> its page, without those that are broken.
 
     Args:
-        session: `Session`.
-        settings: `Settings`.
-        share: `Share`.
         run: function of (shards, function of (shard, what `shrink_one` gave)), which it calls here
             as each shard is done, in any order; None shrinks them here, one after another.
-
-    Returns:
-        dict, `Shard` -> its page (a dict); without the shards that were left out as broken.
 
     Raises:
         StoppedError: the session was asked to stop; the shards shrunk so far stay.
@@ -163,14 +145,13 @@ def shrink(session, settings, share, run=None):
     write_history(session, pages)
     # In parts, or in any order, what another has is not known.
     is_known = settings.is_slice and run is None and share.num_parts == 1
-    sought = Sought(session, settings.kept if is_known else {})
-    for shard, page in pages.items():
-        sought.strike_off(shard, page)
+    sought = Sought(session, settings.kept if is_known else {}, pages)
     missing = [one for one in share.shards if one not in pages and not sought.is_over(one)]
-    sizes, left = _ask_sizes(session.source, missing), list(missing)
+    left, num_skippable = list(missing), session.num_skippable(len(share.shards))
+    sizes = _ask_sizes(session.source, missing)
     _tell_cost(settings, sizes)
     check_room(session, share, pages, sizes, left, looks_ahead=not settings.is_slice)
-    begin, num_skippable = time.perf_counter(), session.num_skippable(len(share.shards))
+    begin = time.perf_counter()
 
     def add(shard, result):
         page, seconds, shard_end = result
@@ -182,35 +163,48 @@ def shrink(session, settings, share, run=None):
             sought.strike_off(shard, page)
             write_history(session, pages, {shard: seconds})
             left_s = (time.perf_counter() - begin) / num_done * len(left)
-            say(_describe_progress(page, seconds, left_s, f"{num_done}/{len(missing)}"))
+            _tell_progress(page, seconds, left_s, f"{num_done}/{len(missing)}")
         elif num_done - sum(one in pages for one in missing) > num_skippable:
             raise ExpectedError(shard_end.problem, setting="skip_bad_shards")
         # At first for all that is left; later the limit itself counts, and no longer an estimate.
         is_early = num_done < 2 and not settings.is_slice
         check_room(session, share, pages, sizes, left, looks_ahead=is_early)
 
+    run = run or partial(_shrink_in_order, session, settings, is_over=sought.is_over)
     try:
-        if run:
-            run(missing, add)
-        else:
-            shrink_in_order(session, settings, missing, add, sought.is_over)
+        run(missing, add)
     except StoppedError as stopped:
         done = f"{len(pages)} of {len(share.shards)} shards shrunk"
         raise StoppedError(session.stop, done) from stopped
     return pages
 
 
+def require_found(source, settings, pages):
+    """Raises ExpectedError if a whole data set has none of the images to keep of a split."""
+    for split, ids in settings.kept.items():
+        found = [page for shard, page in pages.items() if shard.split == split]
+        if found and not any(page["images"] or page["bad_images"] for page in found):
+            raise ExpectedError(
+                f"{source}: none of the {len(ids):,} {split} images to keep is in its {len(found)} "
+                f"{split} shards; expected the images that the table names; check that table and "
+                "shards belong together",
+                setting="source",
+            )
+
+
 class Sought:
     """The images of a slice that are not found yet.
 
     Args:
-        session: `Session`.
         kept: dict, split -> image ids; of splits that are not in it all shards are wanted.
+        pages: dict, `Shard` -> page, of the shards that are done.
     """
 
-    def __init__(self, session, kept):
+    def __init__(self, session, kept, pages):
         self.session, self.last = session, {}  # split -> number of the last shard that is there
         self.ids = {split: set(ids.tolist()) for split, ids in kept.items()}
+        for shard, page in pages.items():
+            self.strike_off(shard, page)
 
     def strike_off(self, shard, page):
         """Takes away the images of a shard, as it lies in the output."""
@@ -241,15 +235,8 @@ def _tell_cost(settings, sizes):
     )
 
 
-def shrink_in_order(session, settings, shards, when_done, is_over):
-    """Shrinks shards one after another, reading the next ones ahead.
-
-    Args:
-        session, settings: as for `shrink`.
-        shards: list of `Shard`, split by split.
-        when_done: function of (shard, what `shrink_one` gives).
-        is_over: function of a shard: nothing more is wanted of its split.
-    """
+def _shrink_in_order(session, settings, shards, when_done, is_over):
+    """Shrinks shards until `is_over(shard)`, reading the next ones of a split ahead."""
     longest_s = 0
     for _, group in itertools.groupby(shards, key=lambda shard: shard.split):
         group = list(group)
@@ -277,9 +264,9 @@ def _open_stream(session, settings, shards, num_shards):
     )  # fmt: skip
 
 
-def _describe_progress(page, seconds, left_s, position):
+def _tell_progress(page, seconds, left_s, position):
     bad = f", {len(page['bad_images'])} bad" if page["bad_images"] else ""
-    return (
+    say(
         f"{page['shard']}: {page['images']:,} images{bad}, {page['source_bytes'] / 1e6:.1f} -> "
         f"{page['bytes'] / 1e6:.1f} MB, {page['images'] / seconds:.0f} images/s, "
         f"{format_duration(left_s)} to go ({position})"
@@ -399,16 +386,7 @@ def _ask_sizes(source, shards):
 
 
 def estimate_bytes(pages, sizes, shards):
-    """Estimates how large shards become, from those that are done.
-
-    Args:
-        pages: dict, `Shard` -> page, of at least one shard with pictures.
-        sizes: dict, `Shard` -> bytes before.
-        shards: list of `Shard` to estimate.
-
-    Returns:
-        Bytes; 0 where nothing is known yet.
-    """
+    """Estimates how many bytes shards become, from those that are done; 0 where none is."""
     kept_bytes = sum(page["kept_bytes"] for page in pages.values())
     if not kept_bytes:
         return 0
@@ -425,15 +403,7 @@ def estimate_bytes(pages, sizes, shards):
 
 
 def check_room(session, share, pages, sizes, left, looks_ahead):
-    """Raises ExpectedError if the disk or the limit of the output cannot hold what comes.
-
-    Args:
-        session, share: `Session` and `Share`.
-        pages: dict, `Shard` -> page, of the shards that are done.
-        sizes: dict, `Shard` -> bytes before.
-        left: list of `Shard` to come.
-        looks_ahead: at all of them, and not at the next one alone.
-    """
+    """Raises ExpectedError if disk or limit cannot hold the next shard, or all that are left."""
     expected = estimate_bytes(pages, sizes, left if looks_ahead else left[:1])
     require_free_space(session.output, expected, f"{len(left)} more shards")
     if share.max_bytes is None:
@@ -459,7 +429,6 @@ def write_history(session, pages, seconds=None):
     """Writes shrink.csv: a row for each page in the output, and what parts beside this one wrote.
 
     Args:
-        session: `Session`.
         pages: dict, `Shard` -> page.
         seconds: dict, `Shard` -> what it took; of others it is in their rows, if they have one.
     """

@@ -13,7 +13,7 @@ from tiny_network import build_tiny, in_place_of_backbones
 
 from data.landmarks import ClassTable
 from model import build_classifier, build_network, load_recogniser, save_model, save_recogniser
-from network import backbones
+from network import backbones, heads
 from network.backbones import build, check, count_prefix_tokens
 from recipes import BACKBONES, Loss, Recipe
 from utils import ExpectedError, file_md5
@@ -557,3 +557,9 @@ def test_a_preset_that_cannot_be_downloaded_is_an_error_of_one_line(monkeypatch)
 def test_the_tiny_network_of_the_other_tests_takes_the_place_of_every_backbone():
     with in_place_of_backbones():
         assert {backbones.find_builder(name) for name in BACKBONES} == {build_tiny}
+
+
+def test_the_patches_of_tokens_are_laid_out_row_by_row_without_those_before_them():
+    tokens = np.arange(6, dtype=np.float32).reshape(1, 6, 1)  # two, then 2 x 2 patches
+    laid_out = keras.ops.convert_to_numpy(heads._lay_out(tokens, 2))
+    assert laid_out[0, :, :, 0].tolist() == [[2, 3], [4, 5]]

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from utils import ExpectedError, in_background, run_ahead
+import utils
+from utils import ExpectedError, in_background, run_ahead, stop_workers
 
 
 def test_background_work_gives_its_result():
@@ -139,3 +140,18 @@ def test_an_iterator_that_cannot_be_made_raises_in_the_consumer():
     result = in_background(lambda: list(run_ahead(cannot, 1)))
     with pytest.raises(ExpectedError, match="no iterator"):
         result.result(timeout=2)
+
+
+def test_all_workers_together_get_no_more_time_than_one(monkeypatch):
+    clock, waits, asked = [100.0], [], []
+
+    class Stuck:
+        def join(self, timeout):
+            waits.append(timeout)
+            clock[0] += min(timeout, 2)
+
+    monkeypatch.setattr(utils.time, "monotonic", lambda: clock[0])
+    workers = {Stuck(): (lambda number=number: asked.append(number)) for number in range(4)}
+    monkeypatch.setattr(utils, "_workers", workers)
+    stop_workers(5)
+    assert waits == [5, 3, 1, 0] and asked == [0, 1, 2, 3]

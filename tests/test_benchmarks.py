@@ -24,13 +24,6 @@ def run(monkeypatch, capsys, module, *arguments):
     return capsys.readouterr().out
 
 
-def test_downloads_runs(monkeypatch, capsys):
-    import downloads
-
-    out = run(monkeypatch, capsys, downloads, "--megabytes", 2, "--rounds", 1)
-    assert all(f"| {name} |" in out for name in downloads.WAYS)
-
-
 def test_overlap_runs(monkeypatch, capsys):
     import overlap
 
@@ -58,18 +51,6 @@ def test_search_speed_runs(monkeypatch, capsys):
     assert "float16: " in out
 
 
-def test_demo_size_writes_settings_as_the_command_line_takes_them():
-    import demo_size
-
-    import recognition
-    from demo import start
-
-    settings = start.defaults_beside("2019") | {"augment": False}
-    flags = [str(word) for word in demo_size.flags_of(settings)]
-    parsed = vars(recognition.parse_arguments(flags))
-    assert {name: parsed[name] for name in settings} == settings
-
-
 def test_every_variant_of_the_ablation_is_taken_by_recognition():
     import ablation
 
@@ -88,6 +69,24 @@ def test_search_cost_runs(monkeypatch, capsys):
     out = run(monkeypatch, capsys, search_cost, *few)
     for way in ("search", "none and divide", "agreement", "queries expanded"):
         assert f"| {way} |" in out
+
+
+def test_what_a_gpu_item_cannot_do_is_one_line_and_costs_no_other(monkeypatch, capsys, tmp_path):
+    """No backend of this name is installed; the second item finds no time left."""
+    import json
+    import time
+
+    import on_a_gpu
+
+    clock = iter([0, 0, 61])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(on_a_gpu, "BACKENDS", ("none",))
+    monkeypatch.setattr(on_a_gpu, "call_item", lambda *_: on_a_gpu.guarded(int, "one\ntwo"))
+    words = ("--minutes", 1, "--items", "step", "demo", "--backends", "none")
+    run(monkeypatch, capsys, on_a_gpu, *words, "--output", tmp_path / "gpu.json")
+    page = json.loads((tmp_path / "gpu.json").read_text())
+    assert page["step"]["none"].startswith("failed: ValueError: invalid literal")
+    assert page["demo"]["none"] == "left out: no time left"
 
 
 def test_names_and_ranks_scores_a_scene_where_the_right_answer_is_known():
@@ -113,7 +112,7 @@ def test_names_and_ranks_scores_a_scene_where_the_right_answer_is_known():
         way: float(way != "the head") for name, way in scores if name == "GAP, all"
     }
     assert scores["GAP, train", "1 nearest, power 1"] == 0  # each landmark has one image
-    assert scores["mAP@100", "none"] == scores["mAP@100", "cos + 3 agreement, both"] == 1
+    assert scores["mAP@100", "none"] == scores["mAP@100", "cos + 4 agreement, both"] == 1
 
 
 def test_the_estimate_counts_sessions_and_hours_of_the_strong_chain(monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Tests of the threshold below which a photo probably shows no landmark."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -102,9 +103,11 @@ def test_without_one_kind_of_image_there_is_no_calibration(left_out):
     assert calibrate("f", *make_predictions(rows)) is None
 
 
-def test_a_calibration_reads_back_equal(tmp_path):
-    save_calibration(tmp_path / "calibration.json", CALIBRATION)
-    assert load_calibration(tmp_path / "calibration.json") == CALIBRATION
+@pytest.mark.parametrize("threshold", [CALIBRATION.threshold, -0.2])  # of cosines
+def test_a_calibration_reads_back_equal(tmp_path, threshold):
+    calibration = replace(CALIBRATION, threshold=threshold)
+    save_calibration(tmp_path / "calibration.json", calibration)
+    assert load_calibration(tmp_path / "calibration.json") == calibration
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class World:
             agrees = self.index_names.landmark_ids == landmark
             if rerank == "agreement":
                 scores = np.array([self.likeness(query, image) for image in range(len(self.index))])
-                keys = (self.squared(query) - 6 * scores,)
+                keys = (self.squared(query) - 8 * scores,)
             else:
                 keys = (self.squared(query) / np.where(agrees & (rerank == "divide"), 1.5, 1),)
             order = np.lexsort((self.index_ids, *keys))[:TOP]

@@ -1,5 +1,6 @@
 """Tests of the edge of every script: exit codes, one-line errors, help."""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import recognition
 import retrieval
 import shrink
 from recipes import Recipe
-from runs.command_line import CommandLine, run_command_line, session_settings
+from runs.command_line import CommandLine, number, run_command_line, session_settings
 from utils import ExpectedError, MissingFileError, Stop, StoppedError
 
 ROOT = Path(__file__).parent.parent
@@ -312,3 +313,11 @@ def test_the_help_shows_defaults(capsys):
         parser.parse_args(["--help"])
     assert caught.value.code == 0
     assert "passes over the data (default: 17)" in capsys.readouterr().out
+
+
+def test_the_ends_of_a_range_of_numbers_are_in_it():
+    parse = number(int, 0, 20)
+    assert [parse("0"), parse("20")] == [0, 20]
+    for text in ("-1", "21", "x", "1.5"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a number from 0 to 20"):
+            parse(text)

@@ -12,6 +12,7 @@ from descriptors.descriptions import (
     load_descriptions,
     load_image_ids,
     load_queries,
+    unit_length,
 )
 from utils import ExpectedError
 
@@ -38,6 +39,13 @@ def test_descriptions_come_back(tmp_path, dtype):
     for name, column in asdict(make_descriptions(dtype)).items():
         np.testing.assert_array_equal(getattr(found, name), column)
         assert getattr(found, name).dtype == column.dtype
+
+
+def test_halves_whose_squares_no_half_holds_get_length_1():
+    rows = np.array([[300, 400, 0], [0, 0, 0], [0, -3e4, 4e4]], np.float16)
+    scaled = unit_length(rows)
+    assert scaled.dtype == np.float16 and rows[0, 0] == 300
+    np.testing.assert_allclose(scaled, [[0.6, 0.8, 0], [0, 0, 0], [0, -0.6, 0.8]], atol=5e-4)
 
 
 WRONG = {

@@ -126,6 +126,15 @@ def test_the_bound_by_hand():
     assert noise == pytest.approx(64 * 2**-21 + 5 * 2**-20, rel=1e-4)
 
 
+def test_the_bound_is_that_of_the_worst_block_wherever_it_is(small):
+    long, short = 1e3 * normal(43, 64, 8), normal(44, 64, 8)  # a block each
+    noises = [
+        on_gpu.propose(normal(45, 5, 8), np.concatenate(blocks), 128)[2]
+        for blocks in ([long, short], [short, long])
+    ]
+    np.testing.assert_allclose(*noises, rtol=1e-6)
+
+
 @pytest.mark.parametrize("number", [np.nan, np.inf, 1e13, 1e30])
 @pytest.mark.parametrize("which", [0, 1])
 def test_numbers_that_the_bound_does_not_cover_are_left_to_faiss(small, number, which):

@@ -13,6 +13,7 @@ import nearest
 import recognition
 import retrieval
 import shrink
+from on_kaggle import packing
 
 ROOT = Path(recognition.__file__).resolve().parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
@@ -48,7 +49,9 @@ def test_the_readme_stays_short():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_scripts_take_the_commands_of_a_page(page):
     for script, arguments in commands_of(page.read_text()):
-        PARSERS[script](arguments)
+        args = PARSERS[script](arguments)
+        for entry in packing.ENTRIES if script == "kernels.py" else ():
+            packing.parse_arguments(entry, getattr(args, f"{entry}_args", ""))
 
 
 @pytest.mark.parametrize("script", PARSERS)

@@ -6,11 +6,13 @@ import hashlib
 import random
 import resource
 import socket
+from types import SimpleNamespace
 
 import pytest
 from checks import names_in, one_line
 from fault_server import Fault, FaultServer
 
+import data.download
 from data.download import Patience, download, download_range, online_size
 from utils import ExpectedError, MissingFileError, in_background
 
@@ -710,3 +712,20 @@ def test_a_file_arrives_as_it_lies_on_the_server(server, tmp_path):
     fault = Fault(headers={"Content-Encoding": "gzip"})  # though nothing but identity was accepted
     assert fetch(server, tmp_path, fault) == DATA
     assert server.requests[0].accept_encoding == "identity"
+
+
+def test_a_transfer_that_was_fast_at_first_counts_as_broken_when_it_trickles(tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def read1(size, decode_content):
+        clock[0] += 40
+        return b"x" * (9000 if clock[0] < 90 else clock[0] < 1000)
+
+    monkeypatch.setattr(data.download.time, "monotonic", lambda: clock[0])
+    patience = Patience(stall_s=60, stall_bytes=100)
+    with open(tmp_path / "file", "wb", buffering=0) as file:
+        transfer = data.download._Transfer("http://x/a", file, None, patience)
+        transfer.end_bytes = None
+        with pytest.raises(data.download._RetryError, match="stalled at 0 bytes/s"):
+            transfer._receive(SimpleNamespace(read1=read1))
+    assert clock[0] < 300

@@ -42,15 +42,18 @@ def by_brute_force(image_id, vector, image_ids, descriptors, num_summed):
 
 def test_a_sum_of_two_by_hand(tmp_path):
     """From (1, 0): (0.8, 0.6) has the cosine 0.8; 0.512 of it make (1.4096, 0.3072)."""
-    ids = np.array([5, 6], np.uint64)
-    vectors = np.array([[0.8, 0.6], [0, 1]], np.float32)
-    index = write_index(tmp_path / "index", ids, vectors, [[0, 1]])
+    ids = np.array([5, 6, 7], np.uint64)
+    vectors = np.array([[0.8, 0.6], [0.6, -0.8], [0, 1]], np.float32)
+    index = write_index(tmp_path / "index", ids, vectors, [[0, 1, 2]])
     query = np.array([[1, 0]], np.float32)
     expected = np.array([1.4096, 0.3072]) / np.hypot(1.4096, 0.3072)
     found = expand(np.array([9], np.uint64), query, index, 2)
     np.testing.assert_allclose(found, [expected], atol=1e-6)
-    # The third has the cosine 0, the weight 0, and changes nothing.
-    np.testing.assert_array_equal(expand(np.array([9], np.uint64), query, index, 3), found)
+    # 0.216 of the second, then the third, which has the cosine 0, the weight 0.
+    expected = np.array([1.5392, 0.1344]) / np.hypot(1.5392, 0.1344)
+    for num_summed in (3, 4):
+        found = expand(np.array([9], np.uint64), query, index, num_summed)
+        np.testing.assert_allclose(found, [expected], atol=1e-6)
 
 
 @pytest.mark.parametrize("num_summed", [1, 2, 10, 100])

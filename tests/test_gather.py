@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,7 +88,10 @@ def test_folders_become_shards_tables_and_truth_that_agree(photos, tmp_path, cap
     assert set(read_image_ids(source.fetch(TEST_CSV)).tolist()) == ids["test"]
     truth = read_recognition_solution(source.fetch("ground_truth/recognition_solution_v2.1.csv"))
     assert len(truth) == len(ids["test"]) and len(ids["test"]) >= 4
-    read_retrieval_solution(source.fetch("ground_truth/retrieval_solution_v2.1.csv"))
+    truth = read_retrieval_solution(source.fetch("ground_truth/retrieval_solution_v2.1.csv"))
+    assert {bool(one.image_ids) for one in truth.values()} == {True, False}
+    assert all((one.usage == "Ignored") == (not one.image_ids) for one in truth.values())
+    assert os.name == "nt" or (tmp_path / "out").stat().st_mode & 0o777 == 0o755
     told = capsys.readouterr()
     assert told.out == f"{tmp_path / 'out'}\n"
     assert "3 landmarks; " in told.err and "4 without a landmark" in told.err
@@ -175,6 +179,30 @@ def test_the_held_out_shard_has_no_landmarks_largest_group(photos, tmp_path):
     trained = {labels.find(image_id) for image_id in labels.image_ids.tolist()
                if image_id not in held_out}  # fmt: skip
     assert held_out and trained == {0, 1, 2}
+
+
+def test_landmarks_of_one_group_each_are_all_trained_on_and_shard_0_is_there(tmp_path, capsys):
+    for number in range(3):
+        for minute in range(2):
+            when = f"2024:01:0{number + 1} 10:00:0{minute}"  # in a row
+            write(
+                tmp_path / "in" / f"L{number}",
+                **{f"{minute}__jpg": photo((number, minute), when=when)},
+            )
+    source = run(tmp_path / "in", tmp_path / "out")
+    numbers = [len(list_members(source.fetch_shard(s))) for s in source.select_shards("train")]
+    assert numbers == [0, 4, 2]
+    assert (
+        f"next: python recognition.py train --source {tmp_path / 'out'} " in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("others", ["missing", "empty"])
+def test_a_folder_of_non_landmarks_without_pictures_is_told(others, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ExpectedError) as caught:
+        run(photos, tmp_path / "out", "--non-landmarks", tmp_path / others)
+    assert one_line(caught.value).startswith(f"{tmp_path / others}: ")
 
 
 @pytest.mark.parametrize(

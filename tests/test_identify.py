@@ -22,6 +22,7 @@ from data.landmarks import ClassTable, format_image_id
 from data.sources import Shard, Source
 from data.tars import list_members
 from descriptors.descriptions import Descriptions, unit_length
+from recipes import RECIPES
 from report import photo_nearest, photos
 from report.threshold import Calibration, save_calibration
 from runs.command_line import explain
@@ -189,6 +190,29 @@ def test_folders_and_patterns_are_searched_and_each_photo_is_asked_once(tmp_path
     assert photos.find_photos([tmp_path / "none.jpg"]) == [tmp_path / "none.jpg"]
 
 
+def test_a_photo_is_fitted_as_the_images_that_the_model_was_trained_on(monkeypatch):
+    from report import photo_answer
+
+    read, recipe = [], RECIPES["2019"].changed(keep_aspect=True)
+    recogniser = SimpleNamespace(
+        classifier=None, class_table=ClassTable(np.array([7])), image_size=48, recipe=recipe,
+        fingerprint="a",
+    )  # fmt: skip
+
+    def decode(data, image_size, keeps_aspect=False, **options):
+        read.append((image_size, keeps_aspect))
+        raise BadImageError("enough")
+
+    monkeypatch.setattr(photo_answer, "load_recogniser", lambda *args: recogniser)
+    monkeypatch.setattr(photo_answer.model, "build_with_descriptor", lambda network: None)
+    monkeypatch.setattr(photo_answer, "decode_image", decode)
+    session = Session(Path("nowhere"), source=None, stop=None)
+    namer = photo_answer.PhotoNamer(session, Path("nowhere/model.keras"), [], 0)
+    with pytest.raises(BadImageError, match="enough"):
+        namer.name("x", b"")
+    assert read == [(48, True)]
+
+
 def test_hidden_files_and_other_documents_of_a_folder_are_left_alone(tmp_path):
     for name in ("a.jpg", "b.HEIC", "._a.jpg", ".trash/c.jpg", "d.pdf", "e.eps"):
         path = tmp_path / ".photos" / name
@@ -214,6 +238,15 @@ def test_photos_of_which_none_can_be_read_are_told_before_keras_is_loaded(
         identify.main([str(tmp_path), "--output", str(output)])
     told = capsys.readouterr().err
     assert told.startswith(f"{tmp_path / 'a.heic'}: HEIC, which takes pip install pillow-heif; ")
+
+
+def test_the_picture_has_so_many_photos_and_no_more(output, photo, tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(identify, "MAX_DRAWN", 2)
+    monkeypatch.setattr(identify, "draw", lambda session, rows, tell: drawn.append(len(rows)))
+    copies = [shutil.copy(photo, tmp_path / f"{number}.jpg") for number in range(3)]
+    assert len(ask(capsys, *copies, "--output", output, "--nearest", 0)) == 3
+    assert drawn == [2]
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_cost_the_answers(

@@ -21,6 +21,7 @@ from data.images import (
     decode_image,
     decode_whole,
     draw_view,
+    make_thumbnail,
     shrink_image,
 )
 from recipes import Data
@@ -322,6 +323,25 @@ def test_gray_values_of_more_than_8_bits_are_seen_by_their_range(values, seen):
     data = encode(Image.fromarray(values.repeat(8, 0).repeat(8, 1)), "TIFF")
     pixels = decode_image(data, 16, formats=PHOTO_FORMATS)
     assert [pixels[8, 2, 0], pixels[8, 13, 0]] == seen
+
+
+def test_gray_values_that_are_all_one_beyond_every_range_are_seen_without_a_warning(recwarn):
+    data = encode(Image.fromarray(np.full((8, 8), 100_000, np.int32)), "TIFF")
+    assert not decode_image(data, 8, formats=PHOTO_FORMATS).any()
+    assert not recwarn.list
+
+
+def test_a_jpeg_whose_shorter_side_is_small_enough_stays_byte_for_byte():
+    data = encode(two_halves(48, 32))
+    assert shrink_image(data, 32, 85) == data
+    assert shrink_image(data, 31, 85) != data
+
+
+def test_a_picture_smaller_than_its_thumbnail_is_decoded_at_once():
+    data = encode(two_halves(64, 64))
+    assert make_thumbnail(data, 256).size == (64, 64)
+    with pytest.raises(BadImageError):
+        make_thumbnail(data[:-40], 256)
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF"])

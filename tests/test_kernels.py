@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -731,16 +730,3 @@ def test_wrong_use_is_one_line_and_exit_code_2(capsys, arguments, told):
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
-
-
-DOCUMENTATION = (ROOT / "docs" / "kaggle.md").read_text(encoding="utf-8").replace("\\\n", "")
-
-
-@pytest.mark.parametrize(
-    "line", re.findall("python kernels.py (.*?) *(?:#.*|`.*)?$", DOCUMENTATION, re.M)
-)
-def test_each_command_of_the_documentation_parses(line):
-    args = kernels.parse_command_line(shlex.split(line))
-    if args.command in ("build", "run"):
-        for entry in packing.ENTRIES:
-            packing.parse_arguments(entry, getattr(args, f"{entry}_args"))

@@ -15,6 +15,7 @@ from data.landmarks import (
     format_image_id,
     format_image_ids,
     parse_image_ids,
+    read_2019_classes,
     read_image_ids,
     read_landmark_names,
     read_train_labels,
@@ -299,6 +300,10 @@ def test_labels_swapped_between_landmarks_change_the_fingerprint_of_the_labels_a
         ("landmark_id,images\n7,\n", "image id ''"),
         ("landmark_id,images\n7,00000000000000a1 short\n", "image id 'short'"),
         (
+            "id,landmark_id\n00000000000000a1,-7\n",
+            "landmark id -7; expected landmark ids from 0 up",
+        ),
+        (
             "id,landmark_id\n00000000000000a1,7\n00000000000000a1,8\n",
             "image id '00000000000000a1' appears twice; ",
         ),
@@ -386,3 +391,19 @@ def test_the_names_of_landmarks_are_read_from_their_addresses(tmp_path):
         9: "Tower, Old",
         5: "Plain name",
     }
+
+
+def test_a_landmark_with_two_names_is_an_error(tmp_path):
+    path = tmp_path / "names.csv"
+    path.write_text("landmark_id,category\n7,a\n40,b\n7,c\n")
+    with pytest.raises(ExpectedError) as caught:
+        read_landmark_names(path)
+    assert one_line(caught.value) == (
+        f"{path}: landmark 7 appears twice; expected each landmark once; check the file"
+    )
+
+
+def test_a_landmark_of_20_images_had_a_class_in_2019_and_one_of_19_had_none(tmp_path):
+    rows = {f"{number:016x}": 7 if number < 20 else 9 for number in range(39)}
+    path = write_train_csv(tmp_path / "train.csv", rows)
+    assert read_2019_classes(path).landmark_ids.tolist() == [7]

@@ -203,6 +203,7 @@ def test_the_command_lines_of_the_page_are_taken():
         (["train", "--machines", "http://a:1,b:1"], "by names or IPv4 addresses"),
         (["train", "--machines", "a:1,b:1", "--machine", "2"], "--machine: 2; expected 0 to 1"),
         (["train", "--machine", "1"], "--machine: 1; expected --machines beside it"),
+        (["train", "--machine", "0"], "--machine: 0; expected --machines beside it"),
         (["--machines", "a:1,b:1"], "--machines go with `recognition.py train`"),
         (["train", "--machines", "a:1,b:1", "--recipe", "frozen"], "a backbone that is trained"),
         (["train", "--machines", "a:1,b:1", "--batch-size", "9"], "a multiple of the 2 machines"),
@@ -213,6 +214,15 @@ def test_wrong_uses_of_machines_are_one_line(arguments, message, capsys):
         recognition.parse_arguments(arguments)
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_shards_that_were_trained_together_share_their_time(monkeypatch):
+    together = machines.Machines(("a:1", "b:1"), 0, client=None)
+    rows = [{"images": n, "seconds": 8.0, "waited_s": 2.0, "images_per_s": 10.0} for n in (80, 76)]
+    monkeypatch.setattr(together, "exchange", lambda row: rows)
+    shared = {"seconds": 4.0, "waited_s": 1.0, "images_per_s": 20.0}
+    assert together.collect(rows[0], 2) == [row | shared for row in rows]
+    assert together.collect(rows[0], 1) == [rows[0]]  # the last group may have one shard alone
 
 
 # ------------------------------------------------------------------------- what they train

@@ -359,6 +359,18 @@ def test_missing_parts_are_named(tmp_path):
     )
 
 
+def test_parts_without_an_image_are_told_and_one_of_them_is_enough(tmp_path):
+    empty = World(13, num_index=12).part(np.arange(0))
+    paths = write_parts(tmp_path, 2)
+    for number in (0, 1):
+        assert len(load_parts(paths)[0]) == 2
+        facts = FINGERPRINT | {"part": number, "parts": 2}
+        save_arrays(paths[number], facts, **columns_of_part(empty))
+    assert refusal(paths).startswith(
+        f"{paths[0]}: no image is in any of the 2 parts of the search; expected the images that "
+    )
+
+
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_no_part_may_be_missing(tmp_path, missing):
     paths = write_parts(tmp_path, 3)

@@ -29,7 +29,6 @@ from model import (
     save_recogniser,
     set_up_keras,
 )
-from network.devices import OneDevice
 from recipes import Loss, Recipe, Training, learning_rate_at
 from utils import ExpectedError
 
@@ -229,26 +228,6 @@ def test_flipped_too_averages_with_the_mirrored_image(classifier):
 
 
 # --------------------------------------------------------------------------------------- files
-
-
-def test_a_saved_network_goes_on_training_as_if_it_had_never_been_saved(tiny_backbones, tmp_path):
-    network = tiny_network(name="resnet50")
-    for _ in range(3):
-        network.train_on_batch(IMAGES, CLASSES)
-    network.optimizer.learning_rate = 0.003
-    page = PAGE | {"history": [{"loss": 0.1 + 0.2, "shard": 7}]}
-    save_model(network, tmp_path / "network.keras", page)
-    loaded, loaded_page = load_model(tmp_path / "network.keras")
-    assert loaded_page == page
-    assert float(loaded.optimizer.learning_rate) == pytest.approx(0.003)
-    assert_same_arrays(network.get_weights(), loaded.get_weights())
-    assert_same_arrays(arrays(network.optimizer.variables), arrays(loaded.optimizer.variables))
-    momenta = [layer.momentum for layer in loaded.layers if hasattr(layer, "momentum")]
-    assert momenta == [0.9, 0.9]
-    for _ in range(2):
-        results = [OneDevice().train_on_batch(one, IMAGES, CLASSES) for one in (network, loaded)]
-        assert results[0] == results[1]
-    assert_same_arrays(network.get_weights(), loaded.get_weights())
 
 
 @pytest.fixture
@@ -584,7 +563,7 @@ def test_a_preset_that_a_file_only_names_is_not_looked_for(model_file, monkeypat
 
 
 def test_a_file_is_opened_in_the_precision_of_the_machine(strong_file, monkeypatch):
-    monkeypatch.setattr(model, "precision_here", lambda: "mixed_float16")
+    monkeypatch.setattr(model, "precision_here", lambda _: "mixed_float16")
     classifier = load_recogniser(strong_file[0]).classifier
     assert classifier.get_layer("tiny_1_conv").compute_dtype == "float16"
     assert model.precision() == "float32"

@@ -76,12 +76,12 @@ def test_the_gallery_names_by_brute_force(session):
         weights = 0.75 * of_query[nearest[0]] * shares
         weights[of_head[0][row]] += 0.25 * max(of_head[1][row], 0)
         assert naming.landmark_ids[row] == np.argmax(weights)
-        assert naming.confidences[row] == pytest.approx(weights.max())
+        assert naming.weights[row].max() == pytest.approx(weights.max())
 
 
 def test_the_default_is_both_where_there_is_a_gallery_and_says_so(session, capsys):
     namer = find_namer(session, NETWORK, session.queries)
-    assert namer.named_by == "both"
+    assert namer.facts["named_by"] == "both"
     assert capsys.readouterr().err == (
         f"{session.output / 'gallery-part-0-of-2.npz'}: 20 train images name landmarks (both)\n"
     )
@@ -91,7 +91,7 @@ def test_without_a_gallery_the_head_names_and_that_is_said(session, capsys):
     for path in session.output.glob("gallery-part-*"):
         path.unlink()
     namer = find_namer(session, NETWORK, session.queries)
-    assert (namer.named_by, namer.gallery, namer.facts) == ("head", None, None)
+    assert (namer.gallery, namer.facts) == (None, None)
     assert "the head alone names landmarks" in capsys.readouterr().err
     with pytest.raises(ExpectedError) as caught:
         find_namer(session, NETWORK, session.queries, "both")
@@ -122,7 +122,7 @@ def damaged(session):
 @pytest.mark.parametrize("spoil", [not_whole, without_descriptors, damaged])
 def test_a_gallery_that_is_not_whole_does_not_name_and_the_reason_is_told(session, spoil, capsys):
     spoil(session)
-    assert find_namer(session, NETWORK, session.queries).named_by == "head"
+    assert find_namer(session, NETWORK, session.queries).gallery is None
     assert ": not used\n" in capsys.readouterr().err
     with pytest.raises(ExpectedError):
         find_namer(session, NETWORK, session.queries, "both")
@@ -130,13 +130,13 @@ def test_a_gallery_that_is_not_whole_does_not_name_and_the_reason_is_told(sessio
 
 @pytest.mark.parametrize("key", NETWORK)
 def test_a_gallery_of_another_network_does_not_name(session, key, capsys):
-    assert find_namer(session, NETWORK | {key: "other"}, session.queries).named_by == "head"
+    assert find_namer(session, NETWORK | {key: "other"}, session.queries).gallery is None
     assert "of another model or other test images: not used" in capsys.readouterr().err
 
 
 def test_a_gallery_of_other_queries_does_not_name(session, capsys):
     other = replace(session.queries, descriptors=-session.queries.descriptors)
-    assert find_namer(session, NETWORK, other).named_by == "head"
+    assert find_namer(session, NETWORK, other).gallery is None
     assert "other test images: not used" in capsys.readouterr().err
 
 
@@ -144,11 +144,21 @@ def test_of_two_galleries_the_one_that_fits_names(session):
     for part in range(2):
         path = session.output / f"gallery-part-{part}-of-2.npz"
         shutil.copy(path, session.output / f"gallery-part-{part}-of-1.npz")
-    assert find_namer(session, NETWORK, session.queries).named_by == "both"
+    assert find_namer(session, NETWORK, session.queries).facts["named_by"] == "both"
+
+
+def test_the_own_parts_of_a_gallery_go_before_those_of_other_kernels(session, tmp_path):
+    own = session.find_all
+    older = tmp_path / "older"
+    older.mkdir()
+    for path in session.output.glob("gallery-part-*"):
+        shutil.copy(path, older)
+    damaged(SimpleNamespace(output=older))
+    session.find_all = lambda name: [*own(name), *sorted(older.glob(name))]
+    assert find_namer(session, NETWORK, session.queries).facts["named_by"] == "both"
 
 
 def test_another_gallery_has_other_facts(session):
+    gallery = [["descriptors/train_000.npz", "v0"], ["descriptors/train_001.npz", "v1"]]
     facts = find_namer(session, NETWORK, session.queries).facts
-    assert facts["gallery"] == [
-        ["descriptors/train_000.npz", "v0"], ["descriptors/train_001.npz", "v1"]
-    ]  # fmt: skip
+    assert facts == {"named_by": "both", "labels": "l", "gallery": gallery}

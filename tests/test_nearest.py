@@ -15,7 +15,7 @@ from tiny_network import in_place_of_backbones
 import nearest
 import retrieval
 from data.arrays import load_arrays, save_arrays
-from data.sources import RECOGNITION_SOLUTION, Shard, Source
+from data.sources import RECOGNITION_SOLUTION, TRAIN_CLEAN_CSV, TRAIN_CSV, Shard, Source
 from data.submissions import read_recognition_submission
 from descriptors.descriptions import load_descriptions, load_queries, unit_length
 from metrics import format_scores, score_recognition
@@ -317,6 +317,40 @@ def test_parts_of_other_kernels_vote(common, data_set, named, tmp_path, monkeypa
     output = tmp_path / "working"
     assert run("vote", "--source", data_set.folder, "--output", output, *PAIR) == 0
     assert submission_of(output) == submission_of(named)
+
+
+@pytest.fixture
+def changed_source(data_set, tmp_path):
+    """A copy of the data set whose train table alone a test may change."""
+    source = shutil.copytree(data_set.folder, tmp_path / "source")
+    (source / TRAIN_CLEAN_CSV).unlink()
+    return source
+
+
+def test_a_vote_notices_that_the_train_images_have_other_labels_now(
+    common, changed_source, resumed, capsys
+):
+    before = submission_of(resumed)
+    words = ("vote", "--source", changed_source, "--output", resumed, *PAIR)
+    assert run(*words) == 0
+    assert submission_of(resumed) == before
+    path = changed_source / TRAIN_CSV
+    path.write_text(path.read_text().replace(",17\n", ",402\n"))
+    assert run(*words) == 1
+    assert "searched with other labels than the train tables of " in error_of(capsys.readouterr())
+    path.unlink()  # without a table there is nothing to compare with
+    assert run(*words) == 0
+
+
+def test_a_gallery_without_an_image_leaves_the_heads_submission_alone(
+    changed_source, recognised, tmp_path, capsys
+):
+    output = shutil.copytree(recognised, tmp_path / "output")
+    (changed_source / TRAIN_CSV).write_text(f"id,url,landmark_id\n{'0' * 16},,17\n")
+    words = ("--source", changed_source, "--batch-size", 8, "--output", output, *PAIR)
+    assert run(*words) == 1
+    assert "no image is in any of the 2 parts of the gallery" in error_of(capsys.readouterr())
+    assert submission_of(output) == submission_of(recognised)
 
 
 def test_a_part_alone_does_not_vote(common, recognised, named, tmp_path, capsys):

@@ -1,12 +1,15 @@
 """Tests of the picture of neighbors: what it names when it cannot be drawn."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 from checks import one_line
 from PIL import Image
 from synthetic import encode
 
 from data.sources import Shard
-from report.neighbors import NeighborRow, Picture, draw_neighbors
+from report.neighbors import NeighborRow, Picture, choose_rows, draw_neighbors
 from utils import ExpectedError
 
 
@@ -18,6 +21,17 @@ class Bytes:
 
     def read_range(self, shard, offset, size_bytes):
         return self.content[offset : offset + size_bytes]
+
+
+def test_the_median_queries_are_in_the_middle():
+    parts = [SimpleNamespace(query_landmarks=np.zeros(7), query_places=np.zeros((7, 3), int))]
+    ranking = SimpleNamespace(query_ids=np.arange(7), row_ends=np.zeros(7, int))
+    scored = [(1 - place / 10, place, {"x"}) for place in range(7)]
+    titles = [row.title for row in choose_rows(parts, ranking, scored, {})]
+    assert titles == [
+        "best: AP 1.00", "best: AP 0.90", "median: AP 0.80", "median: AP 0.70",
+        "worst: AP 0.50", "worst: AP 0.40",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,14 @@ def test_the_backbone_goes_its_share_of_the_way():
         np.testing.assert_allclose(some - was, (all_the_way - was) / 10, atol=1e-7)
 
 
+def test_adam_too_leaves_a_backbone_that_is_frozen_for_a_share_of_the_run():
+    network, start = compiled(frozen_share=0.5, learning_rate=0.1), small_network()
+    set_rates(network.optimizer, 0.1, 0.0)
+    after(network, 1)
+    assert is_equal(weights_of(network, *BACKBONE), weights_of(start, *BACKBONE))
+    assert not is_equal(weights_of(network, "logits"), weights_of(start, "logits"))
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_rates_act_on_a_step_that_was_traced_before(policy, optimizer, float32_afterwards):

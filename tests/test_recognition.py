@@ -112,7 +112,7 @@ def test_stderr_tells_of_the_data_of_every_mini_epoch_and_of_every_test_shard(
     assert [match.groups() for match in told if match] == list(zip("123456", "123123", strict=True))
     assert any(line.startswith("test/images_000.tar: 9 images described (1/2), ") for line in lines)
     assert any(line.startswith("test/images_001.tar: 9 images described (2/2), ") for line in lines)
-    assert lines[-1] == "18 of 18 test images predicted"
+    assert lines[-1] == "18 of 18 test images named"
 
 
 def test_the_submission_has_every_test_image_once_with_a_known_landmark(data_set, recognition_run):
@@ -287,7 +287,7 @@ def test_an_unreadable_test_image_is_left_empty_and_named(predict, tmp_path, cap
     assert [row["id"] for row in rows] == made.of_split("test")
     lines = capsys.readouterr().err.splitlines()
     assert f"test/images_001.tar: image {bad} left empty: not an image" in lines
-    assert "17 of 18 test images predicted" in lines
+    assert "17 of 18 test images named" in lines
 
 
 @pytest.mark.usefixtures("tiny_backbones")
@@ -508,6 +508,15 @@ def test_a_source_without_train_csv(data_set, other_source, tmp_path, capsys):
     )
 
 
+def test_a_test_set_that_is_missing_is_told_before_training(other_source, tmp_path, capsys):
+    (other_source / TEST_CSV).write_text("id\n")
+    assert run(*small(None, tmp_path / "output", "--source", other_source)) == 1
+    told = capsys.readouterr().err
+    assert f"{TEST_CSV}: no row after the header; " in told
+    assert told.endswith("; check --source, or train alone with `recognition.py train`\n")
+    assert not (tmp_path / "output" / "checkpoint").exists()
+
+
 def test_a_host_that_cannot_be_reached(data_set, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(download, "_wait_before", lambda *_: None)
     address = f"http://127.0.0.1:{closed_port()}/"
@@ -598,6 +607,15 @@ def test_a_setting_that_would_change_nothing_is_refused(arguments, message, caps
 def test_what_a_recipe_brings_along_may_change_nothing():
     args = recognition.parse_arguments([*STRONG, "--loss", "softmax", "--pooling", "max"])
     assert (args.margin, args.scale, args.confidence) == (0.3, 30, "cosine")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--loss cosine --confidence cosine", "--loss cosine --scale 20", "--pooling gem --gem-p 4",
+     "--loss cosface --margin 0.2", "--optimizer sgd --weight-decay 0.1"],
+)  # fmt: skip
+def test_a_setting_is_taken_beside_one_with_which_it_acts(words):
+    recognition.parse_arguments(words.split())
 
 
 def test_a_checkpoint_of_other_settings(recognition_run, capsys):

@@ -101,6 +101,13 @@ def test_the_surest_false_alarms_come_first():
     assert [row for row, _ in rows] == [1, 6]
 
 
+def test_every_confidence_is_in_the_histogram_a_cosine_below_0_too():
+    rows = [(-0.3, 7, {7}, "Public"), (0.9, 8, {7}, "Public"), (1.1, 9, set(), "Public")]
+    spread = make_rows(rows)[0].spread()
+    assert [sum(counts) for counts in spread["counts"].values()] == [1, 1, 1]
+    assert (spread["edges"][0], spread["edges"][-1]) == (-0.3, 1.1)
+
+
 def test_nothing_in_the_report_grows_with_the_data_set():
     rng = np.random.default_rng(0)
     landmarks = rng.permutation(3000).tolist()
@@ -148,7 +155,7 @@ def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
     """Makes facts of a recognition and a retrieval with everything in them."""
     source, pictures = make_pictures(6)
     rows = make_rows(ROWS)[0]
-    history = {name: [kind(1), kind(2)] for name, kind in run.HISTORY_COLUMNS.items()}
+    history = {name: [1, 2] for name in run.HISTORY_COLUMNS}
     history |= {"valid_loss": [None, 0.5], "loss": [2.0, None], "problem": [None, NASTY]}
     ran = {
         "source": NASTY, "started": "2026-11-25 09:00", "seconds": 75.2,
@@ -178,12 +185,11 @@ def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
     )  # fmt: skip
     solution = {format_image_id(1): RetrievalTruth({format_image_id(4)}, "Public")}
     merged = {
-        "scores": {"mAP@100": {"Public": 0.5, "all": 0.5}},
-        "num_parts": 6,
+        "scores": [{"name": "mAP@100", "usages": {"Public": 0.5, "all": 0.5}}],
         "num_indexed": 2,
         "rerank": "divide",
-        "divisor": 1.5,
-        "left_out": {"index": 5, "test": 0},
+        "left_out": ["5 index images could not be searched."],
+        "details": [["parts", 6], ["rerank", "squared distances within the landmark / 1.5"]],
     }
     retrieval = retrieved.gather(
         SimpleNamespace(source=source), merged,
@@ -251,6 +257,26 @@ def test_scores_of_other_test_sets_are_not_compared():
     assert "do not compare" in sections.scores(facts)
     facts["recognition"]["usages"]["Public"][0] = sections.NUM_GLDV2_TESTS - 4
     assert "do not compare" not in sections.scores(facts)
+
+
+def test_public_stands_before_private_here_and_for_the_teams_of_2019():
+    text = re.sub("<[^>]*>", " ", sections.scores(make_facts()))
+    words = " ".join(text.split())
+    assert "score Public Private all GAP 0.5000 0.2500 0.3000" in words
+    assert "team of 2019 score Public Private smlyaka GAP 0.6585 0.6939" in words
+    assert "smlyaka mAP@100 0.3563 0.3714" in words
+
+
+def test_a_run_of_very_many_mini_epochs_has_a_page_that_opens():
+    facts, count = make_facts()["recognition"], 20_000
+    facts["history"] = {
+        name: [kind(number) for number in range(count)]
+        for name, kind in run.HISTORY_COLUMNS.items()
+    }
+    text = page.render({"recognition": facts})
+    assert len(text) < 500_000
+    assert f"{count:,} mini-epochs" in text and "and 19,8" in text
+    assert "train shard 007: 7" in text
 
 
 def test_facts_without_ground_truth_or_history_make_a_page():

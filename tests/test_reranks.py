@@ -28,7 +28,7 @@ def test_the_head_names_one_landmark_with_its_confidence():
     naming = name_by_head(np.array([7, 9]), np.array([0.25, -0.5], np.float32))
     assert weights_of(naming) == [{7: 0.25}, {9: 0}]
     assert naming.landmark_ids.tolist() == [7, 9]
-    assert naming.confidences.tolist() == [0.25, 0]
+    assert naming.weights.max(axis=1).tolist() == [0.25, 0]
 
 
 def test_the_five_nearest_share_the_weight_of_the_first_by_their_eighth_powers():
@@ -39,7 +39,7 @@ def test_the_five_nearest_share_the_weight_of_the_first_by_their_eighth_powers()
     wanted = {landmark: 0.9 * power / sum(powers.values()) for landmark, power in powers.items()}
     assert weights_of(naming) == [pytest.approx(wanted, rel=1e-5)]
     assert naming.landmark_ids.tolist() == [7]
-    assert naming.confidences == pytest.approx([wanted[7]], rel=1e-5)
+    assert naming.weights.max(axis=1) == pytest.approx([wanted[7]], rel=1e-5)
 
 
 def test_two_neighbors_that_are_hardly_farther_outvote_the_nearest():
@@ -56,7 +56,7 @@ def test_neighbors_that_are_missing_or_on_the_other_side_weigh_nothing():
 
 def test_five_equal_pictures_are_as_sure_as_can_be():
     naming = name_by_neighbors(np.full((1, 5), 3), np.full((1, 5), 1 + 1e-7))
-    assert naming.confidences.tolist() == [1]
+    assert naming.weights.max(axis=1).tolist() == [1]
 
 
 def test_the_head_has_a_quarter_of_the_weight_beside_the_neighbors():
@@ -74,10 +74,11 @@ def test_of_equal_weights_the_smaller_landmark_goes_first():
 
 def test_no_images_have_no_names():
     naming = name_by_neighbors(np.empty((0, 5), np.int64), np.empty((0, 5)))
-    assert len(naming) == len(naming.landmark_ids) == len(naming.confidences) == 0
+    assert len(naming.labels) == len(naming.landmark_ids) == 0
 
 
 def test_a_recipe_says_which_rerank_its_descriptors_want():
     found = {name: default_rerank(recipe) for name, recipe in RECIPES.items()}
     assert found.pop("2019") == "divide"
     assert set(found.values()) == {"agreement"}
+    assert default_rerank(RECIPES["2019"].changed(loss="cosine")) == "agreement"  # no margin

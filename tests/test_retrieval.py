@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from tiny_network import in_place_of_backbones
 
 import retrieval
 import utils
-from data.arrays import load_arrays
+from data.arrays import load_arrays, save_arrays
 from data.landmarks import format_image_id
 from data.sources import INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV, Shard, Source
 from data.submissions import RecognitionTruth, read_retrieval_solution, read_retrieval_submission
@@ -749,6 +750,20 @@ def test_queries_of_another_run_serve_without_the_shards_that_it_left_out(
     assert fetched == [Shard("index", 6)]
 
 
+@pytest.mark.parametrize(
+    ("left_out", "is_own", "is_taken"), [([], True, True), ([1], True, False), ([1], False, True)]
+)
+def test_queries_without_a_shard_are_made_again_only_where_they_were_made(
+    left_out, is_own, is_taken
+):
+    from search import parts
+
+    own, path = Path("own"), Path("own" if is_own else "of another kernel")
+    found = path, ([], left_out)
+    session = SimpleNamespace(path=lambda name: own, find_fitting=lambda *args: found)
+    assert (parts._find_usable(session, {}) is not None) == is_taken
+
+
 # ---------------------------------------------------------------------------------------- errors
 
 
@@ -764,6 +779,19 @@ def test_a_part_of_another_model_is_refused(
     assert error_of(capsys.readouterr()) == (
         f"error: {odd}: model is {now}, but {was} in {files[0]}; expected parts of one search; "
         "search the odd one again, with the same queries.npz"
+    )
+    assert submission_of(resumed) == before
+
+
+def test_parts_of_a_model_that_was_trained_anew_since_are_refused(world, resumed, capsys):
+    arrays, page = load_arrays(resumed / "queries.npz")
+    save_arrays(resumed / "queries.npz", page | {"model": "of today"}, **arrays)
+    before = submission_of(resumed)
+    assert run("merge", "--source", world.folder, "--output", resumed) == 1
+    assert error_of(capsys.readouterr()) == (
+        f"error: {resumed / 'part-0-of-6.npz'}: of another model than {resumed / 'queries.npz'}; "
+        "expected parts of the model that predicts; search the parts again, or choose another "
+        "--output"
     )
     assert submission_of(resumed) == before
 
@@ -1000,7 +1028,7 @@ def oracle_by_head(world, output):
         sure = np.maximum(index.confidences.astype(np.float64), 0)
         of_query = max(0.0, float(queries.confidences[query]))
         agreements = np.where(agrees, sure * of_query, 0)
-        keys = squared.astype(np.float32).astype(np.float64) - 6 * agreements
+        keys = squared.astype(np.float32).astype(np.float64) - 8 * agreements
         order = np.lexsort((index.image_ids, keys))[:100]
         rows[format_image_id(image_id)] = [format_image_id(i) for i in index.image_ids[order]]
     return rows
@@ -1191,16 +1219,18 @@ def test_a_descriptor_that_is_not_finite_leaves_its_image_empty(
         classes, confidences, descriptors = real(self, network, images)
         descriptors = descriptors.copy()
         descriptors[1] = np.inf  # the second of each batch
+        confidences = confidences.copy()
+        confidences[2] = np.nan
         return [classes, confidences, descriptors]
 
     monkeypatch.setattr(OneDevice, "predict_on_batch", predict_on_batch)
     assert run(*common(world, model), "--output", tmp_path, "--parts", 1) == 0
     told = capsys.readouterr().err
     rows = read_retrieval_submission(tmp_path / "retrieval_submission.csv")
-    second = world.image_ids[Shard("test", 0)][1]
-    assert f"image {second} left empty: not finite in float32" in told
-    assert rows[second] == []
-    assert {len(row) for row in rows.values()} == {0, 100}
+    for image_id in world.image_ids[Shard("test", 0)][1:3]:
+        assert f"image {image_id} left empty: not finite in float32" in told
+        assert rows[image_id] == []
+    assert {len(row) for row in rows.values()} == {0, 96}  # the index lacks two of each batch, too
 
 
 def test_without_ground_truth_some_queries_are_shown_without_a_verdict(searched):

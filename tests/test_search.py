@@ -292,6 +292,31 @@ def test_the_bound_on_the_noise_holds_twice_over(width, kind):
         assert error < noise[row] / 2
 
 
+def test_the_noise_by_hand():
+    """A hundred-thousandth of 3^2, the query's, and 4^2, the longest row's."""
+    queries, index = np.array([[3, 0]], np.float32), np.array([[0, 4], [1, 0]], np.float32)
+    assert exact._propose(queries, index, 2)[2] == pytest.approx([2.5e-4])
+
+
+def test_what_two_errors_may_have_put_behind_another_is_looked_at():
+    """Rough distances of 1.00 and 1.15, each 0.1 off at most; the true ones are 1.10 and 1.05."""
+    index = np.sqrt(np.array([[1.1], [1.05], [9]], np.float32))
+    proposals = np.array([[0, 1, 2]]), np.array([[1, 1.15, 9]]), np.array([0.1])
+    found, _, is_proven = exact._nearest_of_proposed(np.zeros((1, 1), "f"), index, proposals, 1)
+    assert found.tolist() == [[1]] and is_proven.all()
+
+
+def test_the_error_of_a_distance_grows_with_the_number_of_its_terms(monkeypatch):
+    """Two sums of squares and one of products, of 2048 terms each: half an epsilon a term."""
+    errors, round_once = [], exact._round_once
+    monkeypatch.setattr(exact, "_round_once", lambda *a: errors.append(a[-1]) or round_once(*a))
+    queries, index = normal(54, 2, 2048), normal(55, 6, 2048)
+    positions, _ = nearest(queries, index, 3)
+    norms = [np.vecdot(rows, rows, dtype=np.float64) for rows in (queries, index)]
+    least = 2048 * 2.0**-53 * (norms[0][:, None] + norms[1][positions])
+    assert (errors[0][:, :3] > least).all()
+
+
 # ------------------------------------------------------------------- distances, rounded once
 
 

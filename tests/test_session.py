@@ -57,3 +57,14 @@ def test_what_an_earlier_session_left_is_copied_into_the_output(session, tmp_pat
     assert capsys.readouterr().err == f"{earlier}: copied from an earlier session\n"
     session.find_fitting(NAME, FACTS, load_page, copied=True)
     assert capsys.readouterr().err == ""
+
+
+def test_of_parts_in_several_places_the_own_goes_first_then_the_newest(session, tmp_path):
+    for folder, minute in (("input/a", 1), ("input/b", 2), ("working", 0)):
+        for number in range({"input/a": 3, "input/b": 2, "working": 1}[folder]):
+            path = tmp_path / folder / f"part-{number}-of-3.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(folder)
+            os.utime(path, (60 * minute, 60 * minute))
+    found = session.find_parts("part-*-of-3.npz")
+    assert [path.read_text() for path in found] == ["working", "input/b", "input/a"]

@@ -37,8 +37,9 @@ from data.tars import list_members
 from generators import Reading, ShardEnd, stream_batches
 from recipes import Data
 from runs import kernel
-from shrinking import small_shards
-from shrinking.manifests import read_page
+from runs.session import Session, manifest_name
+from shrinking import slices, small_shards
+from shrinking.manifests import find_done, read_page, write_page
 from utils import ExpectedError, StoppedError, file_md5
 
 ROOT = Path(shrink.__file__).resolve().parent
@@ -234,6 +235,19 @@ def test_clean_keeps_only_the_images_of_the_clean_table_and_leaves_the_others_ta
     assert "shrunk with labels clean" in told and "expected the same settings" in told
 
 
+def test_clean_images_of_which_none_is_there_are_told(data_set, tmp_path):
+    source = shutil.copytree(data_set.folder, tmp_path / "source")
+    (source / TRAIN_CLEAN_CSV).write_text(f"landmark_id,images\n17,{make_image_id('none')}\n")
+    words = (source, tmp_path / "output", "--labels", "clean", "--split", "train")
+    for _ in range(2):  # what is done says so, too
+        assert refusal(*words) == (
+            f"{source}: none of the 1 train images to keep is in its 4 train shards; expected the "
+            "images that the table names; check that table and shards belong together; check "
+            "--source"
+        )
+    assert not (tmp_path / "output/shrunk-0-of-1.json").exists()
+
+
 # -------------------------------------------------------------------- threads, parts, several runs
 
 
@@ -308,11 +322,16 @@ def lose_md5(folder):
     (folder / "md5sum/train/md5.images_001.txt").unlink()
 
 
+def another_md5(folder):
+    path = folder / "md5sum/train/md5.images_001.txt"
+    path.write_text("0" * 32 + path.read_text()[32:])
+
+
 def lose_page(folder):
     (folder / "train/images_001.json").unlink()
 
 
-@pytest.mark.parametrize("spoil", [spoil_page, cut_page, cut_tar, lose_md5, lose_page])
+@pytest.mark.parametrize("spoil", [spoil_page, cut_page, cut_tar, lose_md5, another_md5, lose_page])
 def test_a_shard_that_is_not_whole_with_its_page_is_shrunk_again(
     data_set, whole, tmp_path, spoil, capsys
 ):
@@ -647,6 +666,15 @@ def test_the_limit_counts_while_it_runs_when_the_estimate_was_too_low(tmp_path):
     assert not (output / "test/images_003.tar").exists()
 
 
+def test_tables_count_in_the_limit_too(tmp_path):
+    session = SimpleNamespace(output=tmp_path, path=lambda name: tmp_path / name)
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / TEST_CSV).write_bytes(bytes(1000))
+    small_shards.check_room(session, small_shards.Share([], 1, 1000, False), {}, {}, [], True)
+    with pytest.raises(ExpectedError, match="takes 3 parts"):
+        small_shards.check_room(session, small_shards.Share([], 1, 500, False), {}, {}, [], True)
+
+
 def test_a_shard_whose_size_nobody_says_counts_as_the_others():
     sizes = {SHARDS[0]: 300, SHARDS[1]: 0, SHARDS[2]: 500}
     source = type("Source", (), {"size_of": staticmethod(sizes.get)})
@@ -717,6 +745,20 @@ def test_what_an_earlier_session_shrunk_is_copied_where_the_output_replaces_its(
     shrink.main(words)
     assert contents(tmp_path / "working") == contents(whole)
     assert len((tmp_path / "working" / "shrink.csv").read_text().splitlines()) == 8
+
+
+def test_the_own_page_of_a_shard_goes_before_that_of_an_earlier_session(
+    data_set, whole, mounts, tmp_path
+):
+    shard, own, earlier = SHARDS[0], tmp_path / "working", mounts / "first"
+    for folder in (own, earlier):
+        shutil.copytree(whole, folder)
+    name = manifest_name(shard)
+    page = read_page(own / name)
+    write_page(earlier / name, page | {"images": 999})
+    session = Session(own, Source(str(data_set.folder), tmp_path / "scratch"), stop=None)
+    settings = page["settings"]
+    assert find_done(session, [shard], lambda one: settings, False) == {shard: page}
 
 
 def test_an_earlier_session_with_other_settings_is_left_alone(data_set, whole, mounts, tmp_path):
@@ -805,6 +847,25 @@ def test_just_the_images_of_a_list_are_kept_and_no_shard_behind_them(data_set, w
         "train/images_002.tar": [wanted[1]],
     }  # fmt: skip
     assert Source(output, tmp_path / "scratch").count_shards("train") == 3
+
+
+def test_a_wanted_image_that_cannot_be_read_is_not_looked_for_in_all_shards(tmp_path):
+    shard = Shard("train", 0)
+    made = make_source(tmp_path / "source", replaced={(shard, 4): b"no picture"})
+    ids = made.image_ids[shard]
+    output = slice_of(made, tmp_path, ["id", ids[4], ids[5]])
+    assert [path.name for path in output.rglob("*.tar")] == ["images_000.tar"]
+    assert list(images_of(output / shard.path)) == [ids[5]]
+
+
+def test_a_query_of_a_slice_that_lost_all_its_answers_counts_for_no_leaderboard(tmp_path):
+    ids, path = [f"{number:016x}" for number in range(4)], tmp_path / "solution.csv"
+    path.write_text(
+        f"id,images,Usage\n{ids[0]},{ids[2]} {ids[3]},Public\n{ids[1]},{ids[3]},Private\n"
+    )
+    kept = {"test": np.arange(2, dtype=np.uint64), "index": np.array([2], np.uint64)}
+    table = slices._cut_table(RETRIEVAL_SOLUTION, path, kept, set())
+    assert table.to_numpy().tolist() == [[ids[0], ids[2], "Public"], [ids[1], "None", "Ignored"]]
 
 
 def test_the_tables_of_a_slice_name_its_images_alone(data_set, wanted, tmp_path):

@@ -1,5 +1,7 @@
 """Tests of CSVs: what is read keeps its type, what is wrong is named in one line."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -171,3 +173,10 @@ def test_a_table_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(ExpectedError) as caught:
         write_table(tmp_path / "file" / "table.csv", pd.DataFrame({"id": ["a"]}))
     assert one_line(caught.value).startswith(f"{tmp_path}/file/table.csv: cannot be written")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with a name here")
+def test_a_pipe_is_no_table_since_it_is_read_twice(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    told = "not a file; expected a CSV; write it to a file first"
+    assert error_of(tmp_path / "pipe.csv") == told

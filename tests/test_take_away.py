@@ -15,6 +15,7 @@ import identify
 import model
 from network import layers
 from network.plain import without_own_layers
+from runs.session import Session
 from utils import ExpectedError
 
 DATA = Path(__file__).parent / "data"
@@ -66,10 +67,33 @@ def test_the_folder_works_where_nothing_of_this_project_is(recognition_run, tmp_
     assert len((folder / "name_photo.py").read_text().splitlines()) <= 13
 
 
+def test_a_folder_with_something_else_is_not_written_into(tmp_path):
+    path = tmp_path / "model.keras"  # the output itself, say: the twin would replace the model
+    path.write_bytes((DATA / "2019" / "model.keras").read_bytes())
+    with pytest.raises(ExpectedError) as caught:
+        identify.main(["--take-away", str(tmp_path), "--output", str(tmp_path)])
+    assert "expected a new folder, or an earlier one of this kind" in one_line(caught.value)
+    assert path.read_bytes() == (DATA / "2019" / "model.keras").read_bytes()
+
+
 def test_a_photo_beside_the_folder_is_wrong_use(capsys):
     with pytest.raises(SystemExit) as caught:
         identify.parse_arguments(["a.jpg", "--take-away", "folder"])
     assert caught.value.code == 2 and "--take-away goes without a PHOTO" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("keep_aspect", [True, False])
+def test_pictures_are_fitted_there_as_the_recipe_says(tmp_path, monkeypatch, keep_aspect):
+    from report import take_away
+
+    path = DATA / "2019" / "model.keras"
+    recogniser = model.load_recogniser(path)
+    recipe = recogniser.recipe.changed(keep_aspect=keep_aspect)
+    changed = model.Recogniser(recogniser.classifier, recogniser.class_table, recipe)
+    monkeypatch.setattr(take_away, "load_recogniser", lambda path: changed)
+    take_away.write_take_away(Session(tmp_path, source=None, stop=None), path, tmp_path / "taken")
+    settings = json.loads((tmp_path / "taken" / "settings.json").read_text())
+    assert settings["keep_aspect"] is keep_aspect
 
 
 def test_a_backbone_of_keras_hub_is_refused(tmp_path, monkeypatch):

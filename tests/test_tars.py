@@ -259,6 +259,8 @@ DAMAGED = {
     "two tars joined": THREE + THREE,
     "a word after the end blocks": THREE + b"more",
     "garbage at the end": THREE[: 3 * MEMBER_BYTES] + b"\xa5" * 1024,
+    "zeros in the place of all after the first member": THREE[:MEMBER_BYTES] + bytes(30_000),
+    "zeros alone": bytes(30_000),
     "a size beyond the end": damaged_header(SIZE_FIELD, b"00000777777\0"),
     "a size of no digits": damaged_header(SIZE_FIELD, b"abcdefghijk\0"),
     "a size that leads back": damaged_header(SIZE_FIELD, base_256(-2 * MEMBER_BYTES)),

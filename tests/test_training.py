@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -439,6 +440,12 @@ def test_a_run_that_is_complete_reads_no_shard_again(data_set, whole_run, monkey
     assert capsys.readouterr().err == "training is complete: 6 mini-epochs\n"
 
 
+def test_a_checkpoint_is_said_to_take_four_bytes_for_each_value():
+    layer, moment = SimpleNamespace(shape=(2, 3)), SimpleNamespace(shape=(4,))
+    network = SimpleNamespace(variables=[layer], optimizer=SimpleNamespace(variables=[moment]))
+    assert checkpoints.size_on_disk(network) == 40
+
+
 def test_a_disk_that_runs_full_costs_no_checkpoint(data_set, whole_run, tmp_path, monkeypatch):
     real, saved = np.savez, []
 
@@ -655,7 +662,7 @@ def test_steps_that_overflow_float16_are_skipped_counted_and_told(
         return network, rows
 
     monkeypatch.setattr(loop, "begin", begin)
-    monkeypatch.setattr(loop.model, "precision_here", lambda: "mixed_float16")
+    monkeypatch.setattr(loop.model, "precision_here", lambda _: "mixed_float16")
     network = run(data_set.folder, tmp_path, recipe=STRONG)
     rows = history_of(tmp_path)
     skipped = [row["skipped_steps"] for row in rows]
@@ -855,6 +862,8 @@ def test_an_image_that_only_fills_a_batch_does_not_count_in_the_validation():
     found = loop.validate(Known(), None, [whole, partial])
     expected = -np.log([0.5, 0.6, 0.1, 0.25]).mean()
     assert found == pytest.approx({"valid_loss": expected, "valid_accuracy": 0.5})
+    logits /= 16  # cosines
+    assert loop.validate(Known(), None, [whole, partial], scale=16) == pytest.approx(found)
 
 
 def test_the_held_out_images_are_plain_and_not_more_than_fit_into_memory(
@@ -873,9 +882,10 @@ def test_the_held_out_images_are_plain_and_not_more_than_fit_into_memory(
     *expected, _ = loop.stream_batches(session.source, [(0, Shard("train", 0))], plain)
     for batch, other in zip(batches, expected, strict=True):
         np.testing.assert_array_equal(batch.images, other.images)
-    monkeypatch.setattr(loop, "MAX_VALID_IMAGES", 9)
     both = replace(images, held_out=[Shard("train", 0), Shard("train", 1)])
-    assert len(loop.load_valid_images(session, RECIPE, both, "")) == 2
+    for limit, num_batches in ((8, 1), (9, 2)):
+        monkeypatch.setattr(loop, "MAX_VALID_IMAGES", limit)
+        assert len(loop.load_valid_images(session, RECIPE, both, "")) == num_batches
 
 
 # ---------------------------------------------------------------------------------- what is said
@@ -908,9 +918,9 @@ def test_progress_is_one_line_with_all_that_matters():
         "mini-epoch 3/10 (train shard 012): 7,132 images, 2 bad, loss 1.235, accuracy 0.500, held "
         "out 0.250, 71 images/s, 5% waiting for data, 15 min 00 s to go"
     )
-    plain = row | {"bad_images": 0}
+    plain = row | {"bad_images": 0, "seconds": 50.0}
     del plain["valid_accuracy"]
     assert describe_progress([row] * 4 + [plain], 10) == (
         "mini-epoch 3/10 (train shard 012): 7,132 images, loss 1.235, accuracy 0.500, "
-        "71 images/s, 5% waiting for data, 8 min 20 s to go"
+        "71 images/s, 10% waiting for data, 8 min 20 s to go"
     )

@@ -39,6 +39,10 @@ def test_the_likeness_to_what_is_no_landmark_is_taken_off():
     assert told(neighbors([5], [0.8]), likeness=0.25) == (5, 0.55)
 
 
+def test_what_is_more_like_no_landmark_than_like_any_is_less_sure_than_0():
+    assert told(neighbors([5], [0.1]), likeness=0.4) == (5, -0.3)
+
+
 def test_a_cosine_below_0_counts_as_0():
     assert told(neighbors([5, 7], [-0.3, -0.5])) == (5, 0.0)
 

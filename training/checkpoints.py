@@ -114,10 +114,6 @@ def load_checkpoint(session):
 def find_checkpoint(session, recipe, images, backbone=None):
     """Finds the checkpoint to continue from: as `load_checkpoint`, or None.
 
-    Args:
-        session, recipe, images: as for `loop.train`.
-        backbone: digest of a frozen backbone that is not in the network.
-
     Raises:
         ExpectedError: it belongs to other settings, labels or weights, or all are damaged.
     """

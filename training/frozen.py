@@ -20,54 +20,41 @@ from descriptors.describe import describe_shards
 from descriptors.descriptions import concatenate
 from generators import Batch, ShardEnd
 from network.devices import choose_devices
+from network.heads import KEPT, count_kept
 from runs.session import CHECKPOINT, features_name
 from training import loop
 from training.history import ALL_SHARDS
 from training.loop import Pace, train_mini_epoch
 from utils import ExpectedError, format_duration, require_free_space, say
 
+MAX_LOOKED_AT = 65_536  # train images, to find the axes of their spread
+
 
 @dataclass(frozen=True)
 class Described:
-    """What a shard's file holds.
+    """What a shard's file holds."""
 
-    Attributes:
-        image_ids: (n,) uint64.
-        vectors: (n, views, channels) float16.
-        bad_image_ids: (m,) uint64, images that could not be described.
-    """
-
-    image_ids: np.ndarray
-    vectors: np.ndarray
-    bad_image_ids: np.ndarray
+    image_ids: np.ndarray  # (n,) uint64
+    vectors: np.ndarray  # (n, views, channels) float16
+    bad_image_ids: np.ndarray  # (m,) uint64, images that could not be described
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """The vectors of images, one row each, all in memory.
+    """The vectors of images, one row each, all in memory."""
 
-    Attributes:
-        values: (n, views, channels) float16.
-        image_ids: (n,) uint64.
-        class_indices: (n,) int32.
-        num_bad: images that could not be described.
-        left_out: list of the shards that could not be read.
-        digest: 32 hex characters that differ for other images or other files of the shards.
-    """
-
-    values: np.ndarray
-    image_ids: np.ndarray
-    class_indices: np.ndarray
-    num_bad: int
-    left_out: list
-    digest: str
+    values: np.ndarray  # (n, views, channels) float16
+    image_ids: np.ndarray  # (n,) uint64
+    class_indices: np.ndarray  # (n,) int32
+    num_bad: int  # images that could not be described
+    left_out: list  # list of the shards that could not be read
+    digest: str  # 32 hex characters that differ for other images or other files of the shards
 
 
 class Describer:
     """The backbone up to the pooling, which never changes; `describe.describe_shards` runs it.
 
     Args:
-        recipe: `Recipe`.
         devices: how batches run, of `choose_devices`.
     """
 
@@ -75,7 +62,8 @@ class Describer:
     name_of = staticmethod(features_name)
 
     def __init__(self, recipe, devices):
-        network, self.data, self.settings = recipe.network, recipe.data, recipe.training
+        network, self.data = recipe.network, recipe.data
+        self.batch_size = recipe.training.batch_size
         self.devices = devices
         self.pooled = model.build_pooled(recipe)
         self.predictor = model.build_views(self.pooled, self.data.augment)
@@ -97,11 +85,11 @@ class Describer:
 
     def prepare(self, session, missing, image_ids):
         """Says what disk and time it will take; raises ExpectedError without that disk."""
-        pixels = np.zeros((self.settings.batch_size, *self.pooled.input.shape[1:]), np.uint8)
+        pixels = np.zeros((self.batch_size, *self.pooled.input.shape[1:]), np.uint8)
         self.devices.predict_on_batch(self.predictor, pixels)  # compiles it
         begin = time.perf_counter()
         self.devices.predict_on_batch(self.predictor, pixels)
-        image_s = (time.perf_counter() - begin) / self.settings.batch_size
+        image_s = (time.perf_counter() - begin) / self.batch_size
         num_images = len(missing) * len(image_ids) / session.source.count_shards("train")
         disk_bytes = num_images * 2 * math.prod(self.shape)
         say(
@@ -176,7 +164,7 @@ def train(session, recipe, images, valid_every):
     )
     if not run.is_complete():
         run.introduce(f"frozen, {policy}")
-        train_head(run, *describe(session, describer, images), valid_every)
+        _train_head(run, *describe(session, describer, images), valid_every)
     with devices.scope():
         return model.join_head(describer.pooled, head, recipe)
 
@@ -202,8 +190,6 @@ def describe(session, describer, images):
     """Describes all images of the shards, each shard saved as it ends, so that nothing is redone.
 
     Args:
-        session: `Session`.
-        describer: `Describer`.
         images: `TrainImages`.
 
     Returns:
@@ -223,14 +209,7 @@ def describe(session, describer, images):
 
 
 def gather(session, describer, labels, shards, found):
-    """Joins the files of shards into `Vectors`, file after file, so that they are in memory once.
-
-    Args:
-        session, describer: as for `describe`.
-        labels: `TrainLabels`, which name the classes.
-        shards: list of `Shard`.
-        found: dict of file -> image ids.
-    """
+    """Joins the files of shards into `Vectors`, file after file: they are in memory once."""
     paths = {shard: session.path(features_name(shard)) for shard in shards}
     there = {shard: path for shard, path in paths.items() if path in found}
     image_ids = np.concatenate([np.empty(0, np.uint64), *(found[p] for p in there.values())])
@@ -256,14 +235,8 @@ def gather(session, describer, labels, shards, found):
 # ------------------------------------------------------------------------------------ the head
 
 
-def train_head(run, vectors, held_out, valid_every):
-    """Trains neck and head, pass after pass over all vectors.
-
-    Args:
-        run: `loop.Run` of a network of `model.build_head`.
-        vectors, held_out: `Vectors` to train on and to validate on.
-        valid_every: mini-epochs between validations.
-    """
+def _train_head(run, vectors, held_out, valid_every):
+    """Trains neck and head, pass after pass over all vectors."""
     rows, settings = run.rows, run.recipe.training
     if rows and rows[-1]["vectors"] != vectors.digest:
         raise ExpectedError(
@@ -271,6 +244,8 @@ def train_head(run, vectors, held_out, valid_every):
             "expected the same shards, with the same ones left out; continue with those",
             setting="fresh",
         )
+    if not rows and count_kept(run.recipe.network, vectors.values.shape[2]):
+        set_kept(run.network.get_layer(KEPT), vectors.values)
     num_steps = math.ceil(len(vectors.image_ids) / settings.batch_size)
     left_out = ", ".join(f"{shard.path} left out" for shard in vectors.left_out)
 
@@ -286,18 +261,30 @@ def train_head(run, vectors, held_out, valid_every):
     run.train(train_epoch, lambda: in_order(held_out, settings.batch_size), valid_every)
 
 
-def shuffle(vectors, batch_size, seed):
-    """Yields all vectors once as batches of one size, then a `ShardEnd`.
+def set_kept(layer, values):
+    """Sets what of the pooled vector stays in the descriptor: its principal components.
 
-    Of an image and its mirror image one is drawn. The last batch is filled up with the first ones.
+    The neck learns the train landmarks by heart where they have few images; what tells other
+    pictures apart, the pooled vector still knows.
 
     Args:
-        vectors: `Vectors`, not empty.
-        batch_size: vectors in a batch.
-        seed: list of int.
+        layer: the Dense layer `heads.KEPT`.
+        values: (n, views, channels) float16 of the train images, of which 65,536 are looked at.
+    """
+    step = -(-len(values) // MAX_LOOKED_AT)
+    rows = values[::step].reshape(-1, values.shape[2]).astype(np.float64)
+    mean = rows.mean(axis=0)
+    rows -= mean
+    axes = np.linalg.eigh(rows.T @ rows)[1][:, ::-1]  # the largest spread first
+    kernel = axes[:, : layer.units]
+    layer.set_weights([kernel, -mean @ kernel])
 
-    Yields:
-        `Batch` whose images are vectors (batch_size, channels) float32.
+
+def shuffle(vectors, batch_size, seed):
+    """Yields all vectors once as `Batch`es of one size, then a `ShardEnd`.
+
+    Of an image and its mirror image one is drawn. The last batch is filled up with the first ones.
+    The images of a batch are vectors, (batch_size, channels) float32.
     """
     rng = np.random.default_rng(seed)
     num_images, num_views, _ = vectors.values.shape

@@ -5,15 +5,10 @@ import pandas as pd
 
 from data.tables import write_table
 from runs.pictures import draw_picture
-from runs.session import HISTORY, HISTORY_PICTURE
+from runs.session import HISTORY, HISTORY_COLUMNS, HISTORY_PICTURE
 from utils import format_duration
 
 ALL_SHARDS = -1  # in the place of a shard's number, where a mini-epoch is a pass over all vectors
-HISTORY_COLUMNS = (
-    "mini_epoch", "epoch", "shard", "images", "bad_images", "loss", "accuracy", "valid_loss",
-    "valid_accuracy", "learning_rate", "skipped_steps", "images_per_s", "waited_s", "seconds",
-    "problem",
-)  # fmt: skip
 
 
 def write_history(session, rows, with_picture):

@@ -37,18 +37,13 @@ MAX_VALID_IMAGES = 4096  # kept decoded in memory: 453 MB at 192 pixels
 
 @dataclass(frozen=True)
 class TrainImages:
-    """What there is to train on.
+    """What there is to train on."""
 
-    Attributes:
-        class_table, labels: `ClassTable` and `TrainLabels` of the source.
-        shards: list of train `Shard`, one epoch.
-        held_out: list of train `Shard` to validate on.
-    """
-
+    # class_table, labels: `ClassTable` and `TrainLabels` of the source
     class_table: ClassTable
     labels: TrainLabels
-    shards: list
-    held_out: list
+    shards: list  # list of train `Shard`, one epoch
+    held_out: list  # list of train `Shard` to validate on
 
     @property
     def class_sizes(self):
@@ -67,17 +62,12 @@ class TrainImages:
 
 
 def train(session, recipe, images, valid_every, machines=ALONE):
-    """Trains shard after shard, from the checkpoint if there is one.
+    """Trains shard after shard, from the checkpoint if there is one; gives the trained network.
 
     Args:
-        session: `Session`.
-        recipe: `Recipe`.
         images: `TrainImages`.
         valid_every: mini-epochs between validations.
         machines: `OneMachine`, or `Machines` that train together.
-
-    Returns:
-        The trained network.
 
     Raises:
         StoppedError: the session was asked to stop; the checkpoint holds what is done.
@@ -117,15 +107,11 @@ def begin(session, recipe, images, build, backbone=None):
     """Builds and compiles the network, and restores the checkpoint if there is one.
 
     Args:
-        session, recipe, images: as for `train`.
         build: function of `restored`, as `model.build_network` takes them; gives the network.
         backbone: digest of a frozen backbone that is not in the network.
 
     Returns:
         (compiled keras.Model, list of history rows).
-
-    Raises:
-        ExpectedError: the checkpoint belongs to other settings, labels or versions of Keras.
     """
     saved = checkpoints.find_checkpoint(session, recipe, images, backbone)
     network = build("" if saved else None)
@@ -136,27 +122,18 @@ def begin(session, recipe, images, build, backbone=None):
 
 @dataclass(frozen=True)
 class Run:
-    """A training run, mini-epoch after mini-epoch, whatever it trains on.
+    """A training run, mini-epoch after mini-epoch, whatever it trains on."""
 
-    Attributes:
-        session, recipe, images: as for `train`.
-        devices: how batches run, of `choose_devices`.
-        network: compiled keras.Model.
-        rows: list, the history; what is done.
-        num_mini_epochs: of the whole run.
-        backbone: digest of a frozen backbone that is not in the network.
-        machines: `OneMachine`, or `Machines` that train together.
-    """
-
+    # session, recipe, images: as for `train`
     session: object
     recipe: Recipe
     images: TrainImages
-    devices: object
-    network: object
-    rows: list
-    num_mini_epochs: int
-    backbone: str | None = None
-    machines: OneMachine = ALONE
+    devices: object  # how batches run, of `choose_devices`
+    network: object  # compiled keras.Model
+    rows: list  # the history; what is done
+    num_mini_epochs: int  # of the whole run
+    backbone: str | None = None  # digest of a frozen backbone that is not in the network
+    machines: OneMachine = ALONE  # `OneMachine`, or `Machines` that train together
 
     def done(self):
         """Says how far the run came, for a person who may continue it."""
@@ -209,16 +186,13 @@ class Run:
 
 
 def open_stream(session, machines, recipe, images, rows, plan):
-    """Opens the stream of the shards to come.
+    """Opens the stream of the shards to come; gives an iterator of `Batch` and `ShardEnd`.
 
     Args:
         session, recipe, images: as for `train`.
         machines: `OneMachine`, or `Machines` that train together.
         rows: of the history, one for each shard that is done.
         plan: list of (epoch, `Shard`), the whole run.
-
-    Returns:
-        Iterator of `Batch` and `ShardEnd`.
     """
     settings, num_skippable = recipe.training, session.num_skippable(len(images.shards))
     reading = Reading(
@@ -269,22 +243,15 @@ def require_space(session, network):
 
 @dataclass(frozen=True)
 class Pace:
-    """What changes from step to step, learning rates and margin; it follows from the position.
-
-    Attributes:
-        recipe: `Recipe`.
-        network: compiled keras.Model.
-        mini_epoch: counted from 0.
-        num_mini_epochs: of the whole run.
-        steps_of_shard: how many steps a shard is expected to have; no step is known to be the last.
-        num_together: mini-epochs that several machines train together, one after another otherwise.
-    """
+    """What changes from step to step, learning rates and margin; it follows from the position."""
 
     recipe: Recipe
-    network: object
-    mini_epoch: int
-    num_mini_epochs: int
+    network: object  # compiled keras.Model
+    mini_epoch: int  # counted from 0
+    num_mini_epochs: int  # of the whole run
+    # how many steps a shard is expected to have; no step is known to be the last
     steps_of_shard: float
+    # mini-epochs that several machines train together, one after another otherwise
     num_together: int = 1
 
     def progress(self):
@@ -326,8 +293,6 @@ def train_mini_epoch(devices, network, stream, pace, stop, done):
         devices: how batches run, of `choose_devices`.
         network: compiled keras.Model.
         stream: iterator of `Batch` and `ShardEnd`.
-        pace: `Pace`.
-        stop: `Stop`.
         done: what to say is done, if `stop` asks to stop here.
 
     Returns:
@@ -348,13 +313,7 @@ def train_mini_epoch(devices, network, stream, pace, stop, done):
             loss, accuracy = devices.train_on_batch(
                 network, batch.images, batch.class_indices, batch.weight
             )
-            if not math.isfinite(loss):
-                raise ExpectedError(
-                    f"the loss is {loss} in batch {len(losses) + 1} of a mini-epoch; expected a "
-                    "finite number; run again from the last checkpoint, or start over with a "
-                    "lower learning rate"
-                )
-            losses.append(loss)
+            losses.append(_require_finite(loss, len(losses) + 1))
             accuracies.append(accuracy)
             progress.update(len(batch.images), pace.describe(loss, progress))
     devices.settle(network)
@@ -373,6 +332,15 @@ def train_mini_epoch(devices, network, stream, pace, stop, done):
         "seconds": seconds,
         "problem": end.problem,
     }
+
+
+def _require_finite(loss, number):
+    if not math.isfinite(loss):
+        raise ExpectedError(
+            f"the loss is {loss} in batch {number} of a mini-epoch; expected a finite number; run "
+            "again from the last checkpoint, or start over with a lower learning rate"
+        )
+    return loss
 
 
 # ---------------------------------------------------------------------------------- validation
