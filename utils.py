@@ -386,7 +386,7 @@ class Progress:
 
     def __init__(self, what, total=None, unit="images", is_ahead=False):
         self.what, self.total, self.unit, self.is_ahead = what, total, unit, is_ahead
-        self.done, self.facts, self.first = 0, "", None
+        self.done, self.facts, self.first, self.is_busy = 0, "", None, False
         self.began = self.updated = time.monotonic()
 
     def __enter__(self):
@@ -407,6 +407,11 @@ class Progress:
         """Notes that so much more is done; facts are told beside it, e.g. the loss."""
         self.done, self.facts, self.updated = self.done + amount, facts, time.monotonic()
         self.first = self.first or (self.done, self.updated)
+        self.is_busy = False
+
+    def note(self, facts):
+        """Tells what it is busy with, so that it waits for nothing until the next update."""
+        self.facts, self.is_busy = facts, True
 
     def rate(self, now):
         """Gives what is done in a second, or None where that is not known yet."""
@@ -447,7 +452,7 @@ def _show(now, is_terminal):
     job = next((job for job in reversed(jobs) if not job.is_ahead), jobs[-1])
     text = job.describe(now)
     ahead = [other for other in jobs if other.is_ahead and other is not job]
-    if ahead and now - job.updated > 2:
+    if ahead and not job.is_busy and now - job.updated > 2:
         text = f"{text if not is_terminal else job.what}; waiting for {ahead[-1].describe(now)}"
     if not is_terminal:
         silent_s = now - _line["told"]

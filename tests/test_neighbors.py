@@ -27,7 +27,7 @@ def test_the_median_queries_are_in_the_middle():
     parts = [SimpleNamespace(query_landmarks=np.zeros(7), query_places=np.zeros((7, 3), int))]
     ranking = SimpleNamespace(query_ids=np.arange(7), row_ends=np.zeros(7, int))
     scored = [(1 - place / 10, place, {"x"}) for place in range(7)]
-    titles = [row.title for row in choose_rows(parts, ranking, scored, {})]
+    titles = [row.title for row in choose_rows(parts, ranking, scored, {}, {})]
     assert titles == [
         "best: AP 1.00", "best: AP 0.90", "median: AP 0.80", "median: AP 0.70",
         "worst: AP 0.50", "worst: AP 0.40",
