@@ -40,7 +40,7 @@ from utils import ExpectedError
 
 BUILD_OPTIONS = (
     "recipe", "recognition_args", "nearest_args", "retrieval_args", "shrink_args", "shrink",
-    "shrink_kernels", "dataset", "no_internet", "tpu",
+    "shrink_kernels", "dataset", "model_source", "no_internet", "tpu",
 )  # fmt: skip
 WORD = "[A-Za-z0-9_-]+"  # on Kaggle
 NAMES = (*KERNELS, *GALLERY, "vote")  # and shrink-0 and so on
@@ -120,6 +120,11 @@ def _add_build_options(command, is_required):
     command.add_argument(
         "--dataset", action="append", default=[], metavar="OWNER/SLUG", help="data set to mount",
         type=matching(f"{WORD}/{WORD}", "owner/slug, as in the address of its page"),
+    )  # fmt: skip
+    command.add_argument(
+        "--model-source", action="append", default=[], metavar="OWNER/MODEL/FRAMEWORK/NAME/VERSION",
+        help="model of kaggle.com/models to mount, e.g. for hub: without internet",
+        type=matching(rf"{WORD}/{WORD}/{WORD}/{WORD}/\d+", "owner/model/framework/name/version"),
     )  # fmt: skip
     command.add_argument(
         "--tpu", action="store_true", help="train on a TPU instead of two T4s, see docs/machines.md"

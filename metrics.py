@@ -1,7 +1,9 @@
 """The two scores of the challenge: GAP for recognition, mAP@100 for retrieval.
 
-python metrics.py recognition recognition_submission.csv recognition_solution_v2.1.csv
-python metrics.py retrieval retrieval_submission.csv retrieval_solution_v2.1.csv
+    python metrics.py recognition recognition_submission.csv recognition_solution_v2.1.csv
+    python metrics.py retrieval retrieval_submission.csv retrieval_solution_v2.1.csv
+
+Prints them for the Public images, for the Private ones, and for all of both.
 """
 
 import sys
@@ -173,7 +175,7 @@ def format_scores(name, scores):
 
 def main(argv=None):
     """Scores one submission, as the module's docstring shows."""
-    parser = CommandLine(description="Scores a submission against the released ground truth.")
+    parser = CommandLine(__doc__, prog="metrics.py")
     parser.add_argument("challenge", choices=("recognition", "retrieval"))
     parser.add_argument("submission", help="the CSV to score")
     parser.add_argument("solution", help="recognition_solution_v2.1.csv, or the retrieval one")

@@ -20,10 +20,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves ou
 
 from data.arrays import load_page
 from data.landmarks import read_image_ids, read_landmark_names
-from data.sources import CATEGORY_CSV, INDEX_CSV, RETRIEVAL_SOLUTION
+from data.sources import CATEGORY_CSV, INDEX_CSV, RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
 from data.submissions import (
     MAX_RETRIEVED,
     check_retrieval_submission,
+    read_recognition_solution,
     write_retrieval_submission,
 )
 from network.loading import require_backend
@@ -65,7 +66,8 @@ MAX_SUMMED = 1000  # descriptors in the sum of an expansion
 
 def make_parser():
     """Makes the parser of the command line; Keras and faiss are not loaded for it."""
-    parser, _, group = parser_in_parts(__doc__, "retrieval", "index", "merge", "float32")
+    parser, *_ = parser_in_parts(__doc__, "retrieval", "index", "merge", "float32")
+    group = parser.add_further_group("ranking")
     default, default_names = tell_defaults()
     group.add_argument(
         "--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",
@@ -210,7 +212,7 @@ def merge(session, files, divisor, rerank=None):
     write_retrieval_submission(
         path, test_ids, ranking.query_ids, ranking.row_ends, ranking.image_ids
     )
-    left_out = _tell_left_out(session, path, parts, test_ids)
+    left_out, num_indexed = _tell_left_out(session, path, parts, test_ids)
     print(path)
     rankings = {"mAP@100": ranking}
     is_reranked = rerank != "none" and (rerank != "divide" or divisor > 1)
@@ -224,6 +226,7 @@ def merge(session, files, divisor, rerank=None):
     divided = f"squared distances within the landmark / {divisor:g}"
     facts = {
         "scores": [{"name": name, "usages": usages} for name, usages in scores.items()],
+        "num_indexed": num_indexed,
         "left_out": left_out,
         "rerank": rerank,
         "details": [
@@ -262,14 +265,15 @@ def _require_own_model(session, file, fingerprint):
 
 
 def _tell_left_out(session, path, parts, test_ids):
-    """Checks the submission; says what is in it, and gives a line for images that are not."""
+    """Checks the submission; gives lines on what is not in it, and how many are searched."""
     num_answered = check_retrieval_submission(path, test_ids)
     num_indexed = len(np.unique(np.concatenate([part.index_ids for part in parts])))
     num_known = len(read_image_ids(session.source.fetch(INDEX_CSV)))
     say(f"{num_indexed:,} of {num_known:,} index images searched")
     say(f"{num_answered:,} of {len(test_ids):,} test images have neighbors")
     missing = {"index": num_known - num_indexed, "test": len(test_ids) - num_answered}
-    return [f"{n:,} {split} images could not be searched." for split, n in missing.items() if n]
+    told = [f"{n:,} {split} images could not be searched." for split, n in missing.items() if n]
+    return told, num_indexed
 
 
 def draw(session, parts, ranking, scored):
@@ -280,7 +284,9 @@ def draw(session, parts, ranking, scored):
     def draw_rows():
         has_names = source.exists(CATEGORY_CSV)
         names = read_landmark_names(source.fetch(CATEGORY_CSV)) if has_names else {}
-        rows.extend(choose_rows(parts, ranking, scored, names))
+        has_truths = source.exists(RECOGNITION_SOLUTION)
+        truths = read_recognition_solution(source.fetch(RECOGNITION_SOLUTION)) if has_truths else {}
+        rows.extend(choose_rows(parts, ranking, scored, names, truths))
         return draw_neighbors(source, rows)
 
     if draw_picture(picture, draw_rows):

@@ -391,7 +391,7 @@ class Progress:
 
     def __init__(self, what, total=None, unit="images", is_ahead=False):
         self.what, self.total, self.unit, self.is_ahead = what, total, unit, is_ahead
-        self.done, self.facts, self.first = 0, "", None
+        self.done, self.facts, self.first, self.is_busy = 0, "", None, False
         self.began = self.updated = time.monotonic()
 
     def __enter__(self):
@@ -412,6 +412,11 @@ class Progress:
         """Notes that so much more is done; facts are told beside it, e.g. the loss."""
         self.done, self.facts, self.updated = self.done + amount, facts, time.monotonic()
         self.first = self.first or (self.done, self.updated)
+        self.is_busy = False
+
+    def note(self, facts):
+        """Tells what it is busy with, so that it waits for nothing until the next update."""
+        self.facts, self.is_busy = facts, True
 
     def rate(self, now):
         """Gives what is done in a second, or None where that is not known yet."""
@@ -455,8 +460,9 @@ def _show(now, is_terminal):
         job, text = ahead[0], _describe_ahead(ahead, now)
     else:
         text = job.describe(now)
-        if ahead and now - job.updated > 2:
-            text += f"; waiting for {_describe_ahead(ahead, now)}"
+        if ahead and not job.is_busy and now - job.updated > 2:
+            text = job.what if is_terminal else text  # what it waits for must fit the line
+            text = f"{text}; waiting for {_describe_ahead(ahead, now)}"
     if not is_terminal:
         silent_s = now - _line["told"]
         if silent_s >= MOST_S or (silent_s >= LEAST_S and job.updated > _line["told"]):
@@ -465,7 +471,8 @@ def _show(now, is_terminal):
     from tqdm import tqdm
 
     bar = "{percentage:3.0f}% |{bar:20}| "
-    share = tqdm.format_meter(job.done, job.total, 0, bar_format=bar) if job.total else ""
+    is_counted = job.total and job.done
+    share = tqdm.format_meter(job.done, job.total, 0, bar_format=bar) if is_counted else ""
     text = f"{share}{masked(text)}"
     columns = shutil.get_terminal_size().columns - 1
     print(f"\r{text[:columns]:<{_line['width']}}", end="", file=sys.stderr, flush=True)

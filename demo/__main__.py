@@ -51,3 +51,6 @@ if __name__ == "__main__":
         main()
     except ExpectedError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("error: interrupted by Ctrl-C", file=sys.stderr)
+        sys.exit(130)

@@ -1583,8 +1583,14 @@ def scene_for(rng, landmarks, hard_share):
     settings = tuple(
         name for name in SETTINGS if all(name in landmark.settings for landmark in landmarks)
     )
-    slender = len(landmarks) == 1 and extent(landmarks[0])[1] > 1.7 * extent(landmarks[0])[0]
+    slender = len(landmarks) == 1 and is_slender(landmarks[0])
     return random_scene(rng, settings, hard_share, 0.3 if slender else 0.06)
+
+
+def is_slender(landmark):
+    """Tells whether a landmark is much higher than wide, so that it fills little of a picture."""
+    width, height = extent(landmark)
+    return height > 1.7 * width
 
 
 def draw_jpeg(rng, landmarks, scene):

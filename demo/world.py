@@ -32,7 +32,7 @@ from data.sources import (
 )
 from demo import art
 from demo.plan import WorldSize, plan_world
-from utils import ExpectedError, file_md5, say
+from utils import ExpectedError, Progress, file_md5, say
 
 WORLD_VERSION = 2  # raise it when the same seed draws other pictures
 MARKER = "world.json"  # written last: a folder with it is a complete world
@@ -75,17 +75,19 @@ def draw_shards(world, folder, num_workers):
     jobs = list(world.shards.items())
     # Sent to a process with every shard, so without the plan of all others.
     draw = partial(write_numbered_shard, folder, dataclasses.replace(world, shards={}))
-    if num_workers > 1:
-        try:
-            _draw_in_processes(draw, jobs, num_workers)
-            return
-        except BrokenProcessPool:
-            say("drawing in one process: no second one can be started here")
-    for job in jobs:
-        draw(job)
+    with Progress("drawing", sum(len(pictures) for _, pictures in jobs), "pictures") as progress:
+        if num_workers > 1:
+            try:
+                _draw_in_processes(draw, jobs, num_workers, progress)
+                return
+            except BrokenProcessPool:
+                say("drawing in one process: no second one can be started here")
+        for job in jobs:
+            draw(job)
+            progress.update(len(job[1]))
 
 
-def _draw_in_processes(draw, jobs, num_workers):
+def _draw_in_processes(draw, jobs, num_workers, progress):
     """Draws all jobs in processes, which Ctrl-C does not reach: they end with their pool."""
     # Spawned, not forked: the caller may hold threads and a GPU.
     context = multiprocessing.get_context("spawn")
@@ -93,7 +95,8 @@ def _draw_in_processes(draw, jobs, num_workers):
         try:
             with _ctrl_c_ignored():  # the processes, which start here, inherit it
                 results = pool.map(draw, jobs)
-            list(results)
+            for (_, pictures), _ in zip(jobs, results, strict=True):
+                progress.update(len(pictures))
         except BaseException:
             for process in multiprocessing.active_children():
                 process.kill()  # the pool would wait for what they are drawing

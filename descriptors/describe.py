@@ -184,7 +184,7 @@ def describe_shards(session, describer, shards, image_ids):
 def _describe_shard(describer, shard, stream, stop, done):
     """Describes the stream's next shard: (rows, None of a broken one; seconds waited for data)."""
     pieces, batches = [describer.allocate(0)], NextShard(stream, stop, done)
-    with Progress(f"{shard.path} described ({done})") as progress:
+    with Progress(f"describing {shard.path}") as progress:
         for batch in batches:
             pieces.append(describer.describe(batch, shard))
             progress.update(len(batch.image_ids))

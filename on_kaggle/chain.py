@@ -219,7 +219,8 @@ def _require_whole(built, before, answer):
             f"{built.id}: Kernel push error: {printable(answer.error)}; expected Kaggle to take "
             "it; mend what it names, then run the command again"
         )
-    dropped = [*(answer.invalid_kernel_sources or []), *(answer.invalid_dataset_sources or [])]
+    kinds = ("invalid_kernel_sources", "invalid_dataset_sources", "invalid_model_sources")
+    dropped = [source for kind in kinds for source in getattr(answer, kind) or []]
     if before.status == "absent":  # a kernel that continues itself is no source yet
         dropped = [source for source in dropped if source != built.id]
     if dropped:

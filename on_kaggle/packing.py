@@ -207,6 +207,8 @@ def write_kernels(kernels, extra, args):
         metadata = _metadata(kernel, kernels, args.user) | {
             "enable_internet": kernel.downloads or not args.no_internet,
             "dataset_sources": args.dataset,
+            "model_sources": args.model_source,
+            "docker_image_pinning_type": "original",  # sessions that continue have one image
             "build": facts["build"],  # ours; the client ignores it
         }
         _write(Path(folder, kernel.name, metadata["code_file"]), _script(kernel, facts, archive))

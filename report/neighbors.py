@@ -13,7 +13,8 @@ from utils import ExpectedError
 
 NUM_SHOWN = 10  # nearest images in a row
 NUM_ROWS_EACH = 2  # best, median and worst queries
-RIGHT, WRONG, UNKNOWN = "#1a9641", "#d7191c", "#9a9a9a"
+# By is_right: the frame's color, and a mark for those who do not tell colors apart.
+LOOKS = {True: ("#1a9641", "✓ "), False: ("#d7191c", "✗ "), None: ("#9a9a9a", "")}
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class NeighborRow:
     nearest: tuple
 
 
-def choose_rows(parts, ranking, scored, names):
+def choose_rows(parts, ranking, scored, names, truths):
     """Chooses the best, median and worst queries by average precision.
 
     Args:
@@ -44,6 +45,7 @@ def choose_rows(parts, ranking, scored, names):
         scored: list of `score_queries`; empty where nobody knows, which makes the choice one of
             evenly spaced queries.
         names: dict, landmark id -> name; may be empty.
+        truths: dict, image id (str) -> RecognitionTruth; empty where nobody knows.
 
     Returns:
         list of `NeighborRow`.
@@ -55,11 +57,17 @@ def choose_rows(parts, ranking, scored, names):
         for rank in range(begins[query], min(begins[query] + NUM_SHOWN, begins[query + 1])):
             part, position = parts[ranking.parts[rank]], ranking.positions[rank]
             found = make_picture("index", ranking.image_ids[rank], part.index_places[position])
-            caption = f"{ranking.distances[rank]:.4g}\n{name(part.index_landmarks[position])}"
+            named = name(part.index_landmarks[position])
+            caption = f"{ranking.distances[rank]:.4g}, named\n{named}"
             is_right = None if relevant is None else found.image_id in relevant
             nearest.append(replace(found, caption=caption, is_right=is_right))
         asked = make_picture("test", ranking.query_ids[query], parts[0].query_places[query])
-        asked = replace(asked, caption=f"query\n{name(parts[0].query_landmarks[query])}")
+        truth = truths.get(asked.image_id)
+        if truth and truth.landmark_ids:
+            caption = f"query\n{name(min(truth.landmark_ids))}"
+        else:
+            caption = f"query, named\n{name(parts[0].query_landmarks[query])}"
+        asked = replace(asked, caption=caption)
         return NeighborRow(asked, title, tuple(nearest))
 
     def name(landmark_id):
@@ -126,23 +134,23 @@ def draw_neighbors(source, rows):
         _draw_picture(source, row.query, line[0], "black")
         line[0].set_title(row.title, fontsize=10, fontweight="bold")
         for axes, picture in zip(line[1:], row.nearest, strict=False):
-            colour = {True: RIGHT, False: WRONG, None: UNKNOWN}[picture.is_right]
-            _draw_picture(source, picture, axes, colour)
+            color, mark = LOOKS[picture.is_right]
+            _draw_picture(source, replace(picture, caption=mark + picture.caption), axes, color)
         for axes in line[1 + len(row.nearest) :]:
             axes.axis("off")
     figure.suptitle(
-        "each query and its nearest index images: same landmark green, other red; "
-        "below, the squared distance after the rerank and the landmark that it is said to show"
+        "each query with its landmark, and its nearest index images: ✓ the same one, ✗ another; "
+        "below, the squared distance after the rerank and the landmark that the network names"
     )
     return figure
 
 
-def _draw_picture(source, picture, axes, colour):
+def _draw_picture(source, picture, axes, color):
     axes.imshow(read_thumbnail(source, picture))
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel(picture.caption, fontsize=8)
     for spine in axes.spines.values():
-        spine.set(color=colour, linewidth=3.5)
+        spine.set(color=color, linewidth=3.5)
 
 
 @functools.lru_cache(256)  # drawn here, the same pictures are in the report

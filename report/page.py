@@ -13,7 +13,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main, header, footer { max-width: 1120px; margin: 0 auto; padding: 0 20px; }
+main, header, footer { max-width: 1440px; margin: 0 auto; padding: 0 20px; }
 header { padding-top: 28px; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 4px; }
 h2 { font-size: 1.3rem; line-height: 1.25; margin: 44px 0 8px; }
@@ -30,7 +30,7 @@ nav a { padding: 4px 0; }
 .tiles li { padding: 12px 16px; }
 .tiles b { display: block; font-size: 1.9rem; line-height: 1.2;
   font-variant-numeric: tabular-nums; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr));
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr));
   gap: 14px; margin: 14px 0; }
 figure { margin: 0; }
 figure.chart { padding: 12px 12px 6px; }
@@ -49,14 +49,14 @@ th button { all: unset; cursor: pointer; text-decoration: underline dotted; }
 th button:focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr));
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(540px, 100%), 1fr));
   gap: 14px; margin: 12px 0; }
 .card { padding: 12px; }
 .card p { margin: 0 0 8px; }
-.pictures { display: flex; flex-wrap: wrap; gap: 8px; }
-.pictures figure { width: 90px; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr));
+  gap: 8px; }
 .pictures figcaption { font-size: .8rem; line-height: 1.25; overflow-wrap: anywhere; }
-.frame { width: 90px; height: 90px; display: block; object-fit: contain;
+.frame { width: 100%; aspect-ratio: 1; display: block; object-fit: contain;
   background: var(--page); border: 3px solid var(--line); border-radius: 6px; }
 .right { border-color: var(--green); } .wrong { border-color: var(--red); }
 .query { border-color: var(--blue); }
@@ -66,7 +66,8 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
 details { margin: 10px 0; } summary { cursor: pointer; }
 footer { padding: 40px 20px 28px; font-size: .9rem; }
 @media (max-width: 500px) { main, header, footer { padding-left: 14px; padding-right: 14px; }
-  .pictures figure, .frame { width: 79px; } .frame { height: 79px; } }
+  .pictures { grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); }
+  table { font-size: .85rem; } th { white-space: normal; } th, td { padding-right: 9px; } }
 """
 
 # Sorts the tables of the class `sorts`; without it they stand in the order of the most images.

@@ -7,6 +7,7 @@ import numpy as np
 from data.landmarks import format_image_id, read_categories, read_image_ids
 from data.sources import CATEGORY_CSV, TEST_CSV
 from metrics import LEADERBOARDS
+from report.chance import gap_by_chance
 from report.neighbors import picture_of
 from report.run import count_usages, encode_pictures, read_history
 
@@ -40,15 +41,16 @@ def gather(session, describer, found, calibration, scores, solution):
         "calibration": vars(calibration) if calibration else None,
     }
     facts["scores"] = [{"name": name, "usages": usages} for name, usages in scores.items()]
-    return facts | judge(session, found, solution)
+    return facts | judge(session, found, solution, len(describer.class_table))
 
 
-def judge(session, found, solution):
+def judge(session, found, solution, num_landmarks):
     """Gathers what is right and wrong in predictions; gives a dict, empty where nobody knows.
 
     Args:
         found: `Descriptions` of the test images that are named.
         solution: dict of `read_recognition_solution`.
+        num_landmarks: that could be named.
     """
     if not solution:
         return {}
@@ -59,6 +61,7 @@ def judge(session, found, solution):
         "spread": rows.spread(),
         "landmarks": rows.landmarks(),
         "num_truths": len(rows.num_true),
+        "chance": {"GAP": gap_by_chance(solution, num_landmarks)},
     }
     pairs, false = rows.confused(), rows.false_alarms()
     wanted = {row for pair in pairs for row in pair["rows"].values()} | {row for row, _ in false}

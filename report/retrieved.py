@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from report.chance import map_by_chance
 from report.run import count_usages, encode_pictures
 
 NUM_BINS = 20
@@ -11,7 +12,7 @@ def gather(session, facts, fingerprint, solution, scored, rows):
     """Gathers the facts of a merge that is written: a dict.
 
     Args:
-        facts: dict, what the merge knows of them.
+        facts: dict, what the merge knows of them; `num_indexed` images.
         fingerprint: what the parts share.
         solution: dict of `read_retrieval_solution`; empty where nobody knows.
         scored: list of `neighbors.score_queries`.
@@ -26,6 +27,7 @@ def gather(session, facts, fingerprint, solution, scored, rows):
     facts = facts | {"title": "Retrieval", "model": fingerprint.get("model"), "details": details}
     if solution:
         facts["usages"] = count_usages(solution, lambda truth: truth.image_ids)
+        facts["chance"] = {"mAP@100": map_by_chance(solution, facts["num_indexed"])}
         precisions = [precision for precision, *_ in scored]
         edges = np.linspace(0, 1, NUM_BINS + 1)
         facts["spread"] = {

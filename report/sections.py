@@ -44,6 +44,8 @@ def tiles(all_facts):
             usages = score["usages"]
             others = ", ".join(f"{usage} {value:.4f}" for usage, value in usages.items()
                                if usage != "all")  # fmt: skip
+            for chance in facts.get("chance", {}).values():
+                others += f"; by chance {chance['all']:.4f}"
             tiles.append(tag("li", score["name"], tag("b", f"{usages['all']:.4f}"),
                              tag("span", others, class_="quiet")))  # fmt: skip
     return tag("ul", *tiles, class_="tiles") if tiles else None
@@ -54,10 +56,14 @@ def scores(all_facts):
     rows = [score for facts in all_facts.values() for score in facts.get("scores", [])]
     if not rows:
         return tag("p", "The source has no ground truth, so that nothing is scored.")
+    by_chance = {
+        f"{name} by chance": usages
+        for facts in all_facts.values()
+        for name, usages in facts.get("chance", {}).items()
+    }
     lines = [
-        [score["name"]]
-        + [f"{score['usages'][u]:.4f}" if u in score["usages"] else "-" for u in USAGES]
-        for score in rows
+        [name, *(f"{usages[u]:.4f}" if u in usages else "-" for u in USAGES)]
+        for name, usages in [*((row["name"], row["usages"]) for row in rows), *by_chance.items()]
     ]
     names = {score["name"].split()[0] for score in rows}
     meanings = (

@@ -13,6 +13,7 @@ from data.landmarks import format_image_id
 from metrics import LEADERBOARDS
 from utils import ExpectedError, atomic_write
 
+LEAST_KEPT = 0.75  # of the photos named rightly, among those that the threshold is chosen on
 # Of each number in the file. A cosine or a probability is 1 at most; the threshold may be above.
 LIMITS = {
     "threshold": (-2, 2), "num_chosen_on": (0, 1e9), "num_checked_on": (0, 1e9),
@@ -36,8 +37,8 @@ def calibrate(model, found, solution):
     """Chooses the threshold on the Public images, and checks it on the Private ones.
 
     It maximises the mean of `kept` and `refused`, so that it does not depend on how many of the
-    images happen to show a landmark. Images whose landmark is named wrongly do not count: either
-    answer to them is wrong.
+    images happen to show a landmark, and keeps `LEAST_KEPT` of the right names or more. Images
+    whose landmark is named wrongly do not count: either answer to them is wrong.
 
     Args:
         model: fingerprint of the recogniser.
@@ -74,7 +75,8 @@ def calibrate(model, found, solution):
 def choose_threshold(confidences, is_kept):
     """Chooses the threshold with the best mean of the shares kept rightly and refused rightly.
 
-    It is in the middle between two confidences. `is_kept`, (n,) bool, says which should be at or
+    It is in the middle between two confidences. Of those that keep less than `LEAST_KEPT`, none is
+    taken: right names are what a person asks for. `is_kept`, (n,) bool, says which should be at or
     above it; some are and some are not.
     """
     order = np.argsort(confidences)
@@ -82,7 +84,8 @@ def choose_threshold(confidences, is_kept):
     num_kept, num_others = is_kept.sum(), (~is_kept).sum()
     # With the threshold above each photo; in whole numbers, so that ties go to the lowest one.
     worth = (num_kept - np.cumsum(is_kept)) * num_others + np.cumsum(~is_kept) * num_kept
-    is_gap = np.append(ordered[1:] > ordered[:-1], False)
+    keeps_enough = num_kept - np.cumsum(is_kept) >= LEAST_KEPT * num_kept
+    is_gap = keeps_enough & np.append(ordered[1:] > ordered[:-1], False)
     if not is_gap.any():
         return float(ordered[0])
     best = int(np.argmax(np.where(is_gap, worth, -1)))

@@ -8,6 +8,7 @@ import io
 import math
 import os
 import re
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -38,17 +39,25 @@ ADVICE = {
     "fresh": "or start over with --fresh",
     "any_build": "push it again by its name, or keep it with --any-build",
 }
+HELP_WIDTH = 100
 INPUTS = "inputs"  # in the place of an address
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of stdout, say; never a bug
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help that shows each default as one types it."""
+    """Help as wide as the terminal, up to `HELP_WIDTH`, that shows each default as one types it."""
+
+    def __init__(self, prog):
+        super().__init__(prog, width=_help_width())
 
     def _get_help_string(self, action):
         text = action.help.removesuffix(" (default: %(default)s)")  # of Python before 3.13
         shown = _typed(action.default)
         return f"{text} (default: {shown})" if action.option_strings and shown else text
+
+
+def _help_width():
+    return min(HELP_WIDTH, shutil.get_terminal_size((HELP_WIDTH, 0)).columns)
 
 
 def _typed(default):
@@ -103,7 +112,7 @@ class CommandLine(argparse.ArgumentParser):
         for action, words in helps.items():
             action.help = words
         brief = (
-            textwrap.fill(line, 100, subsequent_indent="  ", break_on_hyphens=False)
+            textwrap.fill(line, _help_width(), subsequent_indent="  ", break_on_hyphens=False)
             for line in briefs
         )
         return "\n".join([text, "more, with their defaults; --help-all explains them", *brief, ""])
@@ -318,7 +327,7 @@ def add_session_options(parser):
         "--output",
         type=any_path,
         default=kernel.FOLDER / "working" if kernel.is_kernel() else Path("output"),
-        help="folder for the results, which are continued if they are there",
+        help="folder for the results, continued if they are there",
     )
     parser.add_argument(
         "--scratch",
@@ -462,7 +471,8 @@ def parse_session(parser, argv):
     if args.demo:
         from demo import start
 
-        defaults |= {key: start.DEFAULTS[key] for key in start.DEFAULTS.keys() & vars(args).keys()}
+        of_demo = start.defaults_beside(getattr(args, "recipe", "2019"))
+        defaults |= {key: of_demo[key] for key in of_demo.keys() & vars(args).keys()}
         if not kernel.is_kernel():
             defaults["output"] = DEMO_OUTPUT.joinpath(*parser.get_default("output").parts[1:])
     if defaults:

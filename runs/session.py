@@ -42,7 +42,6 @@ MANIFESTS = "*/images_*.json"  # all of `manifest_name`
 SHRINK_HISTORY = "shrink.csv"
 SHRINK_PICTURE = "shrunk.png"
 # ... and by nearest.py, which names landmarks in RECOGNITION_SUBMISSION too
-NEAREST_SUBMISSION = "nearest_submission.csv"  # ... or here, where the head's scores higher
 NAMES = "names.npz"  # the nearest train images of every test image, and the landmark they name
 DEMO_PICTURE = "demo.png"
 DEMO_OUTPUT = Path("output/demo")  # where --demo writes and reads by default

@@ -40,8 +40,21 @@ def test_the_threshold_is_as_good_as_any_other_one():
             above = confidences >= threshold
             return above[is_kept].mean() + (~above[~is_kept]).mean()
 
-        best = max(worth(threshold) for threshold in np.arange(0.05, 1.2, 0.1))
+        best = max(
+            worth(threshold)
+            for threshold in np.arange(-0.05, 1.2, 0.1)
+            if np.mean(confidences[is_kept] >= threshold) >= 0.75
+        )
         assert worth(choose_threshold(confidences, is_kept)) == pytest.approx(best)
+
+
+def test_three_of_four_right_names_are_kept_whatever_that_lets_through():
+    confidences = np.array([0.1, 0.2, 0.3, 0.4, 0.8])
+    is_kept = np.array([True, False, False, False, True])
+    # Above 0.4 half of the right names would be lost for three refusals.
+    assert choose_threshold(confidences, is_kept) == pytest.approx(0.1)
+    confidences, is_kept = np.append(confidences, [0.85, 0.9]), np.append(is_kept, [True, True])
+    assert choose_threshold(confidences, is_kept) == pytest.approx(0.6)
 
 
 def test_equal_confidences_have_no_gap_to_stand_in():

@@ -11,7 +11,10 @@ from types import SimpleNamespace
 import pytest
 from checks import one_line
 
+import gather
 import identify
+import kernels
+import metrics
 import nearest
 import recognition
 import retrieval
@@ -164,7 +167,26 @@ def test_the_help_has_examples_and_defaults_as_one_types_them(capsys, flag):
     is_whole = flag == "--help-all"
     assert ("--no-augment, --erase 0.0," in told) is not is_whole
     assert ("what the settings below are by default" in " ".join(told.split())) is is_whole
-    assert is_whole or len(lines) <= 60
+
+
+@pytest.mark.parametrize(
+    "script", [gather, identify, kernels, metrics, nearest, recognition, retrieval, shrink]
+)
+def test_the_help_of_each_script_fits_a_screen_and_has_two_examples(script, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 45 and max(map(len, lines)) <= 100
+    examples = [line for line in lines if line.startswith(f"    python {script.__name__}.py ")]
+    assert len(examples) >= 2
+
+
+def test_the_help_is_no_wider_than_the_terminal(monkeypatch):
+    parser = CommandLine("Does it.", prog="tool.py")
+    parser.add_argument("--model", help="word " * 40)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(len, parser.format_help().splitlines())) <= 60
 
 
 def test_the_help_has_no_examples_where_docstrings_are_dropped(capsys):
@@ -205,6 +227,20 @@ def test_the_demo_has_an_output_of_its_own_and_one_world(script, output):
     assert (args.output, args.scratch) == (Path(output), Path("output/demo/scratch"))
     args = script.parse_arguments(["--demo", "--output", "here"])
     assert (args.output, args.scratch) == (Path("here"), Path("here/scratch"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pooling", "schedule", "epochs"),
+    [([], "max", "steps", 1), (["--demo"], "average", "cosine", 3),
+     (["--demo", "--recipe", "2019"], "average", "cosine", 3),
+     (["--demo", "--pooling", "max"], "max", "cosine", 3),
+     (["--demo", "--recipe", "strong"], "gem", "cosine", 4)],
+)  # fmt: skip
+def test_the_demo_learns_quicker_than_the_recipe_of_2019_and_leaves_the_others(
+    arguments, pooling, schedule, epochs
+):
+    args = recognition.parse_arguments(arguments)
+    assert (args.pooling, args.schedule, args.epochs) == (pooling, schedule, epochs)
 
 
 def test_the_real_job_is_kept_out_of_the_folder_of_a_demo(tmp_path, capsys):

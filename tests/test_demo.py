@@ -28,10 +28,10 @@ from demo import art, overview, start
 from demo import world as worlds
 from demo.__main__ import main
 from demo.generated import KINDS, generate_landmarks
-from demo.photos import write_photos
+from demo.photos import choose_pictures, write_photos
 from demo.plan import WorldSize, plan_world
 from demo.server import serve
-from demo.world import build_world
+from demo.world import build_world, view_of
 from utils import ExpectedError
 
 TINY = WorldSize(
@@ -73,6 +73,17 @@ def test_photos_of_the_world_are_test_pictures_named_by_what_they_show(world, tm
         image_id = by_start[start]
         assert path.read_bytes() == members["/".join([*image_id[:3], f"{image_id}.jpg"])]
         assert (name == "no_landmark") == (truth[image_id] == "")
+
+
+def test_the_photos_of_the_demo_are_easy_ones_of_four_landmarks_and_of_none():
+    world = plan_world(0, WorldSize())
+    chosen = [picture for _, _, picture in choose_pictures(world)]
+    assert [len(picture.labels) for picture in chosen] == [1, 1, 1, 1, 0, 0]
+    assert len({picture.labels for picture in chosen[:4]}) == 4
+    for picture in chosen:
+        _, places, scene = view_of(world, picture)
+        assert (scene.hard, scene.light, scene.weather) == (False, "day", "clear")
+        assert not any(map(art.is_slender, places))
 
 
 def read_rows(folder, name):

@@ -719,6 +719,7 @@ def test_kernels_that_are_not_built_are_one_line(tmp_path):
         (["build", "--user", "a", "--dataset", "../../etc"], "'../../etc'; expected owner/slug"),
         (["run", "--user", "a", "--dataset", "a/b", "--dataset", "b"], "'b'; expected owner/slug"),
         (["build", "--user", "a", "--dataset", "a/b/c"], "'a/b/c'; expected owner/slug"),
+        (["build", "--user", "a", "--model-source", "a/b"], "'a/b'; expected owner/model/fra"),
         (["build", "--user", "a", "--shrink", "8"], "'8'; expected a number from 32"),
         (["build", "--user", "a", "--max-hours", "12"], "12.0; expected more than 0, below 12"),
     ],

@@ -4,6 +4,8 @@ import ast
 import importlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,23 @@ def test_each_command_of_the_notebook_parses(script, arguments):
     scripts = {"recognition": recognition, "nearest": nearest, "retrieval": retrieval}
     module = scripts[script]
     module.parse_arguments(eval(arguments, names))
+
+
+def test_the_first_cell_fetches_the_project_where_it_is_named(tmp_path, monkeypatch):
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    (repository / "recognition.py").write_text("")
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b.invalid"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "First"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KAGGLE_PREFIX", str(tmp_path / "none"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    cell = CELLS[CODE[0]]
+    with pytest.raises(FileNotFoundError, match="name the PROJECT, or attach it"):
+        exec(cell, {})
+    exec(cell.replace('PROJECT = ""', f"PROJECT = {str(repository)!r}"), {})
+    assert sys.path[0] == str(tmp_path / "project")
 
 
 def test_the_notebook_runs_both_scripts_on_the_demo_and_tells_of_the_real_job():

@@ -48,6 +48,8 @@ def test_the_metadata_is_what_kaggle_expects(built):
         assert (page["language"], page["kernel_type"]) == ("python", "script")
         assert page["is_private"] is True and page["enable_internet"] is True
         assert page["dataset_sources"] == page["competition_sources"] == []
+        assert page["model_sources"] == []
+        assert page["docker_image_pinning_type"] == "original"
         assert page["enable_gpu"] is (name != "merge")
         assert page.get("machine_shape") == (None if name == "merge" else "NvidiaTeslaT4")
     assert recognition["kernel_sources"] == [recognition["id"]]
@@ -75,6 +77,7 @@ def test_each_kernel_does_its_share(built, tmp_path):
     build(
         tmp_path, "--recognition-args", "--labels clean --image-size 224", "--max-hours", "8.5",
         "--retrieval-args", "--rerank-divisor 2", "--dataset", "a/data", "--no-internet",
+        "--model-source", "keras/dinov2/keras/dinov2_base/1",
     )  # fmt: skip
     assert facts_of(tmp_path, "recognition")["arguments"] == [
         *("--max-hours", "8.5", "--labels", "clean", "--image-size", "224")
@@ -82,6 +85,7 @@ def test_each_kernel_does_its_share(built, tmp_path):
     assert facts_of(tmp_path, "merge")["arguments"] == ["merge", "--rerank-divisor", "2"]
     page = json.loads((tmp_path / "merge" / "kernel-metadata.json").read_text())
     assert page["dataset_sources"] == ["a/data"] and page["enable_internet"] is False
+    assert page["model_sources"] == ["keras/dinov2/keras/dinov2_base/1"]
 
 
 def test_a_build_has_another_name_when_arguments_or_sources_change(built, tmp_path, monkeypatch):

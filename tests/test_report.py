@@ -171,6 +171,7 @@ def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
         "recipe": Recipe().changed(epochs=4).settings(), "run": ran, "num_truths": 2,
         "scores": [{"name": "GAP", "usages": {"Public": 0.5, "Private": 0.25, "all": 0.3}}],
         "usages": {"Public": [3, 2], "Private": [3, 2], "Ignored": [1, 1]},
+        "chance": {"GAP": {"Public": 0.25, "all": 0.125}},
         "calibration": {"threshold": 0.35, "num_chosen_on": 2, "num_checked_on": 3, "kept": 1.0,
                         "refused": 0.5},
         "curve": rows.curve(), "spread": rows.spread(), "landmarks": rows.landmarks(),
@@ -185,6 +186,7 @@ def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
     solution = {format_image_id(1): RetrievalTruth({format_image_id(4)}, "Public")}
     merged = {
         "scores": [{"name": "mAP@100", "usages": {"Public": 0.5, "all": 0.5}}],
+        "num_indexed": 2,
         "rerank": "divide",
         "left_out": ["5 index images could not be searched."],
         "details": [["parts", 6], ["rerank", "squared distances within the landmark / 1.5"]],
@@ -214,6 +216,13 @@ def test_the_page_has_every_section_and_links_to_it(whole_page):
     assert re.findall(r'<a href="#([\w-]+)">', whole_page) == [name for name, _ in titles]
     ids = re.findall(r'\bid="([^"]+)"', whole_page)
     assert len(ids) == len(set(ids))
+
+
+def test_beside_each_score_stands_what_chance_scores(whole_page):
+    # One of two index images: it stands first or second.
+    assert '<td>mAP@100 by chance</td><td class="number">0.7500</td>' in whole_page
+    assert '<td>GAP by chance</td><td class="number">0.2500</td>' in whole_page
+    assert "Private 0.2500; by chance 0.1250</span>" in whole_page
 
 
 def test_no_name_or_file_can_break_the_page(whole_page):

@@ -31,7 +31,7 @@ import utils
 from data.arrays import load_arrays, save_arrays
 from data.landmarks import format_image_id
 from data.sources import INDEX_CSV, RETRIEVAL_SOLUTION, TEST_CSV, Shard, Source
-from data.submissions import read_retrieval_solution, read_retrieval_submission
+from data.submissions import RecognitionTruth, read_retrieval_solution, read_retrieval_submission
 from data.tars import list_members
 from demo.server import serve
 from descriptors.descriptions import concatenate, load_descriptions
@@ -1170,8 +1170,9 @@ def test_the_rows_are_the_best_the_median_and_the_worst(world, searched):
     ranking = merge_parts(parts, 1.5, 100)
     solution = read_retrieval_solution(world.folder / RETRIEVAL_SOLUTION)
     rows = neighbors.choose_rows(
-        parts, ranking, neighbors.score_queries(ranking, solution), {17: "Green Tower"}
-    )
+        parts, ranking, neighbors.score_queries(ranking, solution), {17: "Green Tower"},
+        {query_id: RecognitionTruth({17}, "Public") for query_id in solution},
+    )  # fmt: skip
     titles = [row.title for row in rows]
     kinds = [title.partition(":")[0] for title in titles]
     assert kinds == ["best", "best", "median", "median", "worst", "worst"]
@@ -1180,9 +1181,10 @@ def test_the_rows_are_the_best_the_median_and_the_worst(world, searched):
     for row in rows:
         assert row.query.shard.split == "test"
         assert row.query.is_right is None
+        assert row.query.caption == "query\nGreen Tower"  # the truth, not what it is named
         assert len(row.nearest) == 10
         assert {picture.shard.split for picture in row.nearest} == {"index"}
-        distances = [float(picture.caption.splitlines()[0]) for picture in row.nearest]
+        distances = [float(picture.caption.partition(", named")[0]) for picture in row.nearest]
         assert distances == sorted(distances)
         assert {picture.caption.splitlines()[1] for picture in row.nearest} <= {
             "Green Tower", "landmark 402", "landmark 90001", "landmark 203093"
@@ -1233,8 +1235,9 @@ def test_a_descriptor_that_is_not_finite_leaves_its_image_empty(
 
 def test_without_ground_truth_some_queries_are_shown_without_a_verdict(searched):
     parts, _ = load_parts(sorted(searched.glob("part-*")))
-    rows = neighbors.choose_rows(parts, merge_parts(parts, 1.5, 100), [], {})
+    rows = neighbors.choose_rows(parts, merge_parts(parts, 1.5, 100), [], {}, {})
     assert len(rows) == 6
+    assert all(row.query.caption.startswith("query, named\nlandmark ") for row in rows)
     assert {row.title for row in rows} == {""}
     assert {picture.is_right for row in rows for picture in row.nearest} == {None}
 

@@ -311,6 +311,15 @@ def test_the_innermost_job_is_shown_and_a_download_where_it_is_waited_for(still,
         utils._show(still[0], is_terminal=False)
         waits = "; waiting for images_001.tar: 0 images, 12 s so far"
         assert capsys.readouterr().err == f"training: 0 images, 12 s so far{waits}\n"
+        utils._show(still[0], is_terminal=True)  # where it may be cut off: what is waited for first
+        assert capsys.readouterr().err == f"\rtraining{waits}"
+        utils._clear_line()
+        capsys.readouterr()
+        job.note("in its first step")  # it has all that it needs
+        utils._line["told"] = 0.0
+        utils._show(still[0], is_terminal=False)
+        told = "training: 0 images, in its first step, 12 s so far\n"
+        assert capsys.readouterr().err == told
         job.update(8)
         utils._line["told"] = 0.0
         utils._show(still[0], is_terminal=False)

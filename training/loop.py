@@ -307,6 +307,8 @@ def train_mini_epoch(devices, network, stream, pace, stop, done):
     batches = NextShard(stream, stop, done)
     with pace.progress() as progress:
         for batch in batches:
+            if not losses:
+                progress.note("in its first step, which takes longest")
             rate = pace.set_for(len(losses))
             loss, accuracy = devices.train_on_batch(
                 network, batch.images, batch.class_indices, batch.weight
