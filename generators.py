@@ -4,8 +4,10 @@ Nothing here knows a deep-learning framework: NumPy batches come out, whatever K
 stages are plain generators, composed in `stream_batches`.
 """
 
+import contextlib
 import os
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -116,10 +118,14 @@ def stream_shards(
         ExpectedError: a shard cannot be fetched, or holds too many unreadable images.
     """
 
+    connections = source.open_connections()
+
     def items():
-        num_skipped = 0
-        fetched = fetch_ahead(source, [shard for _, shard in plan])
-        with ThreadPoolExecutor(num_threads, "decode") as pool:
+        num_skipped, shards = 0, [shard for _, shard in plan]
+        with (
+            contextlib.closing(fetch_ahead(source, shards, connections)) as fetched,
+            ThreadPoolExecutor(num_threads, "decode") as pool,
+        ):
             for (epoch, shard), path in zip(plan, fetched, strict=True):
                 num_images = 0
                 try:
@@ -132,34 +138,53 @@ def stream_shards(
                         raise
                     yield ShardEnd(shard, num_images, (), str(error))
 
-    return run_ahead(items, QUEUED_BATCHES, is_stopped)
+    return run_ahead(items, QUEUED_BATCHES, is_stopped, connections.stopped.set)
 
 
-def fetch_ahead(source, shards):
-    """Yields the local path of each shard, fetching the next while the caller uses this one.
+def fetch_ahead(source, shards, connections):
+    """Yields the local path of each shard, fetching the next ones while the caller uses this one.
 
-    A shard is discarded when the next is asked for, so that two are on disk at most.
+    As many are fetched ahead as there are connections and scratch has room for; a shard is
+    discarded when the next is asked for. So `connections.limit + 1` are on disk at most.
+
+    Args:
+        source: `sources.Source`.
+        shards: list of `Shard`, in the order of use.
+        connections: `Connections`, whose number follows from how long shards take to come and are
+            used. They are stopped when the caller leaves.
 
     Yields:
         A Future of the path, which is done: its `result()` gives the path or raises ExpectedError.
     """
-    if not shards:
-        return
-    source.require_space(shards[0])
-    pending = in_background(source.fetch_shard, shards[0])
-    for shard, next_shard in zip(shards, [*shards[1:], None], strict=True):
-        wait([pending])
-        fetched = pending
-        if next_shard:
-            pending = in_background(source.fetch_shard, next_shard)
-        try:
-            yield fetched
-        except GeneratorExit:  # nobody will ask for the next one
-            if next_shard:
-                pending.add_done_callback(lambda _, left=next_shard: source.discard_shard(left))
-            raise
-        finally:
-            source.discard_shard(shard)
+    ahead, to_come = {}, deque(shards)  # shard -> Future, in the order of use
+
+    def fetch_more(used=None):
+        while to_come and len(ahead) < connections.number:
+            # A shard that comes again has the same path.
+            if to_come[0] in (used, *ahead) or (ahead and not source.has_space(len(ahead) + 1)):
+                return
+            shard = to_come.popleft()
+            ahead[shard] = in_background(source.fetch_shard, shard, connections)
+
+    if shards:
+        source.require_space(shards[0])
+    try:
+        for shard in shards:
+            fetch_more()
+            fetched = ahead[shard]
+            wait([fetched])
+            del ahead[shard]
+            fetch_more(shard)
+            begin = time.monotonic()
+            try:
+                yield fetched
+            finally:
+                source.discard_shard(shard)
+            connections.adapt(time.monotonic() - begin)
+    finally:
+        connections.stopped.set()
+        for shard, future in ahead.items():
+            future.add_done_callback(lambda _, left=shard: source.discard_shard(left))
 
 
 def read_shard(shard, path, reading, epoch, pool):

@@ -19,7 +19,7 @@ from data.submissions import (
     read_retrieval_submission,
 )
 from runs.command_line import CommandLine, run_command_line
-from utils import ExpectedError
+from utils import ExpectedError, say
 
 LEADERBOARDS = ("Public", "Private")  # rows of the third usage, Ignored, are not scored
 
@@ -112,7 +112,9 @@ def score_recognition(submission_path, solution_path):
     """
     paths = submission_path, solution_path
     rows, solution = read_recognition_submission(paths[0]), read_recognition_solution(paths[1])
-    return score_usages(global_average_precision, rows, solution, paths)
+    scores = score_usages(global_average_precision, rows, solution, paths)
+    _tell_missing(rows, solution, paths[0])
+    return scores
 
 
 def score_retrieval(submission_path, solution_path):
@@ -123,7 +125,18 @@ def score_retrieval(submission_path, solution_path):
     """
     paths = submission_path, solution_path
     rows, solution = read_retrieval_submission(paths[0]), read_retrieval_solution(paths[1])
-    return score_usages(mean_average_precision, rows, solution, paths)
+    scores = score_usages(mean_average_precision, rows, solution, paths)
+    _tell_missing(rows, solution, paths[0])
+    return scores
+
+
+def _tell_missing(rows, solution, path):
+    """Says how many test images a submission leaves out: they count as not answered."""
+    if missing := solution.keys() - rows.keys():
+        say(
+            f"{path}: {len(missing):,} of {len(solution):,} ids have no row, first "
+            f"{min(missing)!r}; they count as not answered, and Kaggle takes no such file"
+        )
 
 
 def score_usages(metric, submission, truths, paths):

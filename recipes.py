@@ -305,7 +305,7 @@ RECIPES = {
         labels="clean", min_images=1, image_size=224, frozen_backbone=True,
         pooling="average", neck=512, kept=512,
         loss="arcface", scale=30.0, margin=0.3, confidence="cosine",
-        batch_size=128, epochs=20, learning_rate=1e-3, schedule="cosine", warm_up=0.05,
+        batch_size=128, epochs=30, learning_rate=1e-3, schedule="cosine", warm_up=0.05,
     ),
 }  # fmt: skip
 # For some thousand photos and a laptop: `frozen` with a small network, see docs/own-photos.md.

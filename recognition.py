@@ -239,8 +239,9 @@ def announce(source, shards, recipe):
     )
     say(
         f"{source}: {len(shards)} train shards, about {size_bytes / 1e9:.0f} GB, are fetched "
-        f"{times}, two at a time, into {source.scratch}; {size_bytes / 20e6 / 3600:.1f} h at 20 "
-        "MB/s; Ctrl-C stops cleanly, and the same command continues"
+        f"{times} into {source.scratch}, where {source.max_connections + 1} are at most; "
+        f"{size_bytes / 20e6 / 3600:.1f} h over one connection of 20 MB/s, of which there are up "
+        f"to {source.max_connections}; Ctrl-C stops cleanly, and the same command continues"
     )
 
 

@@ -31,7 +31,7 @@ from runs.command_line import (
     session_settings,
 )
 from runs.session import SHRINK_PICTURE, open_session, shrunk_name
-from shrinking.manifests import write_summary
+from shrinking.manifests import require_same_settings, write_summary
 from utils import say
 
 
@@ -130,6 +130,7 @@ def shrink(session, args):
         f"{source}: {len(share.shards)} shards, {args.pixels} pixels, quality {args.quality}, "
         f"{args.labels} labels"
     )
+    require_same_settings(session, kept_splits, settings.page_of)  # before a table is replaced
     small_shards.copy_tables(session, kept_splits, is_clean, settings)
     if args.scheduler:
         pages = _shrink_on_workers(session, settings, share, how, args)

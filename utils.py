@@ -297,7 +297,7 @@ def stop_workers(timeout_s):
         worker.join(max(0.0, deadline - time.monotonic()))
 
 
-def run_ahead(make_iterator, num_ahead, is_stopped=lambda: False):
+def run_ahead(make_iterator, num_ahead, is_stopped=lambda: False, leave=lambda: None):
     """Yields what an iterator yields while a thread keeps up to `num_ahead` items ready.
 
     Args:
@@ -305,6 +305,7 @@ def run_ahead(make_iterator, num_ahead, is_stopped=lambda: False):
         num_ahead: items held at most, besides the one that waits for its place.
         is_stopped: function without arguments; while it says True and nothing is ready, None is
             yielded instead of waiting on.
+        leave: function without arguments, called when nobody will ask for more.
     """
     items = queue.Queue(num_ahead)
     stopped = threading.Event()
@@ -327,7 +328,11 @@ def run_ahead(make_iterator, num_ahead, is_stopped=lambda: False):
         except BaseException as error:
             put((None, error))
 
-    _start_worker(run, "run_ahead", stopped.set)
+    def stop():
+        stopped.set()
+        leave()
+
+    _start_worker(run, "run_ahead", stop)
     try:
         while True:
             try:
@@ -342,7 +347,7 @@ def run_ahead(make_iterator, num_ahead, is_stopped=lambda: False):
                 raise error
             yield item
     finally:
-        stopped.set()
+        stop()
 
 
 def map_ahead(pool, function, items, num_ahead):
@@ -449,11 +454,15 @@ def _show_jobs():
 
 def _show(now, is_terminal):
     jobs = list(_jobs)
-    job = next((job for job in reversed(jobs) if not job.is_ahead), jobs[-1])
-    text = job.describe(now)
-    ahead = [other for other in jobs if other.is_ahead and other is not job]
-    if ahead and not job.is_busy and now - job.updated > 2:
-        text = f"{text if not is_terminal else job.what}; waiting for {ahead[-1].describe(now)}"
+    ahead = [job for job in jobs if job.is_ahead]
+    job = next((job for job in reversed(jobs) if not job.is_ahead), None)
+    if job is None:
+        job, text = ahead[0], _describe_ahead(ahead, now)
+    else:
+        text = job.describe(now)
+        if ahead and not job.is_busy and now - job.updated > 2:
+            text = job.what if is_terminal else text
+            text += f"; waiting for {_describe_ahead(ahead, now)}"
     if not is_terminal:
         silent_s = now - _line["told"]
         if silent_s >= MOST_S or (silent_s >= LEAST_S and job.updated > _line["told"]):
@@ -468,6 +477,16 @@ def _show(now, is_terminal):
     columns = shutil.get_terminal_size().columns - 1
     print(f"\r{text[:columns]:<{_line['width']}}", end="", file=sys.stderr, flush=True)
     _line["width"] = min(len(text), columns)
+
+
+def _describe_ahead(jobs, now):
+    """Describes the first of the downloads, and in a few words the others."""
+    text = jobs[0].describe(now)
+    if len(jobs) > 1:
+        text += f"; {len(jobs) - 1} more on the way"
+        rate = sum(job.rate(now) or 0.0 for job in jobs)
+        text += f", {rate / 1e6:,.1f} MB/s in all" if rate else ""
+    return text
 
 
 def _clear_line():

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from PIL import Image, ImageDraw
 
+from data.connections import MAX_CONNECTIONS, Connections
 from utils import Progress, atomic_write, say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,6 +147,33 @@ def load_results(name):
     with contextlib.suppress(FileNotFoundError):
         return json.loads((CACHE / f"{name}.json").read_text())
     return {}
+
+
+class SleepingSource:
+    """A source whose downloads are sleeps; every shard is the same file."""
+
+    def __init__(self, tar, download_s=0.0):
+        self.tar, self.download_s = tar, download_s
+
+    def require_space(self, shard):
+        """There is always space."""
+
+    def open_connections(self):
+        """Gives the connections of a stream."""
+        return Connections(MAX_CONNECTIONS)
+
+    def has_space(self, num_shards):
+        """There is always space."""
+        return True
+
+    def fetch_shard(self, shard, connections):
+        """Sleeps for a download."""
+        with connections.hold():
+            time.sleep(self.download_s)
+        return self.tar
+
+    def discard_shard(self, shard):
+        """Nothing is kept."""
 
 
 class Steady:

@@ -4,9 +4,7 @@
 
 Takes the decode rate per core, what is lost in overlapping and the search rate from the results of
 decode.py, overlap.py and search_speed.py, and the gain of small pictures from small_pictures.py,
-unless given. The step rate of a GPU cannot be
-measured on a machine without one and must be given with its source; describing counts as fast as
-training.
+unless given. The step rate of a GPU must be given with its source; describing counts as fast.
 """
 
 import argparse
@@ -15,6 +13,7 @@ import math
 from common import load_results, print_table
 
 import shrink
+from data.connections import MAX_CONNECTIONS, SPARE
 from data.sources import NUM_CVDF_SHARDS
 from on_kaggle import plan
 from on_kaggle.plan import NUM_GALLERY_PARTS, NUM_PARTS, PICTURE_KB
@@ -42,7 +41,7 @@ def measured_rates():
         # per core, of the least disturbed round
         "decode_rate": max(decode["ours, 2 threads, crops and mirroring"]) / 2 if decode else None,
         # the worst simulated mini-epoch, or the target
-        "overlap": max([row[5] for row in overlap if row[0] == "simulated"], default=1.10),
+        "overlap": max([row[6] for row in overlap if row[0] == "simulated"], default=1.05),
         # of the largest index, a real part's
         "search_rate": search[max(search, key=int)] if search else None,
         "small_times": small.get("times"),
@@ -63,7 +62,8 @@ RATES = {
     "step_rate": (None, "images/s of one GPU that trains ResNet50 at 192 pixels in half precision"),
     "decode_rate": ("decode.py", "images/s per core"),
     "free_cores": (0.75, "share of the cores left for decoding beside download, md5 and feeding"),
-    "download_rate": (33.0, "MB/s; the author of the 2019 kernel saw 30 s for a shard of 1 GB"),
+    "download_rate": (33.0, "MB/s of a connection; in 2019 a kernel took 30 s for a shard of 1 GB"),
+    "connections": (MAX_CONNECTIONS, "at most, each at that rate; 1 is the stream of before"),
     "shard_mb": (1000.0, "mean size of a train shard, MB"),
     "overlap": ("overlap.py", "mini-epoch / longest stage"),
     "search_rate": ("search_speed.py", "queries/s in 127,000 index images"),
@@ -94,17 +94,25 @@ def parse_arguments():
     return args
 
 
+def count_connections(args, fetch, use):
+    """Gives the connections that a stream opens, given times to download and to use the same."""
+    return max(1, min(int(args.connections), math.ceil(SPARE * fetch / use)))
+
+
 def stage_rates(args, split, shard_mb):
     """Gives dict, stage -> images/s, of reading a split and running the network on it."""
     images_per_shard = NUM_IMAGES[split] / NUM_CVDF_SHARDS[split]
-    return {
-        f"download at {args.download_rate:g} MB/s, shards of {shard_mb:,.0f} MB":
-            args.download_rate / shard_mb * images_per_shard,
+    over_one = args.download_rate / shard_mb * images_per_shard
+    others = {
         f"decode, {args.decode_rate:.0f} images/s per core, {args.cores} cores "
         f"of which {args.free_cores:.0%} decode":
             args.decode_rate * args.cores * args.free_cores,
         f"step, {args.step_rate:g} images/s per GPU, {args.gpus} GPUs": args.step_rate * args.gpus,
     }  # fmt: skip
+    num = count_connections(args, 1 / over_one, 1 / min(others.values()))
+    plural = "s" * (num > 1)
+    name = f"download over {num} connection{plural} of {args.download_rate:g} MB/s"
+    return {f"{name}, shards of {shard_mb:,.0f} MB": num * over_one} | others
 
 
 def print_epoch(args):
@@ -119,7 +127,7 @@ def print_epoch(args):
     ]  # fmt: skip
     print_table(("stage", "images/s", "s a shard", "hours an epoch, alone"), rows)
     hours = num_images / rates[binding] / 3600 * args.overlap
-    print(f"binds: {binding.partition(',')[0].partition(' at ')[0]}")
+    print(f"binds: {binding.partition(',')[0].partition(' over ')[0]}")
     print(
         f"one epoch of {num_images:,} images: {hours:.1f} hours, the longest stage x "
         f"{args.overlap:.2f} for imperfect overlap; {SESSION_HOURS / hours:.1f} epochs in "
@@ -152,14 +160,17 @@ def print_quota(args):
             ("originals", whole_mb, args.download_rate, 1.0),
             ("256 pixels", num_images * PICTURE_KB / 1000, args.mount_rate, args.small_times),
         ):
-            stages = [
+            fetch, *others = (
                 megabytes / rate / 3600,
                 num_images / (decode_rate * times) / 3600,
                 num_images / step_rate / 3600,
-            ]
-            hours = max(stages) * args.overlap
-            rows.append((labels, name, *stages, hours, QUOTA_HOURS / hours))
-    header = ("train images", "read from", "fetch, h", "decode, h", "step, h", "epoch, h")
+            )
+            num = count_connections(args, fetch, max(others)) if name == "originals" else None
+            fetch /= num or 1
+            hours = max(fetch, *others) * args.overlap
+            rows.append((labels, name, num, fetch, *others, hours, QUOTA_HOURS / hours))
+    header = ("train images", "read from", "connections", "fetch, h", "decode, h", "step, h",
+              "epoch, h")  # fmt: skip
     print_table((*header, f"epochs in {QUOTA_HOURS:g} GPU hours"), rows)
 
 
@@ -174,12 +185,12 @@ def print_chain(args, is_small):
         """Hours of the longest stage of reading a split, and running the network on it."""
         fetching = (shard_mb[split] * NUM_CVDF_SHARDS[split]) / args.download_rate
         decoding = num_images / (args.decode_rate * args.cores * args.free_cores)
-        stages = (
-            num_images * PICTURE_KB / 1000 / args.mount_rate if is_small else fetching,
-            decoding / (args.small_times if is_small else 1),
-            num_images / (args.step_rate * args.gpus * (192 / data.image_size) ** 2),
-        )
-        return max(stages) * args.overlap / 3600
+        decoding /= args.small_times if is_small else 1
+        step = num_images / (args.step_rate * args.gpus * (192 / data.image_size) ** 2)
+        fetching /= count_connections(args, fetching, max(decoding, step))
+        if is_small:
+            fetching = num_images * PICTURE_KB / 1000 / args.mount_rate
+        return max(fetching, decoding, step) * args.overlap / 3600
 
     def search_h(num_rows, num_asked, times=1.0):
         return num_rows * width * num_asked * times / (args.search_rate * SEARCHED) / 3600
@@ -236,7 +247,8 @@ def print_shrinking(args):
         shrink_h = num_images / (args.shrink_rate * args.cores * args.free_cores) / 3600
         settings = shrink.parse_arguments(["--labels", labels])
         num_kernels = plan.count_shrink_kernels(settings)
-        hours = max(download_h, shrink_h) / num_kernels
+        num = count_connections(args, download_h, shrink_h)
+        hours = max(download_h / num, shrink_h) / num_kernels
         print(
             f"made small, {labels}: {num_images * PICTURE_KB / 1e6:.0f} GB of 256 pixels in "
             f"{num_kernels} kernels without a GPU, {hours:.1f} h each"
@@ -255,7 +267,8 @@ def main():
         print(f"\nstrong chain, cleaned labels, read from {name}:\n")
         print_chain(args, is_small)
     print(
-        f"assumed: step rate from {args.step_source}; download rate and shard size as given; "
+        f"assumed: step rate from {args.step_source}; shard size, and the rate of each connection "
+        "as given, calculated and not measured on S3; "
         f"{args.mount_rate:g} MB/s from a mount; {PICTURE_KB:g} KB a small picture"
     )
 

@@ -20,6 +20,7 @@ from utils import atomic_write, say
 NAMES = (
     "decode",
     "small_pictures",
+    "connections",
     "overlap",
     "search_speed",
     "step",

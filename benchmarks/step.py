@@ -38,23 +38,6 @@ CONSTANT, BARE = "constant batch", "bare tf.function"
 OURS = "ours (Describer.describe)"
 
 
-class SameShard:
-    """A source whose shards are all the same file."""
-
-    def __init__(self, tar):
-        self.tar = tar
-
-    def require_space(self, shard):
-        """Nothing is downloaded."""
-
-    def fetch_shard(self, shard):
-        """Gives the file."""
-        return self.tar
-
-    def discard_shard(self, shard):
-        """It is kept."""
-
-
 def build(size):
     """Builds and compiles the network as a training run does."""
     recipe = Recipe.of(
@@ -126,7 +109,7 @@ def compare_feeding(size, rounds):
 def open_stream(tar, reading):
     """Gives an endless stream of batches; ends its thread."""
     plan = [(0, Shard("train", number)) for number in range(3 * NUM_SHARDS + 4)]
-    stream = stream_batches(SameShard(tar), plan, reading)
+    stream = stream_batches(common.SleepingSource(tar), plan, reading)
     with contextlib.closing(stream):
         yield stream
 

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import re
 import threading
+from collections import Counter
 from pathlib import Path
 
 from data.sources import Source
@@ -39,8 +40,11 @@ class Workers:
         locations = [place.location for place in session.source.places]
         source = tuple(x if isinstance(x, str) else str(x.resolve()) for x in locations)
         output, scratch = session.output.resolve(), Path(scratch).resolve()
-        self.arguments = output, scratch, source, session.skips_bad_shards  # can be pickled
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        num_beside = max(Counter(worker.get("host") for worker in workers).values(), default=1)
+        num_connections = max(1, session.source.max_connections // num_beside)
+        settings = session.skips_bad_shards, num_connections
+        self.arguments = output, scratch, source, *settings  # can be pickled
         self.has_gpus = any(GPU in worker.get("resources", {}) for worker in workers)
 
     def run(self, function, jobs, what, on_gpu=False, when_done=None):
@@ -222,9 +226,10 @@ def _do(arguments, function, job):
 
 
 @functools.lru_cache(maxsize=1)
-def _open_session(output, scratch, source, skips_bad_shards):
+def _open_session(output, scratch, source, skips_bad_shards, max_connections):
     """Opens this worker's session, which is kept for the jobs to come."""
     closing = contextlib.ExitStack()
     path = closing.enter_context(scratch_folder(scratch))
     atexit.register(closing.close)
-    return Session(output, Source(source, path), Stop(), skips_bad_shards)
+    source = Source(source, path, max_connections)
+    return Session(output, source, Stop(), skips_bad_shards)

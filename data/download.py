@@ -15,6 +15,7 @@ import requests
 from requests.utils import get_environ_proxies, select_proxy
 from urllib3.exceptions import HTTPError, NewConnectionError, ProxyError
 
+from data.connections import Connections
 from utils import (
     CHUNK_BYTES,
     ExpectedError,
@@ -28,6 +29,7 @@ from utils import (
 # Answers that another attempt can change; every other 4xx is final (S3 says 403 or 404 where a key
 # is missing).
 TEMPORARY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
+REFUSALS = frozenset({429, 503, 509})  # of one connection too many, as resets are
 MAX_REDIRECTS = 10
 # Where no server was ever met, the address is wrong or the network is off, and a person waits for
 # the answer; in a Kaggle kernel nobody waits, and the network may take its time.
@@ -67,15 +69,15 @@ SHARD_PATIENCE = Patience(attempts=10)  # 2 to 4 minutes of waits: hours of trai
 class _RetryError(Exception):
     """An attempt failed in a way that another attempt may mend."""
 
-    def __init__(self, reason, wait_s=0.0, is_unreachable=False):
+    def __init__(self, reason, wait_s=0.0, is_unreachable=False, is_refusal=False):
         super().__init__(reason)
-        self.wait_s, self.is_unreachable = wait_s, is_unreachable
+        self.wait_s, self.is_unreachable, self.is_refusal = wait_s, is_unreachable, is_refusal
 
 
 # -------------------------------------------------------------------------------------- downloads
 
 
-def download(url, path, md5=None, patience=PATIENCE):
+def download(url, path, md5=None, patience=PATIENCE, connections=None):
     """Downloads `url` to `path`, verified and atomic: `path` exists only when the file is whole.
 
     A broken transfer continues where it broke (byte range), a wrong one begins again.
@@ -85,21 +87,25 @@ def download(url, path, md5=None, patience=PATIENCE):
         path: the final file; its folder is made.
         md5: the expected 32 hex characters, or None to check the length alone.
         patience: `Patience`.
+        connections: `Connections`, shared with the downloads beside it; None for one alone.
 
     Raises:
         ExpectedError: the file is not there or is a web page, or did not arrive right after all
             attempts, or the disk is full.
+        CancelledError: `connections` were stopped.
     """
+    connections = connections or Connections()
     with atomic_write(path) as temporary, open(temporary, "wb", buffering=0) as file:
-        transfer = _Transfer(url, file, md5, patience)
-        _try_patiently(transfer.attempt, url, "a whole file", patience)
+        transfer = _Transfer(url, file, md5, patience, connections)
+        _try_patiently(transfer.attempt, url, "a whole file", patience, connections)
 
 
 class _Transfer:
     """One download over several attempts: the file written so far, its digest and its origin."""
 
-    def __init__(self, url, file, md5, patience):
+    def __init__(self, url, file, md5, patience, connections):
         self.url, self.file, self.md5, self.patience = url, file, md5, patience
+        self.connections = connections
         self.validator = self.total_bytes = None
         self.restart()
 
@@ -164,6 +170,7 @@ class _Transfer:
         with Progress(name, self.end_bytes, "B", is_ahead=True) as progress:
             progress.done = self.num_bytes
             while self.num_bytes != self.end_bytes:
+                self.connections.check()
                 left = CHUNK_BYTES if self.end_bytes is None else self.end_bytes - self.num_bytes
                 # read1 gives what is there; requests' iter_content waits until a chunk is full.
                 chunk = body.read1(min(left, CHUNK_BYTES), decode_content=False)
@@ -175,7 +182,8 @@ class _Transfer:
                 elapsed_s = time.monotonic() - window_start
                 if elapsed_s > self.patience.stall_s:
                     if window_bytes < self.patience.stall_bytes:
-                        raise _RetryError(f"stalled at {window_bytes / elapsed_s:.0f} bytes/s")
+                        stalled = f"stalled at {window_bytes / elapsed_s:.0f} bytes/s"
+                        raise _RetryError(stalled, is_refusal=True)
                     window_start, window_bytes = time.monotonic(), 0
 
     def _write(self, chunk):
@@ -278,35 +286,40 @@ def online_size(url, patience=PATIENCE):
 # --------------------------------------------------------------------------------------- attempts
 
 
-def _try_patiently(attempt, url, expected, patience):
+def _try_patiently(attempt, url, expected, patience, connections=None):
     """Gives `attempt()`, called again while it raises _RetryError.
 
     Raises:
         ExpectedError: all attempts failed.
     """
+    connections = connections or Connections()
     number, attempts = 0, patience.attempts
     while number < attempts:
         number += 1
         try:
-            return attempt()
+            with connections.hold() as refused:
+                return attempt()
         except _RetryError as failure:
             reason = failure
+        if reason.is_refusal:
+            refused()
         if reason.is_unreachable and urlsplit(url).netloc not in _met:
             attempts = min(attempts, FIRST_ATTEMPTS)
         if number < attempts:
-            _wait_before(number + 1, attempts, url, reason, patience)
+            wait_s = _wait_before(number + 1, reason, patience)
+            say(f"{url}: {reason}; attempt {number + 1} of {attempts} in {wait_s:.1f} s")
+            connections.pause(wait_s)
     raise ExpectedError(
         f"{url}: {reason} after {attempts} attempts; expected {expected} over a working network",
         "source",
     )
 
 
-def _wait_before(attempt, attempts, url, reason, patience):
+def _wait_before(attempt, reason, patience):
+    """Gives the seconds to wait before an attempt, counted from 1."""
     doubled_s = min(patience.longest_wait_s, patience.first_wait_s * 2 ** (attempt - 2))
     # The server's Retry-After wins over our own wait, but never holds a kernel for more than that.
-    wait_s = max(doubled_s * random.uniform(0.5, 1.0), min(reason.wait_s, 5 * 60.0))
-    say(f"{url}: {reason}; attempt {attempt} of {attempts} in {wait_s:.1f} s")
-    time.sleep(wait_s)
+    return max(doubled_s * random.uniform(0.5, 1.0), min(reason.wait_s, 5 * 60.0))
 
 
 # ---------------------------------------------------------------------------- requests and answers
@@ -347,7 +360,9 @@ def _answer(method, url, headers, patience):
     except (OSError, HTTPError) as error:  # the latter while a body is read
         behind = getattr(error.args[0], "reason", None) if error.args else None
         is_new = isinstance(behind, (NewConnectionError, ProxyError))
-        raise _RetryError(f"{_reason(error)}{_route(url)}", is_unreachable=is_new) from error
+        raise _RetryError(
+            f"{_reason(error)}{_route(url)}", is_unreachable=is_new, is_refusal=True
+        ) from error
     finally:
         _idle_sessions.append(session)
 
@@ -385,7 +400,8 @@ def _check_status(response, url):
     """Sorts out answers that bring no file: try again (_RetryError), or final (ExpectedError)."""
     status = response.status_code
     if status in TEMPORARY_STATUSES:
-        raise _RetryError(f"HTTP {status}", _number(response.headers.get("Retry-After")) or 0.0)
+        wait_s = _number(response.headers.get("Retry-After")) or 0.0
+        raise _RetryError(f"HTTP {status}", wait_s, is_refusal=status in REFUSALS)
     if status not in (200, 203, 206):
         what = f"HTTP {status} {_one_line(response.reason or '')}".rstrip()
         if status in (403, 407):

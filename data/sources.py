@@ -4,6 +4,8 @@ Source of the layout: https://github.com/cvdfoundation/google-landmark
 """
 
 import re
+import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,6 +13,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from data.arrays import digest_of
+from data.connections import MAX_CONNECTIONS, Connections
 from data.download import SHARD_PATIENCE, download, download_range, online_size, refuse_disguised
 from data.tars import pack_again, read_unpacked, unpacked_size
 from utils import ExpectedError, MissingFileError, file_md5, masked, require_free_space, say
@@ -74,13 +77,15 @@ class Source:
     Args:
         locations: path of a folder, or http(s) address, or a list of these.
         scratch: folder for what must be downloaded.
+        max_connections: shards that are downloaded at once, at most.
 
     Raises:
         ExpectedError: a location is neither an address nor a folder.
     """
 
-    def __init__(self, locations, scratch):
-        self.scratch = Path(scratch)
+    def __init__(self, locations, scratch, max_connections=MAX_CONNECTIONS):
+        self.scratch, self.max_connections = Path(scratch), max_connections
+        self._connections, self._largest_bytes = Connections(), 0
         if isinstance(locations, (str, Path)):
             locations = [locations]
         self.places = [
@@ -132,16 +137,29 @@ class Source:
             self._place_of[shard] = place
         return self._place_of[shard]
 
-    def fetch_shard(self, shard):
+    def open_connections(self):
+        """Gives the `Connections` of a stream: it begins with as many as the last one needed."""
+        self._connections = Connections(self.max_connections, self._connections.number)
+        return self._connections
+
+    def fetch_shard(self, shard, connections=None):
         """Gives a verified local copy of a shard; `discard_shard` removes it again.
+
+        Args:
+            shard: `Shard`.
+            connections: `Connections` of its stream, or None.
 
         Raises:
             ExpectedError: the shard is not there or differs from its md5.
+            CancelledError: the stream has stopped.
         """
         place = self.place_of(shard)
-        if place.takes_scratch(shard):
-            self._in_scratch.add(shard)
-        return place.fetch_shard(shard)
+        if not place.takes_scratch(shard):
+            return place.fetch_shard(shard)
+        self._in_scratch.add(shard)
+        local = place.fetch_shard(shard, connections)
+        self._largest_bytes = max(self._largest_bytes, local.stat().st_size)
+        return local
 
     def version_of(self, shard):
         """Gives words that differ for another file of this shard: its md5, or else its size."""
@@ -155,8 +173,14 @@ class Source:
         """Raises ExpectedError unless scratch has room for two shards, the most that are there."""
         place = self.place_of(shard)
         if place.takes_scratch(shard):
-            size_bytes = 2.1 * place.size_of(shard)  # shards differ a little
+            self._largest_bytes = max(self._largest_bytes, place.size_of(shard))
+            size_bytes = 2.1 * self._largest_bytes  # shards differ a little
             require_free_space(self.scratch, size_bytes, "two shards")
+
+    def has_space(self, num_shards):
+        """Tells whether scratch has room for so many more shards, and then for another one."""
+        needed_bytes = 1.1 * (num_shards + 1) * self._largest_bytes
+        return shutil.disk_usage(self.scratch).free >= needed_bytes
 
     def discard_shard(self, shard):
         """Removes the copy of a shard that was made in scratch; a folder's own file stays."""
@@ -240,7 +264,7 @@ class Place:
 
     def __init__(self, location, scratch):
         self.location, self.scratch = location, scratch
-        self._splits_told = set()
+        self._splits_told, self._telling = set(), threading.Lock()
 
     def __str__(self):
         return masked(self.location)
@@ -267,9 +291,10 @@ class Place:
 
     def say_once(self, shard, text):
         """Says what is odd about a shard, unless it was said of its split before."""
-        if shard.split not in self._splits_told:
-            self._splits_told.add(shard.split)
-            say(f"{self}: {text}")
+        with self._telling:  # shards are fetched side by side
+            if shard.split not in self._splits_told:
+                self._splits_told.add(shard.split)
+                say(f"{self}: {text}")
 
 
 class _Folder(Place):
@@ -329,7 +354,7 @@ class _Folder(Place):
         # Its images lie elsewhere in it than in the tar that was unpacked.
         return super().version_of(shard) + (" unpacked" if self.unpacked(shard) else "")
 
-    def fetch_shard(self, shard):
+    def fetch_shard(self, shard, connections=None):
         if folder := self.unpacked(shard):
             self.say_once(shard, f"{shard.path} is unpacked; the md5 of such shards is not checked")
             local = self.scratch / shard.path
@@ -410,10 +435,10 @@ class _Address(Place):
     def size_of(self, shard):
         return online_size(self.url(shard.path))
 
-    def fetch_shard(self, shard):
+    def fetch_shard(self, shard, connections=None):
         md5 = self.expected_md5(shard)
         local = self.scratch / shard.path
-        download(self.url(shard.path), local, md5, SHARD_PATIENCE)
+        download(self.url(shard.path), local, md5, SHARD_PATIENCE, connections)
         return local
 
     def read_range(self, shard, offset, size_bytes):

@@ -32,6 +32,7 @@ def gather(session, describer, found, calibration, scores, solution):
     empty_shards = sorted(set(range(source.count_shards("test"))) - set(found.shard_numbers))
     facts = {
         "title": "Recognition",
+        "model": describer.fingerprint["model"],
         "num_landmarks": len(describer.class_table),
         "recipe": recipe.settings(),
         "history": read_history(session),

@@ -24,7 +24,7 @@ def gather(session, facts, fingerprint, solution, scored, rows):
         ["descriptors", f"{length}, {fingerprint['descriptor_dtype']}"],
         ["images for a query", fingerprint["top"]],
     ]
-    facts = facts | {"title": "Retrieval", "details": details}
+    facts = facts | {"title": "Retrieval", "model": fingerprint.get("model"), "details": details}
     if solution:
         facts["usages"] = count_usages(solution, lambda truth: truth.image_ids)
         facts["chance"] = {"mAP@100": map_by_chance(solution, facts["num_indexed"])}

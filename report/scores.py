@@ -28,13 +28,14 @@ CHALLENGES = {
 }  # fmt: skip
 
 
-def write_recognised(session, test_ids, found, class_table):
+def write_recognised(session, test_ids, found, class_table, name=RECOGNITION_SUBMISSION):
     """Writes the submission of named images, `Descriptions`, checks it, and prints its path.
 
     Args:
         test_ids: (n,) uint64, all test images.
+        name: of the file.
     """
-    path = session.path(RECOGNITION_SUBMISSION)
+    path = session.path(name)
     columns = found.image_ids, found.landmark_ids, found.confidences
     write_recognition_submission(path, test_ids, *columns)
     num_named = check_recognition_submission(path, test_ids, class_table)

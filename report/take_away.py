@@ -9,7 +9,7 @@ from data.landmarks import name_of_category
 from model import load_recogniser
 from network.plain import without_own_layers
 from report.photo_answer import find_calibration, find_categories
-from report.write import read_facts
+from report.write import of_model, read_facts
 from utils import ExpectedError, atomic_write
 
 MARKER = "name_photo.py"  # is in every folder of this kind
@@ -116,7 +116,7 @@ def write_take_away(session, model_path, folder):
 
 def write_card(session, recogniser, calibration, keras_version):
     """Writes the card from what the report knows of the run."""
-    found, recipe = read_facts(session), recogniser.recipe
+    found, recipe = of_model(read_facts(session), recogniser.fingerprint), recogniser.recipe
     facts = found.get("recognition", {})
     source = str(facts.get("run", {}).get("source", "photographs that nobody noted"))
     is_google = "google-landmark" in source

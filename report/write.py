@@ -29,6 +29,7 @@ def write_report(session, name, gather):
 def _add_to_report(session, name, gather):
     all_facts = read_facts(session)
     all_facts[name] = gather() | {"run": describe_run(session)}
+    all_facts = of_model(all_facts, all_facts[name].get("model"))
     names = sorted(all_facts, key=lambda one: ORDER.index(one) if one in ORDER else len(ORDER))
     # As JSON gives them back, now and later.
     all_facts = {one: json.loads(json.dumps(all_facts[one])) for one in names}
@@ -37,6 +38,12 @@ def _add_to_report(session, name, gather):
     for file_name, content in files.items():
         with atomic_write(session.path(file_name)) as temporary:
             temporary.write_text(content, encoding="utf-8")
+
+
+def of_model(all_facts, model):
+    """Keeps what is of this model, or names none, as that of earlier versions."""
+    known = (None, model)
+    return {one: facts for one, facts in all_facts.items() if facts.get("model") in known}
 
 
 def draw_page(session, name, all_facts):

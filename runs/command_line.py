@@ -13,6 +13,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from data.connections import MAX_CONNECTIONS
 from data.sources import CVDF_URL
 from recipes import MAX_BATCH_SIZE, RECIPES
 from runs import kernel
@@ -332,8 +333,12 @@ def add_session_options(parser):
         "--scratch",
         type=any_path,
         default=kernel.FOLDER / "tmp" if kernel.is_kernel() else None,
-        help="folder for downloads, two shards at most (default: <output>/scratch)",
+        help="folder for downloads (default: <output>/scratch)",
     )
+    parser.add_argument(
+        "--connections", type=number(int, 1, 64), default=MAX_CONNECTIONS, metavar="N",
+        help="shards downloaded at once; N + 1 are in scratch at most",
+    )  # fmt: skip
     parser.add_argument(
         "--max-hours",
         type=float,
@@ -493,6 +498,7 @@ def session_settings(args):
         "scratch": args.scratch,
         "max_hours": args.max_hours,
         "skips_bad_shards": args.skip_bad_shards,
+        "max_connections": args.connections,
     }
 
 

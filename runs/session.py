@@ -42,6 +42,7 @@ MANIFESTS = "*/images_*.json"  # all of `manifest_name`
 SHRINK_HISTORY = "shrink.csv"
 SHRINK_PICTURE = "shrunk.png"
 # ... and by nearest.py, which names landmarks in RECOGNITION_SUBMISSION too
+NEAREST_SUBMISSION = "nearest_submission.csv"  # ... or here, where the head's scores higher
 NAMES = "names.npz"  # the nearest train images of every test image, and the landmark they name
 DEMO_PICTURE = "demo.png"
 DEMO_OUTPUT = Path("output/demo")  # where --demo writes and reads by default
@@ -199,7 +200,9 @@ def mute_warnings():
 
 
 @contextlib.contextmanager
-def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards=False):
+def open_session(
+    name, source, output, scratch, max_hours=None, skips_bad_shards=False, **of_source
+):
     """Opens a session, and keeps others of its name out of the output.
 
     Args:
@@ -209,6 +212,7 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
         output, scratch: folders for results and downloads.
         max_hours: time to stop after, or None.
         skips_bad_shards: as in `Session`.
+        of_source: further arguments of `Source`.
 
     Yields:
         `Session`.
@@ -233,4 +237,5 @@ def open_session(name, source, output, scratch, max_hours=None, skips_bad_shards
             world = open_world(scratch / DEMO_WORLD, output / DEMO_PICTURE)
             source = [stack.enter_context(world)]
         stack.enter_context(stop)  # from here on; Ctrl-C while a world is drawn ends that at once
-        yield Session(output, Source(source, folder), stop, skips_bad_shards, is_demo)
+        source = Source(source, folder, **of_source)
+        yield Session(output, source, stop, skips_bad_shards, is_demo)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+from data.sources import Shard
 from runs.session import MANIFESTS, SHRINK_HISTORY, manifest_name
 from utils import ExpectedError, atomic_write, copy_file, file_md5, say
 
@@ -54,6 +55,31 @@ def _digest_of(page):
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
+def require_same_settings(session, splits, settings_of):
+    """Raises ExpectedError if the output has shards of other settings or of another slice.
+
+    Args:
+        session: `Session`.
+        splits: names of those that are shrunk now; others may be of other labels.
+        settings_of: as for `find_done`.
+    """
+    for path in sorted(session.output.glob(MANIFESTS)):
+        split, number = path.parent.name, path.stem.removeprefix("images_")
+        try:
+            was = read_page(path)["settings"]
+            now = settings_of(Shard(split, int(number)))
+        except (ExpectedError, ValueError):  # damaged, or nobody's
+            continue
+        names = was.keys() | now.keys() if split in splits else {"pixels", "quality", "images"}
+        for name in sorted(names):
+            if was.get(name) != now.get(name):
+                raise ExpectedError(
+                    f"{path}: shrunk with {name} {was.get(name)}, now it is {now.get(name)}; "
+                    "expected the same settings in one output; give them again, or choose another "
+                    "folder"
+                )
+
+
 def find_done(session, shards, settings_of, copies_earlier):
     """Finds the shards that are shrunk already, in the output and by earlier sessions.
 
@@ -64,9 +90,6 @@ def find_done(session, shards, settings_of, copies_earlier):
 
     Returns:
         dict, `Shard` -> its page.
-
-    Raises:
-        ExpectedError: the output has shards of other settings.
     """
     if copies_earlier:
         session.copy_earlier(SHRINK_HISTORY)
@@ -90,21 +113,14 @@ def find_done(session, shards, settings_of, copies_earlier):
 
 def _read_usable(session, shard, path, settings):
     """Reads the page of a shard that need not be shrunk again, or gives None."""
-    is_own = path == session.path(manifest_name(shard))
     try:
         page = read_page(path)
     except ExpectedError as error:
+        is_own = path == session.path(manifest_name(shard))
         say(f"{error}: shrinking it again" if is_own else f"{error}: not used")
         return None
-    for name in sorted(settings.keys() | page["settings"].keys()):
-        was, value = page["settings"].get(name), settings.get(name)
-        if was != value and is_own:
-            raise ExpectedError(
-                f"{path}: shrunk with {name} {was}, now it is {value}; expected the same settings "
-                "in one output; give them again, or choose another folder"
-            )
-        if was != value:
-            return None
+    if page["settings"] != settings:
+        return None
     if page["source"] != session.source.version_of(shard):
         say(f"{path}: made from another file than {shard.path} of {session.source}, not used")
         return None

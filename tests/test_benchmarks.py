@@ -24,10 +24,19 @@ def run(monkeypatch, capsys, module, *arguments):
     return capsys.readouterr().out
 
 
+def test_connections_runs(monkeypatch, capsys):
+    import connections
+
+    arguments = ("--rate", 20, "--shards", 2, "--rounds", 1, "--images", 4, "--use", 0.01)
+    out = run(monkeypatch, capsys, connections, *arguments)
+    assert out.count(f"| {connections.ADAPTIVE} |") == 2
+
+
 def test_overlap_runs(monkeypatch, capsys):
     import overlap
 
-    out = run(monkeypatch, capsys, overlap, "--unit", 0.02, "--mini-epochs", 2, "--images", 4)
+    words = ("--unit", 0.02, "--mini-epochs", 2, "--images", 4, "--rounds", 1)
+    out = run(monkeypatch, capsys, overlap, *words)
     assert out.count("| simulated |") == len(overlap.PROPORTIONS)
     assert out.count("| real, ") == 2
 
@@ -116,13 +125,21 @@ def test_names_and_ranks_scores_a_scene_where_the_right_answer_is_known():
 
 
 def test_the_estimate_counts_sessions_and_hours_of_the_strong_chain(monkeypatch, capsys):
-    """Training alone, by hand: 4 epochs x 500 shards of 1,000 MB at 33 MB/s, and the test set."""
+    """Training alone, by hand: 4 epochs x 500 shards of 1,000 MB at 33 MB/s, and the test set.
+
+    Over enough connections the step binds: 800 images/s at 192 pixels, which are 450 at 256.
+    """
     import epoch_estimate
 
     rates = {"step": 400, "decode": 354, "search": 305, "shrink": 236}
     words = [f"--{name}-rate={rate}" for name, rate in rates.items()]
     words += ["--overlap=1", "--small-times=1.7", "--step-source=none"]
+    hours = (4 * 1_580_470 + 117_577) / 450 / 3600
     out = run(monkeypatch, capsys, epoch_estimate, *words)
+    assert "**step, 400 images/s per GPU, 2 GPUs**" in out
+    assert "download over 4 connections of 33 MB/s" in out  # 1.3 x 30.3 s / 10.3 s
+    assert f"| recognition | 1 | T4 x2 | {hours:.2f} | {hours:.2f} |" in out
+    out = run(monkeypatch, capsys, epoch_estimate, *words, "--connections=1")
     originals, small = out.split("strong chain, cleaned labels, read from ")[1:]
     hours = (4 * 500 * 1000 + 20 * 500) / 33 / 3600
     assert f"| recognition | 2 | T4 x2 | {hours:.1f} | {hours:.1f} |" in originals

@@ -21,6 +21,7 @@ import retrieval
 import shrink
 from recipes import Recipe
 from runs.command_line import CommandLine, number, run_command_line, session_settings
+from runs.session import open_session
 from utils import ExpectedError, MissingFileError, Stop, StoppedError
 
 ROOT = Path(__file__).parent.parent
@@ -202,6 +203,13 @@ def test_the_home_folder_is_known_after_an_equals_sign():
     assert session_settings(args)["source"] == [str(HOME / "z")]
 
 
+def test_a_person_limits_the_shards_that_are_downloaded_at_once(tmp_path):
+    words = ["--source", str(tmp_path), "--output", str(tmp_path / "o"), "--connections", "3"]
+    settings = session_settings(recognition.parse_arguments(words))
+    with open_session("recognition", **settings) as session:
+        assert session.source.max_connections == 3
+
+
 # -------------------------------------------------------------------------------- the demo's folder
 
 
@@ -293,8 +301,9 @@ def test_a_long_run_says_what_it_fetches_before_it_begins(capsys, tmp_path):
     def source_of(shard_bytes, takes_scratch=True):
         place = SimpleNamespace(takes_scratch=lambda shard: takes_scratch)
         return SimpleNamespace(
-            place_of=lambda shard: place, size_of=lambda shard: shard_bytes, scratch=tmp_path
-        )
+            place_of=lambda shard: place, size_of=lambda shard: shard_bytes, scratch=tmp_path,
+            max_connections=8,
+        )  # fmt: skip
 
     shards, recipe = [None] * 490, Recipe.of({"epochs": 2})
     recognition.announce(source_of(1_000_000), shards, recipe)
@@ -302,8 +311,8 @@ def test_a_long_run_says_what_it_fetches_before_it_begins(capsys, tmp_path):
     assert capsys.readouterr().err == ""
     recognition.announce(source_of(1_000_000_000), shards, recipe)
     told = capsys.readouterr().err
-    assert "490 train shards, about 490 GB, are fetched in each of 2 epochs, two at a" in told
-    assert f"{tmp_path}; 6.8 h at 20 MB/s; " in told
+    assert "490 train shards, about 490 GB, are fetched in each of 2 epochs into" in told
+    assert f"{tmp_path}, where 9 are at most; 6.8 h over one connection of 20 MB/s, of " in told
 
 
 def test_the_help_shows_defaults(capsys):

@@ -33,6 +33,10 @@ needs_dask = pytest.mark.skipif(
 )
 
 
+def count_connections(session, _):
+    return session.source.max_connections
+
+
 def add_or_fail(session, job):
     """A job for the tests: files as marks of what happened."""
     mark = session.output / f"begun-{job}"
@@ -131,13 +135,17 @@ def test_more_workers_than_gpus_are_refused(monkeypatch):
 
 
 @needs_dask
-def test_a_worker_searches_with_its_share_of_the_cores(data_set, tmp_path, monkeypatch):
+def test_a_worker_has_its_share_of_the_cores_and_of_the_connections(
+    data_set, tmp_path, monkeypatch
+):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     session = open_session(tmp_path, data_set.folder)
     with dask_workers.open_workers("local:2", session, tmp_path / "scratch") as workers:
         found = workers.client.run(os.getenv, "OMP_NUM_THREADS")
+        (connections,) = workers.run(count_connections, [None], "counted")
     assert list(found.values()) == ["3", "3"]
+    assert connections == 4  # half of the 8 of this process
     assert "OMP_NUM_THREADS" not in os.environ
 
 

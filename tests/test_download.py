@@ -13,6 +13,7 @@ from checks import names_in, one_line
 from fault_server import Fault, FaultServer
 
 import data.download
+from data.connections import Connections
 from data.download import Patience, download, download_range, online_size
 from utils import ExpectedError, MissingFileError, in_background
 
@@ -33,7 +34,7 @@ def server():
 def waits(monkeypatch):
     """Records what the download would have slept, in seconds."""
     waits = []
-    monkeypatch.setattr("data.download.time.sleep", waits.append)
+    monkeypatch.setattr(Connections, "pause", lambda _, seconds: waits.append(seconds))
     return waits
 
 
@@ -724,7 +725,7 @@ def test_a_transfer_that_was_fast_at_first_counts_as_broken_when_it_trickles(tmp
     monkeypatch.setattr(data.download.time, "monotonic", lambda: clock[0])
     patience = Patience(stall_s=60, stall_bytes=100)
     with open(tmp_path / "file", "wb", buffering=0) as file:
-        transfer = data.download._Transfer("http://x/a", file, None, patience)
+        transfer = data.download._Transfer("http://x/a", file, None, patience, Connections())
         transfer.end_bytes = None
         with pytest.raises(data.download._RetryError, match="stalled at 0 bytes/s"):
             transfer._receive(SimpleNamespace(read1=read1))

@@ -355,7 +355,7 @@ def test_a_pass_has_a_step_for_the_vectors_that_fill_no_batch(monkeypatch):
     ids = np.arange(count, dtype=np.uint64)
     vectors = frozen.Vectors(np.zeros((count, 1, 2), np.float16), ids, ids, 0, [], "digest")
     asked = SimpleNamespace(
-        rows=[], recipe=RECIPE, network=None, devices=None, done=str,
+        rows=[], recipe=recipe_with(kept=0), network=None, devices=None, done=str,
         train=lambda train_epoch, *others: train_epoch(None),
     )  # fmt: skip
     frozen._train_head(asked, vectors, vectors, 1)

@@ -23,6 +23,7 @@ from synthetic import (
 )
 
 from data import tars
+from data.connections import Connections
 from data.images import FILL, decode_image, draw_view
 from data.sources import Shard, Source
 from data.tars import MAX_MEMBER_BYTES
@@ -352,20 +353,19 @@ class RecordingSource:
     """Stands for a `Source`: notes what is fetched and discarded."""
 
     def __init__(self):
-        self.on_disk, self.most, self.fetched = set(), 0, []
+        self.on_disk, self.fetched = set(), []
         self.lock = threading.Lock()
         self.gate = None  # a Future that `fetch_shard` waits for
 
     def require_space(self, shard):
         pass
 
-    def fetch_shard(self, shard):
+    def fetch_shard(self, shard, connections):
         if self.gate is not None:
             self.gate.result(timeout=60)
         with self.lock:
             self.fetched.append(shard)
             self.on_disk.add(shard)
-            self.most = max(self.most, len(self.on_disk))
         return shard.path
 
     def discard_shard(self, shard):
@@ -384,24 +384,13 @@ def wait_until(condition):
 SHARDS = [Shard("train", number) for number in range(5)]
 
 
-def test_at_most_two_shards_are_on_the_disk_and_none_at_the_end():
-    source = RecordingSource()
-    for position, path in enumerate(fetch_ahead(source, SHARDS)):
-        assert path.result() == SHARDS[position].path
-        wait_until(lambda: len(source.fetched) == min(position + 2, 5))  # noqa: B023 - at once
-        assert SHARDS[position] in source.on_disk
-    assert source.fetched == SHARDS
-    assert source.most == 2
-    assert source.on_disk == set()
-
-
 def test_no_shards_are_no_work():
-    assert list(fetch_ahead(RecordingSource(), [])) == []
+    assert list(fetch_ahead(RecordingSource(), [], Connections())) == []
 
 
 def test_a_consumer_that_leaves_early_leaves_no_shard_it_has_seen():
     source = RecordingSource()
-    paths = fetch_ahead(source, SHARDS[:1])
+    paths = fetch_ahead(source, SHARDS[:1], Connections())
     next(paths)
     paths.close()
     assert source.on_disk == set()
@@ -410,7 +399,7 @@ def test_a_consumer_that_leaves_early_leaves_no_shard_it_has_seen():
 @pytest.mark.parametrize("is_there", [True, False], ids=["there", "on its way"])
 def test_a_consumer_that_leaves_early_leaves_no_shard_that_was_fetched_ahead(is_there):
     source = RecordingSource()
-    paths = fetch_ahead(source, SHARDS)
+    paths = fetch_ahead(source, SHARDS, Connections())
     next(paths)
     if is_there:
         wait_until(lambda: len(source.fetched) == 2)
@@ -425,13 +414,17 @@ def test_a_consumer_that_leaves_early_leaves_no_shard_that_was_fetched_ahead(is_
     assert source.on_disk == set()
 
 
-def test_over_http_the_shards_come_and_go_and_two_at_most_are_there(made, tmp_path):
+@pytest.mark.parametrize("num_connections", [1, 2])
+def test_over_http_shards_come_and_go_and_one_more_than_connections_is_there_at_most(
+    made, tmp_path, num_connections
+):
     with serve(made.folder) as address:
-        source = Source(address, tmp_path)
+        source = Source(address, tmp_path, num_connections)
+        source.open_connections().number = num_connections
         reading = Reading(PLAIN, 4, class_of_all(made).get)
         ids = []
         for item in stream_batches(source, [(0, shard) for shard in SHARDS[:4]], reading):
-            assert len(list((tmp_path / "train").iterdir())) <= 2
+            assert len(list((tmp_path / "train").iterdir())) <= num_connections + 1
             if isinstance(item, ShardEnd):
                 assert item.num_images in (20, 23)
             else:

@@ -305,9 +305,14 @@ def test_the_command_prints_one_line_for_recognition(write, capsys):
     assert capsys.readouterr() == ("GAP: Public 0.5000  Private 0.0000  all 0.1667\n", "")
 
 
-def test_the_command_prints_one_line_for_retrieval(write, capsys):
-    assert run("retrieval", write("s.csv", RETRIEVAL), write("t.csv", RETRIEVAL_TRUTH)) == 0
-    assert capsys.readouterr() == ("mAP@100: Public 0.4167  Private 0.5000  all 0.4444\n", "")
+def test_the_command_prints_one_line_for_retrieval_and_tells_a_missing_row(write, capsys):
+    submission = write("s.csv", RETRIEVAL)
+    assert run("retrieval", submission, write("t.csv", RETRIEVAL_TRUTH)) == 0
+    assert capsys.readouterr() == (
+        "mAP@100: Public 0.4167  Private 0.5000  all 0.4444\n",
+        f"{submission}: 1 of 4 ids have no row, first {D!r}; they count as not answered, and "
+        "Kaggle takes no such file\n",
+    )
 
 
 def test_a_submission_of_another_test_set_is_one_line(write, capsys):

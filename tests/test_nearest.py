@@ -15,9 +15,10 @@ from tiny_network import in_place_of_backbones
 import nearest
 import retrieval
 from data.arrays import load_arrays, save_arrays
+from data.landmarks import ClassTable
 from data.sources import RECOGNITION_SOLUTION, TRAIN_CLEAN_CSV, TRAIN_CSV, Shard, Source
 from data.submissions import read_recognition_submission
-from descriptors.descriptions import load_descriptions, load_queries, unit_length
+from descriptors.descriptions import Descriptions, load_descriptions, load_queries, unit_length
 from metrics import format_scores, score_recognition
 from report import write
 from runs import kernel as kernel_side
@@ -142,32 +143,35 @@ def test_stdout_has_the_paths_and_both_scores_and_whose_submission_it_is_is_told
         *(str(output / f"gallery-part-{number}-of-2.npz") for number in (0, 1)),
         str(output / "names.npz"),
         format_scores("GAP of the head", of_head),
-        format_scores(
-            "GAP of the votes", score_recognition(output / "recognition_submission.csv", solution)
-        ),
+        format_scores("GAP", score_recognition(output / "recognition_submission.csv", solution)),
         str(output / "recognition_submission.csv"),
         str(output / "report.html"),
     ]
-    assert "recognition_submission.csv: names of the votes; the head's stay in" in captured.err
+    assert "recognition_submission.csv is the votes'; the head's landmarks stay" in captured.err
     assert submission_of(output) == submission_of(named) != submission_of(recognised)
 
 
-def test_votes_that_score_less_do_not_replace_the_names_of_the_head(
-    common, named, recognised, tmp_path, capsys, monkeypatch
-):
-    output = shutil.copytree(named, tmp_path / "again")
-    vote = nearest.vote
-
-    def vote_wrongly(neighbors, *others):
-        landmark_ids, confidences = vote(neighbors, *others)
-        return np.roll(landmark_ids, 1), confidences
-
-    monkeypatch.setattr(nearest, "vote", vote_wrongly)
-    assert run("vote", *common, "--output", output, "--parts", "2") == 0
-    assert submission_of(output) == submission_of(recognised)
-    assert "recognition_submission.csv: the head's names, whose public score is higher" in (
-        capsys.readouterr().err
+def test_the_better_of_both_submissions_is_handed_in(tmp_path, capsys):
+    session = Session(tmp_path, None, None)
+    ids, rest = np.array([10, 20], np.uint64), np.zeros((3, 2))
+    head, votes = (
+        Descriptions(ids, np.full(2, landmark), np.full(2, 0.5), *rest) for landmark in (1, 2)
     )
+    found, table = {"the head": head, "the votes": votes}, ClassTable(np.array([1, 2]))
+
+    def written(*gaps):
+        scores = {name: {"all": gap} for name, gap in zip("hv", gaps, strict=False)}
+        nearest.write_better(session, ids, found, scores, table)
+        return {
+            path.name: set(name for name, _ in read_recognition_submission(path).values())
+            for path in tmp_path.glob("*.csv")
+        }
+
+    of_head = {"recognition_submission.csv": {1}, "nearest_submission.csv": {2}}
+    assert written(0.6, 0.5) == of_head
+    assert "the head has the better GAP, 0.6000" in capsys.readouterr().err
+    for gaps in ((0.5, 0.6), (0.5, 0.5), ()):  # without the ground truth nobody knows
+        assert written(*gaps) == {"recognition_submission.csv": {2}}
 
 
 @pytest.mark.parametrize("num_parts", [1, 3])

@@ -211,6 +211,10 @@ def test_what_all_variables_share_is_in_the_graph_of_a_step_once():
     def take_step():
         optimizer.apply([tf.ones(v.shape) for v in variables], variables)
 
-    kinds = [node.type for node in take_step.get_concrete_function().graph.get_operations()]
+    graph = take_step.get_concrete_function().graph
+    kinds = [node.type for node in graph.get_operations()]
     assert len(variables) > 2 and kinds.count("Pow") == 2  # of the two betas
+    assert kinds.count("StatefulPartitionedCall") == len(variables)
+    shapes = {tuple(v.shape) for v in variables}
+    assert len(graph.as_graph_def().library.function) == len(shapes)
     assert optimizer._factor is None  # nothing of the graph is kept

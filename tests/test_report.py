@@ -270,7 +270,7 @@ def test_public_stands_before_private_here_and_for_the_teams_of_2019():
 def test_a_run_of_very_many_mini_epochs_has_a_page_that_opens():
     facts, count = make_facts()["recognition"], 20_000
     facts["history"] = {
-        name: list(map(str, range(count))) if name == "problem" else list(range(count))
+        name: [str(number) if name == "problem" else number for number in range(count)]
         for name in run.HISTORY_COLUMNS
     }
     text = page.render({"recognition": facts})

@@ -54,7 +54,7 @@ PICTURES = {"shrunk.png", "shrink.csv"}  # what differs from run to run
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Without waits, and without the picture, which takes longer than all else."""
-    monkeypatch.setattr("data.download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("data.connections.Connections.pause", lambda *_: None)
     monkeypatch.setattr(small_shards, "draw_picture", lambda *args, **options: None)
 
 
@@ -898,9 +898,18 @@ def test_a_slice_goes_on_where_it_stopped_and_reads_nothing_once_it_is_whole(
 
 def test_another_slice_or_the_whole_in_the_same_output_is_refused(data_set, wanted, tmp_path):
     output = slice_of(data_set, tmp_path, ["id", *wanted])
-    with pytest.raises(ExpectedError, match="images_000.json: shrunk with images "):
-        slice_of(data_set, tmp_path, ["id", *wanted[1:]])
+    before = contents(output)
+    for others in (wanted[1:], wanted[:2]):  # of the same splits, and of train alone
+        with pytest.raises(ExpectedError, match="images_000.json: shrunk with images "):
+            slice_of(data_set, tmp_path, ["id", *others])
     assert "shrunk with images " in refusal(data_set.folder, output)
+    assert contents(output) == before
+
+
+def test_parts_of_other_sizes_do_not_share_an_output(data_set, tmp_path):
+    output = run(data_set.folder, tmp_path / "output", "--part", 0, "--parts", 2)
+    told = refusal(data_set.folder, output, "--part", 1, "--parts", 2, "--pixels", 64)
+    assert "images_000.json: shrunk with pixels 32, now it is 64; expected the same" in told
 
 
 def test_what_a_slice_costs_is_told_before_it_begins(data_set, wanted, tmp_path, capsys):

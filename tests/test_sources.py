@@ -18,7 +18,7 @@ SHARD = Shard("train", 0)
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch):
-    monkeypatch.setattr("data.download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("data.connections.Connections.pause", lambda *_: None)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,15 @@ def test_the_folder_works_where_nothing_of_this_project_is(recognition_run, tmp_
     name, _, confidence = done.stdout.strip().rpartition(" ")
     assert name in [row["name"] for row in rows] and 0 <= float(confidence) <= 1
     assert len((folder / "name_photo.py").read_text().splitlines()) <= 13
+
+
+def test_the_card_has_no_scores_of_an_earlier_model(recognition_run, tmp_path):
+    facts = json.loads((recognition_run.output / "report.json").read_text())
+    shutil.copy(recognition_run.output / "model.keras", tmp_path)
+    facts["recognition"]["model"] = "of an earlier run"
+    (tmp_path / "report.json").write_text(json.dumps(facts))
+    identify.main(["--take-away", str(tmp_path / "taken"), "--output", str(tmp_path)])
+    assert "Nobody measured any." in (tmp_path / "taken" / "README.md").read_text()
 
 
 def test_a_folder_with_something_else_is_not_written_into(tmp_path):

@@ -1,5 +1,6 @@
 """Tests of the helpers: atomic files, stopping, muted libraries, background work."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -323,6 +324,27 @@ def test_the_innermost_job_is_shown_and_a_download_where_it_is_waited_for(still,
         utils._line["told"] = 0.0
         utils._show(still[0], is_terminal=False)
         assert capsys.readouterr().err == "training: 8 images, 12 s so far\n"
+
+
+def test_of_several_downloads_the_first_is_told_and_the_rate_of_all(still, capsys):
+    with contextlib.ExitStack() as stack:
+        names = [f"images_00{number}.tar" for number in (1, 2, 3)]
+        jobs = [stack.enter_context(Progress(name, 10**9, "B", is_ahead=True)) for name in names]
+        for number in (1, 2, 3):
+            for job in jobs:
+                job.update(number * 10**7)
+            still[0] += 1
+        utils._line["told"] = 0.0
+        utils._show(still[0] - 1, is_terminal=False)
+        first = "images_001.tar: 60 of 1,000 MB, 25.0 MB/s, 38 s to go"
+        text = f"{first}; 2 more on the way, 75.0 MB/s in all"
+        assert capsys.readouterr().err == f"{text}\n"
+        with Progress("training"):
+            still[0] += 12
+            utils._line["told"] = 0.0
+            utils._show(still[0], is_terminal=False)
+            waits = "; waiting for images_001.tar: "
+            assert capsys.readouterr().err.startswith(f"training: 0 images, 12 s so far{waits}")
 
 
 def test_a_terminal_gets_one_line_that_moves_and_lines_that_are_said_stay_whole(still, capsys):
