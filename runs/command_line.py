@@ -337,7 +337,7 @@ def add_session_options(parser):
     )
     parser.add_argument(
         "--connections", type=number(int, 1, 64), default=MAX_CONNECTIONS, metavar="N",
-        help="shards downloaded at once, at most; so at most N + 1 are in scratch",
+        help="shards downloaded at once; N + 1 are in scratch at most",
     )  # fmt: skip
     parser.add_argument(
         "--max-hours",
