@@ -52,7 +52,7 @@ from search.voting import least_like_gallery, vote
 from utils import ExpectedError, require_free_space, say
 
 SPLIT = "train"  # is searched
-NAMES_OF_SCORES = {"GAP of the head": "GAP of the head", "GAP": "GAP of the votes"}
+BY_HEAD, BY_VOTES = "GAP of the head", "GAP of the votes"
 
 
 def make_parser():
@@ -168,7 +168,7 @@ def name_queries(session, files, args):
         "left_out": [f"{name}: no image of this train shard names others." for name in left_out],
         "model": shared["described"]["model"],
         "details": [["non-landmarks compared", num_compared]],
-        "scores": [{"name": NAMES_OF_SCORES[name], "usages": one} for name, one in scores.items()],
+        "scores": [{"name": name, "usages": one} for name, one in scores.items()],
     }
     write_report(
         session, "nearest",
