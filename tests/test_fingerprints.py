@@ -250,7 +250,12 @@ def of_build(monkeypatch, version, max_hours, extra, **kernel):
     written = []
     monkeypatch.setattr(packing, "_write", lambda path, text: written.append(text))
     args = SimpleNamespace(
-        kernels="/nowhere", max_hours=max_hours, user="me", no_internet=False, dataset=[]
+        kernels="/nowhere",
+        max_hours=max_hours,
+        user="me",
+        no_internet=False,
+        dataset=[],
+        model_source=[],
     )
     extra = dict.fromkeys(("nearest", "shrink"), extra)
     packing.write_kernels({"x": Kernel(title="A title", **kernel)}, extra, args)

@@ -105,9 +105,9 @@ def fetched(monkeypatch):
     """List of the shards that are read."""
     shards, real = [], Source.fetch_shard
 
-    def fetch_shard(source, shard):
+    def fetch_shard(source, shard, *more):
         shards.append(shard)
-        return real(source, shard)
+        return real(source, shard, *more)
 
     monkeypatch.setattr(Source, "fetch_shard", fetch_shard)
     return shards

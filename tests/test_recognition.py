@@ -518,7 +518,7 @@ def test_a_test_set_that_is_missing_is_told_before_training(other_source, tmp_pa
 
 
 def test_a_host_that_cannot_be_reached(data_set, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(download, "_wait_before", lambda *_: None)
+    monkeypatch.setattr(download, "_wait_before", lambda *_: 0.0)
     address = f"http://127.0.0.1:{closed_port()}/"
     line = failure(capsys, *small(data_set, tmp_path / "output", "--source", address))
     assert line.startswith(f"error: {address}")

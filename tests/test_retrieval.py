@@ -160,9 +160,9 @@ def fetched(monkeypatch):
     """List of the shards that are read."""
     shards, real = [], Source.fetch_shard
 
-    def fetch_shard(source, shard):
+    def fetch_shard(source, shard, *more):
         shards.append(shard)
-        return real(source, shard)
+        return real(source, shard, *more)
 
     monkeypatch.setattr(Source, "fetch_shard", fetch_shard)
     return shards
@@ -577,10 +577,10 @@ def test_a_part_that_failed_continues_at_the_shard_where_it_was(
     arguments = [*common(world, model), "--output", tmp_path, "--parts", 1]
     real = Source.fetch_shard
 
-    def fetch_shard(source, shard):
+    def fetch_shard(source, shard, *more):
         if shard == Shard("index", 3):
             raise ExpectedError("the network is gone")
-        return real(source, shard)
+        return real(source, shard, *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(Source, "fetch_shard", fetch_shard)
@@ -959,7 +959,7 @@ def test_files_without_the_word_merge_are_a_wrong_use(capsys):
 
 
 def test_help_tells_every_option_with_its_default(capsys):
-    assert run("--help") == 0
+    assert run("--help-all") == 0
     text = " ".join(capsys.readouterr().out.split())
     for words in (
         "--part K search part K alone, counted from 0",

@@ -483,6 +483,7 @@ OTHER_SETTINGS = {
     "gem_p": 2.0,
     "gem_learnt": True,
     "neck": 8,
+    "kept": 4,
     "frozen_backbone": True,
     "loss": "arcface",
     "scale": 10.0,
