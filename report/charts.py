@@ -79,8 +79,10 @@ def _finish(figure, title, names):
             loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, fontsize=8.5
         )
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": title}):
+        figure.savefig(
+            buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None}
+        )
     picture = f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     image = tag("img", src=picture, alt=f"{title}: {', '.join(names)}")
     return tag("figure", tag("figcaption", title), image, class_="chart")

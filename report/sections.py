@@ -33,7 +33,7 @@ MEANINGS = {
     ),
 }
 USAGES = ("Public", "Private", "all")
-SPREAD_COLORS = {"named rightly": "green", "named wrongly": "orange", "no landmark in it": "red"}
+SPREAD_COLORS = {"named rightly": "green", "named wrongly": "orange", "no landmark in it": "blue"}
 
 
 def tiles(all_facts):
