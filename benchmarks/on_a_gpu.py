@@ -74,7 +74,7 @@ def step_rates(tiny, recipe, batch, num_classes, xla):
     steps = 2 if tiny else 30
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
-    classes = rng.integers(0, num_classes, batch, dtype=np.int32)
+    classes = rng.integers(0, network.output_shape[-1], batch, dtype=np.int32)
     devices = OneDevice()
     _, first_s = common.timed(devices.train_on_batch, network, images, classes)
     many = [np.concatenate([values] * steps) for values in (images, classes)]
@@ -125,8 +125,6 @@ def stream(tiny):
 
 def train_from(tar, network, size, batch, num_images):
     """Decodes alone, then trains from the stream: which of the two binds."""
-    from overlap import SleepingSource
-
     from data.sources import Shard
     from generators import Reading, stream_batches
     from network.devices import OneDevice
@@ -135,7 +133,7 @@ def train_from(tar, network, size, batch, num_images):
     from utils import Stop
 
     reading = Reading(Data(image_size=size), batch, lambda image_id: 0, is_training=True)
-    plan, source = [(0, Shard("train", number)) for number in range(3)], SleepingSource(tar, 0)
+    plan, source = [(0, Shard("train", number)) for number in range(3)], common.SleepingSource(tar)
     _, decode_s = common.timed(lambda: list(stream_batches(source, plan[:1], reading)))
     batches = stream_batches(source, plan, reading)
     what = (OneDevice(), network, batches, common.Steady(), Stop(), "")
