@@ -108,6 +108,13 @@ def _ctrl_c_ignored():
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    if hasattr(signal, "pthread_sigmask"):  # one that comes now is kept for the parent
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        return
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

@@ -256,9 +256,8 @@ def test_ctrl_c_while_the_world_is_drawn_ends_all_processes(tmp_path):
         while not list(tmp_path.glob("scratch/.demo-world.partial-*/*/*.tar")):
             assert process.poll() is None
         os.killpg(process.pid, signal.SIGINT)
-        assert process.communicate(timeout=60)[1] == (
-            "error: interrupted by Ctrl-C; run the same command again to continue\n"
-        )
+        told = process.communicate(timeout=60)[1].splitlines()  # on a slow machine progress, too
+        assert told[-1] == "error: interrupted by Ctrl-C; run the same command again to continue"
         assert process.returncode == 130
         with contextlib.suppress(ProcessLookupError):
             while os.killpg(process.pid, 0) is None:  # until none of the group is left
