@@ -154,9 +154,8 @@ def score_usages(metric, submission, truths, paths):
             "expected ids of that test set; give the matching files"
         )
     scores = {}
-    for name in (*LEADERBOARDS, "all"):
-        usages = LEADERBOARDS if name == "all" else (name,)
-        solution = {key: truth for key, (truth, usage) in truths.items() if usage in usages}
+    for name, rows in by_usage(truths):
+        solution = {key: truth for key, (truth, _) in rows.items()}
         if any(solution.values()):
             scored = {key: row for key, row in submission.items() if key in solution}
             scores[name] = metric(scored, solution)
@@ -166,6 +165,13 @@ def score_usages(metric, submission, truths, paths):
             "released ground truth; check the file"
         )
     return scores
+
+
+def by_usage(truths):
+    """Yields "Public", "Private" and "all" with the rows of a ground truth that count there."""
+    for name in (*LEADERBOARDS, "all"):
+        usages = LEADERBOARDS if name == "all" else (name,)
+        yield name, {key: row for key, row in truths.items() if row[1] in usages}
 
 
 def format_scores(name, scores):

@@ -19,7 +19,7 @@ DEFAULTS = {
     "learning_rate": 1e-3,
 }
 # ... and beside the recipe of 2019, whose pooling and schedule the demo replaces as well: so three
-# epochs reach a GAP above 0.5, which else takes four. Measured with benchmarks/demo_size.py.
+# epochs reach a GAP above 0.5, which else takes four. Measured: benchmarks/README.md.
 QUICKER_2019 = {
     "epochs": 3,
     "learning_rate": 2e-3,

@@ -93,7 +93,7 @@ def _draw_in_processes(draw, jobs, num_workers, progress):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
         try:
-            with _ctrl_c_ignored():  # the processes, which start here, inherit it
+            with _ctrl_c_withheld():  # the processes, which start here, inherit it
                 results = pool.map(draw, jobs)
             for (_, pictures), _ in zip(jobs, results, strict=True):
                 progress.update(len(pictures))
@@ -104,7 +104,7 @@ def _draw_in_processes(draw, jobs, num_workers, progress):
 
 
 @contextlib.contextmanager
-def _ctrl_c_ignored():
+def _ctrl_c_withheld():
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -3,7 +3,7 @@
 import numpy as np
 
 from data.submissions import MAX_RETRIEVED
-from metrics import LEADERBOARDS
+from metrics import by_usage
 
 
 def gap_by_chance(solution, num_landmarks):
@@ -52,9 +52,8 @@ def map_by_chance(solution, num_indexed):
 
 def _of_usages(mean, solution, answers_of, with_empty):
     found = {}
-    for name in (*LEADERBOARDS, "all"):
-        usages = LEADERBOARDS if name == "all" else (name,)
-        truths = [truth for truth in solution.values() if truth.usage in usages]
+    for name, rows in by_usage(solution):
+        truths = list(rows.values())
         if answered := [truth for truth in truths if answers_of(truth)]:
             found[name] = float(mean(truths if with_empty else answered))
     return found

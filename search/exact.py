@@ -243,8 +243,6 @@ def _expand(queries, index, proposed, num_possible):
     """
     squared, both = np.full(proposed.shape, np.inf), np.zeros(proposed.shape)
     few = max(1, CACHED // (proposed.shape[1] * index.shape[1]))  # queries
-    # Where rows are candidates of several queries, their norms are computed once.
-    norms_of_rows = _square_norms(index) if proposed.size > len(index) else None
 
     def expand(order):
         """Takes few queries at a time, so that their candidates stay in the cache."""
@@ -255,10 +253,7 @@ def _expand(queries, index, proposed, num_possible):
             vectors = kept[: candidates.size]
             vectors[:] = _to_float32(index[candidates.ravel()])
             sides = queries[rows].astype(np.float64)
-            if norms_of_rows is None:
-                norms = np.vecdot(vectors, vectors).reshape(candidates.shape)
-            else:
-                norms = norms_of_rows[candidates]
+            norms = np.vecdot(vectors, vectors).reshape(candidates.shape)
             sums = np.vecdot(sides, sides)[:, None] + norms
             products = np.vecdot(vectors.reshape(*candidates.shape, -1), sides[:, None])
             squared[rows, : sums.shape[1]] = sums - 2 * products
@@ -268,19 +263,6 @@ def _expand(queries, index, proposed, num_possible):
     order = np.argsort(proposed[:, 0], kind="stable")
     _map_threads(expand, _cut(order, 16 * few))
     return squared, both
-
-
-def _square_norms(index):
-    """Computes |x|^2 of all rows in float64: (n,)."""
-    norms = np.empty(len(index))
-
-    def square(rows):
-        vectors = _to_float32(index[rows]).astype(np.float64)
-        norms[rows] = np.vecdot(vectors, vectors)
-
-    few = max(1, CACHED // index.shape[1])
-    _map_threads(square, [slice(begin, begin + few) for begin in range(0, len(index), few)])
-    return norms
 
 
 def _round_once(queries, index, proposed, squared, error):
