@@ -93,7 +93,7 @@ def _draw_in_processes(draw, jobs, num_workers, progress):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
         try:
-            with _ctrl_c_withheld():  # the processes, which start here, inherit it
+            with _ctrl_c_ignored():  # the processes, which start here, inherit it
                 results = pool.map(draw, jobs)
             for (_, pictures), _ in zip(jobs, results, strict=True):
                 progress.update(len(pictures))
@@ -104,16 +104,9 @@ def _draw_in_processes(draw, jobs, num_workers, progress):
 
 
 @contextlib.contextmanager
-def _ctrl_c_withheld():
+def _ctrl_c_ignored():
     if threading.current_thread() is not threading.main_thread():
         yield
-        return
-    if hasattr(signal, "pthread_sigmask"):  # one that comes now is kept for the parent
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

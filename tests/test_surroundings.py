@@ -245,7 +245,9 @@ def started(*words, code=None):
 
 def test_ctrl_c_while_the_world_is_drawn_ends_all_processes(tmp_path):
     code = (
-        "import os\nos.cpu_count = lambda: 2\nfrom runs import command_line\n"
+        "import os, signal\nos.cpu_count = lambda: 2\nfrom runs import command_line\n"
+        # What starts the tests in the background, as nohup in a shell, hands on that it is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from runs.session import open_session\nfrom pathlib import Path\n"
         f"output = Path({str(tmp_path)!r})\ndef main():\n"
         "    with open_session('x', None, output, output / 'scratch'):\n        pass\n"
