@@ -24,13 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves ou
 
 from on_kaggle.chain import Chain
 from on_kaggle.packing import ENTRIES, parse_arguments, read_settings, write_kernels
-from on_kaggle.plan import (
-    GALLERY,
-    KERNELS,
-    count_shrink_kernels,
-    name_by_gallery,
-    shrink_first,
-)
+from on_kaggle.plan import GALLERY, KERNELS, count_shrink_kernels, name_by_gallery, shrink_first
 from on_kaggle.results import CHALLENGES, collect, find_submitters, submit
 from on_kaggle.states import print_status, read_built
 from recipes import RECIPES

@@ -34,13 +34,7 @@ from runs.command_line import (
     session_settings,
 )
 from runs.kernel import require_package
-from runs.session import (
-    DESCRIPTORS,
-    NAMES,
-    RECOGNITION_SUBMISSION,
-    gallery_part_name,
-    open_session,
-)
+from runs.session import DESCRIPTORS, NAMES, RECOGNITION_SUBMISSION, gallery_part_name, open_session
 from search.in_parts import (
     make_describer,
     numbers_of_parts,

@@ -229,10 +229,7 @@ def merge(session, files, divisor, rerank=None):
         "num_indexed": num_indexed,
         "left_out": left_out,
         "rerank": rerank,
-        "details": [
-            ["parts", len(parts)],
-            ["rerank", divided if rerank == "divide" else rerank],
-        ],
+        "details": [["parts", len(parts)], ["rerank", divided if rerank == "divide" else rerank]],
     }
     write_report(
         session, "retrieval",

@@ -77,11 +77,7 @@ def run_kernel(folder, prefix):
         if (prefix / "outputs" / source).exists():
             mount = inputs / "notebooks" / source
             shutil.copytree(prefix / "outputs" / source, mount, copy_function=os.link)
-    environment = {
-        **os.environ,
-        "KAGGLE_PREFIX": str(prefix),
-        "KAGGLE_KERNEL_RUN_TYPE": "Batch",
-    }
+    environment = {**os.environ, "KAGGLE_PREFIX": str(prefix), "KAGGLE_KERNEL_RUN_TYPE": "Batch"}
     begin = time.perf_counter()
     log = prefix / f"{folder.name}.log"
     run_script([folder / metadata["code_file"]], log, cwd=working, env=environment)

@@ -16,15 +16,7 @@ from requests.utils import get_environ_proxies, select_proxy
 from urllib3.exceptions import HTTPError, NewConnectionError, ProxyError
 
 from data.connections import Connections
-from utils import (
-    CHUNK_BYTES,
-    ExpectedError,
-    MissingFileError,
-    Progress,
-    atomic_write,
-    masked,
-    say,
-)
+from utils import CHUNK_BYTES, ExpectedError, MissingFileError, Progress, atomic_write, masked, say
 
 # Answers that another attempt can change; every other 4xx is final (S3 says 403 or 404 where a key
 # is missing).
@@ -221,8 +213,7 @@ def refuse_disguised(path, name):
         )
     if head.startswith(GZIP_START):
         raise ExpectedError(
-            f"{name}: compressed with gzip; expected the file itself, unpacked",
-            "source",
+            f"{name}: compressed with gzip; expected the file itself, unpacked", "source"
         )
 
 

@@ -321,8 +321,7 @@ class _Folder(Place):
         local = self.location / path
         if not local.is_file():
             raise MissingFileError(
-                f"{local}: no such file; expected the CVDF layout below {self.location}",
-                "source",
+                f"{local}: no such file; expected the CVDF layout below {self.location}", "source"
             )
         refuse_disguised(local, local)
         return local

@@ -17,13 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from data.images import (
-    PHOTO_FORMATS,
-    BadImageError,
-    read_photo,
-    register_heic,
-    shrink_image,
-)
+from data.images import PHOTO_FORMATS, BadImageError, read_photo, register_heic, shrink_image
 from utils import ExpectedError
 
 SPLIT_OF = {  # folders above the landmarks' own

@@ -185,8 +185,7 @@ def _check_weights(weights):
 
 def _wrong_size(name, image_size, expected):
     return ExpectedError(
-        f"backbone {name}: images of {image_size} pixels; expected {expected}",
-        setting="image_size",
+        f"backbone {name}: images of {image_size} pixels; expected {expected}", setting="image_size"
     )
 
 

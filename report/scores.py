@@ -8,12 +8,7 @@ from data.submissions import (
     read_retrieval_solution,
     write_recognition_submission,
 )
-from metrics import (
-    format_scores,
-    global_average_precision,
-    mean_average_precision,
-    score_usages,
-)
+from metrics import format_scores, global_average_precision, mean_average_precision, score_usages
 from runs.session import RECOGNITION_SUBMISSION, RETRIEVAL_SUBMISSION
 from utils import say
 

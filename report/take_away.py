@@ -85,7 +85,7 @@ def write_take_away(session, model_path, folder):
     if recipe.network.backbone.startswith("hub:"):
         raise ExpectedError(
             f"{model_path}: its backbone is of keras-hub; expected one of Keras, which opens "
-            "wherever Keras is; take the model as it is",
+            "wherever Keras is; take the model as it is"
         )
     folders = (model_path.parent, session.output)
     categories = find_categories(folders, session.source)

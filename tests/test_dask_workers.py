@@ -60,10 +60,7 @@ def cluster():
             self.patch = in_place_of_backbones()
             self.patch.__enter__()
 
-    with (
-        dask_workers._start_here(2) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with dask_workers._start_here(2) as cluster, Client(cluster, set_as_default=False) as client:
         client.register_plugin(TinyModels())
         yield cluster
 

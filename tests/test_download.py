@@ -429,13 +429,7 @@ def test_a_redirect_loop_ends_in_one_line(server, tmp_path, waits):
 
 @pytest.mark.parametrize(
     "location",
-    [
-        "file:///etc/hostname",
-        "ftp://127.0.0.1/a",
-        "http://[::1",
-        "http://a:99999/",
-        "x:",
-    ],
+    ["file:///etc/hostname", "ftp://127.0.0.1/a", "http://[::1", "http://a:99999/", "x:"],
 )
 def test_a_redirect_to_no_web_address_ends_in_one_line(server, tmp_path, waits, location):
     fault = Fault(status=302, headers={"Location": location})

@@ -8,13 +8,7 @@ import pytest
 from data.arrays import save_table
 from descriptors.descriptions import Descriptions, unit_length
 from search import gallery as gallery_module
-from search.gallery import (
-    Gallery,
-    GalleryNeighbors,
-    find_neighbors,
-    likeness_to,
-    merge_neighbors,
-)
+from search.gallery import Gallery, GalleryNeighbors, find_neighbors, likeness_to, merge_neighbors
 
 WIDTH = 12
 

@@ -28,12 +28,7 @@ from data.images import FILL, decode_image, draw_view
 from data.sources import Shard, Source
 from data.tars import MAX_MEMBER_BYTES
 from demo.server import serve
-from generators import (
-    Reading,
-    ShardEnd,
-    fetch_ahead,
-    stream_batches,
-)
+from generators import Reading, ShardEnd, fetch_ahead, stream_batches
 from recipes import Data
 from utils import ExpectedError, read_at
 

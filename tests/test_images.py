@@ -69,11 +69,7 @@ READABLE = {
     "JPEG": (encode(PICTURE, quality=95), LEFT, RIGHT),
     "progressive JPEG": (encode(PICTURE, quality=95, progressive=True), LEFT, RIGHT),
     "JPEG with bytes after its end": (encode(PICTURE, quality=95) + b"\0" * 99, LEFT, RIGHT),
-    "large JPEG, decoded at an eighth": (
-        encode(two_halves(2000, 1600), quality=95),
-        LEFT,
-        RIGHT,
-    ),
+    "large JPEG, decoded at an eighth": (encode(two_halves(2000, 1600), quality=95), LEFT, RIGHT),
     "PNG": (encode(PICTURE, "PNG"), LEFT, RIGHT),
     "lossless WebP": (encode(PICTURE, "WEBP", lossless=True), LEFT, RIGHT),
     "GIF": (encode(PICTURE, "GIF"), LEFT, RIGHT),

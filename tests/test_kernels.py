@@ -205,10 +205,7 @@ def test_the_longer_chain_runs_in_order_and_the_vote_is_submitted(built_strong, 
     kaggle.outcomes |= {
         RECOGNITION: [Outcome(files={result: head, "queries.npz": "arrays"})],
         GALLERY[1]: [Outcome(is_finished=False), Outcome()],
-        VOTE: [
-            Outcome(is_finished=False),
-            Outcome(files={result: voted, "names.npz": "arrays"}),
-        ],
+        VOTE: [Outcome(is_finished=False), Outcome(files={result: voted, "names.npz": "arrays"})],
     }
     run(built_strong, tmp_path, "--submit")
     pushes = kaggle.pushes()

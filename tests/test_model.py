@@ -273,9 +273,7 @@ def test_keras_opens_a_strong_model_once_our_layers_are_imported(tiny_backbones,
     settings = {"pooling": "gem", "gem_learnt": True, "neck": 8, "sub_centers": 2}
     recipe = recipe_of("resnet50", loss="arcface", **settings)
     save_model(
-        build_classifier(build_network(recipe, 4, 100), recipe.loss),
-        tmp_path / "model.keras",
-        PAGE,
+        build_classifier(build_network(recipe, 4, 100), recipe.loss), tmp_path / "model.keras", PAGE
     )
     expected = load_recogniser(tmp_path / "model.keras").classifier.predict_on_batch(IMAGES)
     np.testing.assert_allclose(expected.sum(axis=1), 1, rtol=1e-5)  # through the scale's layer
@@ -344,10 +342,7 @@ WRONG_FILES = {
         lambda data, path: with_other_config(data, path, b'"ReLU"', b'"ReLV"'),
         NOT_WHOLE,
     ),
-    "a page without landmarks": (
-        lambda data, path: with_page(data, path, "{}"),
-        NO_TABLE,
-    ),
+    "a page without landmarks": (lambda data, path: with_page(data, path, "{}"), NO_TABLE),
     "a class table and no network": (
         lambda data, path: zip_of({model.LANDMARKS_MEMBER: json.dumps(PAGE)}, path),
         NOT_WHOLE,

@@ -265,9 +265,7 @@ def test_running_again_reads_no_shard_and_changes_nothing(common, resumed, fetch
     assert run(*common, "--output", resumed, *PAIR) == 0
     assert fetched == []
     changed = {n for n in before if (resumed / n).stat().st_mtime_ns != before[n]}
-    assert changed == {
-        *("names.npz", "recognition_submission.csv", "report.json", "report.html"),
-    }
+    assert changed == {*("names.npz", "recognition_submission.csv", "report.json", "report.html")}
 
 
 def test_what_was_killed_between_shards_continues_there(common, named, resumed, fetched):

@@ -8,14 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from built_kernels import (
-    MERGE,
-    RECOGNITION,
-    USER,
-    build,
-    facts_of,
-    files_of,
-)
+from built_kernels import MERGE, RECOGNITION, USER, build, facts_of, files_of
 from checks import one_line
 
 import kernels

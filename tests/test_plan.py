@@ -53,12 +53,7 @@ def test_the_others_read_what_those_made_and_need_no_internet(built_small, built
 
 def test_a_build_without_them_is_the_chain_that_counts(tmp_path):
     build(tmp_path, "--shrink", "256", "--shrink-kernels", "3")
-    assert list(states.read_built(tmp_path)) == [
-        "shrink-0",
-        "shrink-1",
-        "shrink-2",
-        *plan.KERNELS,
-    ]
+    assert list(states.read_built(tmp_path)) == ["shrink-0", "shrink-1", "shrink-2", *plan.KERNELS]
     build(tmp_path)
     assert list(states.read_built(tmp_path)) == list(plan.KERNELS)
 

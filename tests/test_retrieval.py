@@ -352,7 +352,7 @@ def test_parts_of_different_kernels_merge_in_any_order_to_the_same_bytes(
         assert run("merge", *order, "--source", world.folder, "--output", output) == 0
         assert submission_of(output) == submission_of(searched)
         assert files_of(output) == {
-            *("retrieval_submission.csv", "neighbors.png", "report.json", "report.html"),
+            *("retrieval_submission.csv", "neighbors.png", "report.json", "report.html")
         }
         shutil.rmtree(output)
 
@@ -897,26 +897,14 @@ def test_a_shard_that_goes_missing_on_the_way_is_told(world, model, tmp_path, mo
 
 
 WRONG_USES = {
-    "part = parts": (
-        ["--part", 6],
-        "argument --part: 6; expected 0 to 5 of --parts",
-    ),
+    "part = parts": (["--part", 6], "argument --part: 6; expected 0 to 5 of --parts"),
     "part above parts": (
         ["--part", 3, "--parts", 2],
         "argument --part: 3; expected 0 to 1 of --parts",
     ),
-    "negative part": (
-        ["--part", -1],
-        "argument --part: '-1'; expected a number from 0 up",
-    ),
-    "no parts": (
-        ["--parts", 0],
-        "argument --parts: '0'; expected a number from 1 up",
-    ),
-    "too many retrieved": (
-        ["--top", 101],
-        "argument --top: 101; expected at most 100",
-    ),
+    "negative part": (["--part", -1], "argument --part: '-1'; expected a number from 0 up"),
+    "no parts": (["--parts", 0], "argument --parts: '0'; expected a number from 1 up"),
+    "too many retrieved": (["--top", 101], "argument --top: 101; expected at most 100"),
     "a divisor below 1": (
         ["--rerank-divisor", 0.5],
         "argument --rerank-divisor: '0.5'; expected a number from 1 up",

@@ -65,11 +65,7 @@ def test_a_recognition_submission_has_a_row_for_each_test_image_in_their_order(t
     assert (tmp_path / "s.csv").read_text() == (
         f"id,landmarks\n{C},40 0.25\n{A},7 0.5\n{B},\n"  # b was not predicted
     )
-    assert read_recognition_submission(tmp_path / "s.csv") == {
-        C: (40, 0.25),
-        A: (7, 0.5),
-        B: None,
-    }
+    assert read_recognition_submission(tmp_path / "s.csv") == {C: (40, 0.25), A: (7, 0.5), B: None}
 
 
 def test_a_submission_without_predictions_is_all_empty_cells(tmp_path):
@@ -218,8 +214,7 @@ def check_recognition(path, test_ids=TEST_IDS):
 
 
 @pytest.mark.parametrize(
-    ("check", "column"),
-    [(check_recognition, "landmarks"), (check_retrieval_submission, "images")],
+    ("check", "column"), [(check_recognition, "landmarks"), (check_retrieval_submission, "images")]
 )
 def test_missing_and_extra_ids_are_named(csv_file, check, column):
     assert error_of(check, csv_file(f"id,{column}", f"{A},"), TEST_IDS) == (

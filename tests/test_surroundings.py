@@ -180,8 +180,7 @@ def keras_home(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("backend", "told"),
-    [("nonsense", "no backend of this project"), ("torch", "not installed")],
+    ("backend", "told"), [("nonsense", "no backend of this project"), ("torch", "not installed")]
 )
 def test_a_backend_that_is_not_there_is_told_without_keras(keras_home, monkeypatch, backend, told):
     monkeypatch.setenv("KERAS_BACKEND", backend)

@@ -23,14 +23,7 @@ from runs.session import CHECKPOINT, PREVIOUS_CHECKPOINT
 from training import checkpoints
 from training.checkpoints import save_checkpoint, size_on_disk, variables_of
 from training.history import describe_progress, write_history
-from utils import (
-    ExpectedError,
-    Progress,
-    StoppedError,
-    format_duration,
-    require_free_space,
-    say,
-)
+from utils import ExpectedError, Progress, StoppedError, format_duration, require_free_space, say
 
 MAX_VALID_IMAGES = 4096  # kept decoded in memory: 453 MB at 192 pixels
 
@@ -229,7 +222,7 @@ def no_images(images):
     return ExpectedError(
         f"{len(images.shards)} shards held no image of the {len(images.labels):,} to train on; "
         "expected the train table to name images of these shards; check the source and the choice "
-        "of train shards",
+        "of train shards"
     )
 
 
