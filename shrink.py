@@ -41,51 +41,43 @@ def make_parser():
     add_session_options(parser)
     if not kernel.is_kernel():
         parser.set_defaults(output=Path("output/shrunk"))
-    pictures = parser.add_argument_group("pictures")
-    pictures.add_argument(
+    add = parser.add_argument_group("pictures").add_argument
+    add(
         "--pixels", type=number(int, 32, 4096), default=256, metavar="N",
         help="shorter side of a picture; none is enlarged",
     )  # fmt: skip
-    pictures.add_argument(
-        "--quality", type=number(int, 1, 95), default=85, metavar="Q", help="of the JPEGs"
-    )
-    pictures.add_argument(
+    add("--quality", type=number(int, 1, 95), default=85, metavar="Q", help="of the JPEGs")
+    add(
         "--labels", choices=("full", "clean"), default="full",
         help="train images to keep: all, or those of train_clean.csv",
     )  # fmt: skip
-    pictures.add_argument(
-        "--split", choices=(*SPLITS, "all"), default="all", help="what of the data set to keep"
-    )
-    pictures.add_argument(
+    add("--split", choices=(*SPLITS, "all"), default="all", help="what of the data set to keep")
+    add(
         "--images", type=any_path, metavar="FILE",
         help="keep just the images of this CSV (column id), of any split",
     )  # fmt: skip
-    pictures.add_argument(
+    add(
         "--landmarks", type=any_path, metavar="FILE",
         help="keep just the train images of these landmarks: ids or names, * for any letters, one "
         "a line",
     )  # fmt: skip
-    _add_share_options(parser.add_argument_group("share"))
+    _add_share_options(parser.add_argument_group("share").add_argument)
     return parser
 
 
-def _add_share_options(share):
-    share.add_argument(
-        "--part", type=number(int, 0), default=0, metavar="K", help="the part to make, from 0"
-    )
-    share.add_argument(
-        "--parts", type=number(int, 1), default=1, metavar="N", help="parts of the data set"
-    )
-    share.add_argument(
+def _add_share_options(add):
+    add("--part", type=number(int, 0), default=0, metavar="K", help="the part to make, from 0")
+    add("--parts", type=number(int, 1), default=1, metavar="N", help="parts of the data set")
+    add(
         "--scheduler", type=scheduler_address, metavar="ADDRESS",
         help="shrink shards on the workers of this Dask scheduler, or of local:N",
     )  # fmt: skip
-    share.add_argument(
+    add(
         "--max-gb", type=number(float, 1e-6), metavar="GB",
         default=kernel.MAX_OUTPUT_GB if kernel.is_kernel() else None,
         help="stop where the output would become larger",
     )  # fmt: skip
-    share.add_argument(
+    add(
         "--copy-earlier", action="store_true",
         help="copy what earlier sessions made into the output, which replaces theirs",
     )  # fmt: skip
@@ -110,9 +102,7 @@ def main(argv=None):
 
 def shrink(session, args):
     """Makes the shards of one part small and copies the tables; writes a page that says so."""
-    from shrinking import (
-        small_shards,  # loads pandas and others: deferred until the arguments are valid
-    )
+    from shrinking import small_shards  # loads pandas and others: not before arguments are valid
 
     source, is_clean = session.source, args.labels == "clean"
     splits = SPLITS if args.split == "all" else (args.split,)
@@ -132,10 +122,8 @@ def shrink(session, args):
     )
     require_same_settings(session, kept_splits, settings.page_of)  # before a table is replaced
     small_shards.copy_tables(session, kept_splits, is_clean, settings)
-    if args.scheduler:
-        pages = _shrink_on_workers(session, settings, share, how, args)
-    else:
-        pages = small_shards.shrink(session, settings, share)
+    run = functools.partial(_shrink_on_workers, session, args, how) if args.scheduler else None
+    pages = small_shards.shrink(session, settings, share, run)
     if share.num_parts == 1:
         small_shards.require_found(source, settings, pages)
     path = session.path(shrunk_name(args.part, args.parts))
@@ -159,20 +147,14 @@ def settings_of(source, pixels, quality, splits, labels, images, landmarks):
     return small_shards.Settings(pixels, quality, kept, is_slice)
 
 
-def _shrink_on_workers(session, settings, share, how, args):
-    """Shrinks as `small_shards.shrink` does, shard by shard on workers; `how` goes to each."""
+def _shrink_on_workers(session, args, how, shards):
+    """Yields as `small_shards.shrink_in_order` does, shard by shard as workers end them."""
     import shrink  # by this name, the workers find the function below
-    from shrinking import small_shards
-
-    def run(shards, when_done):
-        jobs = [(how, shard) for shard in shards]
-        workers.run(
-            shrink.shrink_job, jobs, "shards shrunk",
-            when_done=lambda job, result: when_done(job[1], result),
-        )  # fmt: skip
 
     with open_workers(args.scheduler, session, args.scratch) as workers:
-        return small_shards.shrink(session, settings, share, run)
+        jobs = [(how, shard) for shard in shards]
+        for _, result in workers.as_done(shrink.shrink_job, jobs, "shards shrunk"):
+            yield result
 
 
 def shrink_job(session, job):
@@ -180,7 +162,9 @@ def shrink_job(session, job):
     from shrinking import small_shards
 
     how, shard = job
-    return small_shards.shrink_one(session, settings_of(session.source, *how), shard)
+    settings = settings_of(session.source, *how)
+    (result,) = small_shards.shrink_in_order(session, settings, [shard])
+    return result
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ def choose_images(source, splits, labels, images=None, landmarks=None):
     """Chooses the images of a slice; gives a dict, split -> (n,) uint64, ascending, one or more.
 
     Args:
-        splits: names of splits.
         labels: "full" or "clean", the train images that there are.
         images: a CSV with a column `id`, or None.
         landmarks: a file that names landmarks, whose train images are wanted, too, or None.
@@ -90,12 +89,7 @@ def _read_landmarks(source, path):
 
 
 def cut_tables(session, names, kept):
-    """Writes tables cut to the images of a slice; one without a row is left out.
-
-    Args:
-        names: of tables that the source has.
-        kept: dict of `choose_images`.
-    """
+    """Writes these tables cut to `kept` of `choose_images`; one without a row is left out."""
     landmark_ids = set()
     for name in sorted(names, key=(*SPLIT_OF, CATEGORY_CSV).index):  # the names come last
         table = _cut_table(name, session.source.fetch(name), kept, landmark_ids)
