@@ -85,11 +85,7 @@ def _add_share_options(add):
 
 def parse_arguments(argv):
     """Parses and checks the command line."""
-    parser = make_parser()
-    args = parse_session(parser, argv)
-    if args.part >= args.parts:
-        parser.error(f"argument --part: {args.part}; expected 0 to {args.parts - 1} of --parts")
-    return args
+    return parse_session(make_parser(), argv)
 
 
 def main(argv=None):

@@ -25,10 +25,7 @@ WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what such netw
 def hold_folder(folder, name):
     """Keeps other runs of this name out of a folder; removes the half-written files of dead ones.
 
-    Args:
-        folder: what is held; made where missing.
-        name: what runs there, e.g. `recognition` or `part-3`. Runs of different names share the
-            folder.
+    Runs of different names, e.g. `recognition` and `part-3`, share the folder.
 
     Raises:
         ExpectedError: another run holds it, or it cannot be written to.
@@ -61,10 +58,8 @@ def _locked(path, patience_s=PATIENCE_S):
     lock = FileLock(path)
     try:
         lock.acquire(timeout=patience_s)
-    except NotImplementedError:  # better unguarded than refused
-        pass
-    except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
+    except (NotImplementedError, OSError) as error:  # better unguarded than refused
+        if getattr(error, "errno", errno.ENOSYS) not in WITHOUT_LOCKS:
             raise
     try:
         yield lock.is_locked
@@ -92,22 +87,18 @@ def _remove_half_written(own):
 
 @contextlib.contextmanager
 def scratch_folder(parent, setting="scratch"):
-    """Gives a folder of this run alone below `parent`, removed at the end.
+    """Yields a folder of this run alone below `parent`, removed at the end.
 
     What killed runs left there is removed first.
-
-    Args:
-        parent: folder for scratch; made where missing.
-        setting: to change where it cannot be made.
-
-    Yields:
-        `pathlib.Path`.
     """
     parent = Path(parent)
     with contextlib.ExitStack() as stack:
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            _remove_scratch_of_dead_runs(parent)
+            for lock in parent.glob("run-*.lock"):
+                with contextlib.suppress(OSError), _locked(lock, 0) as is_locked:
+                    if is_locked:
+                        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
             folder = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
             stack.enter_context(_locked(folder.with_suffix(".lock")))
             folder.mkdir(exist_ok=True)  # another run may have found it before it was locked
@@ -131,10 +122,3 @@ def _have_temporary_folder(folder):
         tempfile.gettempdir()
     except OSError:
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
-
-
-def _remove_scratch_of_dead_runs(parent):
-    for lock in parent.glob("run-*.lock"):
-        with contextlib.suppress(OSError), _locked(lock, 0) as is_locked:
-            if is_locked:
-                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)

@@ -28,43 +28,38 @@ def find_inputs(name):
     Returns:
         list of paths, newest first; empty outside Kaggle.
     """
-    if not is_kernel():
-        return []
     # The mounts moved in 2026; the last pattern finds any other place, but may have to walk far.
-    for mounts in (("notebooks/*/*", "datasets/*/*", "*"), ("**",)):
+    for mounts in (("notebooks/*/*", "datasets/*/*", "*"), ("**",)) if is_kernel() else ():
         matches = {path for mount in mounts for path in (FOLDER / "input").glob(f"{mount}/{name}")}
-        found = sorted(path for path in matches if path.is_file())
-        if found:
+        if found := sorted(path for path in matches if path.is_file()):
             return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
     return []
 
 
-def find_data_sets():
-    """Finds the data sets in the CVDF layout that are mounted, e.g. the outputs of shrink.py.
+def list_inputs():
+    """Lists for a message what is mounted."""
+    there = sorted(str(path) for path in (FOLDER / "input").glob("*/*/*"))
+    return ", ".join(there[:8]) or "nothing"
 
-    Returns:
-        list of folders, in the order of their names.
+
+def find_data_sets():
+    """Lists the folders of the data sets that are mounted, e.g. the outputs of shrink.py.
 
     Raises:
         ExpectedError: there is none; the message lists what is there.
     """
     folders = sorted({path.parent.parent for path in find_inputs("metadata/*.csv")})
     if not folders:
-        there = ", ".join(sorted(str(path) for path in (FOLDER / "input").glob("*/*/*"))[:8])
         raise ExpectedError(
-            f"{FOLDER / 'input'}: no data set among {there or 'nothing'}; expected one with "
-            "metadata/ and its shards; add it as an input of the kernel",
+            f"{FOLDER / 'input'}: no data set among {list_inputs()}; expected one with metadata/ "
+            "and its shards; add it as an input of the kernel",
             setting="source",
         )
     return folders
 
 
 def require_package(module, package):
-    """Makes sure that a Python package is there; a Kaggle kernel installs it where it is missing.
-
-    Args:
-        module: name to import.
-        package: name to install.
+    """Makes sure that a module can be imported; a Kaggle kernel installs its package if not.
 
     Raises:
         ExpectedError: it is missing and cannot be installed.

@@ -4,12 +4,7 @@ from utils import ExpectedError, StoppedError, atomic_write, say
 
 
 def is_drawn(path, draw):
-    """Draws a picture or page in matplotlib's own style; says so and gives False where that fails.
-
-    Args:
-        path: what is drawn.
-        draw: function without arguments that draws and writes it.
-    """
+    """Lets `draw()` write a picture or page in matplotlib's own style; says so where that fails."""
     try:
         import matplotlib  # slow to import, and --help must answer at once
 
@@ -27,13 +22,7 @@ def is_drawn(path, draw):
 
 
 def draw_picture(path, draw, dpi=100):
-    """Draws a picture; tells whether it could be drawn.
-
-    Args:
-        path: of the picture.
-        draw: function without arguments that gives a matplotlib Figure.
-        dpi: dots per inch.
-    """
+    """Writes the matplotlib Figure of `draw()` as a picture; tells whether it could be drawn."""
 
     def write():
         figure = draw()
