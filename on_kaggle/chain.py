@@ -1,6 +1,7 @@
 """What to do next: kernels are pushed in order, as their inputs finish and sessions are free."""
 
 import time
+from collections import Counter
 
 from on_kaggle.client import ask_once, patiently, printable
 from on_kaggle.packing import REPORT
@@ -14,32 +15,30 @@ SETTLING_LOOKS = 5  # Kaggle may tell of the session before for a while
 
 
 class Chain:
-    """Pushes kernels when their inputs are finished and a GPU session is free.
+    """Pushes kernels (dict, name -> `Built`) when inputs are finished and a GPU session is free.
 
-    Args:
-        built: dict, name -> `Built`.
-        any_build: take what other builds finished.
+    With `any_build` it takes what other builds finished.
     """
 
     def __init__(self, built, any_build=False):
         self.built, self.any_build = built, any_build
-        self.states = {}  # name -> State
+        self.states, self.before_push = {}, {}  # name -> State
         self.finished = {}  # name -> report
-        self.before_push = {}  # name -> State
-        self.num_doubts = dict.fromkeys(built, 0)
-        self.num_pushes = dict.fromkeys(built, 0)
+        self.num_doubts, self.num_pushes = Counter(), Counter()
         self.is_full = self.was_full = False  # Kaggle refused a session since the last look, ever
 
     def advance(self, to_the_end=True):
-        """Pushes all kernels that are not finished, in order, waiting in between.
-
-        Args:
-            to_the_end: whether to wait for the last session, too.
-        """
+        """Pushes all kernels that are not finished, in order; waits in between, or to the end."""
         while True:
             self.look_at_all()
             for name in self.built:
-                self.step(name)
+                is_ready = self.finished.keys() >= set(self.inputs(name))
+                if name in self.finished or self.states[name].is_active or not is_ready:
+                    continue
+                if self.judge(name):
+                    self.finished[name] = self.states[name].report
+                else:
+                    self.try_push(name)
             left = self.built.keys() - self.finished.keys()
             if not left or (not to_the_end and all(self.num_pushes[name] for name in left)):
                 return
@@ -89,17 +88,6 @@ class Chain:
             if name not in self.states or state.status != self.states[name].status:
                 say(f"{time.strftime('%H:%M')} {name}: {state.status}")
             self.states[name] = state
-
-    def step(self, name):
-        """Pushes a kernel if it is its turn."""
-        if name in self.finished or self.states[name].is_active:
-            return
-        if any(other not in self.finished for other in self.inputs(name)):
-            return
-        if self.judge(name):
-            self.finished[name] = self.states[name].report
-        else:
-            self.try_push(name)
 
     def judge(self, name):
         """Tells whether a kernel is finished (True) or to be pushed (False).
@@ -182,13 +170,7 @@ class Chain:
 
 
 def push(built, before):
-    """Pushes a kernel.
-
-    Args:
-        before: its `State`.
-
-    Returns:
-        True, or False when Kaggle has no session free now.
+    """Pushes a kernel, whose `State` was `before`; False when Kaggle has no session free now.
 
     Raises:
         ExpectedError: it was refused, or a source was dropped.

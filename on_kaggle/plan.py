@@ -81,13 +81,10 @@ def name_by_gallery(kernels, recipe, described_as):
     """Puts kernels behind recognition that name test and index images by the train images.
 
     Args:
-        kernels: dict, name -> `Kernel`, those of 2019.
+        kernels: dict, name -> `Kernel` in the order to push, as it is given back: those of 2019.
         recipe: of recognition, one with descriptors to name by.
         described_as: arguments that all kernels share that read queries.npz: it is of no use to
             another batch size, say.
-
-    Returns:
-        dict, name -> `Kernel`, in the order to push.
     """
     galleries = [
         Kernel(
@@ -104,28 +101,22 @@ def name_by_gallery(kernels, recipe, described_as):
     )  # fmt: skip
     first = kernels["recognition"]
     first = replace(first, arguments=("--recipe", recipe, *first.arguments))
-    parts = [
+    chain = {one.name: one for one in (first, *galleries, vote)}
+    for name in PARTS:
         # Without --names a gallery that is missing would go unnoticed.
-        replace(
-            kernels[name],
-            arguments=(*kernels[name].arguments, "--names", "both", *described_as),
-            inputs=("recognition", *GALLERY, name),
-        )
-        for name in PARTS
-    ]
-    return {one.name: one for one in (first, *galleries, vote, *parts, kernels["merge"])}
+        arguments = (*kernels[name].arguments, "--names", "both", *described_as)
+        inputs = ("recognition", *GALLERY, name)
+        chain[name] = replace(kernels[name], arguments=arguments, inputs=inputs)
+    return chain | {"merge": kernels["merge"]}
 
 
 def shrink_first(kernels, words, num_parts):
     """Puts kernels without a GPU in front that make the data set small; the others read that.
 
     Args:
-        kernels: dict, name -> `Kernel`.
+        kernels: dict, name -> `Kernel` in the order to push, as it is given back.
         words: list, arguments of shrink.py that say how small, and what is kept.
         num_parts: kernels in front, each with its part of the data set.
-
-    Returns:
-        dict, name -> `Kernel`, in the order to push.
     """
     names = tuple(f"shrink-{part}" for part in range(num_parts))
     in_front = [
@@ -136,23 +127,15 @@ def shrink_first(kernels, words, num_parts):
         )
         for part, name in enumerate(names)
     ]  # fmt: skip
-    readers = [
-        replace(
-            kernel,
-            arguments=(*kernel.arguments, "--source", "inputs"),
-            inputs=(*names, *kernel.inputs),
-        )
-        for kernel in kernels.values()
-    ]
-    return {kernel.name: kernel for kernel in (*in_front, *readers)}
+    chain = {kernel.name: kernel for kernel in in_front}
+    for name, kernel in kernels.items():
+        arguments = (*kernel.arguments, "--source", "inputs")
+        chain[name] = replace(kernel, arguments=arguments, inputs=(*names, *kernel.inputs))
+    return chain
 
 
 def count_shrink_kernels(settings):
-    """Gives how many kernels must share the data set so that none has too large an output.
-
-    Args:
-        settings: parsed command line of shrink.py.
-    """
+    """Gives how many kernels must share the data set so that none has too large an output."""
     if settings.demo or settings.source:  # a world of a few MB, or nobody knows what
         return 2
     if settings.images or settings.landmarks:  # it ends where all are found, if it has all shards

@@ -44,9 +44,7 @@ def find_submitters(built):
 def collect(built, output):
     """Downloads the outputs of finished kernels, without checkpoints and descriptors.
 
-    Args:
-        built: dict, name -> `Built`.
-        output: folder; each kernel gets one in it. What is there already is not fetched again.
+    Each kernel gets a folder in the output. What is there already is not fetched again.
     """
     for name, one in built.items():
         state, folder = look(one), Path(output, name)
@@ -75,8 +73,18 @@ def collect(built, output):
 
 def _fetch(built, wanted, folder):
     """Downloads files (dict, path -> size) of a kernel and its report into a folder."""
+
+    def attempt():
+        download(built.id, temporary, [*wanted, REPORT])
+        if missing := _find_missing(temporary, wanted):
+            path, found = missing
+            raise NetworkError(
+                f"{built.id}: {path} came with {found} bytes; expected {wanted[path]}; collect "
+                "again"
+            )
+
     with scratch_folder(folder.parent / "scratch", "output") as temporary:
-        patiently(partial(_download, built, temporary, wanted))
+        patiently(attempt)
         for path in [*wanted, REPORT]:  # last what says that all is there
             target = folder / path
             try:
@@ -99,24 +107,8 @@ def _find_missing(folder, wanted):
     return None
 
 
-def _download(built, folder, wanted):
-    """Downloads the wanted files (dict, path -> size) of a kernel, and its report."""
-    download(built.id, folder, [*wanted, REPORT])
-    if missing := _find_missing(folder, wanted):
-        path, found = missing
-        raise NetworkError(
-            f"{built.id}: {path} came with {found} bytes; expected {wanted[path]}; collect again"
-        )
-
-
 def submit(built, output, challenges):
-    """Checks collected submissions, all of them first, and hands them in once each.
-
-    Args:
-        built: dict, name -> `Built`, the whole chain.
-        output: folder of `collect`.
-        challenges: list of keys of `CHALLENGES`.
-    """
+    """Checks the submissions that `collect` has in its output, and hands them in once each."""
     submitters = find_submitters(built)
     paths = {name: Path(output, submitters[name][-1], CHALLENGES[name][0]) for name in challenges}
     check_submissions(paths)
