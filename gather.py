@@ -18,7 +18,6 @@ from utils import Stop, say
 
 
 def parse_arguments(argv):
-    """Parses the command line."""
     parser = CommandLine(__doc__, prog="gather.py")
     parser.add_argument("folder", type=any_path, help="holds a folder of photos for each landmark")
     parser.add_argument(

@@ -43,7 +43,6 @@ def one_of(names, others="(?!)"):
 
 
 def make_parser():
-    """Makes the parser of the command line."""
     parser = CommandLine(__doc__, prog="kernels.py")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     help_of = {
@@ -120,7 +119,6 @@ def _add_build_options(add, is_required):
 
 
 def build(args):
-    """Writes the kernels."""
     extra = {entry: parse_arguments(entry, getattr(args, f"{entry}_args")) for entry in ENTRIES}
     kernels = plan(args, extra)
     if args.tpu:

@@ -36,7 +36,6 @@ from utils import say
 
 
 def make_parser():
-    """Makes the parser of the command line."""
     parser = CommandLine(__doc__, prog="shrink.py", usage="%(prog)s [options]")
     add_session_options(parser)
     if not kernel.is_kernel():
@@ -84,7 +83,6 @@ def _add_share_options(add):
 
 
 def parse_arguments(argv):
-    """Parses and checks the command line."""
     return parse_session(make_parser(), argv)
 
 

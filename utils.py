@@ -107,11 +107,9 @@ def copy_file(source, path):
 
 def file_md5(path):
     """Computes the md5 of a file as 32 hex characters."""
-    digest = hashlib.md5(usedforsecurity=False)
+    new = functools.partial(hashlib.md5, usedforsecurity=False)
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, new).hexdigest()
 
 
 def read_at(descriptor, num_bytes, offset):
@@ -260,7 +258,6 @@ def in_background(function, *args):
 
 
 def _start_worker(run, name, ask_to_stop=lambda: None):
-    """Starts a thread that never keeps the process alive."""
     worker = threading.Thread(target=run, name=name, daemon=True)
     _workers[worker] = ask_to_stop
     worker.start()
@@ -353,7 +350,6 @@ class Progress:
     The rate counts from the second update on: the first step of a network takes long.
 
     Args:
-        what: the job, e.g. `train/images_007.tar`.
         total: how much there is to do, or None.
         unit: of it, e.g. `images`; `B` for bytes; empty where nothing can be counted.
         is_ahead: whether it is done ahead of need, as a download.
@@ -391,7 +387,6 @@ class Progress:
         return (self.done - done) / (now - since) if now > since else 0
 
     def describe(self, now):
-        """Writes the plain line."""
         rate = self.rate(now)
         scale, unit, digits = (1e6, "MB", 1) if self.unit == "B" else (1, self.unit, 0)
         of_total = f" of {self.total / scale:,.0f}" if self.total else ""

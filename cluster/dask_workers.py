@@ -90,7 +90,6 @@ class Workers:
             self.client.cancel(futures)
 
     def _check(self, future, what):
-        """Raises what a job raised, in one line."""
         from distributed import KilledWorker
 
         if future.status == "finished":
@@ -154,7 +153,6 @@ def _require_project(client):
 
 
 def _start_here(num_workers):
-    """Starts a scheduler and worker processes on this machine."""
     from distributed import Nanny, Scheduler, SpecCluster
 
     gpus = _visible_gpus()
@@ -205,7 +203,6 @@ def _visible_gpus():
 
 
 def _do(arguments, function, job):
-    """Does a job in the worker's own session."""
     with _one_at_a_time:
         return function(_open_session(*arguments), job)
 

@@ -63,7 +63,6 @@ class Machines:
         self._client, self._turn = client, 0
 
     def name(self, number):
-        """Names a machine for a message."""
         return f"machine {number} ({self.addresses[number]})"
 
     # ------------------------------------------------------------------------ what is agreed on
@@ -129,7 +128,6 @@ class Machines:
         return self.exchange(None if self.number else rows)[0]
 
     def require_equal(self, facts):
-        """Raises ExpectedError unless all machines have the same facts."""
         facts = json.loads(json.dumps(facts))  # as others come
         for number, others in enumerate(self.exchange(facts)):
             for name in facts:
@@ -288,7 +286,6 @@ def join(addresses, number):
 
 
 def _connect(addresses, number):
-    """Connects to the other machines; gives `Machines`."""
     import jax
     from jax._src import distributed  # the key-value store has no public name
 

@@ -176,7 +176,6 @@ def write_shards(folder, photos, spool):
 
 
 def write_tables(folder, photos):
-    """Writes the metadata and the ground truth."""
     of = {split: [photo for photo in photos if photo.shard.split == split] for split in SPLITS}
     names = sorted({photo.landmark for photo in photos} - {""})
     number_of = {name: number for number, name in enumerate(names)}
@@ -214,7 +213,6 @@ def write_rows(path, rows):
 
 
 def count(photos, left_out):
-    """Counts what is in the data set."""
     names = {photo.landmark for photo in photos} - {""}
     trained = {photo.landmark for photo in photos if photo.shard.split == "train"}
     shards = {photo.shard for photo in photos}

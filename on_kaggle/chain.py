@@ -65,7 +65,6 @@ class Chain:
                 self.look_at_all()
 
     def inputs(self, name):
-        """Lists the other kernels that a kernel reads."""
         return [other for other in self.built[name].kernel.inputs if other != name]
 
     def look_at_all(self):
@@ -90,43 +89,11 @@ class Chain:
             self.states[name] = state
 
     def judge(self, name):
-        """Tells whether a kernel is finished (True) or to be pushed (False).
-
-        Raises:
-            ExpectedError: a person has to decide.
-        """
+        """Tells whether a kernel is finished or to be pushed; raises where a person must decide."""
         built, state = self.built[name], self.states[name]
         again = f"push it again with: python kernels.py push {name}"
+        logs = f"see `kaggle kernels logs {built.id}`"
         is_other_build = state.build not in ("", built.build)
-        if state.status != "COMPLETE":
-            self._require_pushable(name, is_other_build, again)
-            return False
-        if not state.report:
-            raise ExpectedError(
-                f"{built.id}: its output has no {REPORT}; expected a kernel of this project; "
-                f"if it may be replaced, {again}"
-            )
-        if not state.is_finished:
-            if name in built.kernel.inputs:
-                return False
-            raise ExpectedError(
-                f"{built.id}: it stopped without {built.kernel.result}; expected it to finish in "
-                f"one session; see `kaggle kernels logs {built.id}`, and {again}"
-            )
-        if any(state.report["started"] < self.finished[o]["ended"] for o in self.inputs(name)):
-            say(f"{name}: older than its inputs; pushing it again")
-            return False
-        if is_other_build and not self.any_build:
-            raise ExpectedError(
-                f"{built.id}: finished by build {state.build}; expected "
-                f"{built.build}, which is in {built.folder}",
-                setting="any_build",
-            )
-        return True
-
-    def _require_pushable(self, name, is_other_build, again):
-        """Raises ExpectedError unless a kernel that is not complete may be pushed."""
-        built, state = self.built[name], self.states[name]
         if state.status == "absent":
             if self.num_pushes[name]:
                 raise ExpectedError(
@@ -134,13 +101,35 @@ class Chain:
                     "kaggle.com under this owner",
                     setting="user",
                 )
-        elif is_other_build:
+            return False
+        if state.status != "COMPLETE":
+            if not is_other_build:
+                raise ExpectedError(
+                    f"{built.id}: {state.status} ({state.message or 'no reason given'}); expected "
+                    f"it to complete; {logs}; mend it and build, or {again}"
+                )
             say(f"{name}: {state.status} was of another build; pushing this one")
-        else:
+            return False
+        if not state.report:
             raise ExpectedError(
-                f"{built.id}: {state.status} ({state.message or 'no reason given'}); expected it "
-                f"to complete; see `kaggle kernels logs {built.id}`; mend it and build, or {again}"
+                f"{built.id}: its output has no {REPORT}; expected a kernel of this project; "
+                f"if it may be replaced, {again}"
             )
+        if not state.is_finished and name not in built.kernel.inputs:
+            raise ExpectedError(
+                f"{built.id}: it stopped without {built.kernel.result}; expected it to finish in "
+                f"one session; {logs}, and {again}"
+            )
+        if not state.is_finished:
+            return False
+        if any(state.report["started"] < self.finished[o]["ended"] for o in self.inputs(name)):
+            say(f"{name}: older than its inputs; pushing it again")
+            return False
+        if is_other_build and not self.any_build:
+            told = f"finished by build {state.build}; expected {built.build}"
+            where = f"which is in {built.folder}"
+            raise ExpectedError(f"{built.id}: {told}, {where}", setting="any_build")
+        return True
 
     def try_push(self, name):
         """Pushes a kernel if a session is free for it; tells whether it did."""
@@ -195,7 +184,6 @@ def push(built, before):
 
 
 def _require_whole(built, before, answer):
-    """Raises ExpectedError if Kaggle refused a push, or dropped sources of it."""
     if answer.error:
         raise ExpectedError(
             f"{built.id}: Kernel push error: {printable(answer.error)}; expected Kaggle to take "

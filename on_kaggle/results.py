@@ -21,7 +21,7 @@ from runs.session import (
     RECOGNITION_SUBMISSION,
     RETRIEVAL_SUBMISSION,
 )
-from utils import ExpectedError, file_md5, say
+from utils import ExpectedError, atomic_write, file_md5, say
 
 CHALLENGES = {  # challenge -> (its submission, the competition of 2019)
     "recognition": (RECOGNITION_SUBMISSION, "landmark-recognition-2019"),
@@ -65,7 +65,7 @@ def collect(built, output):
                 )
         if not state.is_finished:
             say(f"{one.id}: its last session is not finished; this is what there is")
-        if read_report(folder / REPORT) != state.report or _find_missing(folder, wanted):
+        if read_report(folder / REPORT) != state.report or _sizes_of(folder, wanted) != wanted:
             _fetch(one, wanted, folder)
         for path in wanted:
             print(folder / path)
@@ -76,35 +76,23 @@ def _fetch(built, wanted, folder):
 
     def attempt():
         download(built.id, temporary, [*wanted, REPORT])
-        if missing := _find_missing(temporary, wanted):
-            path, found = missing
-            raise NetworkError(
-                f"{built.id}: {path} came with {found} bytes; expected {wanted[path]}; collect "
-                "again"
-            )
+        for path, size in _sizes_of(temporary, wanted).items():
+            if size != wanted[path]:
+                told = f"{path} came with {size} bytes; expected {wanted[path]}; collect again"
+                raise NetworkError(f"{built.id}: {told}")
 
     with scratch_folder(folder.parent / "scratch", "output") as temporary:
         patiently(attempt)
         for path in [*wanted, REPORT]:  # last what says that all is there
-            target = folder / path
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(folder / path) as target:
                 os.replace(temporary / path, target)
-            except OSError as error:
-                raise ExpectedError(
-                    f"{target}: cannot be written ({error.strerror}); expected a writable folder",
-                    "output",
-                ) from error
 
 
-def _find_missing(folder, wanted):
-    """Gives the first file that is not there in its size: (path, size or None), or None."""
-    for path, size in wanted.items():
-        file = folder / path
-        found = file.stat().st_size if file.is_file() and not file.is_symlink() else None
-        if found != size:
-            return path, found
-    return None
+def _sizes_of(folder, paths):
+    """Gives the sizes of files: dict, path -> bytes, or None where it is not there."""
+    files = {path: folder / path for path in paths}
+    are_there = {path: file.is_file() and not file.is_symlink() for path, file in files.items()}
+    return {path: files[path].stat().st_size if are_there[path] else None for path in paths}
 
 
 def submit(built, output, challenges):
@@ -124,9 +112,8 @@ def _submit_once(competition, path, words):
     listed = ask_once("competition_submissions", competition) or []
     if any(words in (one.description or "") for one in listed):
         return "is submitted already"
-    answer = ask_once(
-        "competition_submit", str(path), words, competition, quiet=True, timeout_s=3600
-    )
+    options = {"quiet": True, "timeout_s": 3600}
+    answer = ask_once("competition_submit", str(path), words, competition, **options)
     if "successfully submitted" not in answer.message.lower():
         raise ExpectedError(
             f"{competition}: {printable(answer.message)}; expected Kaggle to take {path}; "

@@ -64,11 +64,11 @@ def look(built):
     """Asks Kaggle for a kernel's `State`."""
     try:
         answer = ask("kernels_status", built.id)
+        status = answer.status.name
     except ClientError as error:
         if error.status not in (401, 403, 404):  # Kaggle may deny access to what is not there
             raise
-        return State("absent")
-    status = answer.status.name
+        status = "NEW_SCRIPT"
     if status == "NEW_SCRIPT":
         return State("absent")
     if status not in ("COMPLETE", "ERROR"):

@@ -96,20 +96,19 @@ class CommandLine(argparse.ArgumentParser):
         """Writes the help; what is in further groups is explained if asked for."""
         if explains_all or not self.further_groups:
             return super().format_help()
-        briefs, helps = [], {}
-        for group in self.further_groups:
-            words = []
-            for action in group._group_actions:
-                helps[action], action.help = action.help, argparse.SUPPRESS
-                names = action.option_strings[-1 if action.default is True else 0]  # --no-augment
-                default = "" if action.default is True else _typed(action.default)
-                words.append(f"{names} {default}".rstrip())
-            briefs.append(f"{group.title}: {', '.join(words)}")
+        groups = self._action_groups
+        self._action_groups = [group for group in groups if group not in self.further_groups]
         text = f"{super().format_help()}\nmore, with their defaults; --help-all explains them\n"
-        for action, words in helps.items():
-            action.help = words
+        self._action_groups = groups
         wrap = textwrap.TextWrapper(_help_width(), subsequent_indent="  ", break_on_hyphens=False)
-        return text + "".join(f"{wrap.fill(brief)}\n" for brief in briefs)
+        for group in self.further_groups:
+            options = (
+                f"{one.option_strings[0]} {_typed(one.default)}".rstrip()
+                if one.default is not True else one.option_strings[-1]  # e.g. --no-augment
+                for one in group._group_actions
+            )  # fmt: skip
+            text += wrap.fill(f"{group.title}: {', '.join(options)}") + "\n"
+        return text
 
     def parse_known_args(self, args=None, namespace=None):
         """Parses; an option that does not exist ends the process with the one that is nearest."""
@@ -124,7 +123,6 @@ class CommandLine(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
-        """Ends the process with exit code 2 and one line instead of the whole usage."""
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 

@@ -82,7 +82,6 @@ class Settings:
         return page | ({"images": digest} if self.is_slice else {"labels": f"clean {digest}"})
 
     def choose(self, shard, members):
-        """Keeps the members of a shard that are wanted."""
         if shard.split not in self.kept:
             return members
         ids = np.array([member.image_id for member in members], np.uint64)
@@ -427,7 +426,6 @@ def write_history(session, pages, seconds):
 
 
 def draw_pairs(page, pairs):
-    """Draws a few pictures of a shard as a matplotlib Figure, before and after."""
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(3 * NUM_PAIRS, 5.4), layout="constrained")
