@@ -27,13 +27,7 @@ _one_at_a_time = threading.Lock()  # a worker may have several threads, Keras ha
 
 
 class Workers:
-    """The workers of a cluster.
-
-    Args:
-        client: distributed.Client.
-        session: `Session` of the script, which holds the output.
-        scratch: folder for the workers' downloads.
-    """
+    """The workers of a cluster, by its distributed.Client, with a folder for their downloads."""
 
     def __init__(self, client, session, scratch):
         self.client, self.session = client, session
@@ -105,9 +99,7 @@ class Workers:
 
 @contextlib.contextmanager
 def open_workers(where, session, scratch):
-    """Yields the `Workers` of a Dask scheduler, or of `local:N`: N worker processes here.
-
-    On a machine with GPUs each of the latter gets one.
+    """Yields the `Workers` of a Dask scheduler, or of `local:N`: N processes here, a GPU for each.
 
     Raises:
         ExpectedError: Dask is not installed, nobody answers, or those there lack the project.

@@ -68,11 +68,7 @@ class Machines:
     # ------------------------------------------------------------------------ what is agreed on
 
     def exchange(self, value):
-        """Gives what all machines say, in their order; all of them must call it.
-
-        Raises:
-            LostError: one of them ended.
-        """
+        """Gives what all machines say, in their order; LostError if one ended. All must call it."""
         if self.count == 1:
             return [value]
         self._say(self._turn, {"value": value})

@@ -41,16 +41,10 @@ SMALL_BYTES = 60_000  # of a small picture, at most, to see whether the disk has
 
 
 def gather(folder, non_landmarks, output, pixels, stop):
-    """Makes a data set of the photos below a folder, unless it is there.
+    """Makes a data set of the photos below a folder; gives what it holds, as `MARKER` has it.
 
-    The same photos give the same bytes. The output takes its name only when it is whole.
-
-    Args:
-        output: folder of the data set; new, empty, or an earlier one of this kind.
-        pixels: of the pictures' shorter side.
-
-    Returns:
-        dict of what it holds, as `MARKER` has it.
+    The same photos give the same bytes. The output, which is new, empty, or an earlier one of this
+    kind, takes its name only when it is whole.
 
     Raises:
         StoppedError: `stop` asked to.

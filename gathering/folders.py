@@ -54,11 +54,7 @@ class Photo:
 def find_photos(folder, non_landmarks=None):
     """Finds all files below the folders of landmarks, or `train` and `test` above these.
 
-    Args:
-        non_landmarks: folder of pictures without a landmark, or None.
-
-    Returns:
-        (list of `Photo` by path, list of (path, reason) of what is left out unread).
+    Gives (list of `Photo` by path, list of (path, reason) of what is left out unread).
 
     Raises:
         ExpectedError: no folder, or no landmarks in it.
@@ -126,14 +122,7 @@ def landmark_name(folder_name):
 
 
 def read(photo, pixels):
-    """Reads a photo, and notes what it is; gives its small picture as bytes of a JPEG.
-
-    Args:
-        pixels: of the picture's shorter side; none is enlarged.
-
-    Raises:
-        BadImageError: it cannot be read.
-    """
+    """Reads a photo and notes what it is; gives its small picture as a JPEG, or BadImageError."""
     try:
         data = read_photo(photo.path)
         jpeg = shrink_image(data, pixels, QUALITY, PHOTO_FORMATS)

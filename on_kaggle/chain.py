@@ -15,10 +15,7 @@ SETTLING_LOOKS = 5  # Kaggle may tell of the session before for a while
 
 
 class Chain:
-    """Pushes kernels (dict, name -> `Built`) when inputs are finished and a GPU session is free.
-
-    With `any_build` it takes what other builds finished.
-    """
+    """Pushes kernels (name -> `Built`) when inputs are finished and a session is free for them."""
 
     def __init__(self, built, any_build=False):
         self.built, self.any_build = built, any_build
@@ -159,11 +156,7 @@ class Chain:
 
 
 def push(built, before):
-    """Pushes a kernel, whose `State` was `before`; False when Kaggle has no session free now.
-
-    Raises:
-        ExpectedError: it was refused, or a source was dropped.
-    """
+    """Pushes a kernel whose `State` was `before`; False where Kaggle has no session free now."""
     attempts = []
 
     def attempt():

@@ -121,10 +121,7 @@ if __name__ == "__main__":
 
 
 def find_modules(entry, with_demo=False):
-    """Reads the modules of this project that a script imports: dict, path -> source.
-
-    The demo's folder, which `--demo` alone imports, is left out unless asked for.
-    """
+    """Reads the modules that a script imports: dict, path -> source; demo/ only if asked for."""
     finder = ModuleFinder([str(ROOT)], excludes=[] if with_demo else ["demo"])
     finder.run_script(str(ROOT / f"{entry}.py"))
     files = {Path(one.__file__) for one in finder.modules.values() if one.__file__}
@@ -153,13 +150,7 @@ def pack(modules):
 
 
 def write_kernels(kernels, extra, args):
-    """Writes a folder with metadata and script for each kernel, and the table of them all.
-
-    Args:
-        kernels: dict, name -> `Kernel`.
-        extra: dict, script -> list of extra arguments.
-        args: the command line of `kernels.py build`.
-    """
+    """Writes folders with metadata and script, and the table of all kernels (name -> `Kernel`)."""
     folder = args.kernels
     with contextlib.suppress(OSError):  # written last: half a build is none
         Path(folder, CHAIN_FILE).unlink()
@@ -197,11 +188,7 @@ def _facts(kernel, version, extra, args):
 
 
 def read_chain(folder):
-    """Reads the table that `write_kernels` wrote: dict, name -> `Kernel`.
-
-    Raises:
-        OSError, ValueError, KeyError, TypeError, AttributeError: it is not there or not as written.
-    """
+    """Reads the table that `write_kernels` wrote; raises plain errors where it is not so."""
     found = {}
     for row in json.loads(Path(folder, CHAIN_FILE).read_text(encoding="utf-8")):
         row = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}
@@ -257,11 +244,7 @@ def parse_arguments(entry, text):
 
 
 def read_settings(entry, arguments):
-    """Lets a script's own parser read its arguments, and gives what it made of them.
-
-    Raises:
-        ExpectedError: the script does not take them.
-    """
+    """Lets a script's own parser read its arguments; ExpectedError where it does not take them."""
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):  # where a parser says what is wrong

@@ -111,12 +111,9 @@ def name_by_gallery(kernels, recipe, described_as):
 
 
 def shrink_first(kernels, words, num_parts):
-    """Puts kernels without a GPU in front that make the data set small; the others read that.
+    """Puts so many kernels without a GPU in front that make the data set small for the others.
 
-    Args:
-        kernels: dict, name -> `Kernel` in the order to push, as it is given back.
-        words: list, arguments of shrink.py that say how small, and what is kept.
-        num_parts: kernels in front, each with its part of the data set.
+    The words are arguments of shrink.py.
     """
     names = tuple(f"shrink-{part}" for part in range(num_parts))
     in_front = [

@@ -31,10 +31,7 @@ NOT_COLLECTED = (f"{CHECKPOINTS}/", f"{DESCRIPTORS}/", QUERIES)
 
 
 def find_submitters(built):
-    """Gives which kernels write a challenge's submission: dict, challenge -> names in order.
-
-    The last one counts: with a gallery, that of recognition is the head's alone.
-    """
+    """Lists by challenge the kernels that write its submission; the last one's counts."""
     return {
         challenge: [name for name, one in built.items() if one.kernel.result == result]
         for challenge, (result, _) in CHALLENGES.items()
@@ -42,10 +39,7 @@ def find_submitters(built):
 
 
 def collect(built, output):
-    """Downloads the outputs of finished kernels, without checkpoints and descriptors.
-
-    Each kernel gets a folder in the output. What is there already is not fetched again.
-    """
+    """Downloads outputs, without checkpoints and descriptors, where they are not there already."""
     for name, one in built.items():
         state, folder = look(one), Path(output, name)
         if not state.report:

@@ -70,12 +70,7 @@ def _typed(default):
 
 
 class CommandLine(argparse.ArgumentParser):
-    """An argument parser with examples in its help, which answers wrong use in one line.
-
-    Args:
-        doc: docstring of the script: its first line, and examples that begin with `python`.
-        kwargs: of `argparse.ArgumentParser`.
-    """
+    """A parser that shows a script's docstring, and answers wrong use in one line."""
 
     def __init__(self, doc=None, **kwargs):
         if doc:  # none with `python -OO`
@@ -325,12 +320,8 @@ def add_session_options(parser):
 def parser_in_parts(doc, script, whole, last_step, descriptor_dtype):
     """Makes the parser of a script that describes images and searches them in parts.
 
-    Args:
-        whole: what has parts, e.g. `index`.
-        last_step: what joins them, e.g. `merge`.
-
-    Returns:
-        (`CommandLine`, its group of the descriptors, its group of the search).
+    The `whole`, e.g. `index`, has parts; the `last_step`, e.g. `merge`, joins them. Gives
+    (`CommandLine`, its group of the descriptors, its group of the search).
     """
     usage = f"%(prog)s [all | {last_step} [FILE ...]] [options]"
     parser = CommandLine(doc, prog=f"{script}.py", usage=usage)
@@ -403,12 +394,9 @@ def require_model(args):
 
 
 def find_part_files(args, pattern):
-    """Lists the part files of a last step: those that were named, or all that are there.
+    """Lists the part files of a last step, those named or all; None where they are searched first.
 
-    None where they are searched first, for which model and queries are there.
-
-    Raises:
-        ExpectedError: what is needed is missing, which is told before a world is drawn.
+    What is missing then is told by an ExpectedError before a world is drawn.
     """
     if args.step != "all":
         return args.files or Session(args.output, source=None, stop=None).find_parts(pattern)

@@ -25,10 +25,8 @@ WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what such netw
 def hold_folder(folder, name):
     """Keeps other runs of this name out of a folder; removes the half-written files of dead ones.
 
-    Runs of different names, e.g. `recognition` and `part-3`, share the folder.
-
-    Raises:
-        ExpectedError: another run holds it, or it cannot be written to.
+    Runs of different names, e.g. `recognition` and `part-3`, share the folder. ExpectedError: it is
+    held, or cannot be written to.
     """
     path = Path(folder) / f"{RUNNING}{name}"
     with contextlib.ExitStack() as stack:

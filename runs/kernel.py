@@ -43,11 +43,7 @@ def list_inputs():
 
 
 def find_data_sets():
-    """Lists the folders of the data sets that are mounted, e.g. the outputs of shrink.py.
-
-    Raises:
-        ExpectedError: there is none; the message lists what is there.
-    """
+    """Lists the folders of mounted data sets; ExpectedError, with what is there, if none."""
     folders = sorted({path.parent.parent for path in find_inputs("metadata/*.csv")})
     if not folders:
         raise ExpectedError(
@@ -59,11 +55,7 @@ def find_data_sets():
 
 
 def require_package(module, package):
-    """Makes sure that a module can be imported; a Kaggle kernel installs its package if not.
-
-    Raises:
-        ExpectedError: it is missing and cannot be installed.
-    """
+    """Raises ExpectedError unless a module can be imported; in a kernel it is installed first."""
     if importlib.util.find_spec(module):
         return
     if is_kernel():

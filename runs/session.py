@@ -108,11 +108,7 @@ class Session:
         return [*own, *kernel.find_inputs(name)]
 
     def find_parts(self, pattern):
-        """Finds the files of parts, e.g. `part_name("*", 6)`: one for each name.
-
-        Raises:
-            ExpectedError: there are none.
-        """
+        """Finds files of parts, e.g. `part_name("*", 6)`, one for each name, or ExpectedError."""
         # A part of the output goes before the newest of other kernels.
         found = {path.name: path for path in reversed(self.find_all(pattern))}
         if not found:
@@ -123,11 +119,7 @@ class Session:
         return sorted(found.values(), key=lambda path: path.name)
 
     def find(self, name):
-        """Finds a result in the output, or in that of another kernel.
-
-        Raises:
-            ExpectedError: it is nowhere; the message lists what is there.
-        """
+        """Finds a result here or in another kernel's output; ExpectedError, with what is there."""
         if found := self.find_all(name):
             return found[0]
         there = f" or {kernel.FOLDER / 'input'}, where there is {kernel.list_inputs()}"

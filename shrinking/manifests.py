@@ -31,11 +31,7 @@ def _write(path, page):
 
 
 def read_page(path):
-    """Reads and checks what `write_page` wrote.
-
-    Raises:
-        ExpectedError: it cannot be read, is damaged, or was edited.
-    """
+    """Reads what `write_page` wrote; ExpectedError if it is unreadable, damaged or edited."""
     try:
         page = json.loads(path.read_text(encoding="utf-8"))
         digest = page.pop("digest")
@@ -79,14 +75,11 @@ def require_same_settings(session, splits, settings_of):
 
 
 def find_done(session, shards, settings_of, copies_earlier):
-    """Finds the shards that are shrunk already, in the output and by earlier sessions.
+    """Finds what is shrunk already, here and by earlier sessions: dict, `Shard` -> its page.
 
     Args:
         settings_of: function, `Shard` -> dict, the settings that it must have been shrunk with.
         copies_earlier: copy what is not in the output into it, with the history.
-
-    Returns:
-        dict, `Shard` -> its page.
     """
     if copies_earlier:
         session.copy_earlier(SHRINK_HISTORY)
@@ -149,12 +142,7 @@ def _copy(session, shard, folder, page):
 
 
 def write_summary(path, shards, pages):
-    """Writes the page of a whole part; gives a line that says what it is.
-
-    Args:
-        shards: list of `Shard` of the part.
-        pages: dict, `Shard` -> its page; without those that were left out as broken.
-    """
+    """Writes the page of a whole part; gives a line that says what it is."""
     totals = ("images", "source_bytes", "bytes")
     total = {name: sum(page[name] for page in pages.values()) for name in totals}
     total["bad_images"] = sum(len(page["bad_images"]) for page in pages.values())

@@ -225,11 +225,7 @@ def _tell_cost(settings, sizes):
 
 
 def shrink_in_order(session, settings, shards, is_over=lambda shard: False):
-    """Shrinks shards until one `is_over`, reading the next ones of a split ahead.
-
-    Yields:
-        (page or None for a broken shard, seconds, `ShardEnd`) of each.
-    """
+    """Shrinks shards until one `is_over`; yields (page, None if broken; seconds; `ShardEnd`)."""
     longest_s = 0
     for _, group in itertools.groupby(shards, key=lambda shard: shard.split):
         plan = [(0, shard) for shard in group]
