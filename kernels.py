@@ -76,46 +76,31 @@ def make_parser():
 
 
 def _add_build_options(add, is_required):
-    add(
-        "--user", required=is_required, metavar="NAME", help="owner on Kaggle",
-        type=matching(WORD, "a name on Kaggle"),
-    )  # fmt: skip
-    add(
-        "--recipe", choices=RECIPES,
+    # fmt: off
+    add("--user", required=is_required, metavar="NAME", help="owner on Kaggle",
+        type=matching(WORD, "a name on Kaggle"))
+    add("--recipe", choices=RECIPES,
         help="of recognition; with strong or frozen, kernels follow in which the nearest train "
-        "images name test and index images (default: 2019)",
-    )  # fmt: skip
-    add(
-        "--max-hours", type=float, default=11, metavar="H",
-        help="time budget of a GPU session, hours; Kaggle cuts it off at 12",
-    )  # fmt: skip
+        "images name test and index images (default: 2019)")
+    add("--max-hours", type=float, default=11, metavar="H",
+        help="time budget of a GPU session, hours; Kaggle cuts it off at 12")
     for entry in ENTRIES:
-        told = f"more arguments for {entry}.py"
-        add(f"--{entry}-args", default="", metavar="ARGS", help=told)
-    add(
-        "--shrink", type=number(int, 32, 4096), metavar="N",
-        help="first make the pictures small, to N pixels, in kernels without a GPU (try 256)",
-    )  # fmt: skip
-    add(
-        "--shrink-kernels", type=number(int, 1, 99), metavar="K",
-        help="kernels that share that (default: as many as their outputs need)",
-    )  # fmt: skip
-    add(
-        "--dataset", action="append", default=[], metavar="OWNER/SLUG", help="data set to mount",
-        type=matching(f"{WORD}/{WORD}", "owner/slug, as in the address of its page"),
-    )  # fmt: skip
-    add(
-        "--model-source", action="append", default=[], metavar="OWNER/MODEL/FRAMEWORK/NAME/VERSION",
+        add(f"--{entry}-args", default="", metavar="ARGS",
+            help=f"more arguments for {entry}.py")
+    add("--shrink", type=number(int, 32, 4096), metavar="N",
+        help="first make the pictures small, to N pixels, in kernels without a GPU (try 256)")
+    add("--shrink-kernels", type=number(int, 1, 99), metavar="K",
+        help="kernels that share that (default: as many as their outputs need)")
+    add("--dataset", action="append", default=[], metavar="OWNER/SLUG", help="data set to mount",
+        type=matching(f"{WORD}/{WORD}", "owner/slug, as in the address of its page"))
+    add("--model-source", action="append", default=[], metavar="OWNER/MODEL/FRAMEWORK/NAME/VERSION",
         help="model of kaggle.com/models to mount, e.g. for hub: without internet",
-        type=matching(rf"{WORD}/{WORD}/{WORD}/{WORD}/\d+", "owner/model/framework/name/version"),
-    )  # fmt: skip
-    add(
-        "--tpu", action="store_true", help="train on a TPU instead of two T4s, see docs/machines.md"
-    )
-    add(
-        "--no-internet", action="store_true",
-        help="kernels without internet, but for those that make the pictures small",
-    )  # fmt: skip
+        type=matching(rf"{WORD}/{WORD}/{WORD}/{WORD}/\d+", "owner/model/framework/name/version"))
+    add("--tpu", action="store_true",
+        help="train on a TPU instead of two T4s, see docs/machines.md")
+    add("--no-internet", action="store_true",
+        help="kernels without internet, but for those that make the pictures small")
+    # fmt: on
 
 
 def build(args):

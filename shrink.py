@@ -41,45 +41,30 @@ def make_parser():
     if not kernel.is_kernel():
         parser.set_defaults(output=Path("output/shrunk"))
     add = parser.add_argument_group("pictures").add_argument
-    add(
-        "--pixels", type=number(int, 32, 4096), default=256, metavar="N",
-        help="shorter side of a picture; none is enlarged",
-    )  # fmt: skip
+    # fmt: off
+    add("--pixels", type=number(int, 32, 4096), default=256, metavar="N",
+        help="shorter side of a picture; none is enlarged")
     add("--quality", type=number(int, 1, 95), default=85, metavar="Q", help="of the JPEGs")
-    add(
-        "--labels", choices=("full", "clean"), default="full",
-        help="train images to keep: all, or those of train_clean.csv",
-    )  # fmt: skip
+    add("--labels", choices=("full", "clean"), default="full",
+        help="train images to keep: all, or those of train_clean.csv")
     add("--split", choices=(*SPLITS, "all"), default="all", help="what of the data set to keep")
-    add(
-        "--images", type=any_path, metavar="FILE",
-        help="keep just the images of this CSV (column id), of any split",
-    )  # fmt: skip
-    add(
-        "--landmarks", type=any_path, metavar="FILE",
+    add("--images", type=any_path, metavar="FILE",
+        help="keep just the images of this CSV (column id), of any split")
+    add("--landmarks", type=any_path, metavar="FILE",
         help="keep just the train images of these landmarks: ids or names, * for any letters, one "
-        "a line",
-    )  # fmt: skip
-    _add_share_options(parser.add_argument_group("share").add_argument)
-    return parser
-
-
-def _add_share_options(add):
+        "a line")
+    add = parser.add_argument_group("share").add_argument
     add("--part", type=number(int, 0), default=0, metavar="K", help="the part to make, from 0")
     add("--parts", type=number(int, 1), default=1, metavar="N", help="parts of the data set")
-    add(
-        "--scheduler", type=scheduler_address, metavar="ADDRESS",
-        help="shrink shards on the workers of this Dask scheduler, or of local:N",
-    )  # fmt: skip
-    add(
-        "--max-gb", type=number(float, 1e-6), metavar="GB",
+    add("--scheduler", type=scheduler_address, metavar="ADDRESS",
+        help="shrink shards on the workers of this Dask scheduler, or of local:N")
+    add("--max-gb", type=number(float, 1e-6), metavar="GB",
         default=kernel.MAX_OUTPUT_GB if kernel.is_kernel() else None,
-        help="stop where the output would become larger",
-    )  # fmt: skip
-    add(
-        "--copy-earlier", action="store_true",
-        help="copy what earlier sessions made into the output, which replaces theirs",
-    )  # fmt: skip
+        help="stop where the output would become larger")
+    add("--copy-earlier", action="store_true",
+        help="copy what earlier sessions made into the output, which replaces theirs")
+    # fmt: on
+    return parser
 
 
 def parse_arguments(argv):

@@ -8,18 +8,9 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from data import sources
 from data.images import BadImageError
-from data.sources import (
-    CATEGORY_CSV,
-    INDEX_CSV,
-    RECOGNITION_SOLUTION,
-    RETRIEVAL_SOLUTION,
-    SPLITS,
-    TEST_CSV,
-    TRAIN_CLEAN_CSV,
-    TRAIN_CSV,
-    Shard,
-)
+from data.sources import SPLITS, Shard
 from data.tars import add_image, open_new
 from gathering.division import divide
 from gathering.folders import find_photos, read
@@ -186,14 +177,14 @@ def write_tables(folder, photos):
         retrieval.append((photo.id, " ".join(right) or "None", usage if right else "Ignored"))
     clean = [(number_of[name], " ".join(ids)) for name, ids in sorted(train_of.items())]
     tables = {
-        TRAIN_CSV: [("id", "url", "landmark_id")]
+        sources.TRAIN_CSV: [("id", "url", "landmark_id")]
         + [(photo.id, "", number_of[photo.landmark]) for photo in of["train"]],
-        TRAIN_CLEAN_CSV: [("landmark_id", "images"), *clean],
-        CATEGORY_CSV: [("landmark_id", "category"), *enumerate(names)],
-        INDEX_CSV: [("id",), *((photo.id,) for photo in of["index"])],
-        TEST_CSV: [("id",), *((photo.id,) for photo in of["test"])],
-        RECOGNITION_SOLUTION: [("id", "landmarks", "Usage"), *recognition],
-        RETRIEVAL_SOLUTION: [("id", "images", "Usage"), *retrieval],
+        sources.TRAIN_CLEAN_CSV: [("landmark_id", "images"), *clean],
+        sources.CATEGORY_CSV: [("landmark_id", "category"), *enumerate(names)],
+        sources.INDEX_CSV: [("id",), *((photo.id,) for photo in of["index"])],
+        sources.TEST_CSV: [("id",), *((photo.id,) for photo in of["test"])],
+        sources.RECOGNITION_SOLUTION: [("id", "landmarks", "Usage"), *recognition],
+        sources.RETRIEVAL_SOLUTION: [("id", "images", "Usage"), *retrieval],
     }
     for name, rows in tables.items():
         write_rows(folder / name, rows)

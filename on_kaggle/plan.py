@@ -3,14 +3,8 @@
 import math
 from dataclasses import dataclass, replace
 
+from runs import session
 from runs.kernel import MAX_OUTPUT_GB
-from runs.session import (
-    RECOGNITION_SUBMISSION,
-    RETRIEVAL_SUBMISSION,
-    gallery_part_name,
-    part_name,
-    shrunk_name,
-)
 
 NUM_PARTS = 6
 # Neither output nor time asks for more: 1.6 GB and 5 h in all of cleaned labels, 4.2 GB of all
@@ -57,19 +51,19 @@ class Kernel:
 PARTS = tuple(f"part-{part}" for part in range(NUM_PARTS))
 _CHAIN = (
     Kernel(
-        "recognition", "Landmark recognition", "recognition", (), RECOGNITION_SUBMISSION,
+        "recognition", "Landmark recognition", "recognition", (), session.RECOGNITION_SUBMISSION,
         inputs=("recognition",),
     ),
     *(
         Kernel(
             name, f"Landmark retrieval part {part}", "retrieval",
-            ("--part", str(part), "--parts", str(NUM_PARTS)), part_name(part, NUM_PARTS),
+            ("--part", str(part), "--parts", str(NUM_PARTS)), session.part_name(part, NUM_PARTS),
             inputs=("recognition", name),
         )
         for part, name in enumerate(PARTS)
     ),
     Kernel(
-        "merge", "Landmark retrieval merge", "retrieval", ("merge",), RETRIEVAL_SUBMISSION,
+        "merge", "Landmark retrieval merge", "retrieval", ("merge",), session.RETRIEVAL_SUBMISSION,
         inputs=PARTS, machine="cpu",
     ),
 )  # fmt: skip
@@ -90,13 +84,13 @@ def name_by_gallery(kernels, recipe, described_as):
         Kernel(
             name, f"Landmark gallery part {part}", "nearest",
             ("--part", str(part), "--parts", str(NUM_GALLERY_PARTS), *described_as),
-            gallery_part_name(part, NUM_GALLERY_PARTS), inputs=("recognition", name),
+            session.gallery_part_name(part, NUM_GALLERY_PARTS), inputs=("recognition", name),
         )
         for part, name in enumerate(GALLERY)
     ]  # fmt: skip
     vote = Kernel(
         "vote", "Landmark vote", "nearest",
-        ("vote", "--parts", str(NUM_GALLERY_PARTS), *described_as), RECOGNITION_SUBMISSION,
+        ("vote", "--parts", str(NUM_GALLERY_PARTS), *described_as), session.RECOGNITION_SUBMISSION,
         inputs=("recognition", *GALLERY, "vote"), machine="cpu",
     )  # fmt: skip
     first = kernels["recognition"]
@@ -120,7 +114,7 @@ def shrink_first(kernels, words, num_parts):
         Kernel(
             name, f"Landmark shrink part {part}", "shrink",
             (*words, "--part", str(part), "--parts", str(num_parts), "--copy-earlier"),
-            shrunk_name(part, num_parts), inputs=(name,), machine="cpu", downloads=True,
+            session.shrunk_name(part, num_parts), inputs=(name,), machine="cpu", downloads=True,
         )
         for part, name in enumerate(names)
     ]  # fmt: skip

@@ -4,30 +4,20 @@ import os
 from functools import partial
 from pathlib import Path
 
+from data import submissions
 from data.landmarks import parse_image_ids
-from data.submissions import (
-    check_retrieval_submission,
-    read_recognition_submission,
-    read_retrieval_submission,
-)
 from on_kaggle.client import NetworkError, ask_once, download, patiently, printable
 from on_kaggle.packing import REPORT
 from on_kaggle.states import look, read_report
+from runs import session
 from runs.folders import scratch_folder
-from runs.session import (
-    CHECKPOINTS,
-    DESCRIPTORS,
-    QUERIES,
-    RECOGNITION_SUBMISSION,
-    RETRIEVAL_SUBMISSION,
-)
 from utils import ExpectedError, atomic_write, file_md5, say
 
 CHALLENGES = {  # challenge -> (its submission, the competition of 2019)
-    "recognition": (RECOGNITION_SUBMISSION, "landmark-recognition-2019"),
-    "retrieval": (RETRIEVAL_SUBMISSION, "landmark-retrieval-2019"),
+    "recognition": (session.RECOGNITION_SUBMISSION, "landmark-recognition-2019"),
+    "retrieval": (session.RETRIEVAL_SUBMISSION, "landmark-retrieval-2019"),
 }
-NOT_COLLECTED = (f"{CHECKPOINTS}/", f"{DESCRIPTORS}/", QUERIES)
+NOT_COLLECTED = (f"{session.CHECKPOINTS}/", f"{session.DESCRIPTORS}/", session.QUERIES)
 
 
 def find_submitters(built):
@@ -120,9 +110,9 @@ def check_submissions(paths):
     """Checks submissions (dict, challenge -> path), and that they answer the same test images."""
     ids = None
     if path := paths.get("recognition"):
-        ids = parse_image_ids(list(read_recognition_submission(path)), path)
+        ids = parse_image_ids(list(submissions.read_recognition_submission(path)), path)
     if path := paths.get("retrieval"):
         if ids is None:
-            ids = parse_image_ids(list(read_retrieval_submission(path)), path)
-        check_retrieval_submission(path, ids)
+            ids = parse_image_ids(list(submissions.read_retrieval_submission(path)), path)
+        submissions.check_retrieval_submission(path, ids)
     say(f"{', '.join(map(str, paths.values()))}: {len(ids):,} test images")

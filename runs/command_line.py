@@ -284,91 +284,61 @@ def setting_flag(name, value):
 def add_session_options(parser):
     """Adds the options that every script has to its command line."""
     add, in_kernel = parser.add_argument, kernel.is_kernel()
-    add(
-        "--source", action="append", metavar="PLACE",
+    # fmt: off
+    add("--source", action="append", metavar="PLACE",
         help="folder or web address in the CVDF layout; may be given again, for a data set spread "
-        f"over several; {INPUTS} stands for all that a kernel has mounted (default: {CVDF_URL})",
-    )  # fmt: skip
-    add(
-        "--demo", action="store_true",
+        f"over several; {INPUTS} stands for all that a kernel has mounted (default: {CVDF_URL})")
+    add("--demo", action="store_true",
         help="draw the miniature landmark world, serve it on this machine and use it as the source "
-        "(unless there is a --source), with settings for its size",
-    )  # fmt: skip
-    add(
-        "--output", type=any_path,
+        "(unless there is a --source), with settings for its size")
+    add("--output", type=any_path,
         default=kernel.FOLDER / "working" if in_kernel else Path("output"),
-        help="folder for the results, continued if they are there",
-    )  # fmt: skip
-    add(
-        "--scratch", type=any_path, default=kernel.FOLDER / "tmp" if in_kernel else None,
-        help="folder for downloads (default: <output>/scratch)",
-    )  # fmt: skip
-    add(
-        "--connections", type=number(int, 1, 64), default=MAX_CONNECTIONS, metavar="N",
-        help="shards downloaded at once; N + 1 are in scratch at most",
-    )  # fmt: skip
-    add(
-        "--max-hours", type=float, metavar="H", default=kernel.MAX_HOURS if in_kernel else None,
-        help="stop cleanly after H hours",
-    )  # fmt: skip
-    add(
-        "--skip-bad-shards", action="store_true",
-        help=f"leave out shards that stay broken, up to {MAX_SKIPPED_SHARE:.0%}% (rounded up)",
-    )  # fmt: skip
+        help="folder for the results, continued if they are there")
+    add("--scratch", type=any_path, default=kernel.FOLDER / "tmp" if in_kernel else None,
+        help="folder for downloads (default: <output>/scratch)")
+    add("--connections", type=number(int, 1, 64), default=MAX_CONNECTIONS, metavar="N",
+        help="shards downloaded at once; N + 1 are in scratch at most")
+    add("--max-hours", type=float, metavar="H", default=kernel.MAX_HOURS if in_kernel else None,
+        help="stop cleanly after H hours")
+    add("--skip-bad-shards", action="store_true",
+        help=f"leave out shards that stay broken, up to {MAX_SKIPPED_SHARE:.0%}% (rounded up)")
+    # fmt: on
 
 
 def parser_in_parts(doc, script, whole, last_step, descriptor_dtype):
     """Makes the parser of a script that describes images and searches them in parts.
 
     The `whole`, e.g. `index`, has parts; the `last_step`, e.g. `merge`, joins them. Gives
-    (`CommandLine`, its group of the descriptors, its group of the search).
+    (`CommandLine`, its group of the descriptors).
     """
     usage = f"%(prog)s [all | {last_step} [FILE ...]] [options]"
     parser = CommandLine(doc, prog=f"{script}.py", usage=usage)
-    parser.add_argument(
-        "step", nargs="?", choices=("all", last_step), default="all",
-        help=f"search the parts, then {last_step}; or {last_step} with part files alone",
-    )  # fmt: skip
-    parser.add_argument("files", nargs="*", type=any_path, help=f"part files to {last_step}")
+    add = parser.add_argument
+    # fmt: off
+    add("step", nargs="?", choices=("all", last_step), default="all",
+        help=f"search the parts, then {last_step}; or {last_step} with part files alone")
+    add("files", nargs="*", type=any_path, help=f"part files to {last_step}")
     add_session_options(parser)
     descriptors = parser.add_argument_group("descriptors")
-    _add_describe_options(descriptors.add_argument, descriptor_dtype)
-    search = parser.add_argument_group("search")
-    search.add_argument(
-        "--part", type=number(int, 0), metavar="K",
-        help=f"search part K alone, counted from 0 (default: all parts, then the {last_step})",
-    )  # fmt: skip
-    search.add_argument(
-        "--parts", type=number(int, 1), default=6, metavar="N", help=f"parts of the {whole}"
-    )
-    search.add_argument(
-        "--scheduler", type=scheduler_address, metavar="ADDRESS",
-        help="describe and search on the workers of this Dask scheduler, or of local:N",
-    )  # fmt: skip
-    return parser, descriptors, search
-
-
-def _add_describe_options(add, descriptor_dtype):
-    add(
-        "--model", type=any_path,
-        help="model.keras of recognition.py (default: <output>/model.keras)",
-    )  # fmt: skip
-    add(
-        "--queries", type=any_path, metavar="FILE",
-        help="queries.npz of another run (default: <output>/queries.npz, described where missing)",
-    )  # fmt: skip
-    add(
-        "--descriptor-dtype", choices=("float32", "float16"), default=descriptor_dtype,
-        help="of stored descriptors; float16 takes half the room",
-    )  # fmt: skip
-    add(
-        "--flipped-too", action="store_true",
-        help="average each image with its mirror image (test-time augmentation)",
-    )  # fmt: skip
-    add(
-        "--batch-size", type=number(int, 1, MAX_BATCH_SIZE), default=64, metavar="IMAGES",
-        help="images in a step",
-    )  # fmt: skip
+    add = descriptors.add_argument
+    add("--model", type=any_path,
+        help="model.keras of recognition.py (default: <output>/model.keras)")
+    add("--queries", type=any_path, metavar="FILE",
+        help="queries.npz of another run (default: <output>/queries.npz, described where missing)")
+    add("--descriptor-dtype", choices=("float32", "float16"), default=descriptor_dtype,
+        help="of stored descriptors; float16 takes half the room")
+    add("--flipped-too", action="store_true",
+        help="average each image with its mirror image (test-time augmentation)")
+    add("--batch-size", type=number(int, 1, MAX_BATCH_SIZE), default=64, metavar="IMAGES",
+        help="images in a step")
+    add = parser.add_argument_group("search").add_argument
+    add("--part", type=number(int, 0), metavar="K",
+        help=f"search part K alone, counted from 0 (default: all parts, then the {last_step})")
+    add("--parts", type=number(int, 1), default=6, metavar="N", help=f"parts of the {whole}")
+    add("--scheduler", type=scheduler_address, metavar="ADDRESS",
+        help="describe and search on the workers of this Dask scheduler, or of local:N")
+    # fmt: on
+    return parser, descriptors
 
 
 def parse_in_parts(parser, argv, last_step):
@@ -377,9 +347,8 @@ def parse_in_parts(parser, argv, last_step):
     if args.files and args.step == "all":
         parser.error(f"{args.files[0]}: part files go with `{parser.prog} {last_step}`")
     if args.part is not None and args.step != "all":
-        parser.error(
-            f"--part goes with a search; expected `{parser.prog} {last_step}` alone or with files"
-        )
+        expected = f"expected `{parser.prog} {last_step}` alone or with files"
+        parser.error(f"--part goes with a search; {expected}")
     return args
 
 
@@ -387,9 +356,8 @@ def require_model(args):
     """Gives the model's path; that it is missing is told before anything is drawn or loaded."""
     found = args.model or Session(args.output, source=None, stop=None).find(MODEL)
     if not found.is_file():
-        raise ExpectedError(
-            f"{found}: no such file; expected a model written by recognition.py", setting="model"
-        )
+        told = f"{found}: no such file; expected a model written by recognition.py"
+        raise ExpectedError(told, setting="model")
     return found
 
 
@@ -403,10 +371,8 @@ def find_part_files(args, pattern):
     require_model(args)
     # Not when the command line is parsed: kernels.py does that where no data set is mounted.
     if args.queries and not args.queries.is_file():
-        raise ExpectedError(
-            f"{args.queries}: no such file; expected the queries of another run; check it",
-            setting="queries",
-        )
+        told = f"{args.queries}: no such file; expected the queries of another run; check it"
+        raise ExpectedError(told, setting="queries")
     return None
 
 
@@ -428,9 +394,8 @@ def parse_session(parser, argv):
         is_demo = args.demo and args.output.is_relative_to(DEMO_OUTPUT)
         args.scratch = (DEMO_OUTPUT if is_demo else args.output) / "scratch"
     if not (args.demo or args.source) and (args.scratch / DEMO_WORLD).is_dir():
-        parser.error(
-            f"{args.output} has the results of a demo; expected --demo, or another --output"
-        )
+        expected = "expected --demo, or another --output"
+        parser.error(f"{args.output} has the results of a demo; {expected}")
     if getattr(args, "part", None) is not None and args.part >= args.parts:
         parser.error(f"argument --part: {args.part}; expected 0 to {args.parts - 1} of --parts")
     if args.max_hours is not None and not args.max_hours > 0:
@@ -442,11 +407,9 @@ def session_settings(args):
     """Picks the arguments of `session.open_session` from a parsed command line."""
     source = None if args.demo else [CVDF_URL]
     if args.source:
-        places = [
-            kernel.find_data_sets() if place == INPUTS else [os.path.expanduser(place)]
-            for place in args.source
-        ]
-        source = sum(places, [])
+        source = []
+        for place in args.source:
+            source += kernel.find_data_sets() if place == INPUTS else [os.path.expanduser(place)]
     return {
         "source": source,
         "output": args.output,
