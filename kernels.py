@@ -115,25 +115,17 @@ def build(args):
 
 def plan(args, extra):
     """Decides which kernels there are: dict, name -> `Kernel`, in the order to push."""
-    if args.recipe in (None, "2019"):
-        trained = read_settings("recognition", extra["recognition"])
-        return _plan_shrinking(args, extra, KERNELS, {"recognition": trained.labels})
-    trained = read_settings("recognition", ["--recipe", args.recipe, *extra["recognition"]])
-    if trained.recipe != args.recipe:
-        raise ExpectedError(
-            f"recognition.py: recipe {trained.recipe}; expected that of --recipe, {args.recipe}",
-            setting="recognition_args",
-        )
-    described_as = ["--batch-size", str(trained.batch_size)]
-    described_as += ["--flipped-too"] * trained.flipped_too
-    kernels = name_by_gallery(KERNELS, args.recipe, described_as)
-    named = read_settings("nearest", extra["nearest"])
-    labels = {"recognition": trained.labels, "nearest": named.labels or trained.labels}
-    return _plan_shrinking(args, extra, kernels, labels)
-
-
-def _plan_shrinking(args, extra, kernels, labels):
-    """Puts kernels in front that make the data set small, if wanted; `labels`: of each script."""
+    recipe = [] if args.recipe in (None, "2019") else ["--recipe", args.recipe]
+    trained = read_settings("recognition", [*recipe, *extra["recognition"]])
+    kernels, labels = KERNELS, {"recognition": trained.labels}
+    if recipe:
+        if trained.recipe != args.recipe:
+            told = f"recipe {trained.recipe}; expected that of --recipe, {args.recipe}"
+            raise ExpectedError(f"recognition.py: {told}", setting="recognition_args")
+        described_as = ["--batch-size", str(trained.batch_size)]
+        described_as += ["--flipped-too"] * trained.flipped_too
+        kernels = name_by_gallery(KERNELS, args.recipe, described_as)
+        labels["nearest"] = read_settings("nearest", extra["nearest"]).labels or trained.labels
     if not args.shrink:
         return kernels
     words = ["--pixels", str(args.shrink)]
@@ -147,8 +139,7 @@ def _plan_shrinking(args, extra, kernels, labels):
                 "expected clean of both",
                 setting=f"{script}_args",
             )
-    num_kernels = args.shrink_kernels or count_shrink_kernels(settings)
-    return shrink_first(kernels, words, num_kernels)
+    return shrink_first(kernels, words, args.shrink_kernels or count_shrink_kernels(settings))
 
 
 def parse_command_line(argv):

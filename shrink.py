@@ -12,13 +12,14 @@ the same command again and it continues where it stopped.
 """
 
 import functools
+import math
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from cluster.dask_workers import open_workers
-from data.sources import SPLITS, TRAIN_CLEAN_CSV
+from data.sources import SPLITS, TRAIN_CLEAN_CSV, share_of
 from runs import kernel
 from runs.command_line import (
     CommandLine,
@@ -83,30 +84,30 @@ def shrink(session, args):
     """Makes the shards of one part small and copies the tables; writes a page that says so."""
     from shrinking import small_shards  # loads pandas and others: not before arguments are valid
 
-    source, is_clean = session.source, args.labels == "clean"
+    source = session.source
     splits = SPLITS if args.split == "all" else (args.split,)
     files = tuple(one and one.resolve() for one in (args.images, args.landmarks))
     how = (args.pixels, args.quality, splits, args.labels, *files)
     settings = settings_of(source, *how)
     kept_splits = [one for one in splits if one in settings.kept or not settings.is_slice]
-    share = small_shards.Share(
-        small_shards.choose_shards(source, kept_splits, args.part, args.parts),
-        args.parts,
-        None if args.max_gb is None else 1e9 * args.max_gb,
-        args.copy_earlier,
-    )
+    shards = []  # its share of each split, so that parts come out equally large
+    # Of none at all the first one's absence is told.
+    for split in [one for one in kept_splits if source.count_shards(one)] or kept_splits[:1]:
+        shards += share_of(source.select_shards(split), args.part, args.parts)
+    max_bytes = 1e9 * (args.max_gb or math.inf)
+    share = small_shards.Share(shards, args.parts, max_bytes, args.copy_earlier)
     say(
-        f"{source}: {len(share.shards)} shards, {args.pixels} pixels, quality {args.quality}, "
+        f"{source}: {len(shards)} shards, {args.pixels} pixels, quality {args.quality}, "
         f"{args.labels} labels"
     )
     require_same_settings(session, kept_splits, settings.page_of)  # before a table is replaced
-    small_shards.copy_tables(session, kept_splits, is_clean, settings)
+    small_shards.copy_tables(session, kept_splits, args.labels == "clean", settings)
     run = functools.partial(_shrink_on_workers, session, args, how) if args.scheduler else None
     pages = small_shards.shrink(session, settings, share, run)
     if share.num_parts == 1:
         small_shards.require_found(source, settings, pages)
     path = session.path(shrunk_name(args.part, args.parts))
-    say(write_summary(path, share.shards, pages))
+    say(write_summary(path, shards, pages))
     print(path)
     if session.path(SHRINK_PICTURE).exists():
         print(session.path(SHRINK_PICTURE))

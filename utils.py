@@ -71,6 +71,16 @@ def say(text):
 
 
 @contextlib.contextmanager
+def os_errors_as(what, expected, setting=None):
+    """Tells an OSError of the block in one line: what, why in brackets, what was expected."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+        raise ExpectedError(f"{what} ({reason}); expected {expected}", setting) from error
+
+
+@contextlib.contextmanager
 def atomic_write(path, setting="output"):
     """Yields a temporary path beside `path` that takes its name only when the block succeeds.
 
@@ -82,18 +92,14 @@ def atomic_write(path, setting="output"):
     path = Path(path)
     # Random, because other processes and machines may write the same file.
     temporary = path.with_name(f"{HALF_WRITTEN}{secrets.token_hex(4)}-{path.name}")
+    expected = "a writable folder with free space"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
-        raise ExpectedError(
-            f"{path}: cannot be written ({reason}); expected a writable folder with free space",
-            setting,
-        ) from error
+        with os_errors_as(f"{path}: cannot be written", expected, setting):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):  # not there, or its folder is none
             temporary.unlink()
@@ -129,14 +135,10 @@ def require_file(path, what):
 
 def require_free_space(folder, size_bytes, purpose):
     """Raises ExpectedError if the disk of `folder` has less than `size_bytes` free."""
-    try:
+    expected = f"a folder with space for {purpose}; choose another folder"
+    with os_errors_as(f"{folder}: cannot be made", expected):
         Path(folder).mkdir(parents=True, exist_ok=True)
         free_bytes = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise ExpectedError(
-            f"{folder}: cannot be made ({error.strerror}); expected a folder with space for "
-            f"{purpose}; choose another folder"
-        ) from error
     if free_bytes < size_bytes:
         raise ExpectedError(
             f"{folder}: {_format_gb(free_bytes)} free; expected {_format_gb(size_bytes)} or more "
@@ -178,9 +180,8 @@ class Stop:
             self._watched = socket.socketpair()
             self._watched[1].setblocking(False)
             self._earlier = signal.set_wakeup_fd(self._watched[1].fileno())
-            watch = threading.Thread(target=_end_at_second_ctrl_c, args=self._watched[:1])
-            watch.daemon = True
-            watch.start()
+            watched = self._watched[:1]
+            threading.Thread(target=_end_at_second_ctrl_c, args=watched, daemon=True).start()
         return self
 
     def __exit__(self, *exception):
@@ -243,7 +244,7 @@ def _end_now():
 _workers = weakref.WeakKeyDictionary()  # thread -> function that asks it to stop
 
 
-def in_background(function, *args):
+def in_background(function, *args, ask_to_stop=lambda: None):
     """Starts `function(*args)` in a thread that never keeps the process alive; gives its Future."""
     future = Future()
 
@@ -253,14 +254,10 @@ def in_background(function, *args):
         except BaseException as error:
             future.set_exception(error)
 
-    _start_worker(run, function.__name__)
-    return future
-
-
-def _start_worker(run, name, ask_to_stop=lambda: None):
-    worker = threading.Thread(target=run, name=name, daemon=True)
+    worker = threading.Thread(target=run, name=function.__name__, daemon=True)
     _workers[worker] = ask_to_stop
     worker.start()
+    return future
 
 
 def stop_workers(timeout_s):
@@ -280,41 +277,38 @@ def run_ahead(make_iterator, num_ahead, is_stopped=lambda: False, leave=lambda: 
     `is_stopped()` and nothing is ready, None is yielded; `leave()` is called when nobody will ask
     for more.
     """
-    items, stopped = queue.Queue(num_ahead), threading.Event()
+    items, stopped, end = queue.Queue(num_ahead), threading.Event(), object()
 
     def put(item):
         while not stopped.is_set():
             with contextlib.suppress(queue.Full):
                 return items.put(item, timeout=0.1)
 
-    def run():
+    def produce():
         try:
             with contextlib.closing(make_iterator()) as iterator:
                 for item in iterator:
-                    put((item, None))
+                    put(item)
                     if stopped.is_set():
                         return
-            put((None, StopIteration()))
-        except BaseException as error:
-            put((None, error))
+        finally:
+            put(end)
 
     def stop():
         stopped.set()
         leave()
 
-    _start_worker(run, "run_ahead", stop)
+    produced = in_background(produce, ask_to_stop=stop)
     try:
         while True:
             try:
-                item, error = items.get(timeout=0.2)
+                item = items.get(timeout=0.2)
             except queue.Empty:
                 if is_stopped():
                     yield None
                 continue
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
+            if item is end:
+                return produced.result()  # which raises what was raised there
             yield item
     finally:
         stop()
@@ -404,14 +398,14 @@ class Progress:
 @functools.cache
 def _start_showing():
     """Starts the one thread that shows the innermost job, while there is one."""
-    threading.Thread(target=_show_jobs, name="progress", daemon=True).start()
 
+    def show_jobs():
+        while True:
+            threading.Event().wait(TICK_S)  # no clock that a test may hold
+            with contextlib.suppress(OSError, ValueError, IndexError):  # a closed stderr, no job
+                _show(time.monotonic(), bool(sys.stderr and sys.stderr.isatty()))
 
-def _show_jobs():
-    while True:
-        threading.Event().wait(TICK_S)  # no clock that a test may hold
-        with contextlib.suppress(OSError, ValueError, IndexError):  # a closed stderr, no job
-            _show(time.monotonic(), bool(sys.stderr and sys.stderr.isatty()))
+    threading.Thread(target=show_jobs, name="progress", daemon=True).start()
 
 
 def _show(now, is_terminal):

@@ -61,7 +61,7 @@ class Workers:
             StoppedError: the session was asked to stop.
             ExpectedError: a job failed, or its workers died again and again.
         """
-        from distributed import wait
+        from distributed import KilledWorker, wait
 
         do = functools.partial(_do, self.arguments, function)
         resources = {GPU: 1} if on_gpu and self.has_gpus else None
@@ -73,7 +73,14 @@ class Workers:
                     wait(list(missing), timeout=0.5, return_when="FIRST_COMPLETED")
                 ended = [future for future in missing if future.done()]
                 for future in ended:
-                    self._check(future, what)
+                    if future.status not in ("finished", "error"):
+                        told = f"{what}: a job was cancelled; run the same command again"
+                        raise ExpectedError(told)
+                    if isinstance(future.exception(), KilledWorker):
+                        raise ExpectedError(
+                            f"{what}: workers died {NUM_RETRIES + 1} times at one job; expected "
+                            "workers with enough memory; see their logs"
+                        ) from future.exception()
                     yield missing.pop(future), future.result()
                 done = f"{len(futures) - len(missing)} of {len(futures)} {what}"
                 if ended:
@@ -82,19 +89,6 @@ class Workers:
                     raise StoppedError(self.session.stop, done)
         finally:
             self.client.cancel(futures)
-
-    def _check(self, future, what):
-        from distributed import KilledWorker
-
-        if future.status == "finished":
-            return
-        error = future.exception()
-        if isinstance(error, KilledWorker):
-            raise ExpectedError(
-                f"{what}: workers died {NUM_RETRIES + 1} times at one job; expected workers with "
-                "enough memory; see their logs"
-            ) from error
-        raise error or ExpectedError(f"{what}: a job was cancelled; run the same command again")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import numpy as np
 
 from generators import Batch, ShardEnd
 from network.loading import stdout_to_stderr
-from utils import ExpectedError, StoppedError, say
+from utils import ExpectedError, StoppedError, os_errors_as, say
 
 PATIENCE_S = 300  # for the other machines at the start
 LOST_AFTER_S = 60  # without a sign of life; JAX then ends the others
@@ -354,14 +354,9 @@ def _require_jax(addresses):
 def _require_free_port(address):
     """Raises ExpectedError unless JAX can listen there: it says so in many lines, after minutes."""
     host, _, port = address.rpartition(":")
-    try:
+    what, expected = f"machine 0 ({address}): cannot listen there", "a free port of this machine"
+    with os_errors_as(what, expected, "machines"):
         socket.create_server((host, int(port))).close()
-    except OSError as error:
-        raise ExpectedError(
-            f"machine 0 ({address}): cannot listen there ({error.strerror or error}); expected a "
-            "free port of this machine",
-            setting="machines",
-        ) from error
 
 
 def _require_name(address):

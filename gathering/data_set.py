@@ -53,12 +53,19 @@ def gather(folder, non_landmarks, output, pixels, stop):
         spool = draft / "spool"
         kept = leave_out(read_all(photos, pixels, spool, stop, left_out), left_out)
         divide(kept)
-        require_enough(kept)
+        of_train = [photo for photo in kept if photo.shard.split == "train"]
+        trained = {photo.landmark for photo in of_train} - {""}
+        if len(trained) < 2 or len({photo.shard for photo in of_train}) < 2:
+            raise ExpectedError(
+                f"{len(trained)} landmarks with {len(kept)} photos that can be read; expected two "
+                "landmarks or more, each with a few photos; add some"
+            )
         write_shards(draft, kept, spool)
         spool.unlink()
         write_tables(draft, kept)
         counts = count(kept, left_out)
-        write_rows(draft / LEFT_OUT_CSV, [("file", "reason"), *sorted(map(_as_text, left_out))])
+        left_out = sorted((str(path), reason) for path, reason in left_out)
+        write_rows(draft / LEFT_OUT_CSV, [("file", "reason"), *left_out])
         (draft / MARKER).write_text(json.dumps(counts, indent=1) + "\n")
         draft.chmod(0o755)
         if output.exists():
@@ -131,17 +138,6 @@ def leave_out(photos, left_out):
     return [first[image_id] for image_id in sorted(first)]
 
 
-def require_enough(photos):
-    """Raises ExpectedError unless there are two landmarks and two shards to train on."""
-    of_train = [photo for photo in photos if photo.shard.split == "train"]
-    trained = {photo.landmark for photo in of_train} - {""}
-    if len(trained) < 2 or len({photo.shard for photo in of_train}) < 2:
-        raise ExpectedError(
-            f"{len(trained)} landmarks with {len(photos)} photos that can be read; expected two "
-            "landmarks or more, each with a few photos; add some"
-        )
-
-
 def write_shards(folder, photos, spool):
     """Writes the tars, each by ascending image id, and their md5 files."""
     shards = {Shard("train", 0): []}  # held out: without a picture where each landmark has a group
@@ -193,7 +189,7 @@ def write_tables(folder, photos):
 def write_rows(path, rows):
     """Writes a CSV, its first row the header."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
@@ -209,7 +205,3 @@ def count(photos, left_out):
         "shards": {split: sum(shard.split == split for shard in shards) for split in SPLITS},
         "left_out": len(left_out),
     }
-
-
-def _as_text(row):
-    return tuple(str(cell).encode("utf-8", "backslashreplace").decode() for cell in row)

@@ -61,8 +61,6 @@ def split_groups(sizes, has_test, has_index):
             splits[next_group] = split
             held_back += sizes[next_group]
             next_group += 1
-            if held_back >= HELD_BACK * total:
-                break
     return splits
 
 
@@ -78,7 +76,8 @@ def divide(photos):
     for landmark, own in sorted(by_landmark.items()):
         free = [photo for photo in own if photo.split in (None, "train")]
         groups = [[free[i] for i in one] for one in group(free)]
-        groups.sort(key=lambda one: (len(one), _shuffled(one[0].image_id)))
+        # By size, else in no order that means anything, but the same every time.
+        groups.sort(key=lambda one: (len(one), hashlib.sha256(bytes.fromhex(one[0].id)).digest()))
         if landmark:
             chosen = split_groups([len(one) for one in groups], has_test, has_index)
         else:
@@ -106,8 +105,3 @@ def _deal(groups, split):
             for photo in one:
                 photo.shard = Shard(split, turn % num_shards)
             turn += 1
-
-
-def _shuffled(image_id):
-    """Gives a number that orders images in no way that means anything, the same every time."""
-    return hashlib.sha256(image_id.to_bytes(8, "big")).digest()

@@ -20,7 +20,7 @@ from PIL import ExifTags, Image
 from data.images import PHOTO_FORMATS, BadImageError, read_photo, register_heic, shrink_image
 from data.landmarks import format_image_id
 from data.sources import Shard
-from utils import ExpectedError
+from utils import ExpectedError, os_errors_as
 
 SPLIT_OF = {  # folders above the landmarks' own
     "train": "train", "val": "train", "valid": "train", "validation": "train",
@@ -100,12 +100,8 @@ def find_photos(folder, non_landmarks=None):
 
 def _list(folder):
     """Lists a folder by name, without what is hidden."""
-    try:
+    with os_errors_as(f"{folder}: cannot be read", "a folder of photos; check its name"):
         return sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise ExpectedError(
-            f"{folder}: {error.strerror}; expected a folder of photos; check its name"
-        ) from error
 
 
 def _walk(folder):

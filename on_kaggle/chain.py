@@ -170,25 +170,21 @@ def push(built, before):
     if answer:
         if "session count" in answer.error:  # "Maximum batch GPU session count of 2 reached"
             return False
-        _require_whole(built, before, answer)
+        if answer.error:
+            raise ExpectedError(
+                f"{built.id}: Kernel push error: {printable(answer.error)}; expected Kaggle to "
+                "take it; mend what it names, then run the command again"
+            )
+        kinds = ("invalid_kernel_sources", "invalid_dataset_sources", "invalid_model_sources")
+        dropped = {source for kind in kinds for source in getattr(answer, kind) or []}
+        if before.status == "absent":  # a kernel that continues itself is no source yet
+            dropped -= {built.id}
+        if dropped:
+            raise ExpectedError(
+                f"{built.id}: pushed without {printable(', '.join(sorted(dropped)))}, not valid "
+                "sources to Kaggle; expected a push with all its sources; stop its session on its "
+                "page, and see that the sources exist"
+            )
         told = f"version {answer.version_number} pushed, see {printable(answer.url)}"
     say(f"{time.strftime('%H:%M')} {built.kernel.name}: {told}")
     return True
-
-
-def _require_whole(built, before, answer):
-    if answer.error:
-        raise ExpectedError(
-            f"{built.id}: Kernel push error: {printable(answer.error)}; expected Kaggle to take "
-            "it; mend what it names, then run the command again"
-        )
-    kinds = ("invalid_kernel_sources", "invalid_dataset_sources", "invalid_model_sources")
-    dropped = [source for kind in kinds for source in getattr(answer, kind) or []]
-    if before.status == "absent":  # a kernel that continues itself is no source yet
-        dropped = [source for source in dropped if source != built.id]
-    if dropped:
-        raise ExpectedError(
-            f"{built.id}: pushed without {printable(', '.join(dropped))}, not valid sources to "
-            "Kaggle; expected a push with all its sources; stop its session on its page, and see "
-            "that the sources exist"
-        )

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from modulefinder import ModuleFinder
 from pathlib import Path
 
-from on_kaggle.plan import MACHINES, MAX_TPU_HOURS, Kernel
+from on_kaggle.plan import MACHINES, MAX_TPU_HOURS
 from utils import ExpectedError, atomic_write, say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,9 +77,8 @@ def run():
         )
         if facts.get("device") == "tpu":
             take_tpu()
-        names = (facts["entry"], "runs.command_line")
+        names, errors = (facts["entry"], "runs.command_line"), []
         entry, command_line = map(importlib.import_module, names)
-        errors = []
 
         def main():
             try:
@@ -100,15 +99,11 @@ def run():
     files = {path.relative_to(output).as_posix(): path.stat().st_size for path in paths}
     files.pop("$report$", None)
     report = {
-        **facts,
-        "arguments": shown,
-        "started": started,
-        "ended": time.time(),
+        "arguments": shown, "started": started, "ended": time.time(),
         "finished": facts["result"] in files and not errors,
-        "error": errors[0] if errors else "",
-        "files": files,
+        "error": errors[0] if errors else "", "files": files,
     }
-    Path(output, "$report$").write_text(json.dumps(report, indent=2) + "\\n")
+    Path(output, "$report$").write_text(json.dumps(facts | report, indent=2) + "\\n")
 
 
 ARCHIVE = """
@@ -187,15 +182,6 @@ def _facts(kernel, version, extra, args):
     return facts | {"build": hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}
 
 
-def read_chain(folder):
-    """Reads the table that `write_kernels` wrote; raises plain errors where it is not so."""
-    found = {}
-    for row in json.loads(Path(folder, CHAIN_FILE).read_text(encoding="utf-8")):
-        row = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}
-        found[row["name"]] = Kernel(**row)
-    return found
-
-
 def _write(path, text):
     with atomic_write(path, "kernels") as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -236,9 +222,8 @@ def parse_arguments(entry, text):
         flag = word.partition("=")[0]
         if flag in (*SET_FOR_EACH, *OF_SEVERAL_MACHINES) or word in ("merge", "vote"):
             why = "needs other machines" if flag in OF_SEVERAL_MACHINES else "is set"
-            raise ExpectedError(
-                f"{entry}.py: {word} {why} for each kernel; expected other options", setting
-            )
+            told = f"{entry}.py: {word} {why} for each kernel; expected other options"
+            raise ExpectedError(told, setting)
     read_settings(entry, arguments)
     return arguments
 
@@ -251,6 +236,5 @@ def read_settings(entry, arguments):
             return importlib.import_module(entry).parse_arguments(arguments)
     except SystemExit as stop:
         problem = told.getvalue().strip().removeprefix("error: ").partition("; see ")[0]
-        raise ExpectedError(
-            f"{entry}.py: {problem}; expected options that it takes", f"{entry}_args"
-        ) from stop
+        problem = f"{entry}.py: {problem}; expected options that it takes"
+        raise ExpectedError(problem, f"{entry}_args") from stop

@@ -83,19 +83,25 @@ def submit(built, output, challenges):
     """Checks the submissions that `collect` has in its output, and hands them in once each."""
     submitters = find_submitters(built)
     paths = {name: Path(output, submitters[name][-1], CHALLENGES[name][0]) for name in challenges}
-    check_submissions(paths)
+    ids = None
+    if path := paths.get("recognition"):
+        ids = parse_image_ids(list(submissions.read_recognition_submission(path)), path)
+    if path := paths.get("retrieval"):  # which must answer the same test images
+        if ids is None:
+            ids = parse_image_ids(list(submissions.read_retrieval_submission(path)), path)
+        submissions.check_retrieval_submission(path, ids)
+    say(f"{', '.join(map(str, paths.values()))}: {len(ids):,} test images")
     for name, path in paths.items():
-        competition = CHALLENGES[name][1]
-        words = f"landmarks {file_md5(path)[:8]}"  # to know the file by
-        told = patiently(partial(_submit_once, competition, path, words))
-        print(f"{competition}: {path} {told} ({words})")
+        told = patiently(partial(_submit_once, CHALLENGES[name][1], path))
+        print(f"{CHALLENGES[name][1]}: {path} {told}")
 
 
-def _submit_once(competition, path, words):
+def _submit_once(competition, path):
     """Hands a file in unless Kaggle has it: after a lost answer, too. Says which it was."""
+    words = f"landmarks {file_md5(path)[:8]}"  # to know the file by
     listed = ask_once("competition_submissions", competition) or []
     if any(words in (one.description or "") for one in listed):
-        return "is submitted already"
+        return f"is submitted already ({words})"
     options = {"quiet": True, "timeout_s": 3600}
     answer = ask_once("competition_submit", str(path), words, competition, **options)
     if "successfully submitted" not in answer.message.lower():
@@ -103,16 +109,4 @@ def _submit_once(competition, path, words):
             f"{competition}: {printable(answer.message)}; expected Kaggle to take {path}; "
             "see that its rules are accepted on its page, and submit again"
         )
-    return "submitted"
-
-
-def check_submissions(paths):
-    """Checks submissions (dict, challenge -> path), and that they answer the same test images."""
-    ids = None
-    if path := paths.get("recognition"):
-        ids = parse_image_ids(list(submissions.read_recognition_submission(path)), path)
-    if path := paths.get("retrieval"):
-        if ids is None:
-            ids = parse_image_ids(list(submissions.read_retrieval_submission(path)), path)
-        submissions.check_retrieval_submission(path, ids)
-    say(f"{', '.join(map(str, paths.values()))}: {len(ids):,} test images")
+    return f"submitted ({words})"

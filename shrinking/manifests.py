@@ -113,19 +113,14 @@ def _read_usable(session, shard, path, settings):
     if page["source"] != session.source.version_of(shard):
         say(f"{path}: made from another file than {shard.path} of {session.source}, not used")
         return None
-    if not _is_whole(path.parent.parent, shard, page):
+    tar, md5_file = (path.parent.parent / name for name in (shard.path, shard.md5_path))
+    is_whole = tar.is_file() and tar.stat().st_size == page["bytes"]
+    is_whole = is_whole or tar.is_dir() or tar.with_suffix("").is_dir()  # unpacked by a mount
+    md5 = md5_file.read_bytes()[:32] if md5_file.is_file() else b""
+    if not is_whole or md5 != page["md5"].encode():
         say(f"{path}: its tar or md5 file is not there as written, not used")
         return None
     return page
-
-
-def _is_whole(folder, shard, page):
-    """Tells whether tar and md5 file are those of the page; or the tar, unpacked by a mount."""
-    tar, md5_file = folder / shard.path, folder / shard.md5_path
-    is_unpacked = tar.is_dir() or tar.with_suffix("").is_dir()
-    if not is_unpacked and not (tar.is_file() and tar.stat().st_size == page["bytes"]):
-        return False
-    return md5_file.is_file() and md5_file.read_bytes()[:32] == page["md5"].encode()
 
 
 def _copy(session, shard, folder, page):

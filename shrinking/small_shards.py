@@ -19,7 +19,7 @@ import numpy as np
 from data.arrays import digest_of
 from data.images import BadImageError, decode_whole, shrink_image
 from data.landmarks import format_image_id
-from data.sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV, share_of
+from data.sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV
 from data.tables import read_table, write_table
 from data.tars import add_image, list_members, open_new, read_member
 from generators import (
@@ -53,9 +53,9 @@ NUM_QUESTIONS = 8  # at once, for the sizes of shards
 ROUND_MB_S = 50  # to say what a download takes before anything is known; later it is measured
 NUM_PAIRS = 6  # pictures in shrunk.png
 ROOM_TO_SPARE = 0.95  # of what is allowed, when a number of parts is proposed
-HISTORY_COLUMNS = (
-    "shard", "images", "bad_images", "bytes_before", "bytes_after", "images_per_s", "seconds",
-)  # fmt: skip
+OF_PAGE = {name: name for name in ("shard", "images", "bad_images")}  # column -> where it is from
+OF_PAGE |= {"bytes_before": "source_bytes", "bytes_after": "bytes"}
+HISTORY_COLUMNS = (*OF_PAGE, "images_per_s", "seconds")
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,6 @@ class Settings:
         digest = self._digests[shard.split]
         return page | ({"images": digest} if self.is_slice else {"labels": f"clean {digest}"})
 
-    def choose(self, shard, members):
-        if shard.split not in self.kept:
-            return members
-        ids = np.array([member.image_id for member in members], np.uint64)
-        is_wanted = np.isin(ids, self.kept[shard.split])
-        return [member for member, wanted in zip(members, is_wanted, strict=True) if wanted]
-
 
 @dataclass(frozen=True)
 class Share:
@@ -95,17 +88,8 @@ class Share:
 
     shards: list  # list of `Shard`
     num_parts: int  # that share the data set
-    max_bytes: float | None  # of the output, or None
+    max_bytes: float  # of the output
     copies_earlier: bool  # copy what earlier sessions of this part made into the output
-
-
-def choose_shards(source, splits, part, num_parts):
-    """Lists the shards of a part: its share of each split, so that parts come out equally large."""
-    shards = []
-    # Of none at all the first one's absence is told.
-    for split in [split for split in splits if source.count_shards(split)] or splits[:1]:
-        shards += share_of(source.select_shards(split), part, num_parts)
-    return shards
 
 
 def copy_tables(session, splits, is_clean, settings):
@@ -269,8 +253,10 @@ class _BrokenShardError(Exception):
 
 def _read_small(settings, shard, path, epoch, pool):
     """Yields (image id, its bytes before, its bytes after) in the tar's order, then the end."""
-    members = settings.choose(shard, list_members(path))
-    bad_images = []
+    members, bad_images = list_members(path), []
+    if shard.split in settings.kept:
+        ids = np.array([member.image_id for member in members], np.uint64)
+        members = list(itertools.compress(members, np.isin(ids, settings.kept[shard.split])))
     with open(path, "rb") as file:
 
         def make_small(member):
@@ -372,8 +358,6 @@ def check_room(session, share, pages, sizes, left, looks_ahead):
     """Raises ExpectedError if disk or limit cannot hold the next shard, or all that are left."""
     expected = estimate_bytes(pages, sizes, left if looks_ahead else left[:1])
     require_free_space(session.output, expected, f"{len(left)} more shards")
-    if share.max_bytes is None:
-        return
     paths = map(session.path, [*TABLES, *(shard.path for shard in pages)])
     present = sum(path.stat().st_size for path in paths if path.exists())
     if present + expected > share.max_bytes:
@@ -405,11 +389,8 @@ def write_history(session, pages, seconds):
     for shard, page in pages.items():
         if not session.path(manifest_name(shard)).exists():
             continue
-        facts = (
-            page["shard"], page["images"], len(page["bad_images"]), page["source_bytes"],
-            page["bytes"],
-        )  # fmt: skip
-        row = dict(zip(HISTORY_COLUMNS, map(str, facts), strict=False))
+        facts = page | {"bad_images": len(page["bad_images"])}
+        row = {column: str(facts[name]) for column, name in OF_PAGE.items()}
         if shard in seconds:
             row["images_per_s"] = f"{page['images'] / seconds[shard]:.1f}"
             row["seconds"] = f"{seconds[shard]:.1f}"
