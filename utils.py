@@ -84,10 +84,7 @@ def os_errors_as(what, expected, setting=None):
 def atomic_write(path, setting="output"):
     """Yields a temporary path beside `path` that takes its name only when the block succeeds.
 
-    Its suffix is the same. The folder is made.
-
-    Raises:
-        ExpectedError: the file could not be written; `setting` is to be changed.
+    Its suffix is the same. The folder is made. ExpectedError: it cannot be written.
     """
     path = Path(path)
     # Random, because other processes and machines may write the same file.
@@ -157,9 +154,6 @@ def format_duration(seconds):
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
-
-
-# --------------------------------------------------------------------------- stopping in time
 
 
 class Stop:
@@ -238,8 +232,6 @@ def _end_now():
         child.kill()
     os._exit(130)
 
-
-# --------------------------------------------------------------------------- background work
 
 _workers = weakref.WeakKeyDictionary()  # thread -> function that asks it to stop
 
@@ -328,8 +320,6 @@ def map_ahead(pool, function, items, num_ahead):
         for future in futures:
             future.cancel()
 
-
-# ----------------------------------------------------------------------------------- progress
 
 LEAST_S, MOST_S = 10.0, 25.0  # between two lines of progress where nothing moves
 TICK_S = 0.5

@@ -49,12 +49,10 @@ class LostError(ExpectedError):
 
 
 class Machines:
-    """The machines of a run, seen from one of them, which may be alone; `join` makes it.
+    """The machines of a run (`HOST:PORT` of each; none: alone), seen from one; `join` makes it.
 
-    Args:
-        addresses: tuple of str, `HOST:PORT` of each machine; empty for one that is alone.
-        number: of this one, its place in `addresses`; the first writes what is kept.
-        client: of JAX's coordination service.
+    Its number is its place among them; the first writes what is kept. The client is that of JAX's
+    coordination service.
     """
 
     def __init__(self, addresses=(), number=0, client=None):
@@ -64,8 +62,6 @@ class Machines:
 
     def name(self, number):
         return f"machine {number} ({self.addresses[number]})"
-
-    # ------------------------------------------------------------------------ what is agreed on
 
     def exchange(self, value):
         """Gives what all machines say, in their order; LostError if one ended. All must call it."""
@@ -104,12 +100,9 @@ class Machines:
         return f"landmarks/{turn}/{number}"
 
     def follow_first(self, variables, rows, facts):
-        """Takes weights and rows of the history from the first machine; gives the rows.
+        """Takes variables of the network and rows of the history from the first machine.
 
-        Args:
-            variables: list of keras.Variable, weights and moments of the network.
-            rows: of the history, as far as this machine knows it.
-            facts: dict that must be equal on all machines.
+        Gives the rows. Raises ExpectedError unless the facts (a dict) are equal on all machines.
         """
         if self.count == 1:
             return rows
@@ -134,15 +127,11 @@ class Machines:
                     )
 
     def share_shards(self, stream, plan, reading):
-        """Streams every n-th shard on each machine, 1/n of each batch.
+        """Gives `stream(plan, reading)` of every n-th shard on each machine, 1/n of each batch.
 
         Where a shard ends before those of other machines, its last batch is repeated with a weight
-        of 0: each image counts once.
-
-        Args:
-            stream: function, (plan, `Reading`) -> iterator of `Batch` and `ShardEnd`.
-            plan: list of (epoch, `Shard`), those of all machines.
-            reading: `Reading` of batches as the recipe has them.
+        of 0: each image counts once. Plan, a list of (epoch, `Shard`), and `Reading` are those of
+        all machines together.
         """
         if self.count == 1:
             yield from stream(plan, reading)
@@ -180,8 +169,6 @@ class Machines:
             | {"images_per_s": row["images_per_s"] * num_shards}
             for row in self.exchange(row)[:num_shards]
         ]
-
-    # ----------------------------------------------------------------------------------- the end
 
     def end(self, error):
         """Tells the others that this machine ends, and leaves together with them where it can.
@@ -249,17 +236,11 @@ class CommonStop:
         return self.said
 
 
-# ------------------------------------------------------------------------------ the connections
-
-
 @contextlib.contextmanager
 def join(addresses, number):
     """Joins the machines of a run, which then train as one; yields `Machines`.
 
-    Args:
-        addresses: tuple of str, `HOST:PORT` of each machine; None for this machine alone. JAX
-            listens at the first one.
-        number: of this machine.
+    JAX listens at the first of the addresses; None is for this machine alone.
 
     Raises:
         ExpectedError: Keras does not run on JAX, a machine did not come, or is gone.

@@ -230,24 +230,19 @@ def shard_range(text):
     found = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text)
     first, stop = map(int, found.groups()) if found else (0, 0)
     if first >= stop:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no range of shards; expected FIRST:STOP with FIRST < STOP, e.g. 10:500"
-        )
+        expected = "FIRST:STOP with FIRST < STOP, e.g. 10:500"
+        raise argparse.ArgumentTypeError(f"{text!r} is no range of shards; expected {expected}")
     return first, stop
 
 
 def addresses(text):
     """Parses `HOST:PORT,HOST:PORT`: two machines or more, each once."""
-    found = tuple(address.strip() for address in text.split(","))
-    are_right = all(
-        re.fullmatch(r"[\w.-]+:\d{1,5}", address) and 0 < int(address.rpartition(":")[2]) < 1 << 16
-        for address in found
-    )
-    if not are_right or len(found) < 2 or len(set(found)) < len(found):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}; expected HOST:PORT,HOST:PORT, two machines or more, each once, by names "
-            "or IPv4 addresses"
-        )
+    found = tuple(one.strip() for one in text.split(","))
+    ports = [int(one.rpartition(":")[2]) for one in found if re.fullmatch(r"[\w.-]+:\d{1,5}", one)]
+    are_all = 2 <= len(found) == len(ports) == len(set(found))
+    if not are_all or not all(0 < port < 1 << 16 for port in ports):
+        expected = "two machines or more, each once, by names or IPv4 addresses"
+        raise argparse.ArgumentTypeError(f"{text!r}; expected HOST:PORT,HOST:PORT, {expected}")
     return found
 
 

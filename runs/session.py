@@ -185,16 +185,12 @@ def mute_warnings():
 def open_session(
     name, source, output, scratch, max_hours=None, skips_bad_shards=False, **of_source
 ):
-    """Opens a `Session`, and keeps others of its name, e.g. `recognition`, out of the output.
+    """Opens a `Session`; ExpectedError if a run of its name, e.g. `recognition`, has the output.
 
     Args:
         source: list of folders and addresses of the data set; None draws the miniature landmark
             world, serves it, and takes that.
-        scratch: folder for downloads.
         of_source: further arguments of `Source`.
-
-    Raises:
-        ExpectedError: another run holds the output.
     """
     mute_warnings()
     if os.path.realpath(output) in map(os.path.realpath, source or ()):

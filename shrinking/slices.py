@@ -28,9 +28,6 @@ def choose_images(source, splits, labels, images=None, landmarks=None):
         labels: "full" or "clean", the train images that there are.
         images: a CSV with a column `id`, or None.
         landmarks: a file that names landmarks, whose train images are wanted, too, or None.
-
-    Raises:
-        ExpectedError: a file cannot be read, or nothing of the source is in it.
     """
     ids = read_image_ids(images) if images else NO_IDS
     train, there = NO_IDS, {}

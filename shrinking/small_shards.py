@@ -109,15 +109,10 @@ def copy_tables(session, splits, is_clean, settings):
             copy_file(new, path)
 
 
-# ------------------------------------------------------------------------------- the whole run
-
-
 def shrink(session, settings, share, run=None):
     """Shrinks all shards of a share: dict, `Shard` -> its page, without those that are broken.
 
-    Args:
-        run: function of shards that yields what `shrink_in_order` does, in any order; None shrinks
-            them here, one after another.
+    `run`, a function of shards, yields what `shrink_in_order` does, in any order; None is that.
 
     Raises:
         StoppedError: the session was asked to stop; the shards shrunk so far stay.
@@ -237,9 +232,6 @@ def _tell_progress(page, seconds, left_s, position):
     )
 
 
-# ---------------------------------------------------------------------------------- one shard
-
-
 @dataclass(frozen=True)
 class ShrunkEnd(ShardEnd):
     """A `ShardEnd` that knows the bytes of the shard's tar."""
@@ -320,9 +312,6 @@ def _write_shard(session, settings, shard, stream):
     return page, time.perf_counter() - begin, end
 
 
-# ------------------------------------------------------------------------------- room for it all
-
-
 def _ask_sizes(source, shards):
     """Asks for the bytes of each shard's tar: dict; where nobody says, they are as the others."""
 
@@ -371,14 +360,10 @@ def check_room(session, share, pages, sizes, left, looks_ahead):
         )
 
 
-# ------------------------------------------------------------------------- history and picture
-
-
 def write_history(session, pages, seconds):
     """Writes shrink.csv: a row for each page in the output, and what parts beside this one wrote.
 
-    Args:
-        seconds: dict, `Shard` -> what it took; of others it is in their rows, if they have one.
+    The seconds are a dict, `Shard` -> what it took; those of others are in their rows, if anywhere.
     """
     import pandas as pd  # slow to import, and --help must answer at once
 
