@@ -81,8 +81,9 @@ def refuse_foreign(output):
     if output.exists() and not output.is_dir():
         raise ExpectedError(f"{output}: a file; expected a folder", setting="own_output")
     output.parent.mkdir(parents=True, exist_ok=True)
-    foreign = sorted({path.name for path in output.iterdir()} - OURS) if output.exists() else []
-    if foreign or (output.exists() and any(output.iterdir()) and not (output / MARKER).exists()):
+    names = {path.name for path in output.iterdir()} if output.exists() else set()
+    foreign = sorted(names - OURS)
+    if foreign or (names and MARKER not in names):
         raise ExpectedError(
             f"{output}: it holds {foreign[0] if foreign else 'another data set'}; expected a new "
             "folder, or one that gather.py made",

@@ -3,15 +3,20 @@
 from utils import ExpectedError, StoppedError, atomic_write, say
 
 
-def is_drawn(path, draw):
-    """Lets `draw()` write a picture or page in matplotlib's own style; says so where that fails."""
+def draw_picture(path, draw, dpi=100):
+    """Writes the Figure that `draw()` gives in matplotlib's own style; says so where that fails.
+
+    What writes its own file, as a page, gives None. Tells whether it could be drawn.
+    """
     try:
         import matplotlib  # slow to import, and --help must answer at once
 
         with matplotlib.rc_context():
             matplotlib.rcdefaults()  # somebody's matplotlibrc may ask for LaTeX
             matplotlib.rcParams["text.parse_math"] = False  # a name may have $ in it
-            draw()
+            if figure := draw():
+                with atomic_write(path) as temporary:
+                    figure.savefig(temporary, dpi=dpi)
     except StoppedError:
         raise
     except Exception as error:  # whatever is wrong with it, the run goes on
@@ -19,14 +24,3 @@ def is_drawn(path, draw):
         say(f"{path}: not drawn: {kind}{' '.join(str(error).split())[:160]}")
         return False
     return True
-
-
-def draw_picture(path, draw, dpi=100):
-    """Writes the matplotlib Figure of `draw()` as a picture; tells whether it could be drawn."""
-
-    def write():
-        figure = draw()
-        with atomic_write(path) as temporary:
-            figure.savefig(temporary, dpi=dpi)
-
-    return is_drawn(path, write)
