@@ -124,7 +124,7 @@ def plan(args, extra):
             raise ExpectedError(f"recognition.py: {told}", setting="recognition_args")
         described_as = ["--batch-size", str(trained.batch_size)]
         described_as += ["--flipped-too"] * trained.flipped_too
-        kernels = name_by_gallery(KERNELS, args.recipe, described_as)
+        kernels = name_by_gallery(args.recipe, described_as)
         labels["nearest"] = read_settings("nearest", extra["nearest"]).labels or trained.labels
     if not args.shrink:
         return kernels
