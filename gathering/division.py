@@ -20,28 +20,25 @@ NUM_SHARDS = {"train": (5, 500), "index": (6, 100), "test": (1, 20)}  # at least
 
 def group(photos):
     """Finds the groups of one landmark's photos; gives a list of lists of positions."""
-    parent = list(range(len(photos)))
+    group_of = np.arange(len(photos))
 
-    def root(one):
-        while parent[one] != one:
-            parent[one] = parent[parent[one]]
-            one = parent[one]
-        return one
+    def join(one, other):
+        if group_of[one] != group_of[other]:
+            group_of[group_of == group_of[other]] = group_of[one]
 
     looks = np.array([photo.look for photo in photos], np.uint64)
     for one in range(len(photos)):
-        alike = np.bitwise_count(looks[:one] ^ looks[one]) <= MAX_BITS
-        for other in np.flatnonzero(alike):
-            parent[root(int(other))] = root(one)
+        for other in np.flatnonzero(np.bitwise_count(looks[:one] ^ looks[one]) <= MAX_BITS):
+            join(one, other)
     timed = [i for i, photo in enumerate(photos) if photo.camera and photo.taken is not None]
     timed.sort(key=lambda i: (photos[i].camera, photos[i].taken))
     for one, other in zip(timed, timed[1:], strict=False):
         is_same = photos[one].camera == photos[other].camera
         if is_same and photos[other].taken - photos[one].taken <= ROW_S:
-            parent[root(one)] = root(other)
+            join(one, other)
     groups = {}
     for one in range(len(photos)):
-        groups.setdefault(root(one), []).append(one)
+        groups.setdefault(group_of[one], []).append(one)
     return list(groups.values())
 
 

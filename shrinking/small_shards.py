@@ -76,10 +76,9 @@ class Settings:
     def page_of(self, shard):
         """Gives what of this shapes a shard, as its page has it."""
         page = {"pixels": self.pixels, "quality": self.quality, "labels": "full"}
-        if shard.split not in self.kept:
-            return page
-        digest = self._digests[shard.split]
-        return page | ({"images": digest} if self.is_slice else {"labels": f"clean {digest}"})
+        if digest := self._digests.get(shard.split):
+            page |= {"images": digest} if self.is_slice else {"labels": f"clean {digest}"}
+        return page
 
 
 @dataclass(frozen=True)
