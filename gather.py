@@ -42,10 +42,8 @@ def main(argv=None):
         f"{counts['non_landmarks']:,} without a landmark"
     )
     if counts["left_out"]:
-        say(
-            f"{counts['left_out']:,} files left out, each with its reason in "
-            f"{args.output / LEFT_OUT_CSV}"
-        )
+        path = args.output / LEFT_OUT_CSV
+        say(f"{counts['left_out']:,} files left out, each with its reason in {path}")
     print(args.output)
     step = "" if photos["test"] else "train "  # without a test photo there is nothing to predict
     say(f"next: python recognition.py {step}--source {args.output} --recipe small")

@@ -51,9 +51,8 @@ class StoppedError(Exception):
     """A `Stop` was asked for, and it is done so far, e.g. `12 of 490 mini-epochs done`."""
 
     def __init__(self, stop, done):
-        super().__init__(
-            f"stopped by {stop.reason()}: {done}; run the same command again to continue"
-        )
+        told = f"stopped by {stop.reason()}: {done}; run the same command again to continue"
+        super().__init__(told)
         self.exit_code = 130 if stop.signal_number == signal.SIGINT else 0
 
 
@@ -167,23 +166,19 @@ class Stop:
         self.signal_number = None
 
     def __enter__(self):
-        self._handlers = {}
+        self._undo = contextlib.ExitStack()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._on_signal)
-            self._watched = socket.socketpair()
-            self._watched[1].setblocking(False)
-            self._earlier = signal.set_wakeup_fd(self._watched[1].fileno())
-            watched = self._watched[:1]
-            threading.Thread(target=_end_at_second_ctrl_c, args=watched, daemon=True).start()
+                self._undo.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            watched, waking = socket.socketpair()
+            waking.setblocking(False)
+            self._undo.callback(waking.close)
+            self._undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(waking.fileno()))
+            threading.Thread(target=_end_at_second_ctrl_c, args=[watched], daemon=True).start()
         return self
 
     def __exit__(self, *exception):
-        if self._handlers:
-            signal.set_wakeup_fd(self._earlier)
-            self._watched[1].close()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._undo.close()
 
     def _on_signal(self, number, frame):
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -172,12 +172,10 @@ def _facts(kernel, version, extra, args):
     max_hours = min(args.max_hours, MAX_TPU_HOURS if kernel.machine == "tpu" else math.inf)
     budget = [] if kernel.machine == "cpu" else ["--max-hours", f"{max_hours:g}"]
     facts = {
-        "kernel": kernel.name,
-        "entry": kernel.entry,
+        "kernel": kernel.name, "entry": kernel.entry,
         "arguments": [*kernel.arguments, *budget, *extra[kernel.entry]],
-        "result": kernel.result,
-        "source": version,
-    }
+        "result": kernel.result, "source": version,
+    }  # fmt: skip
     facts |= {"device": "tpu"} if kernel.machine == "tpu" else {}
     return facts | {"build": hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}
 
@@ -194,20 +192,14 @@ def _write_json(path, value):
 def _metadata(kernel, kernels, args):
     """Gives what kernel-metadata.json says of a kernel; the client ignores our `build` in it."""
     return {
-        "id": f"{args.user}/{kernel.slug}",
-        "title": kernel.title,
-        "code_file": f"{kernel.slug}.py",
-        "language": "python",
-        "kernel_type": "script",
-        "is_private": True,
-        **MACHINES[kernel.machine],
-        "competition_sources": [],
+        "id": f"{args.user}/{kernel.slug}", "title": kernel.title,
+        "code_file": f"{kernel.slug}.py", "language": "python", "kernel_type": "script",
+        "is_private": True, **MACHINES[kernel.machine], "competition_sources": [],
         "kernel_sources": [f"{args.user}/{kernels[name].slug}" for name in kernel.inputs],
         "enable_internet": kernel.downloads or not args.no_internet,
-        "dataset_sources": args.dataset,
-        "model_sources": args.model_source,
+        "dataset_sources": args.dataset, "model_sources": args.model_source,
         "docker_image_pinning_type": "original",  # sessions that continue have one image
-    }
+    }  # fmt: skip
 
 
 def parse_arguments(entry, text):

@@ -406,13 +406,10 @@ def session_settings(args):
         for place in args.source:
             source += kernel.find_data_sets() if place == INPUTS else [os.path.expanduser(place)]
     return {
-        "source": source,
-        "output": args.output,
-        "scratch": args.scratch,
-        "max_hours": args.max_hours,
-        "skips_bad_shards": args.skip_bad_shards,
+        "source": source, "output": args.output, "scratch": args.scratch,
+        "max_hours": args.max_hours, "skips_bad_shards": args.skip_bad_shards,
         "max_connections": args.connections,
-    }
+    }  # fmt: skip
 
 
 def parse_with_files(parser, argv):

@@ -295,16 +295,11 @@ def _write_shard(session, settings, shard, stream):
     with atomic_write(md5_path) as temporary:
         temporary.write_text(f"{md5}  {path.name}\n")
     page = {
-        "shard": shard.path,
-        "settings": settings.page_of(shard),
-        "source": session.source.version_of(shard),
-        "source_bytes": end.source_bytes,
-        "kept_bytes": kept_bytes,
-        "images": end.num_images,
-        "bytes": size_bytes,
-        "md5": md5,
+        "shard": shard.path, "settings": settings.page_of(shard),
+        "source": session.source.version_of(shard), "source_bytes": end.source_bytes,
+        "kept_bytes": kept_bytes, "images": end.num_images, "bytes": size_bytes, "md5": md5,
         "bad_images": [[format_image_id(i), reason] for i, reason in end.bad_images],
-    }
+    }  # fmt: skip
     write_page(page_path, page)
     if pairs and not session.path(SHRINK_PICTURE).exists():
         draw_picture(session.path(SHRINK_PICTURE), lambda: draw_pairs(page, pairs), dpi=80)
