@@ -82,7 +82,7 @@ def main(argv=None):
 
 def shrink(session, args):
     """Makes the shards of one part small and copies the tables; writes a page that says so."""
-    from shrinking import small_shards  # loads pandas and others: not before arguments are valid
+    from shrinking import slices, small_shards  # load pandas: not before arguments are valid
 
     source = session.source
     splits = SPLITS if args.split == "all" else (args.split,)
@@ -101,7 +101,8 @@ def shrink(session, args):
         f"{args.labels} labels"
     )
     require_same_settings(session, kept_splits, settings.page_of)  # before a table is replaced
-    small_shards.copy_tables(session, kept_splits, args.labels == "clean", settings)
+    kept = settings.kept if settings.is_slice else None
+    slices.copy_tables(session, kept_splits, args.labels == "clean", kept)
     run = functools.partial(_shrink_on_workers, session, args, how) if args.scheduler else None
     pages = small_shards.shrink(session, settings, share, run)
     if share.num_parts == 1:

@@ -1,5 +1,6 @@
 """A slice of a data set: the images that a person asks for, and tables cut to these."""
 
+import filecmp
 import re
 
 import numpy as np
@@ -13,7 +14,7 @@ from data.landmarks import (
     read_train_labels,
 )
 from data.tables import read_header, read_table, write_table
-from utils import ExpectedError, require_file, say
+from utils import ExpectedError, copy_file, require_file, say
 
 SPLIT_OF = dict.fromkeys((sources.TRAIN_CSV, sources.TRAIN_CLEAN_CSV), "train")
 SPLIT_OF |= {sources.INDEX_CSV: "index", sources.TEST_CSV: "test"}
@@ -76,15 +77,27 @@ def _read_landmarks(source, path):
     return sorted(chosen)
 
 
-def cut_tables(session, names, kept):
-    """Writes these tables cut to `kept` of `choose_images`; one without a row is left out."""
+def copy_tables(session, splits, is_clean, kept=None):
+    """Copies metadata and ground truth that the source has, where they are not there as they are.
+
+    train.csv is not for a clean data set, which lacks most of its images. Those of a slice are cut
+    to its images, `kept` of `choose_images`; one without a row is left out.
+    """
+    train = (sources.TRAIN_CSV, sources.TRAIN_CLEAN_CSV)
+    left_out = train[:is_clean] if "train" in splits else train
+    names = [one for one in sources.TABLES if one not in left_out and session.source.exists(one)]
     landmark_ids = set()
     for name in sorted(names, key=(*SPLIT_OF, sources.CATEGORY_CSV).index):  # the names come last
-        table = _cut_table(name, session.source.fetch(name), kept, landmark_ids)
+        new, path = session.source.fetch(name), session.path(name)
+        if kept is None:
+            if not (path.exists() and filecmp.cmp(new, path, shallow=False)):
+                copy_file(new, path)
+            continue
+        table = _cut_table(name, new, kept, landmark_ids)
         if SPLIT_OF.get(name) == "train":
             landmark_ids |= set(table["landmark_id"])
         if len(table):
-            write_table(session.path(name), table)
+            write_table(path, table)
 
 
 def _cut_table(name, path, kept, landmark_ids):

@@ -5,7 +5,6 @@ wherever an earlier session left it.
 """
 
 import contextlib
-import filecmp
 import itertools
 import math
 import time
@@ -19,7 +18,7 @@ import numpy as np
 from data.arrays import digest_of
 from data.images import BadImageError, decode_whole, shrink_image
 from data.landmarks import format_image_id
-from data.sources import TABLES, TRAIN_CLEAN_CSV, TRAIN_CSV
+from data.sources import TABLES
 from data.tables import read_table, write_table
 from data.tars import add_image, list_members, open_new, read_member
 from generators import (
@@ -32,7 +31,6 @@ from generators import (
 )
 from runs.pictures import draw_picture
 from runs.session import SHRINK_HISTORY, SHRINK_PICTURE, manifest_name
-from shrinking import slices
 from shrinking.manifests import find_done, write_page
 from utils import (
     ExpectedError,
@@ -40,7 +38,6 @@ from utils import (
     Progress,
     StoppedError,
     atomic_write,
-    copy_file,
     file_md5,
     format_duration,
     map_ahead,
@@ -89,23 +86,6 @@ class Share:
     num_parts: int  # that share the data set
     max_bytes: float  # of the output
     copies_earlier: bool  # copy what earlier sessions of this part made into the output
-
-
-def copy_tables(session, splits, is_clean, settings):
-    """Copies metadata and ground truth that the source has, where they are not there as they are.
-
-    train.csv is not for a clean data set, which lacks most of its images. Those of a slice are cut
-    to its images.
-    """
-    left_out = [TRAIN_CSV] * is_clean if "train" in splits else [TRAIN_CSV, TRAIN_CLEAN_CSV]
-    names = [one for one in TABLES if one not in left_out and session.source.exists(one)]
-    if settings.is_slice:
-        slices.cut_tables(session, names, settings.kept)
-        return
-    for name in names:
-        new, path = session.source.fetch(name), session.path(name)
-        if not (path.exists() and filecmp.cmp(new, path, shallow=False)):
-            copy_file(new, path)
 
 
 def shrink(session, settings, share, run=None):
