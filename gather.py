@@ -18,19 +18,13 @@ from utils import Stop, say
 
 
 def parse_arguments(argv):
-    """Parses the command line."""
     parser = CommandLine(__doc__, prog="gather.py")
-    parser.add_argument("folder", type=any_path, help="holds a folder of photos for each landmark")
-    parser.add_argument(
-        "--non-landmarks", type=any_path, metavar="FOLDER", help="pictures that show no landmark"
-    )
-    parser.add_argument(
-        "--output", type=any_path, default=Path("output/photos"), help="folder of the data set"
-    )
-    parser.add_argument(
-        "--pixels", type=number(int, 32, 4096), default=256, metavar="N",
-        help="shorter side of a picture; none is enlarged",
-    )  # fmt: skip
+    add, others = parser.add_argument, "pictures that show no landmark"
+    add("folder", type=any_path, help="holds a folder of photos for each landmark")
+    add("--non-landmarks", type=any_path, metavar="FOLDER", help=others)
+    add("--output", type=any_path, default=Path("output/photos"), help="folder of the data set")
+    add("--pixels", type=number(int, 32, 4096), default=256, metavar="N",
+        help="shorter side of a picture; none is enlarged")  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -48,10 +42,8 @@ def main(argv=None):
         f"{counts['non_landmarks']:,} without a landmark"
     )
     if counts["left_out"]:
-        say(
-            f"{counts['left_out']:,} files left out, each with its reason in "
-            f"{args.output / LEFT_OUT_CSV}"
-        )
+        path = args.output / LEFT_OUT_CSV
+        say(f"{counts['left_out']:,} files left out, each with its reason in {path}")
     print(args.output)
     step = "" if photos["test"] else "train "  # without a test photo there is nothing to predict
     say(f"next: python recognition.py {step}--source {args.output} --recipe small")

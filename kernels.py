@@ -32,10 +32,7 @@ from runs.command_line import CommandLine, matching, number, run_command_line
 from runs.folders import hold_folder
 from utils import ExpectedError
 
-BUILD_OPTIONS = (
-    "recipe", "recognition_args", "nearest_args", "retrieval_args", "shrink_args", "shrink",
-    "shrink_kernels", "dataset", "model_source", "no_internet", "tpu",
-)  # fmt: skip
+RUN_OPTIONS = ("command", "kernels", "output", "any_build", "submit", "max_hours")  # no build's
 WORD = "[A-Za-z0-9_-]+"  # on Kaggle
 NAMES = (*KERNELS, *GALLERY, "vote")  # and shrink-0 and so on
 
@@ -46,7 +43,6 @@ def one_of(names, others="(?!)"):
 
 
 def make_parser():
-    """Makes the parser of the command line."""
     parser = CommandLine(__doc__, prog="kernels.py")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     help_of = {
@@ -57,80 +53,57 @@ def make_parser():
         "collect": "download outputs",
         "submit": "check the collected submissions and hand them in",
     }
-    of = {name: commands.add_parser(name, help=text) for name, text in help_of.items()}
-    for name, command in of.items():
-        command.add_argument(
-            "--kernels", type=Path, default=Path("kernels"), help="folder of the built kernels"
-        )
+    for name, text in help_of.items():
+        add = commands.add_parser(name, help=text).add_argument
+        folder = {"type": Path, "default": Path("kernels"), "help": "folder of the built kernels"}
+        add("--kernels", **folder)
         if name in ("run", "collect", "submit"):
-            command.add_argument(
-                "--output", type=Path, default=Path("output/kaggle"), help="folder for collecting"
-            )
+            folder = {"default": Path("output/kaggle"), "help": "folder for collecting"}
+            add("--output", type=Path, **folder)
         if name in ("push", "run"):
-            command.add_argument(
-                "--any-build", action="store_true", help="keep what another build finished"
-            )
-    for name in ("push", "collect"):
-        of[name].add_argument(
-            "names", nargs="*", metavar="NAME", type=one_of(NAMES, r"shrink-\d+"), default=[],
-            help=f"of {', '.join(NAMES)}, shrink-0 and so on",
-        )  # fmt: skip
-    of["submit"].add_argument(
-        "names", nargs="*", metavar="NAME", type=one_of(CHALLENGES), default=[],
-        help=f"of {', '.join(CHALLENGES)}",
-    )  # fmt: skip
-    for name in ("build", "run"):
-        _add_build_options(of[name], name == "build")
-    of["run"].add_argument("--submit", action="store_true", help="hand in both submissions")
+            add("--any-build", action="store_true", help="keep what another build finished")
+        if name in ("push", "collect"):
+            kind, told = one_of(NAMES, r"shrink-\d+"), f"of {', '.join(NAMES)}, shrink-0 and so on"
+            add("names", nargs="*", metavar="NAME", type=kind, default=[], help=told)
+        if name == "submit":
+            kind, told = one_of(CHALLENGES), f"of {', '.join(CHALLENGES)}"
+            add("names", nargs="*", metavar="NAME", type=kind, default=[], help=told)
+        if name in ("build", "run"):
+            _add_build_options(add, name == "build")
+        if name == "run":
+            add("--submit", action="store_true", help="hand in both submissions")
     return parser
 
 
-def _add_build_options(command, is_required):
-    command.add_argument(
-        "--user", required=is_required, metavar="NAME", help="owner on Kaggle",
-        type=matching(WORD, "a name on Kaggle"),
-    )  # fmt: skip
-    command.add_argument(
-        "--recipe", choices=RECIPES,
+def _add_build_options(add, is_required):
+    # fmt: off
+    add("--user", required=is_required, metavar="NAME", help="owner on Kaggle",
+        type=matching(WORD, "a name on Kaggle"))
+    add("--recipe", choices=RECIPES,
         help="of recognition; with strong or frozen, kernels follow in which the nearest train "
-        "images name test and index images (default: 2019)",
-    )  # fmt: skip
-    command.add_argument(
-        "--max-hours", type=float, default=11, metavar="H",
-        help="time budget of a GPU session, hours; Kaggle cuts it off at 12",
-    )  # fmt: skip
+        "images name test and index images (default: 2019)")
+    add("--max-hours", type=float, default=11, metavar="H",
+        help="time budget of a GPU session, hours; Kaggle cuts it off at 12")
     for entry in ENTRIES:
-        command.add_argument(
-            f"--{entry}-args", default="", metavar="ARGS", help=f"more arguments for {entry}.py"
-        )
-    command.add_argument(
-        "--shrink", type=number(int, 32, 4096), metavar="N",
-        help="first make the pictures small, to N pixels, in kernels without a GPU (try 256)",
-    )  # fmt: skip
-    command.add_argument(
-        "--shrink-kernels", type=number(int, 1, 99), metavar="K",
-        help="kernels that share that (default: as many as their outputs need)",
-    )  # fmt: skip
-    command.add_argument(
-        "--dataset", action="append", default=[], metavar="OWNER/SLUG", help="data set to mount",
-        type=matching(f"{WORD}/{WORD}", "owner/slug, as in the address of its page"),
-    )  # fmt: skip
-    command.add_argument(
-        "--model-source", action="append", default=[], metavar="OWNER/MODEL/FRAMEWORK/NAME/VERSION",
+        add(f"--{entry}-args", default="", metavar="ARGS",
+            help=f"more arguments for {entry}.py")
+    add("--shrink", type=number(int, 32, 4096), metavar="N",
+        help="first make the pictures small, to N pixels, in kernels without a GPU (try 256)")
+    add("--shrink-kernels", type=number(int, 1, 99), metavar="K",
+        help="kernels that share that (default: as many as their outputs need)")
+    add("--dataset", action="append", default=[], metavar="OWNER/SLUG", help="data set to mount",
+        type=matching(f"{WORD}/{WORD}", "owner/slug, as in the address of its page"))
+    add("--model-source", action="append", default=[], metavar="OWNER/MODEL/FRAMEWORK/NAME/VERSION",
         help="model of kaggle.com/models to mount, e.g. for hub: without internet",
-        type=matching(rf"{WORD}/{WORD}/{WORD}/{WORD}/\d+", "owner/model/framework/name/version"),
-    )  # fmt: skip
-    command.add_argument(
-        "--tpu", action="store_true", help="train on a TPU instead of two T4s, see docs/machines.md"
-    )
-    command.add_argument(
-        "--no-internet", action="store_true",
-        help="kernels without internet, but for those that make the pictures small",
-    )  # fmt: skip
+        type=matching(rf"{WORD}/{WORD}/{WORD}/{WORD}/\d+", "owner/model/framework/name/version"))
+    add("--tpu", action="store_true",
+        help="train on a TPU instead of two T4s, see docs/machines.md")
+    add("--no-internet", action="store_true",
+        help="kernels without internet, but for those that make the pictures small")
+    # fmt: on
 
 
 def build(args):
-    """Writes the kernels."""
     extra = {entry: parse_arguments(entry, getattr(args, f"{entry}_args")) for entry in ENTRIES}
     kernels = plan(args, extra)
     if args.tpu:
@@ -141,31 +114,18 @@ def build(args):
 
 
 def plan(args, extra):
-    """Decides which kernels there are: dict, name -> `Kernel`, in the order to push.
-
-    Args:
-        args: the command line.
-        extra: dict, script -> list of its extra arguments.
-    """
-    if args.recipe in (None, "2019"):
-        trained = read_settings("recognition", extra["recognition"])
-        return _plan_shrinking(args, extra, KERNELS, {"recognition": trained.labels})
-    trained = read_settings("recognition", ["--recipe", args.recipe, *extra["recognition"]])
-    if trained.recipe != args.recipe:
-        raise ExpectedError(
-            f"recognition.py: recipe {trained.recipe}; expected that of --recipe, {args.recipe}",
-            setting="recognition_args",
-        )
-    described_as = ["--batch-size", str(trained.batch_size)]
-    described_as += ["--flipped-too"] * trained.flipped_too
-    kernels = name_by_gallery(KERNELS, args.recipe, described_as)
-    named = read_settings("nearest", extra["nearest"])
-    labels = {"recognition": trained.labels, "nearest": named.labels or trained.labels}
-    return _plan_shrinking(args, extra, kernels, labels)
-
-
-def _plan_shrinking(args, extra, kernels, labels):
-    """Puts kernels in front that make the data set small, if wanted; `labels`: of each script."""
+    """Decides which kernels there are: dict, name -> `Kernel`, in the order to push."""
+    recipe = [] if args.recipe in (None, "2019") else ["--recipe", args.recipe]
+    trained = read_settings("recognition", [*recipe, *extra["recognition"]])
+    kernels, labels = KERNELS, {"recognition": trained.labels}
+    if recipe:
+        if trained.recipe != args.recipe:
+            told = f"recipe {trained.recipe}; expected that of --recipe, {args.recipe}"
+            raise ExpectedError(f"recognition.py: {told}", setting="recognition_args")
+        described_as = ["--batch-size", str(trained.batch_size)]
+        described_as += ["--flipped-too"] * trained.flipped_too
+        kernels = name_by_gallery(args.recipe, described_as)
+        labels["nearest"] = read_settings("nearest", extra["nearest"]).labels or trained.labels
     if not args.shrink:
         return kernels
     words = ["--pixels", str(args.shrink)]
@@ -179,8 +139,7 @@ def _plan_shrinking(args, extra, kernels, labels):
                 "expected clean of both",
                 setting=f"{script}_args",
             )
-    num_kernels = args.shrink_kernels or count_shrink_kernels(settings)
-    return shrink_first(kernels, words, num_kernels)
+    return shrink_first(kernels, words, args.shrink_kernels or count_shrink_kernels(settings))
 
 
 def parse_command_line(argv):
@@ -192,7 +151,7 @@ def parse_command_line(argv):
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.command in ("build", "run"):
-        if not args.user and any(vars(args)[name] for name in BUILD_OPTIONS):
+        if not args.user and any(vars(args)[name] for name in vars(args).keys() - RUN_OPTIONS):
             parser.error("options of a build go with --user, which builds first")
         if not args.shrink and (args.shrink_args or args.shrink_kernels):
             parser.error("--shrink-args and --shrink-kernels go with --shrink N")
@@ -201,16 +160,6 @@ def parse_command_line(argv):
         if not 0 < args.max_hours < 12:
             parser.error(f"argument --max-hours: {args.max_hours}; expected more than 0, below 12")
     return args
-
-
-def check_names(names, built, folder):
-    """Raises ExpectedError unless all of these kernels were built."""
-    for name in names:
-        if name not in built:
-            raise ExpectedError(
-                f"{name}: not in {folder}; expected one of {', '.join(built)}; build with --recipe "
-                "strong or --shrink to have more"
-            )
 
 
 def main(argv=None):
@@ -222,8 +171,11 @@ def main(argv=None):
     if args.command == "build":
         return
     built = read_built(args.kernels)
-    if args.command in ("push", "collect"):
-        check_names(names, built, args.kernels)
+    if unknown := [name for name in names if args.command != "submit" and name not in built]:
+        raise ExpectedError(
+            f"{unknown[0]}: not in {args.kernels}; expected one of {', '.join(built)}; build with "
+            "--recipe strong or --shrink to have more"
+        )
     if args.command == "status":
         print_status(built)
     if args.command in ("push", "run"):
@@ -234,9 +186,8 @@ def main(argv=None):
         names = names or sum(find_submitters(built).values(), [])
         collect({name: built[name] for name in names}, args.output)
     if args.command == "submit" or (args.command == "run" and args.submit):
-        submit(
-            built, args.output, names if args.command == "submit" and names else list(CHALLENGES)
-        )
+        names = names if args.command == "submit" else []
+        submit(built, args.output, names or list(CHALLENGES))
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ the same command again and it continues where it stopped.
 """
 
 import functools
+import math
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from cluster.dask_workers import open_workers
-from data.sources import SPLITS, TRAIN_CLEAN_CSV
+from data.sources import SPLITS, TRAIN_CLEAN_CSV, share_of
 from runs import kernel
 from runs.command_line import (
     CommandLine,
@@ -36,68 +37,39 @@ from utils import say
 
 
 def make_parser():
-    """Makes the parser of the command line."""
     parser = CommandLine(__doc__, prog="shrink.py", usage="%(prog)s [options]")
     add_session_options(parser)
     if not kernel.is_kernel():
         parser.set_defaults(output=Path("output/shrunk"))
-    pictures = parser.add_argument_group("pictures")
-    pictures.add_argument(
-        "--pixels", type=number(int, 32, 4096), default=256, metavar="N",
-        help="shorter side of a picture; none is enlarged",
-    )  # fmt: skip
-    pictures.add_argument(
-        "--quality", type=number(int, 1, 95), default=85, metavar="Q", help="of the JPEGs"
-    )
-    pictures.add_argument(
-        "--labels", choices=("full", "clean"), default="full",
-        help="train images to keep: all, or those of train_clean.csv",
-    )  # fmt: skip
-    pictures.add_argument(
-        "--split", choices=(*SPLITS, "all"), default="all", help="what of the data set to keep"
-    )
-    pictures.add_argument(
-        "--images", type=any_path, metavar="FILE",
-        help="keep just the images of this CSV (column id), of any split",
-    )  # fmt: skip
-    pictures.add_argument(
-        "--landmarks", type=any_path, metavar="FILE",
+    add = parser.add_argument_group("pictures").add_argument
+    # fmt: off
+    add("--pixels", type=number(int, 32, 4096), default=256, metavar="N",
+        help="shorter side of a picture; none is enlarged")
+    add("--quality", type=number(int, 1, 95), default=85, metavar="Q", help="of the JPEGs")
+    add("--labels", choices=("full", "clean"), default="full",
+        help="train images to keep: all, or those of train_clean.csv")
+    add("--split", choices=(*SPLITS, "all"), default="all", help="what of the data set to keep")
+    add("--images", type=any_path, metavar="FILE",
+        help="keep just the images of this CSV (column id), of any split")
+    add("--landmarks", type=any_path, metavar="FILE",
         help="keep just the train images of these landmarks: ids or names, * for any letters, one "
-        "a line",
-    )  # fmt: skip
-    _add_share_options(parser.add_argument_group("share"))
+        "a line")
+    add = parser.add_argument_group("share").add_argument
+    add("--part", type=number(int, 0), default=0, metavar="K", help="the part to make, from 0")
+    add("--parts", type=number(int, 1), default=1, metavar="N", help="parts of the data set")
+    add("--scheduler", type=scheduler_address, metavar="ADDRESS",
+        help="shrink shards on the workers of this Dask scheduler, or of local:N")
+    add("--max-gb", type=number(float, 1e-6), metavar="GB",
+        default=kernel.MAX_OUTPUT_GB if kernel.is_kernel() else None,
+        help="stop where the output would become larger")
+    add("--copy-earlier", action="store_true",
+        help="copy what earlier sessions made into the output, which replaces theirs")
+    # fmt: on
     return parser
 
 
-def _add_share_options(share):
-    share.add_argument(
-        "--part", type=number(int, 0), default=0, metavar="K", help="the part to make, from 0"
-    )
-    share.add_argument(
-        "--parts", type=number(int, 1), default=1, metavar="N", help="parts of the data set"
-    )
-    share.add_argument(
-        "--scheduler", type=scheduler_address, metavar="ADDRESS",
-        help="shrink shards on the workers of this Dask scheduler, or of local:N",
-    )  # fmt: skip
-    share.add_argument(
-        "--max-gb", type=number(float, 1e-6), metavar="GB",
-        default=kernel.MAX_OUTPUT_GB if kernel.is_kernel() else None,
-        help="stop where the output would become larger",
-    )  # fmt: skip
-    share.add_argument(
-        "--copy-earlier", action="store_true",
-        help="copy what earlier sessions made into the output, which replaces theirs",
-    )  # fmt: skip
-
-
 def parse_arguments(argv):
-    """Parses and checks the command line."""
-    parser = make_parser()
-    args = parse_session(parser, argv)
-    if args.part >= args.parts:
-        parser.error(f"argument --part: {args.part}; expected 0 to {args.parts - 1} of --parts")
-    return args
+    return parse_session(make_parser(), argv)
 
 
 def main(argv=None):
@@ -110,36 +82,33 @@ def main(argv=None):
 
 def shrink(session, args):
     """Makes the shards of one part small and copies the tables; writes a page that says so."""
-    from shrinking import (
-        small_shards,  # loads pandas and others: deferred until the arguments are valid
-    )
+    from shrinking import slices, small_shards  # load pandas: not before arguments are valid
 
-    source, is_clean = session.source, args.labels == "clean"
+    source = session.source
     splits = SPLITS if args.split == "all" else (args.split,)
     files = tuple(one and one.resolve() for one in (args.images, args.landmarks))
     how = (args.pixels, args.quality, splits, args.labels, *files)
     settings = settings_of(source, *how)
     kept_splits = [one for one in splits if one in settings.kept or not settings.is_slice]
-    share = small_shards.Share(
-        small_shards.choose_shards(source, kept_splits, args.part, args.parts),
-        args.parts,
-        None if args.max_gb is None else 1e9 * args.max_gb,
-        args.copy_earlier,
-    )
+    shards = []  # its share of each split, so that parts come out equally large
+    # Of none at all the first one's absence is told.
+    for split in [one for one in kept_splits if source.count_shards(one)] or kept_splits[:1]:
+        shards += share_of(source.select_shards(split), args.part, args.parts)
+    max_bytes = 1e9 * (args.max_gb or math.inf)
+    share = small_shards.Share(shards, args.parts, max_bytes, args.copy_earlier)
     say(
-        f"{source}: {len(share.shards)} shards, {args.pixels} pixels, quality {args.quality}, "
+        f"{source}: {len(shards)} shards, {args.pixels} pixels, quality {args.quality}, "
         f"{args.labels} labels"
     )
     require_same_settings(session, kept_splits, settings.page_of)  # before a table is replaced
-    small_shards.copy_tables(session, kept_splits, is_clean, settings)
-    if args.scheduler:
-        pages = _shrink_on_workers(session, settings, share, how, args)
-    else:
-        pages = small_shards.shrink(session, settings, share)
+    kept = settings.kept if settings.is_slice else None
+    slices.copy_tables(session, kept_splits, args.labels == "clean", kept)
+    run = functools.partial(_shrink_on_workers, session, args, how) if args.scheduler else None
+    pages = small_shards.shrink(session, settings, share, run)
     if share.num_parts == 1:
         small_shards.require_found(source, settings, pages)
     path = session.path(shrunk_name(args.part, args.parts))
-    say(write_summary(path, share.shards, pages))
+    say(write_summary(path, shards, pages))
     print(path)
     if session.path(SHRINK_PICTURE).exists():
         print(session.path(SHRINK_PICTURE))
@@ -159,20 +128,14 @@ def settings_of(source, pixels, quality, splits, labels, images, landmarks):
     return small_shards.Settings(pixels, quality, kept, is_slice)
 
 
-def _shrink_on_workers(session, settings, share, how, args):
-    """Shrinks as `small_shards.shrink` does, shard by shard on workers; `how` goes to each."""
+def _shrink_on_workers(session, args, how, shards):
+    """Yields as `small_shards.shrink_in_order` does, shard by shard as workers end them."""
     import shrink  # by this name, the workers find the function below
-    from shrinking import small_shards
-
-    def run(shards, when_done):
-        jobs = [(how, shard) for shard in shards]
-        workers.run(
-            shrink.shrink_job, jobs, "shards shrunk",
-            when_done=lambda job, result: when_done(job[1], result),
-        )  # fmt: skip
 
     with open_workers(args.scheduler, session, args.scratch) as workers:
-        return small_shards.shrink(session, settings, share, run)
+        jobs = [(how, shard) for shard in shards]
+        for _, result in workers.as_done(shrink.shrink_job, jobs, "shards shrunk"):
+            yield result
 
 
 def shrink_job(session, job):
@@ -180,7 +143,9 @@ def shrink_job(session, job):
     from shrinking import small_shards
 
     how, shard = job
-    return small_shards.shrink_one(session, settings_of(session.source, *how), shard)
+    settings = settings_of(session.source, *how)
+    (result,) = small_shards.shrink_in_order(session, settings, [shard])
+    return result
 
 
 if __name__ == "__main__":

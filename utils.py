@@ -1,7 +1,9 @@
 """Nothing about landmarks: one-line errors, files, stopping in time, background work."""
 
 import contextlib
+import functools
 import hashlib
+import math
 import multiprocessing
 import os
 import queue
@@ -24,6 +26,7 @@ SECRETS = re.compile(
     r"([a-z][a-z0-9+.-]*://)\S*@|(https?://[^\s?]*\?)\S*?(?=[,:;)]*(?:\s|$))", re.I
 )
 LAST_WORDS_S = 1.0  # for what is to be put in order after a second Ctrl-C
+INTERRUPTED = "error: interrupted by Ctrl-C; run the same command again to continue"
 HALF_WRITTEN = ".writing-"  # begins the names of files that are not whole yet
 _one_reader = threading.Lock()
 
@@ -32,11 +35,7 @@ class ExpectedError(Exception):
     """A failure of network, file or data that a person can act on, told in one line.
 
     The message reads `<what, with the value>; <what was expected>; <what to do>`. Where a setting
-    is to be changed, the last part is left to `command_line`, which alone knows the flags.
-
-    Args:
-        message: the line.
-        setting: the setting to change, e.g. `source` or `learning_rate`.
+    is to be changed, e.g. `learning_rate`, `command_line` adds the last part: it knows the flags.
     """
 
     def __init__(self, message, setting=None):
@@ -49,17 +48,11 @@ class MissingFileError(ExpectedError):
 
 
 class StoppedError(Exception):
-    """The run was asked to stop, and stopped cleanly.
-
-    Args:
-        stop: the `Stop` that asked.
-        done: what is done, e.g. `12 of 490 mini-epochs done`.
-    """
+    """A `Stop` was asked for, and it is done so far, e.g. `12 of 490 mini-epochs done`."""
 
     def __init__(self, stop, done):
-        super().__init__(
-            f"stopped by {stop.reason()}: {done}; run the same command again to continue"
-        )
+        told = f"stopped by {stop.reason()}: {done}; run the same command again to continue"
+        super().__init__(told)
         self.exit_code = 130 if stop.signal_number == signal.SIGINT else 0
 
 
@@ -77,34 +70,32 @@ def say(text):
 
 
 @contextlib.contextmanager
+def os_errors_as(what, expected, setting=None):
+    """Tells an OSError of the block in one line: what, why in brackets, what was expected."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+        raise ExpectedError(f"{what} ({reason}); expected {expected}", setting) from error
+
+
+@contextlib.contextmanager
 def atomic_write(path, setting="output"):
-    """Gives a temporary path beside `path` that takes its name only when the block succeeds.
+    """Yields a temporary path beside `path` that takes its name only when the block succeeds.
 
-    Args:
-        path: the final file. Its folder is made.
-        setting: to change where it cannot be written.
-
-    Yields:
-        The temporary `pathlib.Path`, with the same suffix as `path`.
-
-    Raises:
-        ExpectedError: the file could not be written (full disk, no permission).
+    Its suffix is the same. The folder is made. ExpectedError: it cannot be written.
     """
     path = Path(path)
     # Random, because other processes and machines may write the same file.
     temporary = path.with_name(f"{HALF_WRITTEN}{secrets.token_hex(4)}-{path.name}")
+    expected = "a writable folder with free space"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
-        raise ExpectedError(
-            f"{path}: cannot be written ({reason}); expected a writable folder with free space",
-            setting,
-        ) from error
+        with os_errors_as(f"{path}: cannot be written", expected, setting):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):  # not there, or its folder is none
             temporary.unlink()
@@ -118,11 +109,9 @@ def copy_file(source, path):
 
 def file_md5(path):
     """Computes the md5 of a file as 32 hex characters."""
-    digest = hashlib.md5(usedforsecurity=False)
+    new = functools.partial(hashlib.md5, usedforsecurity=False)
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, new).hexdigest()
 
 
 def read_at(descriptor, num_bytes, offset):
@@ -142,14 +131,10 @@ def require_file(path, what):
 
 def require_free_space(folder, size_bytes, purpose):
     """Raises ExpectedError if the disk of `folder` has less than `size_bytes` free."""
-    try:
+    expected = f"a folder with space for {purpose}; choose another folder"
+    with os_errors_as(f"{folder}: cannot be made", expected):
         Path(folder).mkdir(parents=True, exist_ok=True)
         free_bytes = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise ExpectedError(
-            f"{folder}: cannot be made ({error.strerror}); expected a folder with space for "
-            f"{purpose}; choose another folder"
-        ) from error
     if free_bytes < size_bytes:
         raise ExpectedError(
             f"{folder}: {_format_gb(free_bytes)} free; expected {_format_gb(size_bytes)} or more "
@@ -159,9 +144,6 @@ def require_free_space(folder, size_bytes, purpose):
 
 def _format_gb(size_bytes):
     return f"{size_bytes / 1e9:.{2 if size_bytes >= 1e8 else 6}f} GB"
-
-
-# --------------------------------------------------------------------------- stopping in time
 
 
 def format_duration(seconds):
@@ -174,64 +156,49 @@ def format_duration(seconds):
 
 
 class Stop:
-    """Asks a long job to stop cleanly: at a time limit, on SIGTERM, or on Ctrl-C.
+    """Asks a long job to stop cleanly: so many hours from now, on SIGTERM, or on Ctrl-C.
 
     A second Ctrl-C interrupts at once.
-
-    Args:
-        max_hours: hours from now, or None for no limit.
     """
 
     def __init__(self, max_hours=None):
-        self.deadline = None if max_hours is None else time.monotonic() + max_hours * 3600
+        self.deadline = time.monotonic() + 3600 * (math.inf if max_hours is None else max_hours)
         self.signal_number = None
 
     def __enter__(self):
-        self._handlers = {}
+        self._undo = contextlib.ExitStack()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._on_signal)
-            self._watched = socket.socketpair()
-            self._watched[1].setblocking(False)
-            self._earlier = signal.set_wakeup_fd(self._watched[1].fileno())
-            threading.Thread(
-                target=_end_at_second_ctrl_c, args=self._watched[:1], daemon=True
-            ).start()
+                self._undo.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            watched, waking = socket.socketpair()
+            waking.setblocking(False)
+            self._undo.callback(waking.close)
+            self._undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(waking.fileno()))
+            threading.Thread(target=_end_at_second_ctrl_c, args=[watched], daemon=True).start()
         return self
 
     def __exit__(self, *exception):
-        if self._handlers:
-            signal.set_wakeup_fd(self._earlier)
-            self._watched[1].close()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._undo.close()
 
     def _on_signal(self, number, frame):
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.signal_number = number
-        say(f"{signal.Signals(number).name}: stopping after this batch")
+        self.signal_number = signal.Signals(number)
+        say(f"{self.reason()}: stopping after this batch")
 
     def requested(self, needed_s=0.0):
         """Tells whether to stop now, given that the next step takes `needed_s` seconds."""
-        if self.signal_number is not None:
-            return True
-        return self.deadline is not None and time.monotonic() + needed_s > self.deadline
+        return bool(self.signal_number) or time.monotonic() + needed_s > self.deadline
 
     def reason(self):
         """Names what asked for the stop."""
-        if self.signal_number is not None:
-            return signal.Signals(self.signal_number).name
-        return "the time limit"
+        return self.signal_number.name if self.signal_number else "the time limit"
 
 
 def _end_at_second_ctrl_c(signals):
     """Ends the process soon after a second Ctrl-C, until no more signals can come.
 
     Python's own handlers wait for the main thread, and that may be in a library for a minute, as
-    where a network is compiled.
-
-    Args:
-        signals: socket that gets a byte for each signal, its number.
+    where a network is compiled. The socket gets a byte for each signal, its number.
     """
     with signals:
         for _ in range(2):
@@ -244,7 +211,7 @@ def _end_at_second_ctrl_c(signals):
             while signals.recv(1):  # until the block ends
                 pass
             return
-    say("error: interrupted by Ctrl-C; run the same command again to continue")
+    say(INTERRUPTED)
     _end_now()
 
 
@@ -261,12 +228,10 @@ def _end_now():
     os._exit(130)
 
 
-# --------------------------------------------------------------------------- background work
-
 _workers = weakref.WeakKeyDictionary()  # thread -> function that asks it to stop
 
 
-def in_background(function, *args):
+def in_background(function, *args, ask_to_stop=lambda: None):
     """Starts `function(*args)` in a thread that never keeps the process alive; gives its Future."""
     future = Future()
 
@@ -276,15 +241,10 @@ def in_background(function, *args):
         except BaseException as error:
             future.set_exception(error)
 
-    _start_worker(run, function.__name__)
-    return future
-
-
-def _start_worker(run, name, ask_to_stop=lambda: None):
-    """Starts a thread that never keeps the process alive."""
-    worker = threading.Thread(target=run, name=name, daemon=True)
+    worker = threading.Thread(target=run, name=function.__name__, daemon=True)
     _workers[worker] = ask_to_stop
     worker.start()
+    return future
 
 
 def stop_workers(timeout_s):
@@ -298,53 +258,44 @@ def stop_workers(timeout_s):
 
 
 def run_ahead(make_iterator, num_ahead, is_stopped=lambda: False, leave=lambda: None):
-    """Yields what an iterator yields while a thread keeps up to `num_ahead` items ready.
+    """Yields what a generator yields while a thread keeps up to `num_ahead` items ready.
 
-    Args:
-        make_iterator: function without arguments that gives a generator; called in the thread.
-        num_ahead: items held at most, besides the one that waits for its place.
-        is_stopped: function without arguments; while it says True and nothing is ready, None is
-            yielded instead of waiting on.
-        leave: function without arguments, called when nobody will ask for more.
+    One more item may wait for its place. `make_iterator()` is called in the thread. While
+    `is_stopped()` and nothing is ready, None is yielded; `leave()` is called when nobody will ask
+    for more.
     """
-    items = queue.Queue(num_ahead)
-    stopped = threading.Event()
+    items, stopped, end = queue.Queue(num_ahead), threading.Event(), object()
 
     def put(item):
         while not stopped.is_set():
-            try:
+            with contextlib.suppress(queue.Full):
                 return items.put(item, timeout=0.1)
-            except queue.Full:
-                continue
 
-    def run():
+    def produce():
         try:
             with contextlib.closing(make_iterator()) as iterator:
                 for item in iterator:
-                    put((item, None))
+                    put(item)
                     if stopped.is_set():
                         return
-            put((None, StopIteration()))
-        except BaseException as error:
-            put((None, error))
+        finally:
+            put(end)
 
     def stop():
         stopped.set()
         leave()
 
-    _start_worker(run, "run_ahead", stop)
+    produced = in_background(produce, ask_to_stop=stop)
     try:
         while True:
             try:
-                item, error = items.get(timeout=0.2)
+                item = items.get(timeout=0.2)
             except queue.Empty:
                 if is_stopped():
                     yield None
                 continue
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
+            if item is end:
+                return produced.result()  # which raises what was raised there
             yield item
     finally:
         stop()
@@ -365,14 +316,9 @@ def map_ahead(pool, function, items, num_ahead):
             future.cancel()
 
 
-# ----------------------------------------------------------------------------------- progress
-
 LEAST_S, MOST_S = 10.0, 25.0  # between two lines of progress where nothing moves
 TICK_S = 0.5
-_ticking = threading.Event()  # never set: it waits
 _jobs = []  # the `Progress` that are at work, the innermost last
-_ticker_lock = threading.Lock()
-_ticker = {"runs": False}
 _line = {"told": 0.0, "width": 0}  # when something was told last; of the line that moves
 
 
@@ -383,7 +329,6 @@ class Progress:
     The rate counts from the second update on: the first step of a network takes long.
 
     Args:
-        what: the job, e.g. `train/images_007.tar`.
         total: how much there is to do, or None.
         unit: of it, e.g. `images`; `B` for bytes; empty where nothing can be counted.
         is_ahead: whether it is done ahead of need, as a download.
@@ -395,13 +340,10 @@ class Progress:
         self.began = self.updated = time.monotonic()
 
     def __enter__(self):
-        with _ticker_lock:
-            if not _jobs:
-                _line["told"] = time.monotonic()
-            _jobs.append(self)
-            if not _ticker["runs"]:  # else it shows this job, too: it looks at all there are
-                _ticker["runs"] = True
-                _start_worker(_show_jobs, "progress")
+        if not _jobs:
+            _line["told"] = time.monotonic()
+        _jobs.append(self)
+        _start_showing()
         return self
 
     def __exit__(self, *exception):
@@ -419,45 +361,44 @@ class Progress:
         self.facts, self.is_busy = facts, True
 
     def rate(self, now):
-        """Gives what is done in a second, or None where that is not known yet."""
+        """Gives what is done in a second; 0 where that is not known yet."""
         done, since = self.first or (0, now)
-        return (self.done - done) / (now - since) if self.done > done and now > since else None
+        return (self.done - done) / (now - since) if now > since else 0
 
     def describe(self, now):
-        """Writes the plain line."""
-        rate, is_bytes = self.rate(now), self.unit == "B"
-        scale, unit = (1e6, "MB") if is_bytes else (1, self.unit)
-        words = [f"{self.done / scale:,.0f}"]
-        if self.total:
-            words[0] += f" of {self.total / scale:,.0f}"
-        words[0] += f" {unit}"
-        words = words if unit else []
+        rate = self.rate(now)
+        scale, unit, digits = (1e6, "MB", 1) if self.unit == "B" else (1, self.unit, 0)
+        of_total = f" of {self.total / scale:,.0f}" if self.total else ""
+        words = [f"{self.done / scale:,.0f}{of_total} {unit}"] if unit else []
         words += [self.facts] if self.facts else []
-        words += [f"{rate / scale:,.{1 if is_bytes else 0}f} {unit}/s"] if rate else []
-        if rate and self.total:
-            words.append(f"{format_duration(max(0, self.total - self.done) / rate)} to go")
-        words += [f"{format_duration(now - self.began)} so far"] if not rate else []
+        if not rate:
+            words.append(f"{format_duration(now - self.began)} so far")
+        else:
+            words.append(f"{rate / scale:,.{digits}f} {unit}/s")
+            if self.total:
+                words.append(f"{format_duration(max(0, self.total - self.done) / rate)} to go")
         return f"{self.what}: {', '.join(words)}"
 
 
-def _show_jobs():
-    """Shows the innermost job, as long as there is one."""
-    while True:
-        _ticking.wait(TICK_S)
-        with _ticker_lock:
-            if not _jobs:
-                _ticker["runs"] = False
-                return
-        with contextlib.suppress(OSError, ValueError, IndexError):  # a closed stderr, a job's end
-            _show(time.monotonic(), bool(sys.stderr and sys.stderr.isatty()))
+@functools.cache
+def _start_showing():
+    """Starts the one thread that shows the innermost job, while there is one."""
+
+    def show_jobs():
+        while True:
+            threading.Event().wait(TICK_S)  # no clock that a test may hold
+            with contextlib.suppress(OSError, ValueError, IndexError):  # a closed stderr, no job
+                _show(time.monotonic(), bool(sys.stderr and sys.stderr.isatty()))
+
+    threading.Thread(target=show_jobs, name="progress", daemon=True).start()
 
 
 def _show(now, is_terminal):
     jobs = list(_jobs)
     ahead = [job for job in jobs if job.is_ahead]
-    job = next((job for job in reversed(jobs) if not job.is_ahead), None)
-    if job is None:
-        job, text = ahead[0], _describe_ahead(ahead, now)
+    job = ([job for job in jobs if not job.is_ahead] or ahead[:1])[-1]
+    if job.is_ahead:
+        text = _describe_ahead(ahead, now)
     else:
         text = job.describe(now)
         if ahead and not job.is_busy and now - job.updated > 2:
@@ -484,7 +425,7 @@ def _describe_ahead(jobs, now):
     text = jobs[0].describe(now)
     if len(jobs) > 1:
         text += f"; {len(jobs) - 1} more on the way"
-        rate = sum(job.rate(now) or 0.0 for job in jobs)
+        rate = sum(job.rate(now) for job in jobs)
         text += f", {rate / 1e6:,.1f} MB/s in all" if rate else ""
     return text
 

@@ -43,7 +43,6 @@ def measure(ways, rounds, warm_up=True):
     Args:
         ways: dict, name -> function without arguments; a float that it returns counts instead of
             the seconds it took.
-        rounds: times that each way is measured.
         warm_up: run each way once before, unmeasured.
 
     Returns:
@@ -150,30 +149,26 @@ def load_results(name):
 
 
 class SleepingSource:
-    """A source whose downloads are sleeps; every shard is the same file."""
+    """A source whose downloads are sleeps; every shard is the same file, and is kept."""
 
     def __init__(self, tar, download_s=0.0):
         self.tar, self.download_s = tar, download_s
 
-    def require_space(self, shard):
-        """There is always space."""
-
     def open_connections(self):
-        """Gives the connections of a stream."""
         return Connections(MAX_CONNECTIONS)
 
     def has_space(self, num_shards):
-        """There is always space."""
         return True
 
     def fetch_shard(self, shard, connections):
-        """Sleeps for a download."""
         with connections.hold():
             time.sleep(self.download_s)
         return self.tar
 
     def discard_shard(self, shard):
-        """Nothing is kept."""
+        pass
+
+    require_space = discard_shard
 
 
 class Steady:
@@ -231,19 +226,13 @@ def texture(rng):
 
 def encode_photo(number):
     """Draws photo `number` and gives it as the bytes of a JPEG."""
-    file = io.BytesIO()
-    Image.fromarray(draw_photo(np.random.default_rng(number))).save(
-        file, "JPEG", quality=JPEG_QUALITY
-    )
+    file, photo = io.BytesIO(), Image.fromarray(draw_photo(np.random.default_rng(number)))
+    photo.save(file, "JPEG", quality=JPEG_QUALITY)
     return file.getvalue()
 
 
 def make_shard(num_images, folder=None):
-    """Gives a tar of drawn photographs in the data set's layout, made once.
-
-    Returns:
-        `pathlib.Path` of the tar.
-    """
+    """Gives the path of a tar of drawn photographs in the data set's layout, made once."""
     path = (folder or CACHE) / f"photos-{num_images}.tar"
     if path.exists():
         return path

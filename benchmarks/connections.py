@@ -109,8 +109,7 @@ def measure(address, reading, args, use_s, ways):
         for way in ways:
             fixed = None if way == ADAPTIVE else way
             found[way].append(run_epoch(address, reading, args.shards, use_s, fixed))
-    return {way: [statistics.median(column) for column in zip(*found[way], strict=True)]
-            for way in ways}  # fmt: skip
+    return {way: [*map(statistics.median, zip(*rows, strict=True))] for way, rows in found.items()}
 
 
 def main():

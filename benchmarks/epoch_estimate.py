@@ -18,6 +18,7 @@ from data.sources import NUM_CVDF_SHARDS
 from on_kaggle import plan
 from on_kaggle.plan import NUM_GALLERY_PARTS, NUM_PARTS, PICTURE_KB
 from recipes import RECIPES
+from runs.command_line import number
 from runs.kernel import MAX_HOURS
 from search.voting import NON_LANDMARK_SHARE
 
@@ -49,14 +50,6 @@ def measured_rates():
     }
 
 
-def positive(text):
-    """Parses a number above 0."""
-    value = float(text)
-    if not value > 0:
-        raise ValueError
-    return value
-
-
 # option -> (default, meaning)
 RATES = {
     "step_rate": (None, "images/s of one GPU that trains ResNet50 at 192 pixels in half precision"),
@@ -83,14 +76,13 @@ def parse_arguments():
     for name, (default, what) in RATES.items():
         where = f" (default: {default}'s last result)" if isinstance(default, str) else ""
         parser.add_argument(
-            f"--{name.replace('_', '-')}", type=positive, required=default is None,
+            f"--{name.replace('_', '-')}", type=number(float, 1e-9), required=default is None,
             default=measured.get(name, default), help=what + where,
         )  # fmt: skip
     args = parser.parse_args()
     for name, (script, _) in RATES.items():
         if getattr(args, name) is None:
-            option = "--" + name.replace("_", "-")
-            parser.error(f"no result of {script}; run it first, or give {option}")
+            parser.error(f"no result of {script}; run it first, or give {name}")
     return args
 
 
@@ -211,12 +203,7 @@ def print_chain(args, is_small):
 
 
 def print_kernels(hours, gallery_gb, index_gb):
-    """Prints the table of the strong chain's kernels.
-
-    Args:
-        hours: dict, kind of kernel -> hours of one.
-        gallery_gb, index_gb: all descriptors of the train and of the index images.
-    """
+    """Prints the table of the strong chain's kernels: hours of each kind, GB of all descriptors."""
     rows = []
     for kind, name, num, has_gpu, memory, output_gb in (
         ("recognition", "recognition", 1, True, "< 16", "2.2"),

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,12 +77,9 @@ def train_one_step(network):
 
 def backbones_of(name):
     """Gives the context in which a file's backbone is built: a tiny one, or its own."""
-    import contextlib
-
     from tiny_network import in_place_of_backbones
 
-    is_own = name in ("mobilenet", "hub")
-    return contextlib.nullcontext() if is_own else in_place_of_backbones()
+    return nullcontext() if name in ("mobilenet", "hub") else in_place_of_backbones()
 
 
 def make_network(name, recipe):

@@ -13,6 +13,7 @@ stay byte for byte, so that the results must still be equal.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -34,19 +35,12 @@ from utils import say
 
 def build(folder, args, max_hours):
     """Builds the kernels for the demo, with what is on our command line."""
-    in_front = ["--shrink", str(args.shrink), "--shrink-args", "--demo"] if args.shrink else []
-    longer = ["--recipe", args.recipe, "--nearest-args", "--demo"] if args.recipe else []
-    arguments = [
-        *in_front,
-        *longer,
-        *("--user", "somebody", "--kernels", str(folder), "--max-hours", str(max_hours)),
-        *("--recognition-args", f"--demo {args.recognition_args}", "--retrieval-args", "--demo"),
-    ]
-    done = subprocess.run(
-        [sys.executable, kernels.__file__, "build", *arguments], capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.exit(done.stderr.strip())
+    words = ["--user", "somebody", "--kernels", str(folder), "--max-hours", str(max_hours)]
+    words += ["--recognition-args", f"--demo {args.recognition_args}", "--retrieval-args", "--demo"]
+    words += ["--shrink", str(args.shrink), "--shrink-args", "--demo"] if args.shrink else []
+    words += ["--recipe", args.recipe, "--nearest-args", "--demo"] if args.recipe else []
+    with contextlib.redirect_stdout(None):
+        kernels.main(["build", *words])
 
 
 def run_script(command, log, **kwargs):
@@ -59,14 +53,9 @@ def run_script(command, log, **kwargs):
 
 
 def run_kernel(folder, prefix):
-    """Runs one session of a built kernel, in empty folders as Kaggle gives them.
+    """Runs one session of a built kernel, in empty folders as Kaggle gives them; gives its output.
 
-    Args:
-        folder: of the built kernel.
-        prefix: stands for /kaggle; `outputs/` beside what Kaggle has there keeps the outputs.
-
-    Returns:
-        Folder of the output.
+    The prefix stands for /kaggle; `outputs/` beside what Kaggle has there keeps the outputs.
     """
     metadata = json.loads((folder / "kernel-metadata.json").read_text())
     working, inputs = prefix / "working", prefix / "input"
@@ -102,11 +91,8 @@ def run_directly(folder, args, scratch):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     recipe = ["--recipe", args.recipe] if args.recipe else []
-    scripts = {
-        "recognition": [*recipe, *args.recognition_args.split()],
-        **({"nearest": []} if args.recipe else {}),
-        "retrieval": [],
-    }
+    scripts = {"recognition": [*recipe, *args.recognition_args.split()]}
+    scripts |= ({"nearest": []} if args.recipe else {}) | {"retrieval": []}
     for script, more in scripts.items():
         say(f"running {script}.py directly")
         run_script([ROOT / f"{script}.py", *common, *more], folder / f"{script}.log")
@@ -135,19 +121,13 @@ def interrupt_recognition(prefix, args):
 def main():
     """Runs the kernels and compares, as the module's docstring says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--expected", type=Path, help="output folder of the same run without Kaggle"
-    )
-    parser.add_argument("--recipe", choices=("strong",), help="the longer chain")
-    parser.add_argument("--recognition-args", default="", help="more than --demo, to be quicker")
-    parser.add_argument(
-        "--session-hours", type=float, default=0.01, metavar="H",
-        help="time budget of recognition's first session, hours",
-    )  # fmt: skip
-    parser.add_argument(
-        "--shrink", type=int, metavar="N", help="make the world small first, to N pixels"
-    )
-    parser.add_argument("--prefix", type=Path, help="folder to keep that stands for /kaggle")
+    add = parser.add_argument
+    add("--expected", type=Path, help="output folder of the same run without Kaggle")
+    add("--recipe", choices=("strong",), help="the longer chain")
+    add("--recognition-args", default="", help="more than --demo, to be quicker")
+    add("--session-hours", type=float, default=0.01, help="of recognition's first session")
+    add("--shrink", type=int, metavar="N", help="make the world small first, to N pixels")
+    add("--prefix", type=Path, help="folder to keep that stands for /kaggle")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kaggle-") as temporary:
         prefix = (args.prefix or Path(temporary)).resolve()

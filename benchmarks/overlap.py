@@ -10,7 +10,6 @@ while the number of connections grows, are left out.
 
 import hashlib
 import shutil
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -71,15 +70,14 @@ def run(source, reading, step_s, mini_epochs):
     return seconds, float(np.mean([row["waited_s"] for row in rows]))
 
 
+def read_as(image_size, batch_size):
+    data = Data(image_size=image_size, augment=False)
+    return Reading(data, batch_size, lambda image_id: 0, is_training=True, num_threads=2)
+
+
 def simulate(tar, step_s, decode_s, download_s, mini_epochs):
     """Runs with sleeps of these lengths for a shard."""
-    reading = Reading(
-        Data(image_size=TINY_SIZE, augment=False),
-        TINY_BATCH,
-        lambda image_id: 0,
-        is_training=True,
-        num_threads=2,
-    )
+    reading = read_as(TINY_SIZE, TINY_BATCH)
     image = np.zeros((TINY_SIZE, TINY_SIZE, 3), np.uint8)
 
     def decode_image(*_):
@@ -89,14 +87,6 @@ def simulate(tar, step_s, decode_s, download_s, mini_epochs):
     with mock.patch.object(generators, "decode_image", decode_image):
         source = common.SleepingSource(tar, download_s)
         return run(source, reading, step_s * TINY_BATCH / NUM_TINY, mini_epochs)
-
-
-def write_tiny_shard(path):
-    """Writes a tar of NUM_TINY members that no one decodes."""
-    with tarfile.open(path, "w") as tar:
-        for image_id in common.shard_ids(NUM_TINY):
-            name = f"{image_id:016x}"
-            tar.addfile(tarfile.TarInfo(f"{name[0]}/{name[1]}/{name[2]}/{name}.jpg"))
 
 
 def write_world(folder, tar, num_shards):
@@ -126,17 +116,10 @@ def measure_alone(address, tar, scratch, reading):
 def run_real(num_images, mini_epochs):
     """Runs over HTTP with real decoding, once bound by the step and once by the decode.
 
-    Returns:
-        list of (name, T, D, L, seconds, waited seconds).
+    Gives a list of (name, T, D, L, seconds, waited seconds).
     """
     tar = common.make_shard(num_images)
-    reading = Reading(
-        Data(image_size=REAL_SIZE, augment=False),
-        REAL_BATCH,
-        lambda image_id: 0,
-        is_training=True,
-        num_threads=2,
-    )
+    reading = read_as(REAL_SIZE, REAL_BATCH)
     results = []
     with tempfile.TemporaryDirectory(dir=common.CACHE) as folder:
         write_world(Path(folder, "world"), tar, NUM_LEFT_OUT + mini_epochs)
@@ -146,28 +129,23 @@ def run_real(num_images, mini_epochs):
             for name, step_s in (("step", 1.5 * decode_s), ("decode", 0.7 * decode_s)):
                 source = Source(address, scratch)
                 per_batch = step_s / -(-num_images // REAL_BATCH)
-                seconds, waited_s = run(source, reading, per_batch, mini_epochs)
-                results.append(
-                    (f"real, {name} longest", step_s, decode_s, download_s, seconds, waited_s)
-                )
+                found = run(source, reading, per_batch, mini_epochs)
+                results.append((f"real, {name} longest", step_s, decode_s, download_s, *found))
     return results
 
 
 def main():
     """Prints the table, as the module's docstring says."""
     args = common.parse_arguments(
-        __doc__,
-        unit=(1.0, "seconds that stand for 1"),
-        mini_epochs=(8, "mini-epochs of each run"),
-        rounds=(3, "times that each run is measured"),
-        images=(512, "images in a real shard"),
-    )
+        __doc__, unit=(1.0, "seconds that stand for 1"), mini_epochs=(8, "mini-epochs of each run"),
+        rounds=(3, "times that each run is measured"), images=(512, "images in a real shard"),
+    )  # fmt: skip
     common.CACHE.mkdir(parents=True, exist_ok=True)
     common.print_machine("numpy", "pillow")
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
         tar = Path(folder, "tiny.tar")
-        write_tiny_shard(tar)
+        common.write_shard(tar, common.shard_ids(NUM_TINY), [b""] * NUM_TINY)  # no one decodes it
         for _ in range(args.rounds):
             results = []
             for proportion in PROPORTIONS:

@@ -18,14 +18,8 @@ from common import ROOT
 from utils import atomic_write, say
 
 NAMES = (
-    "decode",
-    "small_pictures",
-    "connections",
-    "overlap",
-    "search_speed",
-    "step",
-    "epoch_estimate",
-)
+    "decode", "small_pictures", "connections", "overlap", "search_speed", "step", "epoch_estimate",
+)  # fmt: skip
 # A T4 cannot be measured here: give its rate anew when one was.
 ARGUMENTS = {
     "epoch_estimate": ["--step-rate", "400", "--step-source", "an assumption: 800 for two T4s"]
@@ -60,9 +54,7 @@ def replace(readme, name, text):
     pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
     if not re.search(pattern, readme, re.DOTALL):
         raise ValueError(f"{README}: no <!-- {name} --> ... <!-- end -->")
-    return re.sub(
-        pattern, lambda match: f"{match[1]}\n{text}\n\n{match[2]}", readme, flags=re.DOTALL
-    )
+    return re.sub(pattern, lambda found: f"{found[1]}\n{text}\n\n{found[2]}", readme, flags=re.S)
 
 
 def main():

@@ -48,9 +48,8 @@ def shrink_rate(originals, rounds):
 
 def decode_rates(tars, num_images, rounds, size):
     """Measures images/s of processor time from tar bytes to augmented batches, interleaved."""
-    reading = Reading(
-        Data(image_size=size), 64, lambda image_id: 0, is_training=True, num_threads=1,
-    )  # fmt: skip
+    data = Data(image_size=size)
+    reading = Reading(data, 64, lambda image_id: 0, is_training=True, num_threads=1)
 
     def read(tar):
         with ThreadPoolExecutor(1) as pool:
@@ -97,11 +96,9 @@ def report_shrinking(rate, photo_kb):
 def main():
     """Prints the tables, as the module's docstring says."""
     args = common.parse_arguments(
-        __doc__,
-        images=(96, "drawn pictures"),
+        __doc__, images=(96, "drawn pictures"), rounds=(5, "times that each way is measured"),
         shard_images=(2000, "pictures in the shard, which repeats them"),
-        rounds=(5, "times that each way is measured"),
-    )
+    )  # fmt: skip
     tar = common.make_shard(args.images)
     common.print_machine("pillow")
     originals = read_all(tar)

@@ -27,27 +27,25 @@ _one_at_a_time = threading.Lock()  # a worker may have several threads, Keras ha
 
 
 class Workers:
-    """The workers of a cluster.
-
-    Args:
-        client: distributed.Client.
-        session: `Session` of the script, which holds the output.
-        scratch: folder for the workers' downloads.
-    """
+    """The workers of a cluster, by its distributed.Client, with a folder for their downloads."""
 
     def __init__(self, client, session, scratch):
         self.client, self.session = client, session
         locations = [place.location for place in session.source.places]
         source = tuple(x if isinstance(x, str) else str(x.resolve()) for x in locations)
-        output, scratch = session.output.resolve(), Path(scratch).resolve()
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         num_beside = max(Counter(worker.get("host") for worker in workers).values(), default=1)
-        num_connections = max(1, session.source.max_connections // num_beside)
-        settings = session.skips_bad_shards, num_connections
-        self.arguments = output, scratch, source, *settings  # can be pickled
+        self.arguments = (  # can be pickled
+            session.output.resolve(), Path(scratch).resolve(), source, session.skips_bad_shards,
+            max(1, session.source.max_connections // num_beside),
+        )  # fmt: skip
         self.has_gpus = any(GPU in worker.get("resources", {}) for worker in workers)
 
-    def run(self, function, jobs, what, on_gpu=False, when_done=None):
+    def run(self, function, jobs, what, on_gpu=False):
+        """Does all jobs as `as_done` does; gives a list of results, in the order of the jobs."""
+        return [result for _, result in sorted(self.as_done(function, jobs, what, on_gpu))]
+
+    def as_done(self, function, jobs, what, on_gpu=False):
         """Does all jobs; says how it goes.
 
         Args:
@@ -55,71 +53,47 @@ class Workers:
             jobs: list of anything that can be pickled.
             what: the jobs, for a person, e.g. `parts searched`.
             on_gpu: on the workers that have a GPU, where any has.
-            when_done: function of (job, result), called here as each job ends, in any order; what
-                it raises ends the run.
 
-        Returns:
-            list of results, in the order of the jobs.
+        Yields:
+            (number of a job, its result), as each ends.
 
         Raises:
             StoppedError: the session was asked to stop.
             ExpectedError: a job failed, or its workers died again and again.
         """
-        from distributed import wait
+        from distributed import KilledWorker, wait
 
+        do = functools.partial(_do, self.arguments, function)
         resources = {GPU: 1} if on_gpu and self.has_gpus else None
-        futures = self.client.map(
-            functools.partial(_do, self.arguments, function), jobs, pure=False, resources=resources
-        )
-        job_of, stop = dict(zip(futures, jobs, strict=True)), self.session.stop
-        missing = set(futures)
-        told = f"0 of {len(futures)} {what}"
+        futures = self.client.map(do, jobs, pure=False, resources=resources)
+        missing, done = {future: number for number, future in enumerate(futures)}, ""
         try:
             while missing:
                 with contextlib.suppress(TimeoutError):
                     wait(list(missing), timeout=0.5, return_when="FIRST_COMPLETED")
-                for future in [future for future in missing if future.done()]:
-                    self._check(future, what)
-                    missing.remove(future)
-                    if when_done:
-                        when_done(job_of[future], future.result())
+                ended = [future for future in missing if future.done()]
+                for future in ended:
+                    if future.status not in ("finished", "error"):
+                        told = f"{what}: a job was cancelled; run the same command again"
+                        raise ExpectedError(told)
+                    if isinstance(future.exception(), KilledWorker):
+                        raise ExpectedError(
+                            f"{what}: workers died {NUM_RETRIES + 1} times at one job; expected "
+                            "workers with enough memory; see their logs"
+                        ) from future.exception()
+                    yield missing.pop(future), future.result()
                 done = f"{len(futures) - len(missing)} of {len(futures)} {what}"
-                if done != told:
+                if ended:
                     say(done)
-                told = done
-                if missing and stop.requested():
-                    raise StoppedError(stop, done)
-            return self.client.gather(futures)
+                if missing and self.session.stop.requested():
+                    raise StoppedError(self.session.stop, done)
         finally:
             self.client.cancel(futures)
-
-    def _check(self, future, what):
-        """Raises what a job raised, in one line."""
-        from distributed import KilledWorker
-
-        if future.status == "finished":
-            return
-        error = future.exception()
-        if isinstance(error, KilledWorker):
-            raise ExpectedError(
-                f"{what}: workers died {NUM_RETRIES + 1} times at one job; expected workers with "
-                "enough memory; see their logs"
-            ) from error
-        raise error or ExpectedError(f"{what}: a job was cancelled; run the same command again")
 
 
 @contextlib.contextmanager
 def open_workers(where, session, scratch):
-    """Connects to a scheduler, or starts workers on this machine.
-
-    Args:
-        where: address of a Dask scheduler, or `local:N` for N worker processes here. On a machine
-            with GPUs each of them gets one.
-        session: `Session` of the script.
-        scratch: folder for the workers' downloads.
-
-    Yields:
-        `Workers`.
+    """Yields the `Workers` of a Dask scheduler, or of `local:N`: N processes here, a GPU for each.
 
     Raises:
         ExpectedError: Dask is not installed, nobody answers, or those there lack the project.
@@ -132,14 +106,10 @@ def open_workers(where, session, scratch):
             f"{where}: {error}; expected the optional packages of requirements-cluster.txt; "
             "install them"
         ) from error
-    number = re.fullmatch(r"local:(\d+)", where)
+    retries = {"distributed.scheduler.allowed-failures": NUM_RETRIES}
     with contextlib.ExitStack() as stack:
-        settings = {
-            "distributed.scheduler.allowed-failures": NUM_RETRIES,
-            "logging.distributed": "error",
-        }
-        stack.enter_context(dask.config.set(settings))
-        if number:
+        stack.enter_context(dask.config.set(retries | {"logging.distributed": "error"}))
+        if number := re.fullmatch(r"local:(\d+)", where):
             stack.enter_context(_sharing_cores(int(number[1])))
             where = stack.enter_context(_start_here(int(number[1])))
         try:
@@ -169,7 +139,6 @@ def _require_project(client):
 
 
 def _start_here(num_workers):
-    """Starts a scheduler and worker processes on this machine."""
     from distributed import Nanny, Scheduler, SpecCluster
 
     gpus = _visible_gpus()
@@ -184,8 +153,8 @@ def _start_here(num_workers):
         if gpus:
             options |= {"env": {"CUDA_VISIBLE_DEVICES": gpus[number]}, "resources": {GPU: 1}}
         workers[number] = {"cls": Nanny, "options": options}
-    options = {"host": "127.0.0.1", "port": 0, "dashboard": False}
-    options["dashboard_address"] = "127.0.0.1:0"  # its port 8787 may be another scheduler's
+    dashboard = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}  # 8787 may be another's
+    options = {"host": "127.0.0.1", "port": 0} | dashboard
     return SpecCluster(workers, {"cls": Scheduler, "options": options}, silence_logs="ERROR")
 
 
@@ -220,7 +189,6 @@ def _visible_gpus():
 
 
 def _do(arguments, function, job):
-    """Does a job in the worker's own session."""
     with _one_at_a_time:
         return function(_open_session(*arguments), job)
 

@@ -20,13 +20,12 @@ import numpy as np
 
 from generators import Batch, ShardEnd
 from network.loading import stdout_to_stderr
-from utils import ExpectedError, StoppedError, say
+from utils import ExpectedError, StoppedError, os_errors_as, say
 
 PATIENCE_S = 300  # for the other machines at the start
 LOST_AFTER_S = 60  # without a sign of life; JAX then ends the others
 LAST_WORDS_S = 3.0  # until all others know that a machine ends
 LEAVE_TOGETHER_S = 10.0  # for all to come to the end; a step that waits may never do
-NOWHERE = "nowhere"
 
 # Where JAX ends a process it does so in native code, with a page; this reads what comes from there.
 NATIVE_READER = """
@@ -36,54 +35,6 @@ if b"Terminating process because the JAX distributed service" in told:
     told = sys.argv[1].encode()
 sys.stderr.buffer.write(told)
 """
-
-
-class OneMachine:
-    """A run on this machine alone, where nothing has to be agreed on.
-
-    Attributes:
-        count: machines that train together; each has a shard of its own.
-        number: of this one; the first writes what is kept.
-    """
-
-    count = 1
-    number = 0
-
-    def follow_first(self, variables, rows, facts):
-        """Takes weights and rows of the history from the first machine; gives the rows.
-
-        Args:
-            variables: list of keras.Variable, weights and moments of the network.
-            rows: of the history, as far as this machine knows it.
-            facts: dict that must be equal on all machines.
-        """
-        return rows
-
-    def share_shards(self, stream, plan, reading):
-        """Gives the stream of this machine's shards, with as many batches a group as the others'.
-
-        Args:
-            stream: function, (plan, `Reading`) -> iterator of `Batch` and `ShardEnd`.
-            plan: list of (epoch, `Shard`), those of all machines.
-            reading: `Reading` of batches as the recipe has them.
-        """
-        return stream(plan, reading)
-
-    def common(self, stop):
-        """Gives a `Stop` that all machines follow together."""
-        return stop
-
-    def collect(self, row, num_shards):
-        """Gives the rows of a group of shards, which were trained together, in their order.
-
-        Args:
-            row: of the history, what this machine knows of its shard.
-            num_shards: of the group.
-        """
-        return [row]
-
-
-ALONE = OneMachine()
 
 
 class LostError(ExpectedError):
@@ -97,31 +48,25 @@ class LostError(ExpectedError):
         self.reason = reason
 
 
-class Machines(OneMachine):
-    """Several machines, seen from one of them; `join` makes it.
+class Machines:
+    """The machines of a run (`HOST:PORT` of each; none: alone), seen from one; `join` makes it.
 
-    Args:
-        addresses: tuple of str, `HOST:PORT` of each machine.
-        number: of this one, its place in `addresses`.
-        client: of JAX's coordination service.
+    Its number is its place among them; the first writes what is kept. The client is that of JAX's
+    coordination service.
     """
 
-    def __init__(self, addresses, number, client):
-        self.addresses, self.number, self.count = addresses, number, len(addresses)
+    def __init__(self, addresses=(), number=0, client=None):
+        self.addresses, self.number = addresses, number
+        self.count = max(1, len(addresses))  # that train together; each has a shard of its own
         self._client, self._turn = client, 0
 
     def name(self, number):
-        """Names a machine for a message."""
         return f"machine {number} ({self.addresses[number]})"
 
-    # ------------------------------------------------------------------------ what is agreed on
-
     def exchange(self, value):
-        """Gives what all machines say, in their order; all of them must call it.
-
-        Raises:
-            LostError: one of them ended.
-        """
+        """Gives what all machines say, in their order; LostError if one ended. All must call it."""
+        if self.count == 1:
+            return [value]
         self._say(self._turn, {"value": value})
         said = [self._hear(number) for number in range(self.count)]
         if self._turn:  # all have read what was said before, as they speak again
@@ -130,8 +75,8 @@ class Machines(OneMachine):
         return [each["value"] for each in said]
 
     def _say(self, turn, message):
-        key = self._key(turn, self.number)
-        self._client.key_value_set(key, json.dumps(message), allow_overwrite=True)
+        key, text = self._key(turn, self.number), json.dumps(message)
+        self._client.key_value_set(key, text, allow_overwrite=True)
 
     def _hear(self, number, patience_s=math.inf):
         deadline = time.monotonic() + patience_s
@@ -155,6 +100,12 @@ class Machines(OneMachine):
         return f"landmarks/{turn}/{number}"
 
     def follow_first(self, variables, rows, facts):
+        """Takes variables of the network and rows of the history from the first machine.
+
+        Gives the rows. Raises ExpectedError unless the facts (a dict) are equal on all machines.
+        """
+        if self.count == 1:
+            return rows
         import jax
         from jax.experimental import multihost_utils
 
@@ -166,7 +117,6 @@ class Machines(OneMachine):
         return self.exchange(None if self.number else rows)[0]
 
     def require_equal(self, facts):
-        """Raises ExpectedError unless all machines have the same facts."""
         facts = json.loads(json.dumps(facts))  # as others come
         for number, others in enumerate(self.exchange(facts)):
             for name in facts:
@@ -177,11 +127,15 @@ class Machines(OneMachine):
                     )
 
     def share_shards(self, stream, plan, reading):
-        """Gives every n-th shard to each machine, which gives 1/n of each batch.
+        """Gives `stream(plan, reading)` of every n-th shard on each machine, 1/n of each batch.
 
         Where a shard ends before those of other machines, its last batch is repeated with a weight
-        of 0: each image counts once.
+        of 0: each image counts once. Plan, a list of (epoch, `Shard`), and `Reading` are those of
+        all machines together.
         """
+        if self.count == 1:
+            yield from stream(plan, reading)
+            return
         size = reading.batch_size // self.count
         reading = dataclasses.replace(reading, batch_size=size)
         items = stream(plan[self.number :: self.count], reading)
@@ -204,28 +158,23 @@ class Machines(OneMachine):
             yield end
 
     def common(self, stop):
-        return CommonStop(stop, self)
+        """Gives a `Stop` that all machines follow together."""
+        return stop if self.count == 1 else CommonStop(stop, self)
 
     def collect(self, row, num_shards):
-        rows = self.exchange(row)[:num_shards]
-        times = ("waited_s", "seconds")
+        """Gives the rows of so many shards, which were trained together, from each machine's."""
         return [
             row
-            | {name: row[name] / num_shards for name in times}
+            | {name: row[name] / num_shards for name in ("waited_s", "seconds")}
             | {"images_per_s": row["images_per_s"] * num_shards}
-            for row in rows
+            for row in self.exchange(row)[:num_shards]
         ]
-
-    # ----------------------------------------------------------------------------------- the end
 
     def end(self, error):
         """Tells the others that this machine ends, and leaves together with them where it can.
 
-        Args:
-            error: why; None at the end of the run.
-
-        Returns:
-            What to raise: the error, or why it came where another machine is the reason.
+        Gives what to raise: the error, None at the end of the run, or why another machine is its
+        reason.
         """
         if error is None:
             self.exchange("finished")
@@ -262,16 +211,14 @@ class Machines(OneMachine):
         return error
 
 
-class CommonStop:
-    """A `Stop` of several machines: what stops one stops all, after the same step.
+ALONE = Machines()
 
-    Args:
-        stop: `Stop` of this machine.
-    """
+
+class CommonStop:
+    """A `Stop` of several machines: what stops one stops all, after the same step."""
 
     def __init__(self, stop, machines):
-        self.stop, self.machines = stop, machines
-        self.said = ""
+        self.stop, self.machines, self.said = stop, machines, ""
 
     @property
     def signal_number(self):
@@ -289,20 +236,11 @@ class CommonStop:
         return self.said
 
 
-# ------------------------------------------------------------------------------ the connections
-
-
 @contextlib.contextmanager
 def join(addresses, number):
-    """Joins the machines of a run, which then train as one.
+    """Joins the machines of a run, which then train as one; yields `Machines`.
 
-    Args:
-        addresses: tuple of str, `HOST:PORT` of each machine; None for this machine alone. JAX
-            listens at the first one.
-        number: of this machine.
-
-    Yields:
-        `OneMachine` or `Machines`.
+    JAX listens at the first of the addresses; None is for this machine alone.
 
     Raises:
         ExpectedError: Keras does not run on JAX, a machine did not come, or is gone.
@@ -325,7 +263,6 @@ def join(addresses, number):
 
 
 def _connect(addresses, number):
-    """Connects to the other machines; gives `Machines`."""
     import jax
     from jax._src import distributed  # the key-value store has no public name
 
@@ -342,13 +279,9 @@ def _connect(addresses, number):
         try:
             # Keras' own `initialize` lets JAX guess the devices: under Slurm the first GPU alone.
             jax.distributed.initialize(
-                addresses[0],
-                len(addresses),
-                number,
-                cluster_detection_method="deactivate",
-                initialization_timeout=PATIENCE_S,
-                heartbeat_timeout_seconds=LOST_AFTER_S,
-            )
+                addresses[0], len(addresses), number, cluster_detection_method="deactivate",
+                initialization_timeout=PATIENCE_S, heartbeat_timeout_seconds=LOST_AFTER_S,
+            )  # fmt: skip
             machines = Machines(addresses, number, distributed.global_state.client)
             if machines.exchange(list(addresses)) != [list(addresses)] * len(addresses):
                 raise absent
@@ -362,12 +295,9 @@ def _connect(addresses, number):
 
 @contextlib.contextmanager
 def native_ends_in_one_line(error):
-    """Puts one line in the place of the page with which JAX ends a process in the block.
+    """Puts an ExpectedError in the place of the page with which JAX ends a process in the block.
 
     What other native code writes to stdout and stderr shows where the block fails otherwise.
-
-    Args:
-        error: ExpectedError to tell instead.
     """
     sys.stderr.flush()
     original, python_stderr = os.dup(2), sys.stderr
@@ -380,11 +310,10 @@ def native_ends_in_one_line(error):
     try:
         with stdout_to_stderr():  # Gloo says there that it is connected
             yield
+        reader.kill()
     except (ExpectedError, StoppedError, KeyboardInterrupt):
         reader.kill()
         raise
-    else:
-        reader.kill()
     finally:
         sys.stderr.flush()
         sys.stderr = python_stderr
@@ -406,22 +335,17 @@ def _require_jax(addresses):
 def _require_free_port(address):
     """Raises ExpectedError unless JAX can listen there: it says so in many lines, after minutes."""
     host, _, port = address.rpartition(":")
-    try:
+    what, expected = f"machine 0 ({address}): cannot listen there", "a free port of this machine"
+    with os_errors_as(what, expected, "machines"):
         socket.create_server((host, int(port))).close()
-    except OSError as error:
-        raise ExpectedError(
-            f"machine 0 ({address}): cannot listen there ({error.strerror or error}); expected a "
-            "free port of this machine",
-            setting="machines",
-        ) from error
 
 
 def _require_name(address):
     """Raises ExpectedError unless the name of this machine leads to where others reach it."""
     # Gloo tells it to the others; on Debian and Ubuntu it leads to 127.0.1.1 at first.
-    host, name = address.rpartition(":")[0], socket.gethostname()
-    own, named = _look_up(host), _look_up(name)
-    if not own.startswith("127.") and (named == NOWHERE or named.startswith("127.")):
+    name = socket.gethostname()
+    own, named = _look_up(address.rpartition(":")[0]), _look_up(name)
+    if not own.startswith("127.") and named.startswith(("127.", "nowhere")):
         raise ExpectedError(
             f"{name}: the name of this machine leads to {named}; expected {own}, where the others "
             "reach it; change its line in /etc/hosts"
@@ -432,4 +356,4 @@ def _look_up(host):
     try:
         return socket.gethostbyname(host)
     except OSError:
-        return NOWHERE
+        return "nowhere"

@@ -5,9 +5,11 @@ alike, or that one camera took in a row, are a group; a group is never divided.
 """
 
 import hashlib
-from dataclasses import dataclass
+import itertools
 
 import numpy as np
+
+from data.sources import Shard
 
 MAX_BITS = 6  # of 64 in which the looks of near duplicates differ
 ROW_S = 60.0  # between two photos that one camera took in a row
@@ -16,43 +18,27 @@ SHARD_SIZE = {"train": 500, "index": 1000, "test": 1000}  # photos, about
 NUM_SHARDS = {"train": (5, 500), "index": (6, 100), "test": (1, 20)}  # at least and at most
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a photo goes: "train", "index" or "test", and which of its shards."""
-
-    split: str
-    shard: int
-
-
 def group(photos):
-    """Finds the groups of one landmark's photos; gives a list of lists of positions.
+    """Finds the groups of one landmark's photos; gives a list of lists of positions."""
+    group_of = np.arange(len(photos))
 
-    Args:
-        photos: list of objects with `image_id`, `look`, `camera` and `taken`, as
-            `folders.ReadPhoto` has them.
-    """
-    parent = list(range(len(photos)))
-
-    def root(one):
-        while parent[one] != one:
-            parent[one] = parent[parent[one]]
-            one = parent[one]
-        return one
+    def join(one, other):
+        if group_of[one] != group_of[other]:
+            group_of[group_of == group_of[other]] = group_of[one]
 
     looks = np.array([photo.look for photo in photos], np.uint64)
     for one in range(len(photos)):
-        alike = np.bitwise_count(looks[:one] ^ looks[one]) <= MAX_BITS
-        for other in np.flatnonzero(alike):
-            parent[root(int(other))] = root(one)
+        for other in np.flatnonzero(np.bitwise_count(looks[:one] ^ looks[one]) <= MAX_BITS):
+            join(one, other)
     timed = [i for i, photo in enumerate(photos) if photo.camera and photo.taken is not None]
     timed.sort(key=lambda i: (photos[i].camera, photos[i].taken))
     for one, other in zip(timed, timed[1:], strict=False):
         is_same = photos[one].camera == photos[other].camera
         if is_same and photos[other].taken - photos[one].taken <= ROW_S:
-            parent[root(one)] = root(other)
+            join(one, other)
     groups = {}
     for one in range(len(photos)):
-        groups.setdefault(root(one), []).append(one)
+        groups.setdefault(group_of[one], []).append(one)
     return list(groups.values())
 
 
@@ -72,65 +58,47 @@ def split_groups(sizes, has_test, has_index):
             splits[next_group] = split
             held_back += sizes[next_group]
             next_group += 1
-            if held_back >= HELD_BACK * total:
-                break
     return splits
 
 
-def divide(photos, landmarks, splits):
-    """Divides all photos; gives a list of `Place`.
-
-    Args:
-        photos: list, as for `group`, by ascending image id.
-        landmarks: name of what each shows; "" shows no landmark.
-        splits: split of each as its folder says, or None.
-    """
-    has_test = "test" not in splits
-    has_index = "index" not in splits
-    positions = {}
-    for position, landmark in enumerate(landmarks):
-        positions.setdefault(landmark, []).append(position)
-    dealt = {"train": [], "index": [], "test": []}  # groups of positions, landmark by landmark
-    for landmark, own in sorted(positions.items()):
-        free = [position for position in own if splits[position] in (None, "train")]
-        groups = [[free[i] for i in one] for one in group([photos[i] for i in free])]
-        groups.sort(key=lambda one: (len(one), _shuffled(photos[one[0]].image_id)))
+def divide(photos):
+    """Sets the `shard` of all photos, a list of `folders.Photo` by ascending image id."""
+    has_test, has_index = (
+        all(photo.split != split for photo in photos) for split in ("test", "index")
+    )
+    by_landmark = {}
+    for photo in photos:
+        by_landmark.setdefault(photo.landmark, []).append(photo)
+    dealt = {"train": [], "index": [], "test": []}  # groups, landmark by landmark
+    for landmark, own in sorted(by_landmark.items()):
+        free = [photo for photo in own if photo.split in (None, "train")]
+        groups = [[free[i] for i in one] for one in group(free)]
+        # By size, else in no order that means anything, but the same every time.
+        groups.sort(key=lambda one: (len(one), hashlib.sha256(bytes.fromhex(one[0].id)).digest()))
         if landmark:
             chosen = split_groups([len(one) for one in groups], has_test, has_index)
         else:
             chosen = [("test", "index")[number % 2] for number in range(len(groups))]
         for split, one in zip(chosen, groups, strict=True):
-            dealt[split].append((landmark, one))
-        for position in own:
-            if splits[position] in ("index", "test"):
-                dealt[splits[position]].append((landmark, [position]))
-    places = [None] * len(photos)
+            dealt[split].append(one)
+        for photo in own:
+            if photo.split in ("index", "test"):
+                dealt[photo.split].append([photo])
     for split, groups in dealt.items():
-        for position, shard in _deal(groups, split):
-            places[position] = Place(split, shard)
-    return places
+        _deal(groups, split)
 
 
 def _deal(groups, split):
-    """Deals groups to shards; yields (position, shard)."""
+    """Deals groups to shards."""
     # Shard 0 of train is held out from training: it never has the largest group of a landmark.
-    num_photos = sum(len(one) for _, one in groups)
     lowest, highest = NUM_SHARDS[split]
-    wanted = min(max(lowest, round(num_photos / SHARD_SIZE[split])), highest)
+    wanted = min(max(lowest, round(sum(map(len, groups)) / SHARD_SIZE[split])), highest)
     num_shards = max(1, min(wanted, len(groups)))
-    by_landmark = {}
-    for landmark, one in groups:
-        by_landmark.setdefault(landmark, []).append(one)
     is_train, turn = split == "train" and num_shards > 1, 0
-    for own in by_landmark.values():
+    for _, own in itertools.groupby(groups, key=lambda one: one[0].landmark):
         for number, one in enumerate(sorted(own, key=len, reverse=True)):
             if is_train and not number and turn % num_shards == 0:
                 turn += 1
-            for position in one:
-                yield position, turn % num_shards
+            for photo in one:
+                photo.shard = Shard(split, turn % num_shards)
             turn += 1
-
-
-def _shuffled(image_id):
-    """Gives a number that orders images in no way that means anything, the same every time."""
-    return hashlib.sha256(image_id.to_bytes(8, "big")).digest()

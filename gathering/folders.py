@@ -18,7 +18,9 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from data.images import PHOTO_FORMATS, BadImageError, read_photo, register_heic, shrink_image
-from utils import ExpectedError
+from data.landmarks import format_image_id
+from data.sources import Shard
+from utils import ExpectedError, os_errors_as
 
 SPLIT_OF = {  # folders above the landmarks' own
     "train": "train", "val": "train", "valid": "train", "validation": "train",
@@ -28,36 +30,31 @@ QUALITY = 90  # of the JPEGs: few photos, so that their bytes matter less than i
 LOOK_SIDE = 8  # of the look of a picture, see `_look`
 
 
-@dataclass(frozen=True)
+@dataclass
 class Photo:
-    """A file that should be a photo."""
+    """A file that should be a photo, and what is known of it once it is read and divided."""
 
     path: Path  # of the file
     landmark: str  # name of what it shows; "" shows no landmark
     split: str | None = None  # "train", "index" or "test" where its folder says so, else None
-
-
-@dataclass(frozen=True)
-class ReadPhoto:
-    """What was read of a photo."""
-
-    image_id: int  # the first 64 bits of the SHA-256 of the file
-    jpeg: bytes  # bytes of the small picture
-    look: int  # int of 64 bits, alike for pictures that look alike
-    camera: str  # maker, model and serial number, "" where the file does not say
+    image_id: int = 0  # the first 64 bits of the SHA-256 of the file
+    look: int = 0  # of 64 bits, alike for pictures that look alike
+    camera: str = ""  # maker, model and serial number, "" where the file does not say
     # seconds, None where the file does not say; only differences mean something
-    taken: float | None
+    taken: float | None = None
+    position: tuple = (0, 0)  # begin and end of its small picture in the spool
+    shard: Shard | None = None  # where it goes
+
+    @property
+    def id(self):
+        """The image id as tables have it."""
+        return format_image_id(self.image_id)
 
 
 def find_photos(folder, non_landmarks=None):
-    """Finds all files below the folders of landmarks.
+    """Finds all files below the folders of landmarks, or `train` and `test` above these.
 
-    Args:
-        folder: holds a folder for each landmark, or `train` and `test` above these.
-        non_landmarks: folder of pictures without a landmark, or None.
-
-    Returns:
-        (list of `Photo` by path, list of (path, reason) of what is left out unread).
+    Gives (list of `Photo` by path, list of (path, reason) of what is left out unread).
 
     Raises:
         ExpectedError: no folder, or no landmarks in it.
@@ -103,12 +100,8 @@ def find_photos(folder, non_landmarks=None):
 
 def _list(folder):
     """Lists a folder by name, without what is hidden."""
-    try:
+    with os_errors_as(f"{folder}: cannot be read", "a folder of photos; check its name"):
         return sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise ExpectedError(
-            f"{folder}: {error.strerror}; expected a folder of photos; check its name"
-        ) from error
 
 
 def _walk(folder):
@@ -125,21 +118,18 @@ def landmark_name(folder_name):
 
 
 def read(photo, pixels):
-    """Reads a photo: `ReadPhoto`, its picture's shorter side so many pixels; none is enlarged.
-
-    Raises:
-        BadImageError: it cannot be read.
-    """
+    """Reads a photo and notes what it is; gives its small picture as a JPEG, or BadImageError."""
     try:
         data = read_photo(photo.path)
         jpeg = shrink_image(data, pixels, QUALITY, PHOTO_FORMATS)
-        camera, taken = _camera_and_time(data)
+        photo.camera, photo.taken = _camera_and_time(data)
     except BadImageError:
         raise
     except Exception as error:  # a plugin of Pillow can fail anywhere; the others go on
         raise BadImageError(f"{type(error).__name__}: {error}") from error
-    image_id = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
-    return ReadPhoto(image_id, jpeg, _look(jpeg), camera, taken)
+    photo.image_id = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+    photo.look = _look(jpeg)
+    return jpeg
 
 
 def _look(jpeg):
@@ -157,11 +147,8 @@ def _camera_and_time(data):
         try:
             exif = image.getexif()
             details = exif.get_ifd(ExifTags.IFD.Exif)
-            camera = (
-                exif.get(ExifTags.Base.Make),
-                exif.get(ExifTags.Base.Model),
-                details.get(ExifTags.Base.BodySerialNumber),
-            )
+            camera = exif.get(ExifTags.Base.Make), exif.get(ExifTags.Base.Model)
+            camera += (details.get(ExifTags.Base.BodySerialNumber),)
             when = details.get(ExifTags.Base.DateTimeOriginal) or exif.get(ExifTags.Base.DateTime)
             taken = datetime.strptime(str(when)[:19], "%Y:%m:%d %H:%M:%S")
         except Exception:  # damaged in any way: it is then a picture of an unknown time

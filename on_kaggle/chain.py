@@ -1,6 +1,7 @@
 """What to do next: kernels are pushed in order, as their inputs finish and sessions are free."""
 
 import time
+from collections import Counter
 
 from on_kaggle.client import ask_once, patiently, printable
 from on_kaggle.packing import REPORT
@@ -14,32 +15,27 @@ SETTLING_LOOKS = 5  # Kaggle may tell of the session before for a while
 
 
 class Chain:
-    """Pushes kernels when their inputs are finished and a GPU session is free.
-
-    Args:
-        built: dict, name -> `Built`.
-        any_build: take what other builds finished.
-    """
+    """Pushes kernels (name -> `Built`) when inputs are finished and a session is free for them."""
 
     def __init__(self, built, any_build=False):
         self.built, self.any_build = built, any_build
-        self.states = {}  # name -> State
+        self.states, self.before_push = {}, {}  # name -> State
         self.finished = {}  # name -> report
-        self.before_push = {}  # name -> State
-        self.num_doubts = dict.fromkeys(built, 0)
-        self.num_pushes = dict.fromkeys(built, 0)
+        self.num_doubts, self.num_pushes = Counter(), Counter()
         self.is_full = self.was_full = False  # Kaggle refused a session since the last look, ever
 
     def advance(self, to_the_end=True):
-        """Pushes all kernels that are not finished, in order, waiting in between.
-
-        Args:
-            to_the_end: whether to wait for the last session, too.
-        """
+        """Pushes all kernels that are not finished, in order; waits in between, or to the end."""
         while True:
             self.look_at_all()
             for name in self.built:
-                self.step(name)
+                is_ready = self.finished.keys() >= set(self.inputs(name))
+                if name in self.finished or self.states[name].is_active or not is_ready:
+                    continue
+                if self.judge(name):
+                    self.finished[name] = self.states[name].report
+                else:
+                    self.try_push(name)
             left = self.built.keys() - self.finished.keys()
             if not left or (not to_the_end and all(self.num_pushes[name] for name in left)):
                 return
@@ -66,7 +62,6 @@ class Chain:
                 self.look_at_all()
 
     def inputs(self, name):
-        """Lists the other kernels that a kernel reads."""
         return [other for other in self.built[name].kernel.inputs if other != name]
 
     def look_at_all(self):
@@ -90,55 +85,12 @@ class Chain:
                 say(f"{time.strftime('%H:%M')} {name}: {state.status}")
             self.states[name] = state
 
-    def step(self, name):
-        """Pushes a kernel if it is its turn."""
-        if name in self.finished or self.states[name].is_active:
-            return
-        if any(other not in self.finished for other in self.inputs(name)):
-            return
-        if self.judge(name):
-            self.finished[name] = self.states[name].report
-        else:
-            self.try_push(name)
-
     def judge(self, name):
-        """Tells whether a kernel is finished (True) or to be pushed (False).
-
-        Raises:
-            ExpectedError: a person has to decide.
-        """
+        """Tells whether a kernel is finished or to be pushed; raises where a person must decide."""
         built, state = self.built[name], self.states[name]
         again = f"push it again with: python kernels.py push {name}"
+        logs = f"see `kaggle kernels logs {built.id}`"
         is_other_build = state.build not in ("", built.build)
-        if state.status != "COMPLETE":
-            self._require_pushable(name, is_other_build, again)
-            return False
-        if not state.report:
-            raise ExpectedError(
-                f"{built.id}: its output has no {REPORT}; expected a kernel of this project; "
-                f"if it may be replaced, {again}"
-            )
-        if not state.is_finished:
-            if name in built.kernel.inputs:
-                return False
-            raise ExpectedError(
-                f"{built.id}: it stopped without {built.kernel.result}; expected it to finish in "
-                f"one session; see `kaggle kernels logs {built.id}`, and {again}"
-            )
-        if any(state.report["started"] < self.finished[o]["ended"] for o in self.inputs(name)):
-            say(f"{name}: older than its inputs; pushing it again")
-            return False
-        if is_other_build and not self.any_build:
-            raise ExpectedError(
-                f"{built.id}: finished by build {state.build}; expected "
-                f"{built.build}, which is in {built.folder}",
-                setting="any_build",
-            )
-        return True
-
-    def _require_pushable(self, name, is_other_build, again):
-        """Raises ExpectedError unless a kernel that is not complete may be pushed."""
-        built, state = self.built[name], self.states[name]
         if state.status == "absent":
             if self.num_pushes[name]:
                 raise ExpectedError(
@@ -146,13 +98,35 @@ class Chain:
                     "kaggle.com under this owner",
                     setting="user",
                 )
-        elif is_other_build:
+            return False
+        if state.status != "COMPLETE":
+            if not is_other_build:
+                raise ExpectedError(
+                    f"{built.id}: {state.status} ({state.message or 'no reason given'}); expected "
+                    f"it to complete; {logs}; mend it and build, or {again}"
+                )
             say(f"{name}: {state.status} was of another build; pushing this one")
-        else:
+            return False
+        if not state.report:
             raise ExpectedError(
-                f"{built.id}: {state.status} ({state.message or 'no reason given'}); expected it "
-                f"to complete; see `kaggle kernels logs {built.id}`; mend it and build, or {again}"
+                f"{built.id}: its output has no {REPORT}; expected a kernel of this project; "
+                f"if it may be replaced, {again}"
             )
+        if not state.is_finished and name not in built.kernel.inputs:
+            raise ExpectedError(
+                f"{built.id}: it stopped without {built.kernel.result}; expected it to finish in "
+                f"one session; {logs}, and {again}"
+            )
+        if not state.is_finished:
+            return False
+        if any(state.report["started"] < self.finished[o]["ended"] for o in self.inputs(name)):
+            say(f"{name}: older than its inputs; pushing it again")
+            return False
+        if is_other_build and not self.any_build:
+            told = f"finished by build {state.build}; expected {built.build}"
+            where = f"which is in {built.folder}"
+            raise ExpectedError(f"{built.id}: {told}, {where}", setting="any_build")
+        return True
 
     def try_push(self, name):
         """Pushes a kernel if a session is free for it; tells whether it did."""
@@ -182,17 +156,7 @@ class Chain:
 
 
 def push(built, before):
-    """Pushes a kernel.
-
-    Args:
-        before: its `State`.
-
-    Returns:
-        True, or False when Kaggle has no session free now.
-
-    Raises:
-        ExpectedError: it was refused, or a source was dropped.
-    """
+    """Pushes a kernel whose `State` was `before`; False where Kaggle has no session free now."""
     attempts = []
 
     def attempt():
@@ -206,26 +170,21 @@ def push(built, before):
     if answer:
         if "session count" in answer.error:  # "Maximum batch GPU session count of 2 reached"
             return False
-        _require_whole(built, before, answer)
+        if answer.error:
+            raise ExpectedError(
+                f"{built.id}: Kernel push error: {printable(answer.error)}; expected Kaggle to "
+                "take it; mend what it names, then run the command again"
+            )
+        kinds = ("invalid_kernel_sources", "invalid_dataset_sources", "invalid_model_sources")
+        dropped = {source for kind in kinds for source in getattr(answer, kind) or []}
+        if before.status == "absent":  # a kernel that continues itself is no source yet
+            dropped -= {built.id}
+        if dropped:
+            raise ExpectedError(
+                f"{built.id}: pushed without {printable(', '.join(sorted(dropped)))}, not valid "
+                "sources to Kaggle; expected a push with all its sources; stop its session on its "
+                "page, and see that the sources exist"
+            )
         told = f"version {answer.version_number} pushed, see {printable(answer.url)}"
     say(f"{time.strftime('%H:%M')} {built.kernel.name}: {told}")
     return True
-
-
-def _require_whole(built, before, answer):
-    """Raises ExpectedError if Kaggle refused a push, or dropped sources of it."""
-    if answer.error:
-        raise ExpectedError(
-            f"{built.id}: Kernel push error: {printable(answer.error)}; expected Kaggle to take "
-            "it; mend what it names, then run the command again"
-        )
-    kinds = ("invalid_kernel_sources", "invalid_dataset_sources", "invalid_model_sources")
-    dropped = [source for kind in kinds for source in getattr(answer, kind) or []]
-    if before.status == "absent":  # a kernel that continues itself is no source yet
-        dropped = [source for source in dropped if source != built.id]
-    if dropped:
-        raise ExpectedError(
-            f"{built.id}: pushed without {printable(', '.join(dropped))}, not valid sources to "
-            "Kaggle; expected a push with all its sources; stop its session on its page, and see "
-            "that the sources exist"
-        )

@@ -24,11 +24,6 @@ class NetworkError(ClientError):
 def ask_once(method, *arguments, timeout_s=600, **options):
     """Calls a method of the client's `KaggleApi`, e.g. `kernels_status`; gives what it returns.
 
-    Args:
-        method: its name.
-        arguments, options: what it takes.
-        timeout_s: seconds to wait for its answer.
-
     Raises:
         NetworkError: a failure that may pass.
         ClientError: any other failure, in one line.

@@ -3,7 +3,6 @@
 `kaggle kernels push` sends a single file: it carries all modules of the project that it needs.
 """
 
-import ast
 import base64
 import contextlib
 import hashlib
@@ -16,9 +15,10 @@ import shlex
 import textwrap
 import zipfile
 from dataclasses import asdict
+from modulefinder import ModuleFinder
 from pathlib import Path
 
-from on_kaggle.plan import MACHINES, MAX_TPU_HOURS, Kernel
+from on_kaggle.plan import MACHINES, MAX_TPU_HOURS
 from utils import ExpectedError, atomic_write, say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,9 +77,8 @@ def run():
         )
         if facts.get("device") == "tpu":
             take_tpu()
-        names = (facts["entry"], "runs.command_line")
+        names, errors = (facts["entry"], "runs.command_line"), []
         entry, command_line = map(importlib.import_module, names)
-        errors = []
 
         def main():
             try:
@@ -100,15 +99,11 @@ def run():
     files = {path.relative_to(output).as_posix(): path.stat().st_size for path in paths}
     files.pop("$report$", None)
     report = {
-        **facts,
-        "arguments": shown,
-        "started": started,
-        "ended": time.time(),
+        "arguments": shown, "started": started, "ended": time.time(),
         "finished": facts["result"] in files and not errors,
-        "error": errors[0] if errors else "",
-        "files": files,
+        "error": errors[0] if errors else "", "files": files,
     }
-    Path(output, "$report$").write_text(json.dumps(report, indent=2) + "\\n")
+    Path(output, "$report$").write_text(json.dumps(facts | report, indent=2) + "\\n")
 
 
 ARCHIVE = """
@@ -121,38 +116,12 @@ if __name__ == "__main__":
 
 
 def find_modules(entry, with_demo=False):
-    """Finds the files of the modules that a script imports, itself included.
-
-    Args:
-        entry: name of the script.
-        with_demo: whether to take along the demo's folder, which `--demo` alone imports.
-
-    Returns:
-        dict, path below the project's folder -> source.
-    """
-    files, waiting = {}, [entry]
-    while waiting:
-        name = waiting.pop()
-        path = _path_of(name)
-        if path is None or path in files or (name.split(".")[0] == "demo" and not with_demo):
-            continue
-        files[path] = (ROOT / path).read_bytes()
-        waiting += [name.rpartition(".")[0]] if "." in name else []  # a package's own __init__
-        for node in ast.walk(ast.parse(files[path])):
-            if isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return dict(sorted(files.items()))
-
-
-def _path_of(name):
-    """Gives the file of a module or package of this project, relative to it, or None."""
-    path = name.replace(".", "/")
-    for candidate in (f"{path}.py", f"{path}/__init__.py"):
-        if (ROOT / candidate).is_file():
-            return candidate
-    return None
+    """Reads the modules that a script imports: dict, path -> source; demo/ only if asked for."""
+    finder = ModuleFinder([str(ROOT)], excludes=[] if with_demo else ["demo"])
+    finder.run_script(str(ROOT / f"{entry}.py"))
+    files = {Path(one.__file__) for one in finder.modules.values() if one.__file__}
+    paths = sorted(path.relative_to(ROOT).as_posix() for path in files)
+    return {path: (ROOT / path).read_bytes() for path in paths}
 
 
 def source_version(modules):
@@ -176,13 +145,7 @@ def pack(modules):
 
 
 def write_kernels(kernels, extra, args):
-    """Writes a folder with metadata and script for each kernel, and the table of them all.
-
-    Args:
-        kernels: dict, name -> `Kernel`.
-        extra: dict, script -> list of extra arguments.
-        args: the command line of `kernels.py build`.
-    """
+    """Writes folders with metadata and script, and the table of all kernels (name -> `Kernel`)."""
     folder = args.kernels
     with contextlib.suppress(OSError):  # written last: half a build is none
         Path(folder, CHAIN_FILE).unlink()
@@ -192,46 +155,29 @@ def write_kernels(kernels, extra, args):
         packed[entry] = pack(modules), source_version(modules)
     for kernel in kernels.values():
         archive, version = packed[kernel.entry]
-        max_hours = min(args.max_hours, MAX_TPU_HOURS if kernel.machine == "tpu" else math.inf)
-        budget = [] if kernel.machine == "cpu" else ["--max-hours", f"{max_hours:g}"]
-        facts = {
-            "kernel": kernel.name,
-            "entry": kernel.entry,
-            "arguments": [*kernel.arguments, *budget, *extra[kernel.entry]],
-            "result": kernel.result,
-            "source": version,
-        }
-        if kernel.machine == "tpu":
-            facts["device"] = "tpu"
-        facts["build"] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-        metadata = _metadata(kernel, kernels, args.user) | {
-            "enable_internet": kernel.downloads or not args.no_internet,
-            "dataset_sources": args.dataset,
-            "model_sources": args.model_source,
-            "docker_image_pinning_type": "original",  # sessions that continue have one image
-            "build": facts["build"],  # ours; the client ignores it
-        }
-        _write(Path(folder, kernel.name, metadata["code_file"]), _script(kernel, facts, archive))
-        metadata_text = json.dumps(metadata, indent=2) + "\n"
-        _write(Path(folder, kernel.name, "kernel-metadata.json"), metadata_text)
+        facts = _facts(kernel, version, extra, args)
+        lines = "".join(f"    {key!r}: {value!r},\n" for key, value in facts.items())
+        script = SCRIPT.replace("$report$", REPORT).replace("$title$", kernel.title)
+        script = script.replace("$facts$", f"{{\n{lines}}}").replace("$archive$", archive)
+        metadata = _metadata(kernel, kernels, args) | {"build": facts["build"]}
+        _write(Path(folder, kernel.name, metadata["code_file"]), script)
+        _write_json(Path(folder, kernel.name, "kernel-metadata.json"), metadata)
         print(Path(folder, kernel.name))
-    table = [asdict(kernel) for kernel in kernels.values()]
-    _write(Path(folder, CHAIN_FILE), json.dumps(table, indent=2) + "\n")
+    _write_json(Path(folder, CHAIN_FILE), [asdict(kernel) for kernel in kernels.values()])
     say(f"{len(kernels)} kernels; push with: python kernels.py run")
 
 
-def read_chain(folder):
-    """Reads the table that `write_kernels` wrote: dict, name -> `Kernel`.
-
-    Raises:
-        OSError, ValueError, TypeError, AttributeError: it is not there or not as written.
-    """
-    table = json.loads(Path(folder, CHAIN_FILE).read_text(encoding="utf-8"))
-    kernels = [
-        Kernel(**{name: tuple(v) if isinstance(v, list) else v for name, v in row.items()})
-        for row in table
-    ]
-    return {kernel.name: kernel for kernel in kernels}
+def _facts(kernel, version, extra, args):
+    """Gives what a kernel knows of itself; `build` tells it from others."""
+    max_hours = min(args.max_hours, MAX_TPU_HOURS if kernel.machine == "tpu" else math.inf)
+    budget = [] if kernel.machine == "cpu" else ["--max-hours", f"{max_hours:g}"]
+    facts = {
+        "kernel": kernel.name, "entry": kernel.entry,
+        "arguments": [*kernel.arguments, *budget, *extra[kernel.entry]],
+        "result": kernel.result, "source": version,
+    }  # fmt: skip
+    facts |= {"device": "tpu"} if kernel.machine == "tpu" else {}
+    return facts | {"build": hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}
 
 
 def _write(path, text):
@@ -239,64 +185,48 @@ def _write(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
-def _script(kernel, facts, archive):
-    """Writes the one file of a kernel, which carries all modules."""
-    lines = "".join(f"    {key!r}: {value!r},\n" for key, value in facts.items())
-    script = SCRIPT.replace("$report$", REPORT).replace("$title$", kernel.title)
-    return script.replace("$facts$", f"{{\n{lines}}}").replace("$archive$", archive)
+def _write_json(path, value):
+    _write(path, json.dumps(value, indent=2) + "\n")
 
 
-def _metadata(kernel, kernels, user):
-    """Gives what kernel-metadata.json says of a kernel, whatever the build's options."""
+def _metadata(kernel, kernels, args):
+    """Gives what kernel-metadata.json says of a kernel; the client ignores our `build` in it."""
     return {
-        "id": f"{user}/{kernel.slug}",
-        "title": kernel.title,
-        "code_file": f"{kernel.slug}.py",
-        "language": "python",
-        "kernel_type": "script",
-        "is_private": True,
-        **MACHINES[kernel.machine],
-        "competition_sources": [],
-        "kernel_sources": [f"{user}/{kernels[name].slug}" for name in kernel.inputs],
-    }
+        "id": f"{args.user}/{kernel.slug}", "title": kernel.title,
+        "code_file": f"{kernel.slug}.py", "language": "python", "kernel_type": "script",
+        "is_private": True, **MACHINES[kernel.machine], "competition_sources": [],
+        "kernel_sources": [f"{args.user}/{kernels[name].slug}" for name in kernel.inputs],
+        "enable_internet": kernel.downloads or not args.no_internet,
+        "dataset_sources": args.dataset, "model_sources": args.model_source,
+        "docker_image_pinning_type": "original",  # sessions that continue have one image
+    }  # fmt: skip
 
 
 def parse_arguments(entry, text):
-    """Splits extra arguments for a script as a shell would, and lets its own parser check them.
-
-    Raises:
-        ExpectedError: the script does not take them.
-    """
+    """Splits extra arguments for a script as a shell would, and lets its own parser check them."""
     setting = f"{entry}_args"
     try:
         arguments = shlex.split(text)
     except ValueError as error:
-        raise ExpectedError(
-            f"{text!r}: {error}; expected arguments as in a shell", setting
-        ) from error
+        told = f"{text!r}: {error}; expected arguments as in a shell"
+        raise ExpectedError(told, setting) from error
     for word in arguments:
         flag = word.partition("=")[0]
         if flag in (*SET_FOR_EACH, *OF_SEVERAL_MACHINES) or word in ("merge", "vote"):
             why = "needs other machines" if flag in OF_SEVERAL_MACHINES else "is set"
-            raise ExpectedError(
-                f"{entry}.py: {word} {why} for each kernel; expected other options", setting
-            )
+            told = f"{entry}.py: {word} {why} for each kernel; expected other options"
+            raise ExpectedError(told, setting)
     read_settings(entry, arguments)
     return arguments
 
 
 def read_settings(entry, arguments):
-    """Lets a script's own parser read its arguments, and gives what it made of them.
-
-    Raises:
-        ExpectedError: the script does not take them.
-    """
+    """Lets a script's own parser read its arguments; ExpectedError where it does not take them."""
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):  # where a parser says what is wrong
             return importlib.import_module(entry).parse_arguments(arguments)
     except SystemExit as stop:
         problem = told.getvalue().strip().removeprefix("error: ").partition("; see ")[0]
-        raise ExpectedError(
-            f"{entry}.py: {problem}; expected options that it takes", f"{entry}_args"
-        ) from stop
+        problem = f"{entry}.py: {problem}; expected options that it takes"
+        raise ExpectedError(problem, f"{entry}_args") from stop

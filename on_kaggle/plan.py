@@ -3,14 +3,8 @@
 import math
 from dataclasses import dataclass, replace
 
+from runs import session
 from runs.kernel import MAX_OUTPUT_GB
-from runs.session import (
-    RECOGNITION_SUBMISSION,
-    RETRIEVAL_SUBMISSION,
-    gallery_part_name,
-    part_name,
-    shrunk_name,
-)
 
 NUM_PARTS = 6
 # Neither output nor time asks for more: 1.6 GB and 5 h in all of cleaned labels, 4.2 GB of all
@@ -54,105 +48,78 @@ class Kernel:
         return self.machine == "gpu"
 
 
-PARTS = tuple(f"part-{part}" for part in range(NUM_PARTS))
-_CHAIN = (
-    Kernel(
-        "recognition", "Landmark recognition", "recognition", (), RECOGNITION_SUBMISSION,
+def _in_parts(name, entry, num_parts, result_name, before=(), after=(), inputs=(), **options):
+    """Gives the kernels that share a job: dict, name -> `Kernel`; each continues itself."""
+    parts = {}
+    for part in range(num_parts):
+        arguments = (*before, "--part", str(part), "--parts", str(num_parts), *after)
+        parts[f"{name}-{part}"] = Kernel(
+            f"{name}-{part}", f"Landmark {'retrieval' if name == 'part' else name} part {part}",
+            entry, arguments, result_name(part, num_parts), (*inputs, f"{name}-{part}"), **options,
+        )  # fmt: skip
+    return parts
+
+
+PARTS = _in_parts("part", "retrieval", NUM_PARTS, session.part_name, inputs=("recognition",))
+KERNELS = {  # in the order to push
+    "recognition": Kernel(
+        "recognition", "Landmark recognition", "recognition", (), session.RECOGNITION_SUBMISSION,
         inputs=("recognition",),
     ),
-    *(
-        Kernel(
-            name, f"Landmark retrieval part {part}", "retrieval",
-            ("--part", str(part), "--parts", str(NUM_PARTS)), part_name(part, NUM_PARTS),
-            inputs=("recognition", name),
-        )
-        for part, name in enumerate(PARTS)
+    **PARTS,
+    "merge": Kernel(
+        "merge", "Landmark retrieval merge", "retrieval", ("merge",), session.RETRIEVAL_SUBMISSION,
+        inputs=tuple(PARTS), machine="cpu",
     ),
-    Kernel(
-        "merge", "Landmark retrieval merge", "retrieval", ("merge",), RETRIEVAL_SUBMISSION,
-        inputs=PARTS, machine="cpu",
-    ),
-)  # fmt: skip
-KERNELS = {kernel.name: kernel for kernel in _CHAIN}  # in the order to push
+}  # fmt: skip
 GALLERY = tuple(f"gallery-{part}" for part in range(NUM_GALLERY_PARTS))
 
 
-def name_by_gallery(kernels, recipe, described_as):
+def name_by_gallery(recipe, described_as):
     """Puts kernels behind recognition that name test and index images by the train images.
 
     Args:
-        kernels: dict, name -> `Kernel`, those of 2019.
         recipe: of recognition, one with descriptors to name by.
         described_as: arguments that all kernels share that read queries.npz: it is of no use to
             another batch size, say.
-
-    Returns:
-        dict, name -> `Kernel`, in the order to push.
     """
-    galleries = [
-        Kernel(
-            name, f"Landmark gallery part {part}", "nearest",
-            ("--part", str(part), "--parts", str(NUM_GALLERY_PARTS), *described_as),
-            gallery_part_name(part, NUM_GALLERY_PARTS), inputs=("recognition", name),
-        )
-        for part, name in enumerate(GALLERY)
-    ]  # fmt: skip
+    first = replace(KERNELS["recognition"], arguments=("--recipe", recipe))
+    galleries = _in_parts(
+        "gallery", "nearest", NUM_GALLERY_PARTS, session.gallery_part_name,
+        after=described_as, inputs=("recognition",),
+    )  # fmt: skip
     vote = Kernel(
         "vote", "Landmark vote", "nearest",
-        ("vote", "--parts", str(NUM_GALLERY_PARTS), *described_as), RECOGNITION_SUBMISSION,
+        ("vote", "--parts", str(NUM_GALLERY_PARTS), *described_as), session.RECOGNITION_SUBMISSION,
         inputs=("recognition", *GALLERY, "vote"), machine="cpu",
     )  # fmt: skip
-    first = kernels["recognition"]
-    first = replace(first, arguments=("--recipe", recipe, *first.arguments))
-    parts = [
+    chain = {"recognition": first, **galleries, "vote": vote}
+    for name in PARTS:
         # Without --names a gallery that is missing would go unnoticed.
-        replace(
-            kernels[name],
-            arguments=(*kernels[name].arguments, "--names", "both", *described_as),
-            inputs=("recognition", *GALLERY, name),
-        )
-        for name in PARTS
-    ]
-    return {one.name: one for one in (first, *galleries, vote, *parts, kernels["merge"])}
+        arguments = (*KERNELS[name].arguments, "--names", "both", *described_as)
+        inputs = ("recognition", *GALLERY, name)
+        chain[name] = replace(KERNELS[name], arguments=arguments, inputs=inputs)
+    return chain | {"merge": KERNELS["merge"]}
 
 
 def shrink_first(kernels, words, num_parts):
-    """Puts kernels without a GPU in front that make the data set small; the others read that.
+    """Puts so many kernels without a GPU in front that make the data set small for the others.
 
-    Args:
-        kernels: dict, name -> `Kernel`.
-        words: list, arguments of shrink.py that say how small, and what is kept.
-        num_parts: kernels in front, each with its part of the data set.
-
-    Returns:
-        dict, name -> `Kernel`, in the order to push.
+    The words are arguments of shrink.py.
     """
-    names = tuple(f"shrink-{part}" for part in range(num_parts))
-    in_front = [
-        Kernel(
-            name, f"Landmark shrink part {part}", "shrink",
-            (*words, "--part", str(part), "--parts", str(num_parts), "--copy-earlier"),
-            shrunk_name(part, num_parts), inputs=(name,), machine="cpu", downloads=True,
-        )
-        for part, name in enumerate(names)
-    ]  # fmt: skip
-    readers = [
-        replace(
-            kernel,
-            arguments=(*kernel.arguments, "--source", "inputs"),
-            inputs=(*names, *kernel.inputs),
-        )
-        for kernel in kernels.values()
-    ]
-    return {kernel.name: kernel for kernel in (*in_front, *readers)}
+    in_front = _in_parts(
+        "shrink", "shrink", num_parts, session.shrunk_name,
+        before=words, after=("--copy-earlier",), machine="cpu", downloads=True,
+    )  # fmt: skip
+    chain = dict(in_front)
+    for name, kernel in kernels.items():
+        arguments = (*kernel.arguments, "--source", "inputs")
+        chain[name] = replace(kernel, arguments=arguments, inputs=(*in_front, *kernel.inputs))
+    return chain
 
 
 def count_shrink_kernels(settings):
-    """Gives how many kernels must share the data set so that none has too large an output.
-
-    Args:
-        settings: parsed command line of shrink.py.
-    """
+    """Gives how many kernels must share the data set so that none has too large an output."""
     if settings.demo or settings.source:  # a world of a few MB, or nobody knows what
         return 2
     if settings.images or settings.landmarks:  # it ends where all are found, if it has all shards

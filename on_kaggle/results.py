@@ -4,37 +4,24 @@ import os
 from functools import partial
 from pathlib import Path
 
+from data import submissions
 from data.landmarks import parse_image_ids
-from data.submissions import (
-    check_retrieval_submission,
-    read_recognition_submission,
-    read_retrieval_submission,
-)
 from on_kaggle.client import NetworkError, ask_once, download, patiently, printable
 from on_kaggle.packing import REPORT
 from on_kaggle.states import look, read_report
+from runs import session
 from runs.folders import scratch_folder
-from runs.session import (
-    CHECKPOINTS,
-    DESCRIPTORS,
-    QUERIES,
-    RECOGNITION_SUBMISSION,
-    RETRIEVAL_SUBMISSION,
-)
-from utils import ExpectedError, file_md5, say
+from utils import ExpectedError, atomic_write, file_md5, say
 
 CHALLENGES = {  # challenge -> (its submission, the competition of 2019)
-    "recognition": (RECOGNITION_SUBMISSION, "landmark-recognition-2019"),
-    "retrieval": (RETRIEVAL_SUBMISSION, "landmark-retrieval-2019"),
+    "recognition": (session.RECOGNITION_SUBMISSION, "landmark-recognition-2019"),
+    "retrieval": (session.RETRIEVAL_SUBMISSION, "landmark-retrieval-2019"),
 }
-NOT_COLLECTED = (f"{CHECKPOINTS}/", f"{DESCRIPTORS}/", QUERIES)
+NOT_COLLECTED = (f"{session.CHECKPOINTS}/", f"{session.DESCRIPTORS}/", session.QUERIES)
 
 
 def find_submitters(built):
-    """Gives which kernels write a challenge's submission: dict, challenge -> names in order.
-
-    The last one counts: with a gallery, that of recognition is the head's alone.
-    """
+    """Lists by challenge the kernels that write its submission; the last one's counts."""
     return {
         challenge: [name for name, one in built.items() if one.kernel.result == result]
         for challenge, (result, _) in CHALLENGES.items()
@@ -42,12 +29,7 @@ def find_submitters(built):
 
 
 def collect(built, output):
-    """Downloads the outputs of finished kernels, without checkpoints and descriptors.
-
-    Args:
-        built: dict, name -> `Built`.
-        output: folder; each kernel gets one in it. What is there already is not fetched again.
-    """
+    """Downloads outputs, without checkpoints and descriptors, where they are not there already."""
     for name, one in built.items():
         state, folder = look(one), Path(output, name)
         if not state.report:
@@ -67,7 +49,7 @@ def collect(built, output):
                 )
         if not state.is_finished:
             say(f"{one.id}: its last session is not finished; this is what there is")
-        if read_report(folder / REPORT) != state.report or _find_missing(folder, wanted):
+        if read_report(folder / REPORT) != state.report or _sizes_of(folder, wanted) != wanted:
             _fetch(one, wanted, folder)
         for path in wanted:
             print(folder / path)
@@ -75,81 +57,56 @@ def collect(built, output):
 
 def _fetch(built, wanted, folder):
     """Downloads files (dict, path -> size) of a kernel and its report into a folder."""
+
+    def attempt():
+        download(built.id, temporary, [*wanted, REPORT])
+        for path, size in _sizes_of(temporary, wanted).items():
+            if size != wanted[path]:
+                told = f"{path} came with {size} bytes; expected {wanted[path]}; collect again"
+                raise NetworkError(f"{built.id}: {told}")
+
     with scratch_folder(folder.parent / "scratch", "output") as temporary:
-        patiently(partial(_download, built, temporary, wanted))
+        patiently(attempt)
         for path in [*wanted, REPORT]:  # last what says that all is there
-            target = folder / path
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(folder / path) as target:
                 os.replace(temporary / path, target)
-            except OSError as error:
-                raise ExpectedError(
-                    f"{target}: cannot be written ({error.strerror}); expected a writable folder",
-                    "output",
-                ) from error
 
 
-def _find_missing(folder, wanted):
-    """Gives the first file that is not there in its size: (path, size or None), or None."""
-    for path, size in wanted.items():
-        file = folder / path
-        found = file.stat().st_size if file.is_file() and not file.is_symlink() else None
-        if found != size:
-            return path, found
-    return None
-
-
-def _download(built, folder, wanted):
-    """Downloads the wanted files (dict, path -> size) of a kernel, and its report."""
-    download(built.id, folder, [*wanted, REPORT])
-    if missing := _find_missing(folder, wanted):
-        path, found = missing
-        raise NetworkError(
-            f"{built.id}: {path} came with {found} bytes; expected {wanted[path]}; collect again"
-        )
+def _sizes_of(folder, paths):
+    """Gives the sizes of files: dict, path -> bytes, or None where it is not there."""
+    files = {path: folder / path for path in paths}
+    are_there = {path: file.is_file() and not file.is_symlink() for path, file in files.items()}
+    return {path: files[path].stat().st_size if are_there[path] else None for path in paths}
 
 
 def submit(built, output, challenges):
-    """Checks collected submissions, all of them first, and hands them in once each.
-
-    Args:
-        built: dict, name -> `Built`, the whole chain.
-        output: folder of `collect`.
-        challenges: list of keys of `CHALLENGES`.
-    """
+    """Checks the submissions that `collect` has in its output, and hands them in once each."""
     submitters = find_submitters(built)
     paths = {name: Path(output, submitters[name][-1], CHALLENGES[name][0]) for name in challenges}
-    check_submissions(paths)
+    ids = None
+    if path := paths.get("recognition"):
+        ids = parse_image_ids(list(submissions.read_recognition_submission(path)), path)
+    if path := paths.get("retrieval"):  # which must answer the same test images
+        if ids is None:
+            ids = parse_image_ids(list(submissions.read_retrieval_submission(path)), path)
+        submissions.check_retrieval_submission(path, ids)
+    say(f"{', '.join(map(str, paths.values()))}: {len(ids):,} test images")
     for name, path in paths.items():
-        competition = CHALLENGES[name][1]
-        words = f"landmarks {file_md5(path)[:8]}"  # to know the file by
-        told = patiently(partial(_submit_once, competition, path, words))
-        print(f"{competition}: {path} {told} ({words})")
+        told = patiently(partial(_submit_once, CHALLENGES[name][1], path))
+        print(f"{CHALLENGES[name][1]}: {path} {told}")
 
 
-def _submit_once(competition, path, words):
+def _submit_once(competition, path):
     """Hands a file in unless Kaggle has it: after a lost answer, too. Says which it was."""
+    words = f"landmarks {file_md5(path)[:8]}"  # to know the file by
     listed = ask_once("competition_submissions", competition) or []
     if any(words in (one.description or "") for one in listed):
-        return "is submitted already"
-    answer = ask_once(
-        "competition_submit", str(path), words, competition, quiet=True, timeout_s=3600
-    )
+        return f"is submitted already ({words})"
+    options = {"quiet": True, "timeout_s": 3600}
+    answer = ask_once("competition_submit", str(path), words, competition, **options)
     if "successfully submitted" not in answer.message.lower():
         raise ExpectedError(
             f"{competition}: {printable(answer.message)}; expected Kaggle to take {path}; "
             "see that its rules are accepted on its page, and submit again"
         )
-    return "submitted"
-
-
-def check_submissions(paths):
-    """Checks submissions (dict, challenge -> path), and that they answer the same test images."""
-    ids = None
-    if path := paths.get("recognition"):
-        ids = parse_image_ids(list(read_recognition_submission(path)), path)
-    if path := paths.get("retrieval"):
-        if ids is None:
-            ids = parse_image_ids(list(read_retrieval_submission(path)), path)
-        check_retrieval_submission(path, ids)
-    say(f"{', '.join(map(str, paths.values()))}: {len(ids):,} test images")
+    return f"submitted ({words})"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from on_kaggle.client import ClientError, ask, download, patiently, printable
-from on_kaggle.packing import CHAIN_FILE, REPORT, read_chain
+from on_kaggle.packing import CHAIN_FILE, REPORT
 from on_kaggle.plan import Kernel
 from utils import ExpectedError, say
 
@@ -48,10 +48,11 @@ def read_built(folder):
     """Reads the folders that `build` wrote: dict, kernel name -> `Built`."""
     path, found = Path(folder, CHAIN_FILE), {}
     try:
-        for name, kernel in read_chain(folder).items():
-            path = Path(folder, name, "kernel-metadata.json")
+        for row in json.loads(path.read_text(encoding="utf-8")):
+            kernel = Kernel(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+            path = Path(folder, kernel.name, "kernel-metadata.json")
             metadata = json.loads(path.read_text(encoding="utf-8"))
-            found[name] = Built(kernel, path.parent, metadata["id"], metadata["build"])
+            found[kernel.name] = Built(kernel, path.parent, metadata["id"], metadata["build"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExpectedError(
             f"{path}: {getattr(error, 'strerror', None) or 'not as build wrote it'}; expected "
@@ -64,27 +65,15 @@ def look(built):
     """Asks Kaggle for a kernel's `State`."""
     try:
         answer = ask("kernels_status", built.id)
+        status = answer.status.name
     except ClientError as error:
         if error.status not in (401, 403, 404):  # Kaggle may deny access to what is not there
             raise
-        return State("absent")
-    status = answer.status.name
+        status = "NEW_SCRIPT"
     if status == "NEW_SCRIPT":
         return State("absent")
     if status not in ("COMPLETE", "ERROR"):
         return State(status)
-    report, log = fetch_report(built)
-    if status == "COMPLETE":
-        return State(status, report=report, build=report.get("build", ""))
-    ran = re.search(r"\bbuild ([0-9a-f]{12}): ", log)
-    told = re.findall(r"^error: (.*)", log, re.MULTILINE)
-    last_line = log.strip().rpartition("\n")[2]
-    message = told[-1] if told else answer.failure_message or last_line or "no log"
-    return State(status, printable(message), build=ran[1] if ran else "")
-
-
-def fetch_report(built):
-    """Downloads kernel.json and the log of the last session: (dict, str), empty where missing."""
     with tempfile.TemporaryDirectory() as folder:
         patiently(lambda: download(built.id, folder, [REPORT]))
         report, log = read_report(Path(folder, REPORT)), ""
@@ -92,7 +81,13 @@ def fetch_report(built):
             log = Path(folder, f"{built.kernel.slug}.log").read_text("utf-8", errors="replace")
         with contextlib.suppress(*MALFORMED):
             log = "".join(line["data"] for line in json.loads(log))
-    return report, log
+    if status == "COMPLETE":
+        return State(status, report=report, build=report.get("build", ""))
+    ran = re.search(r"\bbuild ([0-9a-f]{12}): ", log)
+    told = re.findall(r"^error: (.*)", log, re.MULTILINE)
+    last_line = log.strip().rpartition("\n")[2]
+    message = told[-1] if told else answer.failure_message or last_line or "no log"
+    return State(status, printable(message), build=ran[1] if ran else "")
 
 
 def read_report(path):

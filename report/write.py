@@ -7,7 +7,7 @@ import json
 
 from report.page import render
 from report.run import describe_run
-from runs.pictures import is_drawn
+from runs.pictures import draw_picture
 from runs.session import REPORT, REPORT_FACTS
 from utils import atomic_write, say
 
@@ -22,7 +22,7 @@ def write_report(session, name, gather):
         gather: function without arguments that gives the facts, see `page.render`.
     """
     path = session.path(REPORT)
-    if is_drawn(path, lambda: _add_to_report(session, name, gather)):
+    if draw_picture(path, lambda: _add_to_report(session, name, gather)):
         print(path)
 
 

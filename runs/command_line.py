@@ -18,7 +18,7 @@ from data.sources import CVDF_URL
 from recipes import MAX_BATCH_SIZE, RECIPES
 from runs import kernel
 from runs.session import DEMO_OUTPUT, DEMO_WORLD, MAX_SKIPPED_SHARE, MODEL, Session
-from utils import ExpectedError, StoppedError, end_soon, say
+from utils import INTERRUPTED, ExpectedError, StoppedError, end_soon, say
 
 # What to do about a setting, where there is more to say than to change it.
 ADVICE = {
@@ -70,22 +70,14 @@ def _typed(default):
 
 
 class CommandLine(argparse.ArgumentParser):
-    """An argument parser with examples in its help, which answers wrong use in one line.
-
-    Args:
-        doc: docstring of the script: its first line, and examples that begin with `python`.
-        kwargs: of `argparse.ArgumentParser`.
-    """
+    """A parser that shows a script's docstring, and answers wrong use in one line."""
 
     def __init__(self, doc=None, **kwargs):
-        lines = (doc or "").splitlines() or [""]  # none with `python -OO`
-        examples = [line for line in lines if line.startswith("    python ")]
-        kwargs.setdefault("formatter_class", _Help)
-        if doc:
-            kwargs["description"] = "\n".join(
-                [lines[0], *([""] if examples else []), *examples[:3]]
-            )
-        super().__init__(allow_abbrev=False, **kwargs)
+        if doc:  # none with `python -OO`
+            lines = doc.splitlines()
+            examples = [line for line in lines if line.startswith("    python ")]
+            kwargs["description"] = "\n".join([lines[0], *[""] * bool(examples), *examples[:3]])
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **kwargs)
         self.further_groups = []
 
     def add_further_group(self, title):
@@ -99,23 +91,19 @@ class CommandLine(argparse.ArgumentParser):
         """Writes the help; what is in further groups is explained if asked for."""
         if explains_all or not self.further_groups:
             return super().format_help()
-        briefs, helps = [], {}
+        groups = self._action_groups
+        self._action_groups = [group for group in groups if group not in self.further_groups]
+        text = f"{super().format_help()}\nmore, with their defaults; --help-all explains them\n"
+        self._action_groups = groups
+        wrap = textwrap.TextWrapper(_help_width(), subsequent_indent="  ", break_on_hyphens=False)
         for group in self.further_groups:
-            words = []
-            for action in group._group_actions:
-                helps[action], action.help = action.help, argparse.SUPPRESS
-                names = action.option_strings[-1 if action.default is True else 0]  # --no-augment
-                default = "" if action.default is True else _typed(action.default)
-                words.append(f"{names} {default}".rstrip())
-            briefs.append(f"{group.title}: {', '.join(words)}")
-        text = super().format_help()
-        for action, words in helps.items():
-            action.help = words
-        brief = (
-            textwrap.fill(line, _help_width(), subsequent_indent="  ", break_on_hyphens=False)
-            for line in briefs
-        )
-        return "\n".join([text, "more, with their defaults; --help-all explains them", *brief, ""])
+            options = (
+                f"{one.option_strings[0]} {_typed(one.default)}".rstrip()
+                if one.default is not True else one.option_strings[-1]  # e.g. --no-augment
+                for one in group._group_actions
+            )  # fmt: skip
+            text += wrap.fill(f"{group.title}: {', '.join(options)}") + "\n"
+        return text
 
     def parse_known_args(self, args=None, namespace=None):
         """Parses; an option that does not exist ends the process with the one that is nearest."""
@@ -130,7 +118,6 @@ class CommandLine(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
-        """Ends the process with exit code 2 and one line instead of the whole usage."""
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
@@ -141,12 +128,9 @@ class _HelpAll(argparse.Action):
 
 
 def run_command_line(main):
-    """Runs `main()` and turns its outcome into an exit code.
+    """Runs `main()` and turns its outcome into an exit code; a bug keeps its traceback.
 
     0 is done or stopped cleanly, 1 an expected failure (one line), 130 Ctrl-C.
-
-    Args:
-        main: function without arguments. A bug in it keeps its traceback.
     """
     _settle()
     try:
@@ -160,23 +144,17 @@ def run_command_line(main):
         say(stopped)
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
-        print(
-            "error: interrupted by Ctrl-C; run the same command again to continue", file=sys.stderr
-        )
+        print(INTERRUPTED, file=sys.stderr)
         end_soon()
         sys.exit(130)
-    except BrokenPipeError:  # the reader of stdout left, as in `... | head`
-        _discard_stdout()
-        sys.exit(1)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in (errno.EPIPE, *FULL):
             raise
-        print(
-            f"error: {error.strerror}; expected room for the results; free some space or send "
-            "stdout elsewhere",
-            file=sys.stderr,
-        )
-        _discard_stdout()
+        if error.errno in FULL:  # else the reader of stdout left, as in `... | head`
+            expected = "expected room for the results; free some space or send stdout elsewhere"
+            print(f"error: {error.strerror}; {expected}", file=sys.stderr)
+        # Drops what stdout still holds: it would fail once more at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
@@ -193,11 +171,6 @@ def _settle():
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path or a name may have any letters
     os.environ["MPLBACKEND"] = "agg"
-
-
-def _discard_stdout():
-    """Drops what stdout still holds: it would fail once more at the exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def explain(error):
@@ -257,24 +230,19 @@ def shard_range(text):
     found = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text)
     first, stop = map(int, found.groups()) if found else (0, 0)
     if first >= stop:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no range of shards; expected FIRST:STOP with FIRST < STOP, e.g. 10:500"
-        )
+        expected = "FIRST:STOP with FIRST < STOP, e.g. 10:500"
+        raise argparse.ArgumentTypeError(f"{text!r} is no range of shards; expected {expected}")
     return first, stop
 
 
 def addresses(text):
     """Parses `HOST:PORT,HOST:PORT`: two machines or more, each once."""
-    found = tuple(address.strip() for address in text.split(","))
-    are_right = all(
-        re.fullmatch(r"[\w.-]+:\d{1,5}", address) and 0 < int(address.rpartition(":")[2]) < 1 << 16
-        for address in found
-    )
-    if not are_right or len(found) < 2 or len(set(found)) < len(found):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}; expected HOST:PORT,HOST:PORT, two machines or more, each once, by names "
-            "or IPv4 addresses"
-        )
+    found = tuple(one.strip() for one in text.split(","))
+    ports = [int(one.rpartition(":")[2]) for one in found if re.fullmatch(r"[\w.-]+:\d{1,5}", one)]
+    are_all = 2 <= len(found) == len(ports) == len(set(found))
+    if not are_all or not all(0 < port < 1 << 16 for port in ports):
+        expected = "two machines or more, each once, by names or IPv4 addresses"
+        raise argparse.ArgumentTypeError(f"{text!r}; expected HOST:PORT,HOST:PORT, {expected}")
     return found
 
 
@@ -310,157 +278,96 @@ def setting_flag(name, value):
 
 def add_session_options(parser):
     """Adds the options that every script has to its command line."""
-    parser.add_argument(
-        "--source",
-        action="append",
-        metavar="PLACE",
+    add, in_kernel = parser.add_argument, kernel.is_kernel()
+    # fmt: off
+    add("--source", action="append", metavar="PLACE",
         help="folder or web address in the CVDF layout; may be given again, for a data set spread "
-        f"over several; {INPUTS} stands for all that a kernel has mounted (default: {CVDF_URL})",
-    )
-    parser.add_argument(
-        "--demo",
-        action="store_true",
+        f"over several; {INPUTS} stands for all that a kernel has mounted (default: {CVDF_URL})")
+    add("--demo", action="store_true",
         help="draw the miniature landmark world, serve it on this machine and use it as the source "
-        "(unless there is a --source), with settings for its size",
-    )
-    parser.add_argument(
-        "--output",
-        type=any_path,
-        default=kernel.FOLDER / "working" if kernel.is_kernel() else Path("output"),
-        help="folder for the results, continued if they are there",
-    )
-    parser.add_argument(
-        "--scratch",
-        type=any_path,
-        default=kernel.FOLDER / "tmp" if kernel.is_kernel() else None,
-        help="folder for downloads (default: <output>/scratch)",
-    )
-    parser.add_argument(
-        "--connections", type=number(int, 1, 64), default=MAX_CONNECTIONS, metavar="N",
-        help="shards downloaded at once; N + 1 are in scratch at most",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-hours",
-        type=float,
-        metavar="H",
-        default=kernel.MAX_HOURS if kernel.is_kernel() else None,
-        help="stop cleanly after H hours",
-    )
-    parser.add_argument(
-        "--skip-bad-shards",
-        action="store_true",
-        help=f"leave out shards that stay broken, up to {MAX_SKIPPED_SHARE:.0%}% (rounded up)",
-    )
+        "(unless there is a --source), with settings for its size")
+    add("--output", type=any_path,
+        default=kernel.FOLDER / "working" if in_kernel else Path("output"),
+        help="folder for the results, continued if they are there")
+    add("--scratch", type=any_path, default=kernel.FOLDER / "tmp" if in_kernel else None,
+        help="folder for downloads (default: <output>/scratch)")
+    add("--connections", type=number(int, 1, 64), default=MAX_CONNECTIONS, metavar="N",
+        help="shards downloaded at once; N + 1 are in scratch at most")
+    add("--max-hours", type=float, metavar="H", default=kernel.MAX_HOURS if in_kernel else None,
+        help="stop cleanly after H hours")
+    add("--skip-bad-shards", action="store_true",
+        help=f"leave out shards that stay broken, up to {MAX_SKIPPED_SHARE:.0%}% (rounded up)")
+    # fmt: on
 
 
 def parser_in_parts(doc, script, whole, last_step, descriptor_dtype):
     """Makes the parser of a script that describes images and searches them in parts.
 
-    Args:
-        doc: docstring of the script.
-        script: its name.
-        whole: what has parts, e.g. `index`.
-        last_step: what joins them, e.g. `merge`.
-        descriptor_dtype: the default.
-
-    Returns:
-        (`CommandLine`, its group of the descriptors, its group of the search).
+    The `whole`, e.g. `index`, has parts; the `last_step`, e.g. `merge`, joins them. Gives
+    (`CommandLine`, its group of the descriptors).
     """
     usage = f"%(prog)s [all | {last_step} [FILE ...]] [options]"
     parser = CommandLine(doc, prog=f"{script}.py", usage=usage)
-    parser.add_argument(
-        "step", nargs="?", choices=("all", last_step), default="all",
-        help=f"search the parts, then {last_step}; or {last_step} with part files alone",
-    )  # fmt: skip
-    parser.add_argument("files", nargs="*", type=any_path, help=f"part files to {last_step}")
+    add = parser.add_argument
+    # fmt: off
+    add("step", nargs="?", choices=("all", last_step), default="all",
+        help=f"search the parts, then {last_step}; or {last_step} with part files alone")
+    add("files", nargs="*", type=any_path, help=f"part files to {last_step}")
     add_session_options(parser)
     descriptors = parser.add_argument_group("descriptors")
-    _add_describe_options(descriptors, descriptor_dtype)
-    search = parser.add_argument_group("search")
-    search.add_argument(
-        "--part", type=number(int, 0), metavar="K",
-        help=f"search part K alone, counted from 0 (default: all parts, then the {last_step})",
-    )  # fmt: skip
-    search.add_argument(
-        "--parts", type=number(int, 1), default=6, metavar="N", help=f"parts of the {whole}"
-    )
-    search.add_argument(
-        "--scheduler", type=scheduler_address, metavar="ADDRESS",
-        help="describe and search on the workers of this Dask scheduler, or of local:N",
-    )  # fmt: skip
-    return parser, descriptors, search
-
-
-def _add_describe_options(group, descriptor_dtype):
-    group.add_argument(
-        "--model",
-        type=any_path,
-        help="model.keras of recognition.py (default: <output>/model.keras)",
-    )
-    group.add_argument(
-        "--queries", type=any_path, metavar="FILE",
-        help="queries.npz of another run (default: <output>/queries.npz, described where missing)",
-    )  # fmt: skip
-    group.add_argument(
-        "--descriptor-dtype", choices=("float32", "float16"), default=descriptor_dtype,
-        help="of stored descriptors; float16 takes half the room",
-    )  # fmt: skip
-    group.add_argument(
-        "--flipped-too", action="store_true",
-        help="average each image with its mirror image (test-time augmentation)",
-    )  # fmt: skip
-    group.add_argument(
-        "--batch-size", type=number(int, 1, MAX_BATCH_SIZE), default=64, metavar="IMAGES",
-        help="images in a step",
-    )  # fmt: skip
+    add = descriptors.add_argument
+    add("--model", type=any_path,
+        help="model.keras of recognition.py (default: <output>/model.keras)")
+    add("--queries", type=any_path, metavar="FILE",
+        help="queries.npz of another run (default: <output>/queries.npz, described where missing)")
+    add("--descriptor-dtype", choices=("float32", "float16"), default=descriptor_dtype,
+        help="of stored descriptors; float16 takes half the room")
+    add("--flipped-too", action="store_true",
+        help="average each image with its mirror image (test-time augmentation)")
+    add("--batch-size", type=number(int, 1, MAX_BATCH_SIZE), default=64, metavar="IMAGES",
+        help="images in a step")
+    add = parser.add_argument_group("search").add_argument
+    add("--part", type=number(int, 0), metavar="K",
+        help=f"search part K alone, counted from 0 (default: all parts, then the {last_step})")
+    add("--parts", type=number(int, 1), default=6, metavar="N", help=f"parts of the {whole}")
+    add("--scheduler", type=scheduler_address, metavar="ADDRESS",
+        help="describe and search on the workers of this Dask scheduler, or of local:N")
+    # fmt: on
+    return parser, descriptors
 
 
 def parse_in_parts(parser, argv, last_step):
     """Parses; ends with one line unless part, files and step go together."""
     args = parse_session(parser, argv)
-    if args.part is not None and args.part >= args.parts:
-        parser.error(f"argument --part: {args.part}; expected 0 to {args.parts - 1} of --parts")
     if args.files and args.step == "all":
         parser.error(f"{args.files[0]}: part files go with `{parser.prog} {last_step}`")
     if args.part is not None and args.step != "all":
-        parser.error(
-            f"--part goes with a search; expected `{parser.prog} {last_step}` alone or with files"
-        )
+        expected = f"expected `{parser.prog} {last_step}` alone or with files"
+        parser.error(f"--part goes with a search; {expected}")
     return args
 
 
 def require_model(args):
-    """Gives the model's path; that it is missing is told before anything is drawn or loaded.
-
-    Raises:
-        ExpectedError: there is none.
-    """
+    """Gives the model's path; that it is missing is told before anything is drawn or loaded."""
     found = args.model or Session(args.output, source=None, stop=None).find(MODEL)
     if not found.is_file():
-        raise ExpectedError(
-            f"{found}: no such file; expected a model written by recognition.py", setting="model"
-        )
+        told = f"{found}: no such file; expected a model written by recognition.py"
+        raise ExpectedError(told, setting="model")
     return found
 
 
 def find_part_files(args, pattern):
-    """Gives the part files of a last step: those that were named, or all that are there.
+    """Lists the part files of a last step, those named or all; None where they are searched first.
 
-    Returns:
-        list of paths; None where they are searched first, for which model and queries are there.
-
-    Raises:
-        ExpectedError: what is needed is missing, which is told before a world is drawn.
+    What is missing then is told by an ExpectedError before a world is drawn.
     """
     if args.step != "all":
         return args.files or Session(args.output, source=None, stop=None).find_parts(pattern)
     require_model(args)
     # Not when the command line is parsed: kernels.py does that where no data set is mounted.
     if args.queries and not args.queries.is_file():
-        raise ExpectedError(
-            f"{args.queries}: no such file; expected the queries of another run; check it",
-            setting="queries",
-        )
+        told = f"{args.queries}: no such file; expected the queries of another run; check it"
+        raise ExpectedError(told, setting="queries")
     return None
 
 
@@ -482,9 +389,10 @@ def parse_session(parser, argv):
         is_demo = args.demo and args.output.is_relative_to(DEMO_OUTPUT)
         args.scratch = (DEMO_OUTPUT if is_demo else args.output) / "scratch"
     if not (args.demo or args.source) and (args.scratch / DEMO_WORLD).is_dir():
-        parser.error(
-            f"{args.output} has the results of a demo; expected --demo, or another --output"
-        )
+        expected = "expected --demo, or another --output"
+        parser.error(f"{args.output} has the results of a demo; {expected}")
+    if getattr(args, "part", None) is not None and args.part >= args.parts:
+        parser.error(f"argument --part: {args.part}; expected 0 to {args.parts - 1} of --parts")
     if args.max_hours is not None and not args.max_hours > 0:
         parser.error(f"argument --max-hours: {args.max_hours} hours; expected more than 0")
     return args
@@ -492,24 +400,16 @@ def parse_session(parser, argv):
 
 def session_settings(args):
     """Picks the arguments of `session.open_session` from a parsed command line."""
+    source = None if args.demo else [CVDF_URL]
+    if args.source:
+        source = []
+        for place in args.source:
+            source += kernel.find_data_sets() if place == INPUTS else [os.path.expanduser(place)]
     return {
-        "source": _find_source(args),
-        "output": args.output,
-        "scratch": args.scratch,
-        "max_hours": args.max_hours,
-        "skips_bad_shards": args.skip_bad_shards,
+        "source": source, "output": args.output, "scratch": args.scratch,
+        "max_hours": args.max_hours, "skips_bad_shards": args.skip_bad_shards,
         "max_connections": args.connections,
-    }
-
-
-def _find_source(args):
-    """Lists the places of the source, or gives None for the demo's."""
-    if args.source is None:
-        return None if args.demo else [CVDF_URL]
-    places = []
-    for place in args.source:
-        places += kernel.find_data_sets() if place == INPUTS else [os.path.expanduser(place)]
-    return places
+    }  # fmt: skip
 
 
 def parse_with_files(parser, argv):

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from runs.kernel import require_package
-from utils import HALF_WRITTEN, ExpectedError, stop_workers
+from utils import HALF_WRITTEN, ExpectedError, os_errors_as, stop_workers
 
 RUNNING = ".running-"  # and the name of the run: a lock in the folder that is held
 LAST_WAIT_S = 1.0  # for background work at the end of a run; a download may take longer
@@ -25,29 +25,20 @@ WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what such netw
 def hold_folder(folder, name):
     """Keeps other runs of this name out of a folder; removes the half-written files of dead ones.
 
-    Args:
-        folder: what is held; made where missing.
-        name: what runs there, e.g. `recognition` or `part-3`. Runs of different names share the
-            folder.
-
-    Raises:
-        ExpectedError: another run holds it, or it cannot be written to.
+    Runs of different names, e.g. `recognition` and `part-3`, share the folder. ExpectedError: it is
+    held, or cannot be written to.
     """
     path = Path(folder) / f"{RUNNING}{name}"
     with contextlib.ExitStack() as stack:
-        try:
+        with os_errors_as(f"{path}: cannot be written", "a writable folder", "own_output"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_locked(path))
-        except TimeoutError as error:
-            raise ExpectedError(
-                f"{folder}: in use by another run; expected one run at a time in a folder; wait "
-                "for its end, or choose another folder"
-            ) from error
-        except OSError as error:
-            raise ExpectedError(
-                f"{path}: cannot be written ({error.strerror}); expected a writable folder",
-                setting="own_output",
-            ) from error
+            try:
+                stack.enter_context(_locked(path))
+            except TimeoutError as error:
+                raise ExpectedError(
+                    f"{folder}: in use by another run; expected one run at a time in a folder; "
+                    "wait for its end, or choose another folder"
+                ) from error
         _remove_half_written(path)
         yield
 
@@ -61,10 +52,8 @@ def _locked(path, patience_s=PATIENCE_S):
     lock = FileLock(path)
     try:
         lock.acquire(timeout=patience_s)
-    except NotImplementedError:  # better unguarded than refused
-        pass
-    except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
+    except (NotImplementedError, OSError) as error:  # better unguarded than refused
+        if getattr(error, "errno", errno.ENOSYS) not in WITHOUT_LOCKS:
             raise
     try:
         yield lock.is_locked
@@ -92,49 +81,28 @@ def _remove_half_written(own):
 
 @contextlib.contextmanager
 def scratch_folder(parent, setting="scratch"):
-    """Gives a folder of this run alone below `parent`, removed at the end.
+    """Yields a folder of this run alone below `parent`, removed at the end.
 
     What killed runs left there is removed first.
-
-    Args:
-        parent: folder for scratch; made where missing.
-        setting: to change where it cannot be made.
-
-    Yields:
-        `pathlib.Path`.
     """
     parent = Path(parent)
     with contextlib.ExitStack() as stack:
-        try:
+        with os_errors_as(f"{parent}: cannot be made", "a folder to write to", setting):
             parent.mkdir(parents=True, exist_ok=True)
-            _remove_scratch_of_dead_runs(parent)
+            for lock in parent.glob("run-*.lock"):
+                with contextlib.suppress(OSError), _locked(lock, 0) as is_locked:
+                    if is_locked:
+                        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
             folder = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
             stack.enter_context(_locked(folder.with_suffix(".lock")))
             folder.mkdir(exist_ok=True)  # another run may have found it before it was locked
-            _have_temporary_folder(folder)
-        except OSError as error:
-            raise ExpectedError(
-                f"{parent}: cannot be made ({error.strerror}); expected a folder to write to",
-                setting,
-            ) from error
+            try:
+                tempfile.gettempdir()
+            except OSError:  # the system has none: libraries take this one
+                os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
         try:
             yield folder
         finally:
             # What still arrives would be written into the folder while it is removed, and keep it.
             stop_workers(LAST_WAIT_S)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _have_temporary_folder(folder):
-    """Lets libraries take this folder where the system has none for temporary files."""
-    try:
-        tempfile.gettempdir()
-    except OSError:
-        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
-
-
-def _remove_scratch_of_dead_runs(parent):
-    for lock in parent.glob("run-*.lock"):
-        with contextlib.suppress(OSError), _locked(lock, 0) as is_locked:
-            if is_locked:
-                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)

@@ -28,47 +28,34 @@ def find_inputs(name):
     Returns:
         list of paths, newest first; empty outside Kaggle.
     """
-    if not is_kernel():
-        return []
     # The mounts moved in 2026; the last pattern finds any other place, but may have to walk far.
-    for mounts in (("notebooks/*/*", "datasets/*/*", "*"), ("**",)):
+    for mounts in (("notebooks/*/*", "datasets/*/*", "*"), ("**",)) if is_kernel() else ():
         matches = {path for mount in mounts for path in (FOLDER / "input").glob(f"{mount}/{name}")}
-        found = sorted(path for path in matches if path.is_file())
-        if found:
+        if found := sorted(path for path in matches if path.is_file()):
             return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
     return []
 
 
+def list_inputs():
+    """Lists for a message what is mounted."""
+    there = sorted(str(path) for path in (FOLDER / "input").glob("*/*/*"))
+    return ", ".join(there[:8]) or "nothing"
+
+
 def find_data_sets():
-    """Finds the data sets in the CVDF layout that are mounted, e.g. the outputs of shrink.py.
-
-    Returns:
-        list of folders, in the order of their names.
-
-    Raises:
-        ExpectedError: there is none; the message lists what is there.
-    """
+    """Lists the folders of mounted data sets; ExpectedError, with what is there, if none."""
     folders = sorted({path.parent.parent for path in find_inputs("metadata/*.csv")})
     if not folders:
-        there = ", ".join(sorted(str(path) for path in (FOLDER / "input").glob("*/*/*"))[:8])
         raise ExpectedError(
-            f"{FOLDER / 'input'}: no data set among {there or 'nothing'}; expected one with "
-            "metadata/ and its shards; add it as an input of the kernel",
+            f"{FOLDER / 'input'}: no data set among {list_inputs()}; expected one with metadata/ "
+            "and its shards; add it as an input of the kernel",
             setting="source",
         )
     return folders
 
 
 def require_package(module, package):
-    """Makes sure that a Python package is there; a Kaggle kernel installs it where it is missing.
-
-    Args:
-        module: name to import.
-        package: name to install.
-
-    Raises:
-        ExpectedError: it is missing and cannot be installed.
-    """
+    """Raises ExpectedError unless a module can be imported; in a kernel it is installed first."""
     if importlib.util.find_spec(module):
         return
     if is_kernel():

@@ -108,14 +108,9 @@ class Session:
         return [*own, *kernel.find_inputs(name)]
 
     def find_parts(self, pattern):
-        """Finds the files of parts, e.g. `part_name("*", 6)`: one for each name.
-
-        Raises:
-            ExpectedError: there are none.
-        """
-        found = {}  # a part of the output goes before the newest of other kernels
-        for path in self.find_all(pattern):
-            found.setdefault(path.name, path)
+        """Finds files of parts, e.g. `part_name("*", 6)`, one for each name, or ExpectedError."""
+        # A part of the output goes before the newest of other kernels.
+        found = {path.name: path for path in reversed(self.find_all(pattern))}
         if not found:
             raise ExpectedError(
                 f"{self.output}: no {pattern} there; expected the files of all parts; search the "
@@ -124,39 +119,27 @@ class Session:
         return sorted(found.values(), key=lambda path: path.name)
 
     def find(self, name):
-        """Finds a result in the output, or in that of another kernel.
-
-        Raises:
-            ExpectedError: it is nowhere; the message lists what is there.
-        """
+        """Finds a result here or in another kernel's output; ExpectedError, with what is there."""
         if found := self.find_all(name):
             return found[0]
-        places = f"{self.output}"
-        if kernel.is_kernel():
-            there = sorted(str(path) for path in (kernel.FOLDER / "input").glob("*/*/*"))[:8]
-            places += (
-                f" or {kernel.FOLDER / 'input'}, where there is {', '.join(there) or 'nothing'}"
-            )
+        there = f" or {kernel.FOLDER / 'input'}, where there is {kernel.list_inputs()}"
         is_demo_at_hand = name == MODEL and (DEMO_OUTPUT / MODEL).is_file()
         raise ExpectedError(
-            f"{name}: not in {places}; expected it from recognition.py; run that first",
+            f"{name}: not in {self.output}{there if kernel.is_kernel() else ''}; expected it from "
+            "recognition.py; run that first",
             setting="demo_model" if is_demo_at_hand else "missing_model",
         )
 
     def find_fitting(self, name, facts, load, copied=False):
-        """Finds a file from here or from an earlier session, if it fits.
+        """Finds a file from here or from an earlier session, if it fits: (path, contents) or None.
 
         The output's own goes first, then the newest. One that is damaged is told and passed over.
 
         Args:
-            name: of the output's files, without wildcards.
             facts: what the file must say of itself; any value that compares.
             load: function of a path that gives (contents, facts), or raises ExpectedError.
             copied: copy that of an earlier session into the output, since the next session mounts
                 only the output of this one.
-
-        Returns:
-            (path, contents), or None.
         """
         for path in self._copies(name):
             try:
@@ -202,22 +185,12 @@ def mute_warnings():
 def open_session(
     name, source, output, scratch, max_hours=None, skips_bad_shards=False, **of_source
 ):
-    """Opens a session, and keeps others of its name out of the output.
+    """Opens a `Session`; ExpectedError if a run of its name, e.g. `recognition`, has the output.
 
     Args:
-        name: what runs, e.g. `recognition`.
         source: list of folders and addresses of the data set; None draws the miniature landmark
             world, serves it, and takes that.
-        output, scratch: folders for results and downloads.
-        max_hours: time to stop after, or None.
-        skips_bad_shards: as in `Session`.
         of_source: further arguments of `Source`.
-
-    Yields:
-        `Session`.
-
-    Raises:
-        ExpectedError: another run holds the output.
     """
     mute_warnings()
     if os.path.realpath(output) in map(os.path.realpath, source or ()):

@@ -2,45 +2,42 @@
 
 import hashlib
 import json
+from collections import Counter
 
 from data.sources import Shard
 from runs.session import MANIFESTS, SHRINK_HISTORY, manifest_name
 from utils import ExpectedError, atomic_write, copy_file, file_md5, say
 
 FIELDS = {
-    "shard": str,  # e.g. train/images_000.tar
-    "settings": dict,
-    "source": str,  # the md5 of the tar it was made from, as of `Source.version_of`
-    "source_bytes": int,  # of that tar
-    "kept_bytes": int,  # of those of its pictures that were kept
-    "images": int,
-    "bytes": int,  # of the new tar
-    "md5": str,  # of the new tar
-    "bad_images": list,  # of [image id, reason]
-}
+    "shard",  # e.g. train/images_000.tar
+    "settings",  # dict, as of `Settings.page_of`
+    "source",  # the md5 of the tar it was made from, as of `Source.version_of`
+    "source_bytes",  # of that tar
+    "kept_bytes",  # of those of its pictures that were kept
+    "images",  # how many
+    "bytes", "md5",  # of the new tar
+    "bad_images",  # list of [image id, reason]
+}  # fmt: skip
 
 
 def write_page(path, page):
     """Writes a page, a dict of FIELDS, atomically and with a digest."""
+    _write(path, page | {"digest": _digest_of(page)})
+
+
+def _write(path, page):
     with atomic_write(path) as temporary:
-        text = json.dumps(page | {"digest": _digest_of(page)}, indent=1)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
 
 
 def read_page(path):
-    """Reads and checks what `write_page` wrote.
-
-    Raises:
-        ExpectedError: it cannot be read, is damaged, or was edited.
-    """
+    """Reads what `write_page` wrote; ExpectedError if it is unreadable, damaged or edited."""
     try:
         page = json.loads(path.read_text(encoding="utf-8"))
         digest = page.pop("digest")
-        if page.keys() != FIELDS.keys():
+        if page.keys() != FIELDS:
             raise ValueError(f"it has {', '.join(page)[:80]}")
-        if digest != _digest_of(page) or not all(
-            isinstance(page[name], kind) for name, kind in FIELDS.items()
-        ):
+        if digest != _digest_of(page):
             raise ValueError("it was changed after it was written")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -58,10 +55,7 @@ def _digest_of(page):
 def require_same_settings(session, splits, settings_of):
     """Raises ExpectedError if the output has shards of other settings or of another slice.
 
-    Args:
-        session: `Session`.
-        splits: names of those that are shrunk now; others may be of other labels.
-        settings_of: as for `find_done`.
+    Splits other than these, which are shrunk now, may be of other labels.
     """
     for path in sorted(session.output.glob(MANIFESTS)):
         split, number = path.parent.name, path.stem.removeprefix("images_")
@@ -81,33 +75,28 @@ def require_same_settings(session, splits, settings_of):
 
 
 def find_done(session, shards, settings_of, copies_earlier):
-    """Finds the shards that are shrunk already, in the output and by earlier sessions.
+    """Finds what is shrunk already, here and by earlier sessions: dict, `Shard` -> its page.
 
     Args:
-        shards: list of `Shard`.
         settings_of: function, `Shard` -> dict, the settings that it must have been shrunk with.
         copies_earlier: copy what is not in the output into it, with the history.
-
-    Returns:
-        dict, `Shard` -> its page.
     """
     if copies_earlier:
         session.copy_earlier(SHRINK_HISTORY)
-    wanted, pages, places = {manifest_name(shard): shard for shard in shards}, {}, {}
+    wanted, pages, places = {manifest_name(shard): shard for shard in shards}, {}, Counter()
     for path in session.find_all(MANIFESTS):
-        shard = wanted.get(f"{path.parent.name}/{path.name}")
+        shard, folder = wanted.get(f"{path.parent.name}/{path.name}"), path.parent.parent
         if shard is None or shard in pages:
             continue
         page = _read_usable(session, shard, path, settings_of(shard))
-        folder = path.parent.parent
         if page and folder != session.output and copies_earlier:
-            page = page if _copy(session, shard, folder, page) else None
+            page = _copy(session, shard, folder, page)
         elif page and folder != session.output:
-            places.setdefault(folder, []).append(shard)
+            places[folder] += 1
         if page:
             pages[shard] = page
-    for folder, there in places.items():
-        say(f"{folder}: {len(there)} shards were shrunk there; it belongs to this data set")
+    for folder, num_there in places.items():
+        say(f"{folder}: {num_there} shards were shrunk there; it belongs to this data set")
     return pages
 
 
@@ -124,51 +113,36 @@ def _read_usable(session, shard, path, settings):
     if page["source"] != session.source.version_of(shard):
         say(f"{path}: made from another file than {shard.path} of {session.source}, not used")
         return None
-    if not _is_whole(path.parent.parent, shard, page):
+    tar, md5_file = (path.parent.parent / name for name in (shard.path, shard.md5_path))
+    is_whole = tar.is_file() and tar.stat().st_size == page["bytes"]
+    is_whole = is_whole or tar.is_dir() or tar.with_suffix("").is_dir()  # unpacked by a mount
+    md5 = md5_file.read_bytes()[:32] if md5_file.is_file() else b""
+    if not is_whole or md5 != page["md5"].encode():
         say(f"{path}: its tar or md5 file is not there as written, not used")
         return None
     return page
 
 
-def _is_whole(folder, shard, page):
-    """Tells whether tar and md5 file are those of the page; or the tar, unpacked by a mount."""
-    tar, md5_file = folder / shard.path, folder / shard.md5_path
-    is_unpacked = tar.is_dir() or tar.with_suffix("").is_dir()
-    if not is_unpacked and not (tar.is_file() and tar.stat().st_size == page["bytes"]):
-        return False
-    return md5_file.is_file() and md5_file.read_bytes()[:32] == page["md5"].encode()
-
-
 def _copy(session, shard, folder, page):
-    """Copies a shard that an earlier session made, its page last; tells whether it was whole."""
+    """Copies a shard that an earlier session made, its page last; gives it, None if not whole."""
     if not (folder / shard.path).is_file():
-        return False
+        return None
     copy_file(folder / shard.path, session.path(shard.path))
     if file_md5(session.path(shard.path)) != page["md5"]:
         say(f"{folder / shard.path}: its md5 differs; shrinking it again")
-        return False
+        return None
     copy_file(folder / shard.md5_path, session.path(shard.md5_path))
     write_page(session.path(manifest_name(shard)), page)
-    return True
+    return page
 
 
 def write_summary(path, shards, pages):
-    """Writes the page of a whole part, atomically; gives a line that says what it is.
-
-    Args:
-        path: of the page.
-        shards: list of `Shard` of the part.
-        pages: dict, `Shard` -> its page; without those that were left out as broken.
-    """
-    total = {
-        name: sum(page[name] for page in pages.values())
-        for name in ("images", "source_bytes", "bytes")
-    }
+    """Writes the page of a whole part; gives a line that says what it is."""
+    totals = ("images", "source_bytes", "bytes")
+    total = {name: sum(page[name] for page in pages.values()) for name in totals}
     total["bad_images"] = sum(len(page["bad_images"]) for page in pages.values())
     left_out = [shard.path for shard in shards if shard not in pages]
-    with atomic_write(path) as temporary:
-        page = {"shards": len(pages), **total, "left_out": left_out}
-        temporary.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
+    _write(path, {"shards": len(pages), **total, "left_out": left_out})
     line = (
         f"{len(pages)} shards, {total['images']:,} images, {total['bad_images']} bad, "
         f"{total['source_bytes'] / 1e9:.3g} -> {total['bytes'] / 1e9:.3g} GB"

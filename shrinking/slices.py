@@ -1,9 +1,11 @@
 """A slice of a data set: the images that a person asks for, and tables cut to these."""
 
+import filecmp
 import re
 
 import numpy as np
 
+from data import sources
 from data.landmarks import (
     format_image_ids,
     parse_image_ids,
@@ -11,22 +13,12 @@ from data.landmarks import (
     read_landmark_names,
     read_train_labels,
 )
-from data.sources import (
-    CATEGORY_CSV,
-    INDEX_CSV,
-    RECOGNITION_SOLUTION,
-    RETRIEVAL_SOLUTION,
-    TEST_CSV,
-    TRAIN_CLEAN_CSV,
-    TRAIN_CSV,
-)
 from data.tables import read_header, read_table, write_table
-from utils import ExpectedError, require_file, say
+from utils import ExpectedError, copy_file, require_file, say
 
-SPLIT_OF = {
-    TRAIN_CSV: "train", TRAIN_CLEAN_CSV: "train", INDEX_CSV: "index",
-    TEST_CSV: "test", RECOGNITION_SOLUTION: "test", RETRIEVAL_SOLUTION: "test",
-}  # fmt: skip
+SPLIT_OF = dict.fromkeys((sources.TRAIN_CSV, sources.TRAIN_CLEAN_CSV), "train")
+SPLIT_OF |= {sources.INDEX_CSV: "index", sources.TEST_CSV: "test"}
+SPLIT_OF |= dict.fromkeys((sources.RECOGNITION_SOLUTION, sources.RETRIEVAL_SOLUTION), "test")
 NO_IDS = np.empty(0, np.uint64)
 
 
@@ -34,24 +26,20 @@ def choose_images(source, splits, labels, images=None, landmarks=None):
     """Chooses the images of a slice; gives a dict, split -> (n,) uint64, ascending, one or more.
 
     Args:
-        splits: names of splits.
         labels: "full" or "clean", the train images that there are.
         images: a CSV with a column `id`, or None.
         landmarks: a file that names landmarks, whose train images are wanted, too, or None.
-
-    Raises:
-        ExpectedError: a file cannot be read, or nothing of the source is in it.
     """
     ids = read_image_ids(images) if images else NO_IDS
     train, there = NO_IDS, {}
     if "train" in splits:
-        table = TRAIN_CLEAN_CSV if labels == "clean" else TRAIN_CSV
+        table = sources.TRAIN_CLEAN_CSV if labels == "clean" else sources.TRAIN_CSV
         classes, known = read_train_labels(source.fetch(table), min_images=1)
         there["train"] = known.image_ids
         if landmarks:
             chosen = np.isin(classes.landmark_ids, _read_landmarks(source, landmarks))
             train = known.image_ids[chosen[known.class_indices]]
-    for split, name in (("index", INDEX_CSV), ("test", TEST_CSV)):
+    for split, name in (("index", sources.INDEX_CSV), ("test", sources.TEST_CSV)):
         if images and split in splits:
             there[split] = read_image_ids(source.fetch(name))
     kept = {split: np.intersect1d(ids, known) for split, known in there.items()}
@@ -68,7 +56,7 @@ def choose_images(source, splits, labels, images=None, landmarks=None):
 
 def _read_landmarks(source, path):
     """Reads the landmark ids that a file names: a line each, an id or a name, * for any letters."""
-    names, chosen = read_landmark_names(source.fetch(CATEGORY_CSV)), set()
+    names, chosen = read_landmark_names(source.fetch(sources.CATEGORY_CSV)), set()
     require_file(path, "a text file, a landmark a line")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -82,40 +70,47 @@ def _read_landmarks(source, path):
         found |= {one for one in names if str(one) == line}
         if line and not found:
             raise ExpectedError(
-                f"{path}: line {number}, {line[:80]!r}, is no landmark of {CATEGORY_CSV}; expected "
-                "an id, a name, or a name with * for what may differ; check the file"
+                f"{path}: line {number}, {line[:80]!r}, is no landmark of {sources.CATEGORY_CSV}; "
+                "expected an id, a name, or a name with * for what may differ; check the file"
             )
         chosen |= found
     return sorted(chosen)
 
 
-def cut_tables(session, names, kept):
-    """Writes tables cut to the images of a slice; one without a row is left out.
+def copy_tables(session, splits, is_clean, kept=None):
+    """Copies metadata and ground truth that the source has, where they are not there as they are.
 
-    Args:
-        names: of tables that the source has.
-        kept: dict of `choose_images`.
+    train.csv is not for a clean data set, which lacks most of its images. Those of a slice are cut
+    to its images, `kept` of `choose_images`; one without a row is left out.
     """
+    train = (sources.TRAIN_CSV, sources.TRAIN_CLEAN_CSV)
+    left_out = train[:is_clean] if "train" in splits else train
+    names = [one for one in sources.TABLES if one not in left_out and session.source.exists(one)]
     landmark_ids = set()
-    for name in sorted(names, key=(*SPLIT_OF, CATEGORY_CSV).index):  # the names come last
-        table = _cut_table(name, session.source.fetch(name), kept, landmark_ids)
+    for name in sorted(names, key=(*SPLIT_OF, sources.CATEGORY_CSV).index):  # the names come last
+        new, path = session.source.fetch(name), session.path(name)
+        if kept is None:
+            if not (path.exists() and filecmp.cmp(new, path, shallow=False)):
+                copy_file(new, path)
+            continue
+        table = _cut_table(name, new, kept, landmark_ids)
         if SPLIT_OF.get(name) == "train":
             landmark_ids |= set(table["landmark_id"])
         if len(table):
-            write_table(session.path(name), table)
+            write_table(path, table)
 
 
 def _cut_table(name, path, kept, landmark_ids):
     """Cuts a table to the images of a slice: DataFrame of text, perhaps without a row."""
     table = read_table(path, **dict.fromkeys(read_header(path, ("id",)), str))
-    if name == CATEGORY_CSV:
+    if name == sources.CATEGORY_CSV:
         return table[table["landmark_id"].isin(landmark_ids)]
-    if name == TRAIN_CLEAN_CSV:
+    if name == sources.TRAIN_CLEAN_CSV:
         table["images"] = _cut_cells(table["images"], kept.get("train", NO_IDS))
         return table[table["images"] != ""]
     ids = parse_image_ids(table["id"], path)
     table = table[np.isin(ids, kept.get(SPLIT_OF[name], NO_IDS))].copy()
-    if name == RETRIEVAL_SOLUTION:
+    if name == sources.RETRIEVAL_SOLUTION:
         table["images"] = _cut_cells(table["images"], kept.get("index", NO_IDS))
         is_empty = table["images"] == ""  # as the ground truth has queries without an answer
         table.loc[is_empty, "images"] = "None"

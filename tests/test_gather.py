@@ -54,6 +54,11 @@ def photos(tmp_path):
     return folder
 
 
+def read_alone(path, pixels):
+    found = folders.Photo(path, "")
+    return found, folders.read(found, pixels)
+
+
 def run(folder, output, *options):
     gather.main([str(folder), "--output", str(output), *map(str, options)])
     return Source([output], output.parent / "scratch")
@@ -132,10 +137,8 @@ def test_photos_that_a_person_divided_stay_divided(tmp_path):
             files = {f"{seed}__jpg": photo((place, seed)) for seed in seeds}
             write(tmp_path / "in" / split / f"{place:02}.Place {place}", **files)
     ids = ids_in(run(tmp_path / "in", tmp_path / "out"))
-    of_test = [
-        folders.read(folders.Photo(path, ""), 64).image_id
-        for path in (tmp_path / "in" / "test").rglob("*.jpg")
-    ]
+    paths = (tmp_path / "in" / "test").rglob("*.jpg")
+    of_test = [read_alone(path, 64)[0].image_id for path in paths]
     assert ids["test"] == set(of_test)
     assert len(ids["index"]) == 2 and len(ids["train"]) == 14
 
@@ -166,9 +169,9 @@ def test_most_photos_train_and_a_group_is_never_divided():
 def test_camera_and_time_are_read_from_exif_and_leave_the_picture(tmp_path):
     write(tmp_path, a__jpg=photo(1, when="2020:05:01 10:00:00"))
     write(tmp_path, b__jpg=photo(2, when="2020:05:01 10:00:30"))
-    a, b = (folders.read(folders.Photo(tmp_path / f"{name}.jpg", ""), 32) for name in "ab")
+    (a, jpeg), (b, _) = (read_alone(tmp_path / f"{name}.jpg", 32) for name in "ab")
     assert (a.camera, b.taken - a.taken) == ("Camera", 30.0)
-    with Image.open(io.BytesIO(a.jpeg)) as small:
+    with Image.open(io.BytesIO(jpeg)) as small:
         assert small.size == (38, 32) and not small.getexif()
 
 

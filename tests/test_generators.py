@@ -433,7 +433,7 @@ def test_a_consumer_that_leaves_early_ends_the_threads_behind_it(made, source):
     stream = stream_batches(source, PLAN, Reading(PLAIN, 4, class_of_all(made).get))
     next(stream)
     begun = set(threading.enumerate()) - before
-    assert {thread.name.partition("_")[0] for thread in begun} >= {"run", "decode"}
+    assert {thread.name.partition("_")[0] for thread in begun} >= {"produce", "decode"}
     stream.close()
     wait_until(lambda: not any(thread.is_alive() for thread in begun))
 

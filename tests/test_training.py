@@ -15,7 +15,7 @@ from PIL import Image
 from synthetic import make_source, write_shard
 from tiny_network import in_place_of_backbones
 
-from cluster.machines import OneMachine
+from cluster.machines import Machines
 from data.arrays import load_arrays, save_arrays
 from data.landmarks import ClassTable, TrainLabels, read_train_labels
 from data.sources import TRAIN_CSV, Shard, Source
@@ -835,7 +835,7 @@ def test_machines_must_agree_on_settings_and_on_the_images_to_train_on(
     def follow_first(self, variables, rows, facts):
         raise StopIteration(facts)
 
-    monkeypatch.setattr(OneMachine, "follow_first", follow_first)
+    monkeypatch.setattr(Machines, "follow_first", follow_first)
     with pytest.raises(StopIteration) as caught:
         run(data_set.folder, tmp_path)
     facts = caught.value.value

@@ -267,7 +267,7 @@ def still(monkeypatch):
     """A clock that stands still, and no thread that shows anything by itself."""
     now = [100.0]
     monkeypatch.setattr("utils.time.monotonic", lambda: now[0])
-    monkeypatch.setattr(utils, "_ticker", {"runs": True})
+    monkeypatch.setattr(utils, "_start_showing", lambda: None)
     return now
 
 

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 import model
-from cluster.machines import ALONE, OneMachine
+from cluster.machines import ALONE, Machines
 from data.landmarks import ClassTable, TrainLabels
 from generators import NextShard, Reading, ShardEnd, stream_batches, tell_problems
 from network import heads
@@ -60,7 +60,7 @@ def train(session, recipe, images, valid_every, machines=ALONE):
     Args:
         images: `TrainImages`.
         valid_every: mini-epochs between validations.
-        machines: `OneMachine`, or `Machines` that train together.
+        machines: `Machines` that train together.
 
     Raises:
         StoppedError: the session was asked to stop; the checkpoint holds what is done.
@@ -126,7 +126,7 @@ class Run:
     rows: list  # the history; what is done
     num_mini_epochs: int  # of the whole run
     backbone: str | None = None  # digest of a frozen backbone that is not in the network
-    machines: OneMachine = ALONE  # `OneMachine`, or `Machines` that train together
+    machines: Machines = ALONE  # that train together
 
     def done(self):
         """Says how far the run came, for a person who may continue it."""
@@ -183,7 +183,7 @@ def open_stream(session, machines, recipe, images, rows, plan):
 
     Args:
         session, recipe, images: as for `train`.
-        machines: `OneMachine`, or `Machines` that train together.
+        machines: `Machines` that train together.
         rows: of the history, one for each shard that is done.
         plan: list of (epoch, `Shard`), the whole run.
     """
