@@ -21,7 +21,7 @@ from data.arrays import require_true_sizes
 from data.landmarks import ClassTable
 from network import backbones
 from network.loading import loading_keras, muted_stderr
-from recipes import HUB, Recipe
+from recipes import HUB, Recipe, find_given_up
 from utils import ExpectedError, atomic_write
 
 with loading_keras():
@@ -301,9 +301,10 @@ def load_model(path):
         _require_hub(path)
     recipe = _read_recipe(path, page)
     with _explained(path, writer):
-        # An older file names a preset of keras-hub and does not hold what it is.
+        # An older file names a preset of keras-hub and does not hold what it is, or was trained
+        # with a setting that is none now.
         is_named_only = recipe.network.backbone.startswith(HUB) and not page.get("backbone")
-        if "recipe" in page and not is_named_only:
+        if "recipe" in page and not is_named_only and not find_given_up(page["recipe"]):
             return _rebuild(path, recipe, page), page
         return keras.models.load_model(path), page
 

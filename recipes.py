@@ -123,7 +123,6 @@ class Network:
         choices=("max", "average", "gem", "token"),
     )  # fmt: skip
     gem_p: float = setting(3.0, "exponent of gem", least=1, most=20, metavar="P")
-    gem_learnt: bool = setting(False, "train the exponent of gem")
     neck: int = setting(
         0, "values of the descriptor behind the pooling; 0 = the pooled vector itself", least=0,
         most=8192, metavar="VALUES",
@@ -154,9 +153,6 @@ class Loss:
     sub_centers: int = setting(1, "unit vectors for each landmark; the best one counts", least=1,
                                most=16)  # fmt: skip
     class_weights: bool = setting(False, "weigh landmarks by 1 / log(images)")
-    confidence: str = setting(
-        "softmax", "of a prediction: its probability, or its cosine", choices=("softmax", "cosine")
-    )
 
 
 @dataclass(frozen=True)
@@ -183,7 +179,6 @@ class Training:
         0.0, "share of the run in which the rate grows from 0", least=0, most=1, metavar="SHARE"
     )
     weight_decay: float = setting(0.0, "of adamw and sgd, a step's share", least=0, most=1)
-    clip_norm: float = setting(0.0, "largest norm of a step's gradients; 0 = no limit", least=0)
     backbone_rate: float = setting(1.0, "the backbone's learning rate as a share of the head's",
                                    least=0, most=1, metavar="SHARE")  # fmt: skip
     frozen_share: float = setting(0.0, "share of the run in which the backbone stays as it is",
@@ -214,11 +209,7 @@ class Recipe:
         Raises:
             ValueError: no dict, or a value is of another type than its setting.
         """
-        flat = {}
-        if not isinstance(values, dict):
-            raise ValueError(f"recipe: {values!r:.40}, no table of settings")
-        for name, value in values.items():
-            flat |= value if isinstance(value, dict) else {name: value}
+        flat = _flat(values)
         if flat.pop("clean", False):  # as it was called before there were three choices
             flat["labels"] = "clean"
         return cls(**{group.name: _fill(group.type, flat) for group in dataclasses.fields(cls)})
@@ -235,6 +226,29 @@ class Recipe:
     def as_page(self):
         """Gives the nested dict that JSON can hold, and `of` reads."""
         return dataclasses.asdict(self)
+
+
+def find_given_up(values):
+    """Names a setting that shaped a run of an earlier version and is none now; "" for none.
+
+    Args:
+        values: as for `Recipe.of`.
+    """
+    flat = _flat(values)
+    unchanged = {"gem_learnt": False, "clip_norm": 0.0}
+    if flat.get("loss", "softmax") != "softmax":
+        unchanged["confidence"] = "cosine"  # what a cosine head always gives now
+    given_up = (name for name, value in unchanged.items() if flat.get(name, value) != value)
+    return next(given_up, "")
+
+
+def _flat(values):
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe: {values!r:.40}, no table of settings")
+    flat = {}
+    for name, value in values.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _fill(group, flat):
@@ -255,10 +269,8 @@ COSINE_HEADS, MARGINS = ("cosine", "arcface", "cosface"), ("arcface", "cosface")
 # (setting, another one, the values of that beside which something looks at the setting)
 ACTS_BESIDE = (
     ("gem_p", "pooling", ("gem",)),
-    ("gem_learnt", "pooling", ("gem",)),
     ("scale", "loss", COSINE_HEADS),
     ("sub_centers", "loss", COSINE_HEADS),
-    ("confidence", "loss", COSINE_HEADS),
     ("margin", "loss", MARGINS),
     ("margin", "dynamic_margin", (False,)),
     ("margin_ramp", "loss", MARGINS),
@@ -298,13 +310,13 @@ RECIPES = {
     "2019": Recipe(),
     "strong": Recipe().changed(
         labels="clean", min_images=1, image_size=256, epochs=4,
-        pooling="gem", neck=512, loss="arcface", scale=30.0, margin=0.3, confidence="cosine",
+        pooling="gem", neck=512, loss="arcface", scale=30.0, margin=0.3,
         learning_rate=6e-4, schedule="cosine", warm_up=0.05,
     ),
     "frozen": Recipe().changed(
         labels="clean", min_images=1, image_size=224, frozen_backbone=True,
         pooling="average", neck=512, kept=512,
-        loss="arcface", scale=30.0, margin=0.3, confidence="cosine",
+        loss="arcface", scale=30.0, margin=0.3,
         batch_size=128, epochs=30, learning_rate=1e-3, schedule="cosine", warm_up=0.05,
     ),
 }  # fmt: skip

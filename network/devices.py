@@ -388,26 +388,3 @@ def agree_on_overflow(optimizer):
             return context.all_reduce(tf.distribute.ReduceOp.SUM, is_bad) == 0
 
     return AgreeingOptimizer(optimizer, name="loss_scale_optimizer")
-
-
-def count_devices():
-    """Counts the TensorFlow devices that share a batch within `scope()`; 1 on other backends."""
-    if keras.backend.backend() != "tensorflow":
-        return 1
-    import tensorflow as tf
-
-    return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def mean_over_devices(gradients):
-    """Averages the gradients of several TensorFlow devices; elsewhere they stay as they are.
-
-    Keras sums them over the devices after it has clipped them, so that n devices that have the mean
-    give the gradients of the whole batch.
-    """
-    if count_devices() == 1:
-        return gradients
-    import tensorflow as tf
-
-    context = tf.distribute.get_replica_context()
-    return context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)

@@ -26,7 +26,7 @@ def pool(network, features):
     make = {
         "max": keras.layers.GlobalMaxPooling2D,
         "average": keras.layers.GlobalAveragePooling2D,
-        "gem": lambda name: layers.GeM(network.gem_p, network.gem_learnt, name=name),
+        "gem": lambda name: layers.GeM(network.gem_p, name=name),
         "token": layers.ClassToken,
     }[network.pooling]
     return make(name=name)(features)
@@ -91,10 +91,7 @@ def scale_of(loss, num_classes):
 
 
 def add_confidences(loss, outputs):
-    """Makes outputs confidences: probabilities or, of a cosine head, the cosines if so asked."""
+    """Makes outputs confidences: cosines stay, logits become probabilities."""
     if loss.loss != "softmax":
-        if loss.confidence == "cosine":
-            return outputs
-        scale = scale_of(loss, outputs.shape[-1])
-        outputs = keras.layers.Rescaling(scale, dtype="float32", name="scale")(outputs)
+        return outputs
     return keras.layers.Activation("softmax", dtype="float32", name="probabilities")(outputs)

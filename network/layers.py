@@ -42,7 +42,7 @@ class GeM(_Float32Layer):
 
     Args:
         p: number above 0, the exponent.
-        learnt: p is a trainable weight that starts there.
+        learnt: p is a weight, as it was trained by an earlier version.
 
     Source: Radenović et al., arXiv:1711.02512
     """

@@ -5,12 +5,7 @@ from network.loading import loading_keras
 with loading_keras():
     import keras
 
-    from network.devices import (
-        agree_on_overflow,
-        count_devices,
-        mean_over_devices,
-        once_for_each_shape,
-    )
+    from network.devices import agree_on_overflow, once_for_each_shape
 
 MOMENTUM = 0.9  # of sgd
 
@@ -83,9 +78,7 @@ def build_optimizer(training, head):
     options = options | {"learning_rate": training.learning_rate}
     weight_decay = 0.0 if training.optimizer == "adam" else training.weight_decay
     has_two_rates = training.backbone_rate < 1 or training.frozen_share > 0
-    if weight_decay or has_two_rates or training.clip_norm:
-        if training.clip_norm:
-            options |= {"global_clipnorm": training.clip_norm / count_devices()}
+    if weight_decay or has_two_rates:
         two_rates = _with_two_rates(kind)(head, training.backbone_rate, weight_decay, **options)
         return agree_on_overflow(two_rates)
     return agree_on_overflow(kind(**options))
@@ -117,12 +110,6 @@ def _with_two_rates(kind):
             if self.decay and self.is_decayed[place]:
                 self.assign_sub(variable, variable * (rate * self.decay))
             super().update_step(gradient, variable, rate)
-
-        def _clip_gradients(self, grads):
-            # Of the whole batch: Keras would clip the share of each device.
-            if self.global_clipnorm:
-                grads = mean_over_devices(grads)
-            return super()._clip_gradients(grads)
 
     return TwoRates
 

@@ -580,8 +580,8 @@ STRONG, FROZEN = ("--recipe", "strong"), ("--recipe", "frozen")
             "--loss arcface or --loss cosface",
         ),
         (
-            ("--gem-learnt",),
-            "--gem-learnt changes nothing beside --pooling max; expected --pooling gem",
+            ("--gem-p", "4"),
+            "--gem-p 4.0 changes nothing beside --pooling max; expected --pooling gem",
         ),
         (
             (*FROZEN, "--frozen-share", "0.5"),
@@ -606,12 +606,12 @@ def test_a_setting_that_would_change_nothing_is_refused(arguments, message, caps
 
 def test_what_a_recipe_brings_along_may_change_nothing():
     args = recognition.parse_arguments([*STRONG, "--loss", "softmax", "--pooling", "max"])
-    assert (args.margin, args.scale, args.confidence) == (0.3, 30, "cosine")
+    assert (args.margin, args.scale) == (0.3, 30)
 
 
 @pytest.mark.parametrize(
     "words",
-    ["--loss cosine --confidence cosine", "--loss cosine --scale 20", "--pooling gem --gem-p 4",
+    ["--loss cosine --scale 20", "--pooling gem --gem-p 4",
      "--loss cosface --margin 0.2", "--optimizer sgd --weight-decay 0.1"],
 )  # fmt: skip
 def test_a_setting_is_taken_beside_one_with_which_it_acts(words):

@@ -12,7 +12,7 @@ import numpy as np
 
 import model
 from data.arrays import load_arrays, save_arrays
-from recipes import Recipe
+from recipes import Recipe, find_given_up
 from runs.session import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT
 from utils import ExpectedError, say
 
@@ -157,6 +157,11 @@ def _find_difference(page, recipe, images, backbone):
     """Says what of a checkpoint's page keeps a run from continuing; None where nothing does."""
     try:
         was = Recipe.of(page["recipe"]).settings()
+        if given_up := find_given_up(page["recipe"]):
+            return (
+                f"it was begun with {given_up}, which is no setting now; expected a run of this "
+                "version; continue with the version that began it"
+            )
     except ValueError as error:
         return f"{error}; expected a checkpoint that recognition.py wrote"
     for name, value in recipe.settings().items():
