@@ -91,14 +91,10 @@ def build(name, images, weights, restored=None):
     Returns:
         KerasTensor of features: (batch, rows, columns, channels); of a vision transformer (batch,
         tokens, channels), where `count_prefix_tokens` tokens precede those of the patches.
-
-    Raises:
-        ExpectedError: as `check` does; the weights cannot be loaded or do not match.
     """
     source = None if weights == "none" or restored is not None else weights
-    check(name, images.shape[1], source or "none")
-    if source and is_file(source):
-        say(f"weights: {source}, md5 {_check_weights(source)}")
+    if md5 := check(name, images.shape[1], source or "none"):
+        say(f"weights: {source}, md5 {md5}")
     if name.startswith(HUB):
         return _build_hub(name.removeprefix(HUB), images, source, restored)
     pixels = BACKBONES[name].pixels
@@ -129,16 +125,8 @@ def preprocess(images, pixels):
     return keras.ops.flip(changed, axis=-1) if pixels == "caffe" else changed
 
 
-# --------------------------------------------------------------------------------------- checks
-
-
 def check(name, image_size, weights):
-    """Checks what can be known of a backbone before it is built.
-
-    Args:
-        name: of `recipes.BACKBONES`, or hub:PRESET.
-        image_size: side of the square images, in pixels.
-        weights: "imagenet", "none", or a file's path.
+    """Checks what can be known of a backbone before it is built; gives the md5 of a file in words.
 
     Raises:
         ExpectedError: an unknown backbone, images that it does not take, keras-hub is missing, or
@@ -156,18 +144,11 @@ def check(name, image_size, weights):
         )
     elif image_size < BACKBONES[name].least:
         raise _wrong_size(name, image_size, f"at least {BACKBONES[name].least}")
-    _check_weights(weights)
+    return "" if weights in ("imagenet", "none") else _check_file(weights)
 
 
-def is_file(weights):
-    """Whether weights are named by a file's path."""
-    return weights not in ("imagenet", "none")
-
-
-def _check_weights(weights):
+def _check_file(weights):
     """Checks a file as far as its md5 tells, since Keras checks nothing; gives the md5 in words."""
-    if not is_file(weights):
-        return ""
     if not Path(weights).is_file():
         raise ExpectedError(
             f"weights {weights}: no such file; expected imagenet, none, or a file of weights",
@@ -200,9 +181,6 @@ def _wrong_weights(weights, error):
 def _first_line(error):
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0][:160].rstrip(".:")
-
-
-# ------------------------------------------------------------------------------------- keras-hub
 
 
 def _find_hub_family(preset):
@@ -301,7 +279,7 @@ def _load_preset(preset, family, image_size, source):
             "can be downloaded, or a folder that holds one",
             setting="backbone",
         ) from error
-    if source and is_file(source):
+    if source not in (None, "imagenet"):
         try:
             backbone.load_weights(source)
         except Exception as error:  # h5py, zipfile and Keras each raise their own

@@ -65,22 +65,17 @@ KINDS = {
 
 
 def build_optimizer(training, head):
-    """Builds the optimizer of a recipe.
+    """Builds the optimizer of a recipe; what is not in `head` counts as the backbone's.
 
-    Args:
-        head: list of keras.Variable, those of the head; all others are the backbone's.
-
-    Returns:
-        keras.optimizers.Optimizer; on several TensorFlow devices in float16 one that skips a step
-        that overflows on any of them.
+    On several TensorFlow devices in float16 it skips a step that overflows on any of them.
     """
     kind, options = KINDS[training.optimizer]
     options = options | {"learning_rate": training.learning_rate}
     weight_decay = 0.0 if training.optimizer == "adam" else training.weight_decay
     has_two_rates = training.backbone_rate < 1 or training.frozen_share > 0
     if weight_decay or has_two_rates:
-        two_rates = _with_two_rates(kind)(head, training.backbone_rate, weight_decay, **options)
-        return agree_on_overflow(two_rates)
+        kind = _with_two_rates(kind)
+        options |= {"head": head, "backbone_rate": training.backbone_rate, "decay": weight_decay}
     return agree_on_overflow(kind(**options))
 
 
@@ -88,10 +83,10 @@ def _with_two_rates(kind):
     """Gives the class of an optimizer whose backbone has a share of the learning rate."""
 
     class TwoRates(kind):
-        def __init__(self, head, backbone_rate, weight_decay, **options):
+        def __init__(self, head, backbone_rate, decay, **options):
             super().__init__(name=kind.__name__.lower(), **options)
             self.head = {id(variable) for variable in head}
-            self.first_rate, self.decay = backbone_rate, weight_decay
+            self.first_rate, self.decay = backbone_rate, decay
 
         def build(self, variables):
             super().build(variables)
