@@ -51,9 +51,6 @@ def precision():
     return keras.config.dtype_policy().name
 
 
-# ------------------------------------------------------------------------------------- networks
-
-
 def build_network(recipe, num_classes, num_steps, restored=None):
     """Builds the network to train: images -> descriptor -> logits, or cosines.
 
@@ -62,8 +59,8 @@ def build_network(recipe, num_classes, num_steps, restored=None):
         restored: of a network whose values follow, see `backbones.build`, which raises errors.
 
     Returns:
-        keras.Model, (batch, image_size, image_size, 3) uint8 RGB -> (batch, num_classes) float32.
-        Its layer "descriptor" gives (batch, d): the neck's values, or 2048 of ResNet50.
+        keras.Model, images -> (batch, num_classes) float32. Its layer "descriptor" gives (batch,
+        d): the neck's values, or 2048 of ResNet50.
     """
     pooled = build_pooled(recipe, restored)
     network = _put_head_on(pooled.input, pooled.output, recipe, num_classes)
@@ -72,11 +69,7 @@ def build_network(recipe, num_classes, num_steps, restored=None):
 
 
 def build_pooled(recipe, restored=None):
-    """Builds what is below neck and head: images -> the pooled vector (batch, channels).
-
-    Args:
-        restored: of a network whose values follow, see `backbones.build`, which raises errors.
-    """
+    """Builds what is below neck and head: images -> the pooled vector (batch, channels)."""
     size, weights = recipe.data.image_size, recipe.network.weights
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
     features = backbones.build(recipe.network.backbone, images, weights, restored)
@@ -88,9 +81,8 @@ def build_pooled(recipe, restored=None):
 def build_views(pooled, mirrored_too):
     """Builds the network that describes with a frozen backbone, of `build_pooled`.
 
-    Returns:
-        keras.Model, images -> (batch, views, channels) float32: the vector of the image, then that
-        of its mirror image if asked for.
+    Images -> (batch, views, channels) float32: the vector of the image, then that of its mirror
+    image if asked for.
     """
     images = keras.Input(pooled.input.shape[1:], dtype="uint8", name="images")
     views = [images, keras.ops.flip(images, axis=2)] if mirrored_too else [images]
@@ -147,11 +139,7 @@ def start_blocks_as_identity(backbone):
 
 
 def compile_network(network, recipe, class_sizes):
-    """Makes a network trainable with the recipe's optimizer and loss.
-
-    Args:
-        class_sizes: (num_classes,) int, the train images of each landmark.
-    """
+    """Makes a network trainable; `class_sizes`: (num_classes,) int, images of each landmark."""
     head = [layer for layer in network.layers if layer.name in heads.HEAD_LAYERS]
     network.compile(
         optimizer=build_optimizer(recipe.training, [v for layer in head for v in layer.variables]),
@@ -169,11 +157,9 @@ def build_classifier(network, loss):
 
 
 def build_with_descriptor(classifier):
-    """Builds the network that gives all confidences and the descriptor.
+    """Builds the network that gives all confidences, as `build_classifier` does, and descriptors.
 
-    Returns:
-        keras.Model, images uint8 -> [confidences (batch, num_classes) float32, descriptors
-        (batch, 2048) float32].
+    Descriptors are (batch, 2048) float32 of ResNet50 without a neck.
     """
     both = keras.Model(classifier.input, [classifier.output, find_descriptor(classifier).output])
     images = keras.Input(classifier.input.shape[1:], dtype="uint8", name="images")
@@ -185,14 +171,9 @@ def build_with_descriptor(classifier):
 def build_predictor(classifier, flipped_too=False):
     """Builds the network that predicts and describes in one forward pass.
 
-    The best landmark is chosen on the device: 55k probabilities an image never leave it.
-
-    Args:
-        flipped_too: average with the mirrored image (test-time augmentation).
-
-    Returns:
-        keras.Model, images -> [class indices (batch,) int32, confidences (batch,) float32,
-        descriptors (batch, 2048) float32].
+    Images -> [class indices (batch,) int32, confidences (batch,) float32, descriptors (batch, d)
+    float32], averaged with those of the mirrored image if asked for. The best landmark is chosen on
+    the device: 55k probabilities an image never leave it.
     """
     both = build_with_descriptor(classifier)
     images = keras.Input(classifier.input.shape[1:], dtype="uint8", name="images")
@@ -221,17 +202,13 @@ def digest_of_variables(variables, words=""):
     return digest.hexdigest()
 
 
-# ----------------------------------------------------------------------------------- model files
-
-
 @dataclass(frozen=True)
 class Recogniser:
     """A trained classifier together with the landmarks that its outputs stand for."""
 
-    classifier: keras.Model  # keras.Model, images -> probabilities (batch, num_classes) float32
-    class_table: ClassTable  # `ClassTable` of num_classes landmarks
-    # `Recipe` that it was trained with; that of 2019 where the file does not say
-    recipe: Recipe = Recipe()
+    classifier: keras.Model  # images -> confidences (batch, num_classes) float32
+    class_table: ClassTable  # of num_classes landmarks
+    recipe: Recipe = Recipe()  # that it was trained with; that of 2019 where the file does not say
 
     @property
     def fingerprint(self):
@@ -274,8 +251,7 @@ def load_model(path):
         (keras.Model, page).
 
     Raises:
-        ExpectedError: no such file, a damaged one, or one without its class table; a weight is
-            missing, is too many, or has another shape than the recipe gives it.
+        ExpectedError: it is not whole, or has other weights than the recipe asks for.
     """
     path = Path(path)
     if not path.is_file():
@@ -287,7 +263,7 @@ def load_model(path):
             require_true_sizes(archive)
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
-            page, config, writer = {}, b"", ""
+            page = None
             if LANDMARKS_MEMBER in archive.namelist():  # else it is no model at all
                 page = json.loads(archive.read(LANDMARKS_MEMBER))
                 config = archive.read(CONFIG_MEMBER)
@@ -327,10 +303,13 @@ def _rebuild(path, recipe, page):
         file = archive.extract(WEIGHTS_MEMBER, folder)
         found = _shapes_of_weights(file)
         for name in sorted(wanted.keys() | found.keys()):
-            if found.get(name) != wanted.get(name):
+            here, there = (
+                f"has the shape {shapes[name]}" if name in shapes else "is missing"
+                for shapes in (found, wanted)
+            )
+            if here != there:
                 raise ValueError(
-                    f"weight {name} {_shape_in_words(found.get(name))} in the file, and "
-                    f"{_shape_in_words(wanted.get(name))} in the network of its recipe"
+                    f"weight {name} {here} in the file, and {there} in the network of its recipe"
                 )
         classifier.load_weights(file)
     return classifier
@@ -349,10 +328,6 @@ def _shapes_of_weights(path):
     with h5py.File(path) as file:
         file.visititems(note)
     return shapes
-
-
-def _shape_in_words(shape):
-    return "is missing" if shape is None else f"has the shape {shape}"
 
 
 def _require_hub(path):
@@ -417,38 +392,31 @@ def _reason(error):
 
 
 def load_recogniser(path, read_2019_classes=None):
-    """Reads a recogniser: model.keras, or the whole-model HDF5 file published in 2019.
+    """Reads a `Recogniser`: model.keras, or the whole-model HDF5 file published in 2019.
 
     Args:
         path: the file.
         read_2019_classes: function without arguments that gives the `ClassTable` of 2019; asked for
             an HDF5 file alone, which does not hold its landmarks.
 
-    Returns:
-        `Recogniser`.
-
     Raises:
         ExpectedError: as `load_model` does; or the network is no recogniser; or the outputs are not
             those of the 2019 table.
     """
-    recipe = Recipe()
-    if read_2019_classes and h5py.is_hdf5(path):
-        classifier = _load_hdf5(path)
-        _check_network(path, classifier)
-        class_table = read_2019_classes()
-        origin = "the classes of 2019 in this source's train.csv"
+    is_of_2019 = read_2019_classes and h5py.is_hdf5(path)
+    classifier, page = (_load_hdf5(path), {}) if is_of_2019 else load_model(path)
+    _check_network(path, classifier)
+    if is_of_2019:
+        class_table, origin = read_2019_classes(), "the classes of 2019 in this source's train.csv"
     else:
-        classifier, page = load_model(path)
-        _check_network(path, classifier)
         class_table = ClassTable(np.array(page["landmark_ids"], np.int64))
         origin = "the landmarks in the file"
-        recipe = _read_recipe(path, page)
     if classifier.output.shape[-1] != len(class_table):
         raise ExpectedError(
             f"{path}: {classifier.output.shape[-1]} outputs; expected {len(class_table)}, one for "
             f"each of {origin}; take the model of this source, or train again"
         )
-    return Recogniser(classifier, class_table, recipe)
+    return Recogniser(classifier, class_table, _read_recipe(path, page))
 
 
 def _read_recipe(path, page):
@@ -463,17 +431,19 @@ def _read_recipe(path, page):
 
 def _check_network(path, network):
     """Raises ExpectedError unless a network takes images and describes and classifies them."""
-    ends = [getattr(network, name, None) or [] for name in ("inputs", "outputs")]
-    num_inputs, num_outputs = map(len, ends)
+    inputs, outputs = (
+        [tuple(end.shape[1:]) for end in getattr(network, name, None) or []]
+        for name in ("inputs", "outputs")
+    )
     descriptor = find_descriptor(network)
     if isinstance(network, keras.Sequential):
         problem = "a Sequential network"
-    elif (num_inputs, num_outputs) != (1, 1):
-        problem = f"a network of {num_inputs} inputs and {num_outputs} outputs"
-    elif not _is_square_rgb(ends[0][0].shape):
-        problem = f"a network of images of the shape {tuple(ends[0][0].shape[1:])}"
-    elif len(ends[1][0].shape) != 2:
-        problem = f"a network of outputs of the shape {tuple(ends[1][0].shape[1:])}"
+    elif (len(inputs), len(outputs)) != (1, 1):
+        problem = f"a network of {len(inputs)} inputs and {len(outputs)} outputs"
+    elif None in inputs[0] or inputs[0] != (*inputs[0][:1] * 2, 3):  # square, RGB
+        problem = f"a network of images of the shape {inputs[0]}"
+    elif len(outputs[0]) != 1:
+        problem = f"a network of outputs of the shape {outputs[0]}"
     elif descriptor is None or len(descriptor.output.shape) != 2:
         problem = "a network without a layer that describes the image"
     else:
@@ -485,21 +455,17 @@ def _check_network(path, network):
     )
 
 
-def _is_square_rgb(shape):
-    return len(shape) == 4 and shape[1] is not None and tuple(shape[1:]) == (shape[1], shape[1], 3)
-
-
 def _load_hdf5(path):
     """Loads a whole-model HDF5 file with its own graph, which takes raw RGB 0..255 as float32."""
+    with h5py.File(path) as file:
+        writer = file.attrs.get("keras_version", b"2")
+        writer = writer.decode() if isinstance(writer, bytes) else str(writer)
     with tempfile.TemporaryDirectory() as folder:
         named = Path(folder, "model.h5")  # Keras goes by the name, and the file is a `.model`
         named.symlink_to(Path(path).resolve())
-        with h5py.File(path) as file:
-            writer = file.attrs.get("keras_version", b"2")
-            writer = writer.decode() if isinstance(writer, bytes) else str(writer)
         with _explained(path, writer, "a whole model saved by Keras 2"):
             loaded = keras.models.load_model(named, compile=False)
     inputs, outputs = getattr(loaded, "inputs", None), getattr(loaded, "outputs", None)
-    if not (inputs and outputs and len(inputs) == len(outputs) == 1):
-        return loaded
-    return keras.Model(inputs[0], outputs[0])  # Keras 2 put each into a list
+    if inputs and outputs and len(inputs) == len(outputs) == 1:  # Keras 2 put each into a list
+        return keras.Model(inputs[0], outputs[0])
+    return loaded
