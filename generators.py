@@ -100,7 +100,7 @@ def stream_shards(
     connections = source.open_connections()
 
     def items():
-        num_skipped, shards = 0, [shard for _, shard in plan]
+        num_left, shards = num_skippable, [shard for _, shard in plan]
         with (
             contextlib.closing(fetch_ahead(source, shards, connections)) as fetched,
             ThreadPoolExecutor(num_threads, "decode") as pool,
@@ -112,9 +112,9 @@ def stream_shards(
                         num_images += len(item.image_ids) if isinstance(item, Batch) else 0
                         yield item
                 except ExpectedError as error:
-                    num_skipped += 1
-                    if num_skipped > num_skippable:
+                    if num_left <= 0:
                         raise
+                    num_left -= 1
                     yield ShardEnd(shard, num_images, (), str(error))
 
     return run_ahead(items, QUEUED_BATCHES, is_stopped, connections.stopped.set)
@@ -125,11 +125,8 @@ def fetch_ahead(source, shards, connections):
 
     As many are fetched ahead as there are connections and scratch has room for; a shard is
     discarded when the next is asked for. So `connections.limit + 1` are on disk at most.
-
-    Args:
-        shards: list of `Shard`, in the order of use.
-        connections: `Connections`, whose number follows from how long shards take to come and are
-            used. They are stopped when the caller leaves.
+    The number of connections follows from how long shards take to come and are used; they are
+    stopped when the caller leaves.
 
     Yields:
         A Future of the path, which is done: its `result()` gives the path or raises ExpectedError.
@@ -171,21 +168,20 @@ def read_shard(reading, shard, path, epoch, pool):
     if reading.is_training:
         rng = np.random.default_rng([reading.seed, epoch, shard.number])
         rng.shuffle(members)
-    bad_images, good_images = [], []
+    bad_images = []
 
     def good(results):
         for member, image in results:
             if isinstance(image, BadImageError):
                 bad_images.append((member.image_id, str(image)))
             else:
-                good_images.append(member.image_id)
                 yield member, image
 
     with open(path, "rb") as file:
         images = good(decode_members(file.fileno(), members, reading, epoch, pool))
         yield from batch_images(images, reading)
     check_bad_images(shard, bad_images, len(members))
-    yield ShardEnd(shard, len(good_images), tuple(bad_images))
+    yield ShardEnd(shard, len(members) - len(bad_images), tuple(bad_images))
 
 
 class NextShard:

@@ -9,6 +9,7 @@ Source of "2019": mayukh18/Google-Landmark-Recognition-Retrieval-2019, README.md
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 MAX_BATCH_SIZE = 8192  # 0.9 GB at 192 pixels
@@ -25,37 +26,18 @@ class Backbone(NamedTuple):
 # Left out: VGG and MobileNet (v1), which the others beat at a fraction of the cost, and NASNet,
 # the slowest of all for its accuracy.
 BACKBONES = {
-    "resnet50": Backbone("ResNet50", "caffe"),
-    "resnet101": Backbone("ResNet101", "caffe"),
-    "resnet152": Backbone("ResNet152", "caffe"),
-    "resnet50_v2": Backbone("ResNet50V2", "tf"),
-    "resnet101_v2": Backbone("ResNet101V2", "tf"),
-    "resnet152_v2": Backbone("ResNet152V2", "tf"),
-    "efficientnet_b0": Backbone("EfficientNetB0", "included"),
-    "efficientnet_b1": Backbone("EfficientNetB1", "included"),
-    "efficientnet_b2": Backbone("EfficientNetB2", "included"),
-    "efficientnet_b3": Backbone("EfficientNetB3", "included"),
-    "efficientnet_b4": Backbone("EfficientNetB4", "included"),
-    "efficientnet_b5": Backbone("EfficientNetB5", "included"),
-    "efficientnet_b6": Backbone("EfficientNetB6", "included"),
-    "efficientnet_b7": Backbone("EfficientNetB7", "included"),
-    "efficientnet_v2_b0": Backbone("EfficientNetV2B0", "torch"),
-    "efficientnet_v2_b1": Backbone("EfficientNetV2B1", "torch"),
-    "efficientnet_v2_b2": Backbone("EfficientNetV2B2", "torch"),
-    "efficientnet_v2_b3": Backbone("EfficientNetV2B3", "torch"),
-    "efficientnet_v2_s": Backbone("EfficientNetV2S", "tf128"),
-    "efficientnet_v2_m": Backbone("EfficientNetV2M", "tf128"),
-    "efficientnet_v2_l": Backbone("EfficientNetV2L", "tf128"),
-    "convnext_tiny": Backbone("ConvNeXtTiny", "torch"),
-    "convnext_small": Backbone("ConvNeXtSmall", "torch"),
-    "convnext_base": Backbone("ConvNeXtBase", "torch"),
-    "convnext_large": Backbone("ConvNeXtLarge", "torch"),
+    **{f"resnet{n}": Backbone(f"ResNet{n}", "caffe") for n in (50, 101, 152)},
+    **{f"resnet{n}_v2": Backbone(f"ResNet{n}V2", "tf") for n in (50, 101, 152)},
+    **{f"efficientnet_b{n}": Backbone(f"EfficientNetB{n}", "included") for n in range(8)},
+    **{f"efficientnet_v2_b{n}": Backbone(f"EfficientNetV2B{n}", "torch") for n in range(4)},
+    **{f"efficientnet_v2_{n.lower()}": Backbone(f"EfficientNetV2{n}", "tf128") for n in "SML"},
+    **{
+        f"convnext_{n.lower()}": Backbone(f"ConvNeXt{n}", "torch")
+        for n in ("Tiny", "Small", "Base", "Large")
+    },
     "mobilenet_v2": Backbone("MobileNetV2", "tf"),
-    "mobilenet_v3_small": Backbone("MobileNetV3Small", "tf"),
-    "mobilenet_v3_large": Backbone("MobileNetV3Large", "tf"),
-    "densenet121": Backbone("DenseNet121", "torch"),
-    "densenet169": Backbone("DenseNet169", "torch"),
-    "densenet201": Backbone("DenseNet201", "torch"),
+    **{f"mobilenet_v3_{n.lower()}": Backbone(f"MobileNetV3{n}", "tf") for n in ("Small", "Large")},
+    **{f"densenet{n}": Backbone(f"DenseNet{n}", "torch") for n in (121, 169, 201)},
     "xception": Backbone("Xception", "tf", least=71),
     "inception_v3": Backbone("InceptionV3", "tf", least=75),
     "inception_resnet_v2": Backbone("InceptionResNetV2", "tf", least=75),
@@ -71,6 +53,9 @@ def setting(default, help, **limits):  # noqa: A002 - the word of argparse
     which any other word is taken too.
     """
     return field(default=default, metadata={"help": help, **limits})
+
+
+share = partial(setting, least=0, most=1, metavar="SHARE")  # a field that is a share
 
 
 @dataclass(frozen=True)
@@ -89,13 +74,8 @@ class Data:
     # Not in 2019: mirror and crop.
     augment: bool = setting(True, "mirror and crop the train images at random")
     # The third place of 2020: erase 0.5, geometry 0.7; see images.py.
-    erase: float = setting(
-        0.0, "share of the train images with one box erased", least=0, most=1, metavar="SHARE"
-    )
-    geometry: float = setting(
-        0.0, "share of the train images turned, shifted and scaled a little", least=0, most=1,
-        metavar="SHARE",
-    )  # fmt: skip
+    erase: float = share(0.0, "share of the train images with one box erased")
+    geometry: float = share(0.0, "share of the train images turned, shifted and scaled a little")
     keep_aspect: bool = setting(False, "fit pictures into the square instead of squashing them")
 
 
@@ -147,11 +127,9 @@ class Loss:
     margin: float = setting(0.3, "of arcface (radians) or cosface", least=0, most=1.5, metavar="M")
     # haqishen 2020: from 0.05 (large landmarks) to 0.5 (small ones), instead of one margin.
     dynamic_margin: bool = setting(False, "a margin for each landmark, larger for fewer images")
-    margin_ramp: float = setting(0.0, "share of the run in which the margin grows to its full size",
-                                 least=0, most=1, metavar="SHARE")  # fmt: skip
+    margin_ramp: float = share(0.0, "share of the run in which the margin grows to its full size")
     # Deng et al., ECCV 2020; haqishen 2020: 3.
-    sub_centers: int = setting(1, "unit vectors for each landmark; the best one counts", least=1,
-                               most=16)  # fmt: skip
+    sub_centers: int = setting(1, "unit vectors for a landmark; the best counts", least=1, most=16)
     class_weights: bool = setting(False, "weigh landmarks by 1 / log(images)")
 
 
@@ -164,9 +142,7 @@ class Training:
         64, "images in a step; prediction uses it too", least=1, most=MAX_BATCH_SIZE,
         metavar="IMAGES",
     )  # fmt: skip
-    epochs: int = setting(
-        1, "passes over all shards, or over all vectors of a frozen backbone", least=1
-    )
+    epochs: int = setting(1, "passes over all shards, or all vectors of a frozen backbone", least=1)
     optimizer: str = setting(
         "adam", "adam, adamw, or sgd with momentum", choices=("adam", "adamw", "sgd")
     )
@@ -175,14 +151,10 @@ class Training:
         "steps", "x0.5, x0.2, x0.1 after 35%%, 70%%, 80%% of the mini-epochs, or a cosine to 0",
         choices=("steps", "cosine"),
     )  # fmt: skip
-    warm_up: float = setting(
-        0.0, "share of the run in which the rate grows from 0", least=0, most=1, metavar="SHARE"
-    )
+    warm_up: float = share(0.0, "share of the run in which the rate grows from 0")
     weight_decay: float = setting(0.0, "of adamw and sgd, a step's share", least=0, most=1)
-    backbone_rate: float = setting(1.0, "the backbone's learning rate as a share of the head's",
-                                   least=0, most=1, metavar="SHARE")  # fmt: skip
-    frozen_share: float = setting(0.0, "share of the run in which the backbone stays as it is",
-                                  least=0, most=1, metavar="SHARE")  # fmt: skip
+    backbone_rate: float = share(1.0, "the backbone's learning rate as a share of the head's")
+    frozen_share: float = share(0.0, "share of the run in which the backbone stays as it is")
     bfloat16: bool = setting(
         False, "train in bfloat16: faster on a processor that has it, at equal scores"
     )
@@ -202,12 +174,8 @@ class Recipe:
     def of(cls, values):
         """Makes a recipe of settings by name, which are unique over all groups.
 
-        Args:
-            values: dict, setting -> value, or group -> such a dict, as JSON may hold it; what is
-                missing is as in 2019, names that are no setting are left alone.
-
-        Raises:
-            ValueError: no dict, or a value is of another type than its setting.
+        Takes a dict as JSON may hold it, setting -> value, or group -> such a dict. What is missing
+        is as in 2019, names that are no setting are left alone. ValueError for anything else.
         """
         flat = _flat(values)
         if flat.pop("clean", False):  # as it was called before there were three choices
@@ -229,11 +197,7 @@ class Recipe:
 
 
 def find_given_up(values):
-    """Names a setting that shaped a run of an earlier version and is none now; "" for none.
-
-    Args:
-        values: as for `Recipe.of`.
-    """
+    """Names a setting of a page that shaped a run of an earlier version and is none now, or ""."""
     flat = _flat(values)
     unchanged = {"gem_learnt": False, "clip_norm": 0.0}
     if flat.get("loss", "softmax") != "softmax":
@@ -287,12 +251,9 @@ LEARNING_RATE_STEPS = ((0.35, 1.0), (0.70, 0.5), (0.80, 0.2), (1.0, 0.1))
 
 
 def learning_rate_at(training, mini_epoch, share, num_mini_epochs):
-    """Gives the learning rate of a step.
+    """Gives the learning rate of a step of a mini-epoch, which is counted from 0.
 
-    Args:
-        mini_epoch: counted from 0.
-        share: of the mini-epoch's steps that is done, 0 to 1; the 2019 steps do not look at it.
-        num_mini_epochs: of the whole run.
+    A share of its steps is done, 0 to 1; the 2019 steps do not look at it.
     """
     rate, progress = training.learning_rate, (mini_epoch + share) / num_mini_epochs
     if training.warm_up and progress <= training.warm_up:

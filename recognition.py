@@ -234,12 +234,11 @@ def announce(source, shards, recipe):
     size_bytes = len(shards) * source.size_of(shards[0])
     if not source.place_of(shards[0]).takes_scratch(shards[0]) or size_bytes < LONG_RUN_BYTES:
         return
-    times = (
-        "once" if recipe.network.frozen_backbone else f"in each of {recipe.training.epochs} epochs"
-    )
+    is_once, num_epochs = recipe.network.frozen_backbone, recipe.training.epochs
     say(
         f"{source}: {len(shards)} train shards, about {size_bytes / 1e9:.0f} GB, are fetched "
-        f"{times} into {source.scratch}, where {source.max_connections + 1} are at most; "
+        f"{'once' if is_once else f'in each of {num_epochs} epochs'} into {source.scratch}, where "
+        f"{source.max_connections + 1} are at most; "
         f"{size_bytes / 20e6 / 3600:.1f} h over one connection of 20 MB/s, of which there are up "
         f"to {source.max_connections}; Ctrl-C stops cleanly, and the same command continues"
     )
@@ -248,12 +247,8 @@ def announce(source, shards, recipe):
 def predict(session, model_path, batch_size, flipped_too):
     """Names the landmark of every test image; writes and scores recognition_submission.csv.
 
-    The descriptors that come with it are kept in queries.npz, which retrieval.py uses.
-
-    Args:
-        model_path: the model's file, or None for the one in the output.
-        batch_size: images in a step.
-        flipped_too: average with the mirrored image.
+    The descriptors that come with it are kept in queries.npz, which retrieval.py uses. Without
+    `model_path` the output's model is taken.
     """
     source = session.source
     test_ids = read_image_ids(source.fetch(TEST_CSV))  # a wrong source is told before Keras loads
@@ -275,12 +270,7 @@ def predict(session, model_path, batch_size, flipped_too):
 
 
 def keep_for_photos(session, class_table, calibration):
-    """Writes what identify.py takes besides the model, for as far as the source has it.
-
-    Args:
-        class_table: `ClassTable` of the model.
-        calibration: `Calibration`, or None.
-    """
+    """Writes what identify.py takes besides the model, for as far as the source has it."""
     source = session.source
     if calibration:
         save_calibration(session.path(CALIBRATION), calibration)
