@@ -66,7 +66,16 @@ def make_parser():
         help="validate after every N mini-epochs, and after the last",
     )  # fmt: skip
     training.add_argument("--fresh", action="store_true", help="start over instead of continuing")
-    _add_machine_options(parser.add_further_group("several machines, see docs/machines.md"))
+    machines = parser.add_further_group("several machines, see docs/machines.md")
+    machines.add_argument(
+        "--machines", type=addresses, metavar="HOST:PORT,...",
+        help="machines that train together; this command runs on each of them",
+    )  # fmt: skip
+    machines.add_argument(
+        "--machine", type=number(int, 0), metavar="K",
+        help="which of --machines this one is, from 0 (default: 0, which reads and writes the "
+        "results)",
+    )  # fmt: skip
     prediction = parser.add_argument_group("prediction")
     prediction.add_argument(
         "--model", type=any_path, help="model to predict with (default: <output>/model.keras)"
@@ -76,18 +85,6 @@ def make_parser():
         help="average each prediction with that of the mirrored image (test-time augmentation)",
     )  # fmt: skip
     return parser
-
-
-def _add_machine_options(group):
-    group.add_argument(
-        "--machines", type=addresses, metavar="HOST:PORT,...",
-        help="machines that train together; this command runs on each of them",
-    )  # fmt: skip
-    group.add_argument(
-        "--machine", type=number(int, 0), metavar="K",
-        help="which of --machines this one is, from 0 (default: 0, which reads and writes the "
-        "results)",
-    )  # fmt: skip
 
 
 def parse_arguments(argv):

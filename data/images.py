@@ -77,16 +77,12 @@ def decode_image(data, image_size, keeps_aspect=False, view=PLAIN, formats=IMAGE
     JPEGs are decoded at a half, quarter or eighth of their size where that still covers the square.
 
     Args:
-        data: bytes of the image, of one of Pillow's `formats`.
-        image_size: side of the square, in pixels.
+        data: bytes of the image, of one of Pillow's `formats`; or BadImageError.
         keeps_aspect: the longer side fills the square, and FILL what is left beside or above and
             below the picture; else both sides fill it, whatever the aspect ratio.
 
     Returns:
         (image_size, image_size, 3) uint8 RGB.
-
-    Raises:
-        BadImageError: the bytes are not a readable image.
     """
     with _opened(data, formats) as image:
         image.draft("RGB", (image_size, image_size))
@@ -94,7 +90,9 @@ def decode_image(data, image_size, keeps_aspect=False, view=PLAIN, formats=IMAGE
     if view.geometry:
         square = _move(square, *view.geometry)
     if view.erased:
-        _erase(square, *view.erased)
+        side = round(ERASED_SIDE * image_size)
+        left, top = (int(place * (image_size - side + 1)) for place in view.erased)
+        square.paste(FILL, (left, top, left + side, top + side))
     pixels = np.asarray(square)
     return pixels[:, ::-1] if view.is_mirrored else pixels
 
@@ -105,7 +103,6 @@ def make_thumbnail(data, longest_side, formats=IMAGE_FORMATS):
         image.draft("RGB", (longest_side, longest_side))
         thumbnail = _make_upright(image)
         thumbnail.thumbnail((longest_side, longest_side))
-        thumbnail.load()  # a picture that was small enough is still in the file
     return thumbnail
 
 
@@ -256,10 +253,3 @@ def _move(square, degrees, scale, right, down):
     return square.transform(
         square.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=FILL
     )
-
-
-def _erase(square, across, down):
-    """Fills one box of a square image, in place."""
-    side = round(ERASED_SIDE * square.width)
-    left, top = (int(place * (square.width - side + 1)) for place in (across, down))
-    square.paste(FILL, (left, top, left + side, top + side))

@@ -124,25 +124,18 @@ def add_image(tar, image_id, data):
     tar.addfile(info, io.BytesIO(data))
 
 
-@dataclass(frozen=True)
-class UnpackedFile:
-    """A file of an unpacked tar: its id, its path, and where the tar would have it."""
-
-    image_id: int
-    path: Path
-    offset: int
-    size: int
-
-
 def list_unpacked(folder):
-    """Lists the `UnpackedFile`s a/b/c/<id>.jpg of a folder; links and all else are left alone."""
+    """Lists the images of an unpacked tar as `Member`s, where the tar would have them.
+
+    Links and anything but a/b/c/<id>.jpg are left alone.
+    """
     found, offset = [], 0
     try:
         for name, path in sorted(_walk(folder)):
             facts, match = os.lstat(path), MEMBER_NAME.fullmatch(name)
             if match and stat.S_ISREG(facts.st_mode):
                 offset += tarfile.BLOCKSIZE  # its header
-                found.append(UnpackedFile(int(match[4], 16), Path(path), offset, facts.st_size))
+                found.append(Member(int(match[4], 16), offset, facts.st_size))
                 offset += -(-facts.st_size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     except OSError as error:
         raise ExpectedError(
@@ -169,10 +162,10 @@ def _walk(folder, depth=3):
 
 def pack_again(folder, path):
     """Writes an unpacked tar as a tar, atomically."""
-    files = list_unpacked(folder)
+    members = list_unpacked(folder)
     with atomic_write(path) as temporary, open_new(temporary) as tar:
-        for file in files:
-            add_image(tar, file.image_id, file.path.read_bytes())
+        for member in members:
+            add_image(tar, member.image_id, _read_file(folder, member))
 
 
 def unpacked_size(folder):
@@ -183,7 +176,9 @@ def unpacked_size(folder):
 
 def read_unpacked(folder, offset, size_bytes):
     """Reads the image that the tar would have at `offset`; b"" where it has none there."""
-    for file in list_unpacked(folder):
-        if file.offset == offset:
-            return file.path.read_bytes()[:size_bytes]
-    return b""
+    found = [_read_file(folder, one) for one in list_unpacked(folder) if one.offset == offset]
+    return found[0][:size_bytes] if found else b""
+
+
+def _read_file(folder, member):
+    return Path(folder, member_name(member.image_id)).read_bytes()

@@ -46,10 +46,14 @@ def add_head(recipe, pooled, num_classes):
         values = keras.layers.Dense(recipe.network.neck, use_bias=False, name="neck")(pooled)
         values = keras.layers.BatchNormalization(name="neck_norm")(values)
         if kept := count_kept(recipe.network, pooled.shape[-1]):
-            descriptors = _put_beside(values, pooled, kept)
-            values = descriptors[:, : recipe.network.neck]  # the head knows nothing of the rest
-        else:
-            values = layers.UnitLength(name=DESCRIPTOR)(values)
+            # Half of a cosine is of the neck's values, half of the pooled vector's.
+            dense = keras.layers.Dense(kept, trainable=False, dtype="float32", name=KEPT)
+            sides = enumerate((values, dense(pooled)))
+            units = [layers.UnitLength(name=f"side_{n}")(side) for n, side in sides]
+            values = keras.layers.Concatenate(name="beside")(units)
+        values = layers.UnitLength(name=DESCRIPTOR)(values)
+        if kept:
+            values = values[:, : recipe.network.neck]  # the head knows nothing of the rest
     if recipe.loss.loss != "softmax":
         return layers.CosineHead(num_classes, recipe.loss.sub_centers, name=LOGITS)(values)
     # float32 under mixed precision too: 55k logits in float16 would round the softmax away.
@@ -62,14 +66,6 @@ def add_head(recipe, pooled, num_classes):
 def count_kept(network, num_channels):
     """Counts the values of the pooled vector that a descriptor has beside the neck's."""
     return min(network.kept, num_channels) if network.neck and network.frozen_backbone else 0
-
-
-def _put_beside(values, pooled, num_kept):
-    """Joins the neck's values and some of the pooled vector: half of a cosine is of either."""
-    dense = keras.layers.Dense(num_kept, trainable=False, dtype="float32", name=KEPT)
-    sides = values, dense(pooled)
-    units = [layers.UnitLength(name=f"side_{n}")(side) for n, side in enumerate(sides)]
-    return layers.UnitLength(name=DESCRIPTOR)(keras.layers.Concatenate(name="beside")(units))
 
 
 def build_loss(loss, network, class_sizes):

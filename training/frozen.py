@@ -141,7 +141,13 @@ def train(session, recipe, images, valid_every):
 
     Args, Returns, Raises: as in `loop.train`; a mini-epoch is a pass over all vectors.
     """
-    _check(recipe.data)
+    for name in ("erase", "geometry"):
+        if value := getattr(recipe.data, name):
+            raise ExpectedError(
+                f"{name} {value}: a frozen backbone describes every image once, as it is; expected "
+                "0, or a backbone that is trained",
+                setting=name,
+            )
     policy = model.set_up_keras(recipe.training.seed, recipe.training.bfloat16)
     devices = choose_devices(recipe.training.batch_size)
     num_steps = loop.count_steps(session, recipe, images)
@@ -160,17 +166,6 @@ def train(session, recipe, images, valid_every):
         _train_head(run, *describe(session, describer, images), valid_every)
     with devices.scope():
         return model.join_head(describer.pooled, head, recipe)
-
-
-def _check(data):
-    """Raises ExpectedError for settings that a frozen backbone cannot follow."""
-    for name in ("erase", "geometry"):
-        if value := getattr(data, name):
-            raise ExpectedError(
-                f"{name} {value}: a frozen backbone describes every image once, as it is; expected "
-                "0, or a backbone that is trained",
-                setting=name,
-            )
 
 
 def describe(session, describer, images):
