@@ -96,7 +96,7 @@ def build(name, images, weights, restored=None):
     if md5 := check(name, images.shape[1], source or "none"):
         say(f"weights: {source}, md5 {md5}")
     if name.startswith(HUB):
-        return _build_hub(name.removeprefix(HUB), images, source, restored)
+        return _build_hub(name, images, source, restored)
     pixels = BACKBONES[name].pixels
     if pixels == "included" and weights != "none" and source != "imagenet":
         pixels = "included, from a file"
@@ -133,15 +133,15 @@ def check(name, image_size, weights):
             no such file of weights, or one of Keras 2.
     """
     if name.startswith(HUB):
-        preset = name.removeprefix(HUB)
-        _find_hub_family(preset)
-        _check_hub_size(preset, image_size)
-        _import_hub(preset)
+        patch_size = _find_hub_family(name).patch_size
+        own_size = re.search(r"patch\d+[_-](\d+)", name)
+        if patch_size and image_size % patch_size:
+            raise _wrong_size(name, image_size, f"a multiple of its patches of {patch_size}")
+        if not patch_size and own_size and image_size != int(own_size[1]):
+            raise _wrong_size(name, image_size, f"{own_size[1]}, the preset's own size")
+        _import_hub(name)
     elif name not in BACKBONES:
-        raise ExpectedError(
-            f"backbone {name}: unknown; expected one of {', '.join(BACKBONES)} or {HUB}PRESET",
-            setting="backbone",
-        )
+        raise _unfit(name, f"unknown; expected one of {', '.join(BACKBONES)} or {HUB}PRESET")
     elif image_size < BACKBONES[name].least:
         raise _wrong_size(name, image_size, f"at least {BACKBONES[name].least}")
     return "" if weights in ("imagenet", "none") else _check_file(weights)
@@ -164,10 +164,12 @@ def _check_file(weights):
     return f"{md5} ({KNOWN_WEIGHTS.get(md5, 'not a file we know')})"
 
 
+def _unfit(name, problem, setting="backbone"):
+    return ExpectedError(f"backbone {name}: {problem}", setting=setting)
+
+
 def _wrong_size(name, image_size, expected):
-    return ExpectedError(
-        f"backbone {name}: images of {image_size} pixels; expected {expected}", setting="image_size"
-    )
+    return _unfit(name, f"images of {image_size} pixels; expected {expected}", "image_size")
 
 
 def _wrong_weights(weights, error):
@@ -183,46 +185,31 @@ def _first_line(error):
     return lines[0][:160].rstrip(".:")
 
 
-def _find_hub_family(preset):
-    """Finds the `HubFamily` of a preset: a name, an address, or a folder."""
+def _find_hub_family(name):
+    """Finds the `HubFamily` of a preset: a name, an address, or a folder behind hub:."""
     # The last fitting part counts: /kaggle/input/dinov2/keras/dinov2_base/1.
-    for part in reversed(preset.replace("-", "_").split("/")):
+    for part in reversed(name.removeprefix(HUB).replace("-", "_").split("/")):
         for beginning, family in HUB_FAMILIES.items():
             if part.startswith(beginning):
                 return family
-    raise ExpectedError(
-        f"backbone {HUB}{preset}: unknown; expected a preset of keras-hub, or a folder that holds "
-        f"one, whose name begins with one of {', '.join(HUB_FAMILIES)}",
-        setting="backbone",
-    )
+    raise _unfit(
+        name, "unknown; expected a preset of keras-hub, or a folder that holds one, whose name "
+        f"begins with one of {', '.join(HUB_FAMILIES)}",
+    )  # fmt: skip
 
 
 def count_prefix_tokens(name):
     """Counts the tokens before those of the patches: the class token, then the registers."""
-    is_hub = name.startswith(HUB)
-    return _find_hub_family(name.removeprefix(HUB)).num_prefix_tokens if is_hub else 0
+    return _find_hub_family(name).num_prefix_tokens if name.startswith(HUB) else 0
 
 
-def _check_hub_size(preset, image_size):
-    patch_size = _find_hub_family(preset).patch_size
-    own_size = re.search(r"patch\d+[_-](\d+)", preset)
-    if patch_size and image_size % patch_size:
-        expected = f"a multiple of its patches of {patch_size}"
-        raise _wrong_size(f"{HUB}{preset}", image_size, expected)
-    if not patch_size and own_size and image_size != int(own_size[1]):
-        expected = f"{own_size[1]}, the preset's own size"
-        raise _wrong_size(f"{HUB}{preset}", image_size, expected)
-
-
-def _import_hub(preset):
+def _import_hub(name):
     try:
         import keras_hub
     except ImportError as error:
-        raise ExpectedError(
-            f"backbone {HUB}{preset}: {_first_line(error)}; expected the optional package "
-            "keras-hub (requirements-hub.txt), or a backbone that needs none",
-            setting="backbone",
-        ) from error
+        problem = f"{_first_line(error)}; expected the optional package keras-hub"
+        hint = "(requirements-hub.txt), or a backbone that needs none"
+        raise _unfit(name, f"{problem} {hint}") from error
     return keras_hub
 
 
@@ -231,23 +218,22 @@ def architecture_of(network):
     return next((one.architecture for one in network.layers if hasattr(one, "architecture")), "")
 
 
-def _build_hub(preset, images, source, restored):
+def _build_hub(name, images, source, restored):
     """Builds a vision transformer of keras-hub, see `build`.
 
     Position embeddings of a DINOv2 survive a file only while they are frozen: keras-hub 0.26 saves
     the preset's in place of fine-tuned ones whose sum has grown, and resizes the others.
     """
-    family, image_size = _find_hub_family(preset), images.shape[1]
+    family, image_size = _find_hub_family(name), images.shape[1]
     is_siglip = family.backbone == "SigLIPBackbone"
     if restored:
         kind = "SigLIPVisionEncoder" if is_siglip else family.backbone
-        encoder = getattr(_import_hub(preset).models, kind).from_config(json.loads(restored))
+        encoder = getattr(_import_hub(name).models, kind).from_config(json.loads(restored))
     else:
-        backbone = _load_preset(preset, family, image_size, source)
+        backbone = _load_preset(name, family, image_size, source)
         encoder = backbone.vision_encoder if is_siglip else backbone
     if encoder.image_shape[0] != image_size:
-        expected = f"{encoder.image_shape[0]}, the preset's own size"
-        raise _wrong_size(f"{HUB}{preset}", image_size, expected)
+        raise _wrong_size(name, image_size, f"{encoder.image_shape[0]}, the preset's own size")
     network = _with_pooled_token(encoder) if is_siglip else encoder
     settings = encoder.get_config()
     settings.pop("dtype", None)  # that of the machine that builds it
@@ -256,29 +242,21 @@ def _build_hub(preset, images, source, restored):
     tokens = network({family.input_name: pixels} if family.input_name else pixels)
     rows = image_size // np.max(encoder.patch_size)  # an int or a pair
     if tokens.shape[1] != family.num_prefix_tokens + rows**2:
-        raise ExpectedError(
-            f"backbone {HUB}{preset}: {tokens.shape[1]} tokens; expected {rows**2} of patches "
-            f"after the first {family.num_prefix_tokens}, as its name tells",
-            setting="backbone",
-        )
+        expected = f"{rows**2} of patches after the first {family.num_prefix_tokens}"
+        raise _unfit(name, f"{tokens.shape[1]} tokens; expected {expected}, as its name tells")
     return tokens
 
 
-def _load_preset(preset, family, image_size, source):
+def _load_preset(name, family, image_size, source):
     """Loads a preset of keras-hub; with its own weights, those of a file, or None."""
-    keras_hub = _import_hub(preset)
-    takes_any_size = family.patch_size is not None
-    shape = {"image_shape": (image_size, image_size, 3)} if takes_any_size else {}
+    kind = getattr(_import_hub(name).models, family.backbone)
+    options = {"image_shape": (image_size, image_size, 3)} if family.patch_size else {}
+    options["load_weights"] = source == "imagenet"
     try:
-        backbone = getattr(keras_hub.models, family.backbone).from_preset(
-            preset, load_weights=source == "imagenet", **shape
-        )
+        backbone = kind.from_preset(name.removeprefix(HUB), **options)
     except Exception as error:  # kagglehub, requests and Keras each raise their own
-        raise ExpectedError(
-            f"backbone {HUB}{preset}: {_first_line(error)}; expected a preset of keras-hub that "
-            "can be downloaded, or a folder that holds one",
-            setting="backbone",
-        ) from error
+        expected = "a preset of keras-hub that can be downloaded, or a folder that holds one"
+        raise _unfit(name, f"{_first_line(error)}; expected {expected}") from error
     if source not in (None, "imagenet"):
         try:
             backbone.load_weights(source)
