@@ -93,9 +93,6 @@ def stream_shards(
 
     Yields:
         What `read` yields. After a broken shard that is left out, a `ShardEnd` that says so.
-
-    Raises:
-        ExpectedError: a shard cannot be fetched, or holds too many unreadable images.
     """
     connections = source.open_connections()
 
@@ -128,8 +125,8 @@ def fetch_ahead(source, shards, connections):
     The number of connections follows from how long shards take to come and are used; they are
     stopped when the caller leaves.
 
-    Yields:
-        A Future of the path, which is done: its `result()` gives the path or raises ExpectedError.
+    Yields a Future of each path, which is done: its `result()` gives the path or raises
+    ExpectedError.
     """
     ahead, to_come = {}, deque(shards)  # shard -> Future, in the order of use
 
@@ -222,11 +219,9 @@ def check_bad_images(shard, bad_images, num_images):
     """Raises ExpectedError if too many of a shard's images are bad, a list of (id, reason)."""
     if len(bad_images) > max(MIN_BAD_IMAGES, MAX_BAD_SHARE * num_images):
         image_id, reason = bad_images[0]
-        raise ExpectedError(
-            f"{shard.path}: {len(bad_images)} of {num_images} images cannot be read, first "
-            f"{format_image_id(image_id)} ({reason}); expected at most {MAX_BAD_SHARE:.0%}",
-            setting="skip_bad_shards",
-        )
+        problem = f"{shard.path}: {len(bad_images)} of {num_images} images cannot be read, first "
+        problem += f"{format_image_id(image_id)} ({reason}); expected at most {MAX_BAD_SHARE:.0%}"
+        raise ExpectedError(problem, "skip_bad_shards")
 
 
 def choose_members(members, reading):

@@ -90,7 +90,7 @@ def build_views(pooled, mirrored_too):
     return keras.Model(images, keras.ops.stack(vectors, axis=1), name="views")
 
 
-def build_head(recipe, num_channels, num_classes, num_steps):
+def build_head(recipe, num_channels, num_classes, num_steps, restored=None):
     """Builds neck and head alone: vectors (batch, channels) float32 -> as `build_network`."""
     vectors = keras.Input((num_channels,), dtype="float32", name="vectors")
     head = _put_head_on(vectors, vectors, recipe, num_classes)
@@ -110,8 +110,7 @@ def join_head(pooled, head, recipe):
 def _put_head_on(inputs, pooled, recipe, num_classes):
     """Builds a network from its inputs and the vectors that follow from them: neck and head."""
     outputs = heads.add_head(recipe, pooled, num_classes)
-    name = re.sub(r"\W+", "_", recipe.network.backbone)
-    return keras.Model(inputs, outputs, name=name)
+    return keras.Model(inputs, outputs, name=re.sub(r"\W+", "_", recipe.network.backbone))
 
 
 def shorten_batch_norm_memory(network, num_steps):
@@ -152,8 +151,8 @@ def compile_network(network, recipe, class_sizes):
 
 def build_classifier(network, loss):
     """Adds what makes outputs confidences: images -> (batch, num_classes) float32."""
-    confidences = heads.add_confidences(loss, network.output)
-    return keras.Model(network.input, confidences, name=network.name)
+    outputs = heads.add_confidences(loss, network.output)
+    return keras.Model(network.input, outputs, name=network.name)
 
 
 def build_with_descriptor(classifier):
@@ -248,10 +247,8 @@ def load_model(path):
     descriptions of networks by later versions, which have options that it does not know.
 
     Returns:
-        (keras.Model, page).
-
-    Raises:
-        ExpectedError: it is not whole, or has other weights than the recipe asks for.
+        (keras.Model, landmark ids, Recipe), or ExpectedError where it is not whole, or has other
+        weights than the recipe asks for.
     """
     path = Path(path)
     if not path.is_file():
@@ -275,14 +272,18 @@ def load_model(path):
     _check_page(path, page)
     if b'"keras_hub' in config:
         _require_hub(path)
-    recipe = _read_recipe(path, page)
+    try:
+        recipe = Recipe.of(page.get("recipe", {}))
+    except ValueError as error:
+        problem = f"{path}: {error}; expected a model written by recognition.py"
+        raise ExpectedError(problem, setting="model") from error
     with _explained(path, writer):
         # An older file names a preset of keras-hub and does not hold what it is, or was trained
         # with a setting that is none now.
         is_named_only = recipe.network.backbone.startswith(HUB) and not page.get("backbone")
         if "recipe" in page and not is_named_only and not find_given_up(page["recipe"]):
-            return _rebuild(path, recipe, page), page
-        return keras.models.load_model(path), page
+            return _rebuild(path, recipe, page), page["landmark_ids"], recipe
+        return keras.models.load_model(path), page["landmark_ids"], recipe
 
 
 def _rebuild(path, recipe, page):
@@ -335,22 +336,16 @@ def _require_hub(path):
     try:
         import keras_hub  # noqa: F401 - it registers them
     except ImportError as error:
-        raise ExpectedError(
-            f"{path}: {_reason(error)}; expected the optional package keras-hub "
-            "(requirements-hub.txt), whose layers this model has; install it, or take another "
-            "model",
-            setting="model",
-        ) from error
+        expected = "expected the optional package keras-hub (requirements-hub.txt)"
+        remedy = "whose layers this model has; install it, or take another model"
+        raise ExpectedError(f"{path}: {_reason(error)}; {expected}, {remedy}", "model") from error
 
 
 def _check_page(path, page):
     """Raises ExpectedError unless the page has a table of landmarks."""
     if not isinstance(page, dict) or "landmark_ids" not in page:
-        raise ExpectedError(
-            f"{path}: no class table in it; expected a model written by recognition.py, which "
-            "knows the landmark of each output",
-            setting="model",
-        )
+        expected = "a model written by recognition.py, which knows the landmark of each output"
+        raise ExpectedError(f"{path}: no class table in it; expected {expected}", "model")
     ids = page["landmark_ids"]
     wrong = [ids] if not isinstance(ids, list) else [
         one for one in ids if type(one) is not int or not 0 <= one < 1 << 63
@@ -404,29 +399,17 @@ def load_recogniser(path, read_2019_classes=None):
             those of the 2019 table.
     """
     is_of_2019 = read_2019_classes and h5py.is_hdf5(path)
-    classifier, page = (_load_hdf5(path), {}) if is_of_2019 else load_model(path)
+    classifier, ids, recipe = (_load_hdf5(path), [], Recipe()) if is_of_2019 else load_model(path)
     _check_network(path, classifier)
+    class_table, origin = ClassTable(np.array(ids, np.int64)), "the landmarks in the file"
     if is_of_2019:
         class_table, origin = read_2019_classes(), "the classes of 2019 in this source's train.csv"
-    else:
-        class_table = ClassTable(np.array(page["landmark_ids"], np.int64))
-        origin = "the landmarks in the file"
     if classifier.output.shape[-1] != len(class_table):
         raise ExpectedError(
             f"{path}: {classifier.output.shape[-1]} outputs; expected {len(class_table)}, one for "
             f"each of {origin}; take the model of this source, or train again"
         )
-    return Recogniser(classifier, class_table, _read_recipe(path, page))
-
-
-def _read_recipe(path, page):
-    """Reads the recipe of a model's page."""
-    try:
-        return Recipe.of(page.get("recipe", {}))
-    except ValueError as error:
-        raise ExpectedError(
-            f"{path}: {error}; expected a model written by recognition.py", setting="model"
-        ) from error
+    return Recogniser(classifier, class_table, recipe)
 
 
 def _check_network(path, network):
@@ -448,11 +431,9 @@ def _check_network(path, network):
         problem = "a network without a layer that describes the image"
     else:
         return
-    raise ExpectedError(
-        f"{path}: {problem}; expected a recogniser, square RGB images to one probability for each "
-        "landmark, written by recognition.py",
-        setting="model",
-    )
+    expected = "a recogniser, square RGB images to one probability for each landmark, "
+    expected += "written by recognition.py"
+    raise ExpectedError(f"{path}: {problem}; expected {expected}", "model")
 
 
 def _load_hdf5(path):

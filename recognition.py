@@ -192,12 +192,9 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, group=(None, 
     class_table, labels = read_labels(source, data.labels, data.min_images)
     say(f"{source}: {len(labels):,} train images of {len(class_table):,} landmarks")
     if len(class_table) < 2:
-        raise ExpectedError(
-            f"{source}: one landmark alone has {data.min_images} images or more; expected two "
-            "landmarks to tell apart",
-            setting="min_images",
-        )
-
+        problem = f"one landmark alone has {data.min_images} images or more"
+        expected = "expected two landmarks to tell apart"
+        raise ExpectedError(f"{source}: {problem}; {expected}", "min_images")
     if fresh:  # nothing was wrong so far
         checkpoints.forget(session)
     images = loop.TrainImages(class_table, labels, shards, held_out)
@@ -205,18 +202,15 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, group=(None, 
     with machines.join(*group) as joined:
         together = (joined,) if group[0] else ()  # a frozen backbone needs one machine
         network = trainer.train(session, recipe, images, valid_every, *together)
-    if group[1]:  # the first machine writes
-        return
-    path = session.path(MODEL)
-    model.save_recogniser(network, path, class_table, recipe)
-    print(path)
+    if group[1] == 0:  # the first machine writes
+        model.save_recogniser(network, session.path(MODEL), class_table, recipe)
+        print(session.path(MODEL))
 
 
 def fit_to_source(source, recipe, valid_shards):
-    """Chooses the shards of a source that has fewer than Google Landmarks v2, unless a person did.
+    """Takes all shards but the first, which is held out, of a source of fewer than the default.
 
-    Returns:
-        (`Recipe`, (first, stop) of the held-out shards): all but shard 0, which is held out.
+    Gives (`Recipe`, (first, stop) of the held-out shards); as they were where a person chose.
     """
     num_shards = source.count_shards("train")
     is_default = recipe.data.train_shards == Data().train_shards

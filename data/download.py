@@ -54,9 +54,10 @@ SHARD_PATIENCE = Patience(attempts=10)  # 2 to 4 minutes of waits: hours of trai
 class _RetryError(Exception):
     """An attempt failed in a way that another attempt may mend."""
 
-    def __init__(self, reason, wait_s=0.0, is_unreachable=False, is_refusal=False):
+    def __init__(self, reason, wait_s=0.0, is_unreachable=False, is_refusal=False, anew=False):
         super().__init__(reason)
         self.wait_s, self.is_unreachable, self.is_refusal = wait_s, is_unreachable, is_refusal
+        self.anew = anew  # nothing of what has arrived is of use
 
 
 def download(url, path, md5=None, patience=PATIENCE, connections=None):
@@ -64,9 +65,8 @@ def download(url, path, md5=None, patience=PATIENCE, connections=None):
 
     A broken transfer continues where it broke (byte range), a wrong one begins again.
 
-    Args:
-        md5: the expected 32 hex characters, or None to check the length alone.
-        connections: `Connections`, shared with the downloads beside it; None for one alone.
+    Without the expected md5 the length alone is checked. `Connections` are shared with the
+    downloads beside it.
 
     Raises:
         ExpectedError: the file is not there or is a web page, or did not arrive right after all
@@ -101,11 +101,11 @@ class _Transfer:
             self._fetch_rest()
             refuse_disguised(self.file.name, self.url)
             if self.md5 is not None and self.digest.hexdigest() != self.md5:
+                raise _RetryError(f"md5 differs (expected {self.md5})", anew=True)
+        except _RetryError as error:
+            # Without md5 and validator nothing would tell if the rest were of another file.
+            if error.anew or (self.md5 is None and self.validator is None):
                 self.restart()
-                raise _RetryError(f"md5 differs (expected {self.md5})")
-        except _RetryError:
-            if self.md5 is None and self.validator is None:
-                self.restart()  # nothing would tell if the rest were of another file
             raise
 
     def _fetch_rest(self):
@@ -124,8 +124,7 @@ class _Transfer:
     def _accept(self, response):
         """Decides from the answer's head whether it continues the file or begins it again."""
         if response.status_code == 416:
-            self.restart()
-            raise _RetryError("the server refused the range")
+            raise _RetryError("the server refused the range", anew=True)
         _check_status(response, self.url)
         first, total_bytes = _content_range(response)
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
@@ -133,8 +132,7 @@ class _Transfer:
             validator = None  # a weak validator does not promise equal bytes
         is_range = response.status_code == 206
         if is_range and (first != self.num_bytes or validator != self.validator):
-            self.restart()
-            raise _RetryError("the file changed on the server")
+            raise _RetryError("the file changed on the server", anew=True)
         if not is_range:  # a server that ignores ranges, or a changed file
             self.restart()
         self.validator = validator
@@ -171,11 +169,9 @@ class _Transfer:
             while rest:  # on a nearly full disk, a write takes only what fits
                 rest = rest[self.file.write(rest) :]
         except OSError as error:
-            raise ExpectedError(
-                f"{self.file.name}: cannot be written ({error.strerror}); expected free space for "
-                f"{self.url}",
-                "scratch",
-            ) from error
+            problem = f"{self.file.name}: cannot be written ({error.strerror})"
+            expected = f"expected free space for {self.url}"
+            raise ExpectedError(f"{problem}; {expected}", "scratch") from error
         self.digest.update(chunk)
         self.num_bytes += len(chunk)
 
@@ -214,11 +210,8 @@ def download_range(url, offset, size_bytes, patience=PATIENCE):
 
     data = _try_patiently(attempt, url, "an answer", patience, Connections())
     if len(data) != size_bytes:
-        raise ExpectedError(
-            f"{url}: {len(data)} of {size_bytes} bytes from {offset} on; expected a server of byte "
-            "ranges",
-            "source",
-        )
+        problem = f"{url}: {len(data)} of {size_bytes} bytes from {offset} on"
+        raise ExpectedError(f"{problem}; expected a server of byte ranges", "source")
     return data
 
 
@@ -260,10 +253,8 @@ def _try_patiently(attempt, url, expected, patience, connections):
             wait_s = max(doubled_s * random.uniform(0.5, 1.0), min(reason.wait_s, 300.0))
             say(f"{url}: {reason}; attempt {number + 1} of {attempts} in {wait_s:.1f} s")
             connections.pause(wait_s)
-    raise ExpectedError(
-        f"{url}: {reason} after {attempts} attempts; expected {expected} over a working network",
-        "source",
-    )
+    problem = f"{url}: {reason} after {attempts} attempts"
+    raise ExpectedError(f"{problem}; expected {expected} over a working network", "source")
 
 
 # Sessions keep connections open for the next request. A Session is for one thread at a time, and

@@ -16,14 +16,9 @@ MIN_IMAGES = 20  # the 2019 recipe's threshold; it leaves ~55k of 203,094 landma
 
 
 def parse_image_ids(column, path):
-    """Turns image ids of 16 lower-case hex characters into numbers, which sort the same way.
+    """Turns image ids of 16 lower-case hex characters into (n,) uint64, which sort the same way.
 
-    Args:
-        column: Series of text as `read_table` gives it, or a list of str.
-        path: file named in the error.
-
-    Returns:
-        (n,) uint64.
+    The column is a Series of text as `read_table` gives it, or a list of str.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -171,16 +166,11 @@ def read_train_labels(path, min_images=MIN_IMAGES, landmarks_of=None):
         images = images[images["landmark_id"].isin(known)]
     counts = images["landmark_id"].value_counts()
     if len(counts) == 0:
-        raise ExpectedError(
-            f"{path}: none of its landmarks is in {landmarks_of}; expected tables of one data set",
-            setting="source",
-        )
+        problem = f"{path}: none of its landmarks is in {landmarks_of}"
+        raise ExpectedError(f"{problem}; expected tables of one data set", "source")
     if counts.max() < min_images:
-        raise ExpectedError(
-            f"{path}: no landmark has {min_images} images (the most is {counts.max()}); "
-            "expected at least one class",
-            setting="min_images",
-        )
+        problem = f"{path}: no landmark has {min_images} images (the most is {counts.max()})"
+        raise ExpectedError(f"{problem}; expected at least one class", "min_images")
     landmark_ids = counts.index[counts >= min_images].sort_values()
     # A landmark's place in the class table, -1 where it is not in it.
     class_indices = landmark_ids.get_indexer(images["landmark_id"]).astype(np.int32)
@@ -197,8 +187,7 @@ def read_2019_classes(path):
     Its classes are the landmarks with at least 20 images by their first row in train.csv, without
     landmark 138982. Source: mayukh18/Google-Landmark-Recognition-Retrieval-2019, recognition.py
     """
-    images = _read_train_csv(path)
-    counts = images.groupby("landmark_id", sort=False).size()  # by their first row
+    counts = _read_train_csv(path).groupby("landmark_id", sort=False).size()  # by their first row
     kept = counts.index[counts >= MIN_IMAGES]
     return ClassTable(kept[kept != LANDMARK_LEFT_OUT_IN_2019].to_numpy())
 

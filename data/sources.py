@@ -67,8 +67,7 @@ def share_of(shards, part, num_parts):
 
 def digest_of_shards(source, shards):
     """Gives 32 hex characters that differ where a shard's file is another one than before."""
-    versions = [f"{shard.path} {source.version_of(shard)}" for shard in shards]
-    return digest_of(np.array(versions, "U"))
+    return digest_of(np.array([f"{one.path} {source.version_of(one)}" for one in shards], "U"))
 
 
 class Source:
@@ -165,8 +164,7 @@ class Source:
 
     def has_space(self, num_shards):
         """Tells whether scratch has room for so many more shards, and then for another one."""
-        needed_bytes = 1.1 * (num_shards + 1) * self._largest_bytes
-        return shutil.disk_usage(self.scratch).free >= needed_bytes
+        return shutil.disk_usage(self.scratch).free >= 1.1 * (num_shards + 1) * self._largest_bytes
 
     def discard_shard(self, shard):
         """Removes the copy of a shard that was made in scratch; a folder's own file stays."""
@@ -191,12 +189,11 @@ class Source:
         lower, upper = 0, 1  # the shards below `lower` are there, `upper - 1` is to be asked for
         while has(upper - 1):
             if upper > MAX_SHARDS:  # a login page, say
-                raise ExpectedError(
-                    f"{self}: there are {Shard(split, 0).path} to {Shard(split, MAX_SHARDS).path} "
-                    f"and more; expected at most {MAX_SHARDS} shards, and not an address that "
-                    "answers to every name",
-                    "source",
-                )
+                first, last = Shard(split, 0).path, Shard(split, MAX_SHARDS).path
+                expected = f"expected at most {MAX_SHARDS} shards"
+                expected += ", and not an address that answers to every name"
+                problem = f"{self}: there are {first} to {last} and more; {expected}"
+                raise ExpectedError(problem, "source")
             lower, upper = upper, min(2 * upper, MAX_SHARDS + 1)
         return bisect_left(range(upper), True, lower, upper - 1, key=lambda one: not has(one))
 
@@ -212,11 +209,9 @@ class Source:
                 f"{self}: no {Shard(split, 0).path}; expected shards in the CVDF layout", "source"
             )
         if not 0 <= first < stop <= num_shards:
-            raise ExpectedError(
-                f"{self}: {split} shards {first}:{stop} asked for; expected a range within "
-                f"0:{num_shards}, which is what the source has",
-                setting or f"{split}_shards",
-            )
+            problem = f"{self}: {split} shards {first}:{stop} asked for"
+            expected = f"expected a range within 0:{num_shards}, which is what the source has"
+            raise ExpectedError(f"{problem}; {expected}", setting or f"{split}_shards")
         return [Shard(split, number) for number in range(first, stop)]
 
 
@@ -244,9 +239,8 @@ class Place:
         try:
             path = self.fetch(shard.md5_path)
         except MissingFileError:
-            self.say_once(
-                shard, f"no md5 file for {shard.path}; such shards are checked by length alone"
-            )
+            problem = f"no md5 file for {shard.path}; such shards are checked by length alone"
+            self.say_once(shard, problem)
             return None
         match = MD5_LINE.match(path.read_text("utf-8-sig", errors="replace"))
         if match is None:
@@ -273,11 +267,8 @@ class _Folder(Place):
     def __init__(self, location, scratch):
         super().__init__(Path(location), scratch)
         if not self.location.is_dir():
-            raise ExpectedError(
-                f"{location}: no such folder; expected a folder or http(s) address in the CVDF "
-                "layout",
-                "source",
-            )
+            problem = "no such folder; expected a folder or http(s) address in the CVDF layout"
+            raise ExpectedError(f"{location}: {problem}", "source")
 
     def exists(self, path):
         return (self.location / path).is_file()
@@ -326,11 +317,9 @@ class _Folder(Place):
         md5 = self.expected_md5(shard)
         local = self.fetch(shard.path)
         if md5 is not None and file_md5(local) != md5:
-            raise ExpectedError(
-                f"{local}: md5 differs (expected {md5}); expected the file that {shard.md5_path} "
-                "names",
-                "skip_bad_shards",
-            )
+            expected = f"expected the file that {shard.md5_path} names"
+            problem = f"{local}: md5 differs (expected {md5}); {expected}"
+            raise ExpectedError(problem, "skip_bad_shards")
         return local
 
     def read_range(self, shard, offset, size_bytes):
@@ -414,9 +403,7 @@ def _split_address(address):
         if not host:
             raise ValueError("no host in it")
     except ValueError as error:
-        raise ExpectedError(
-            f"{address}: not a valid address ({error}); expected a folder or http(s) address in "
-            "the CVDF layout",
-            "source",
-        ) from error
+        expected = "expected a folder or http(s) address in the CVDF layout"
+        problem = f"{address}: not a valid address ({error}); {expected}"
+        raise ExpectedError(problem, "source") from error
     return parts

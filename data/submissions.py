@@ -178,6 +178,5 @@ def read_retrieval_solution(path):
     rows = _read_rows(path, "id", "images", "Usage")
     cells = rows["images"].replace("None", "")
     _check_image_ids(cells, path)
-    image_ids = [set(cell.split()) for cell in cells]
-    truths = map(RetrievalTruth, image_ids, rows["Usage"].tolist())
+    truths = map(RetrievalTruth, [set(cell.split()) for cell in cells], rows["Usage"].tolist())
     return dict(zip(rows["id"].tolist(), truths, strict=True))

@@ -61,11 +61,8 @@ def list_members(path):
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in others.items())
     what = f"{kinds}; the first is {first_other!r:.80}"
     if others and not members:
-        raise ExpectedError(
-            f"{path}: none of its {num_files:,} files is an image ({what}); expected names "
-            "a/b/c/<id>.jpg",
-            setting="skip_bad_shards",
-        )
+        problem = f"{path}: none of its {num_files:,} files is an image ({what})"
+        raise ExpectedError(f"{problem}; expected names a/b/c/<id>.jpg", "skip_bad_shards")
     if others:
         say(f"{path}: {num_images:,} images; of its {num_files:,} files left alone: {what}")
     return list(members.values())
@@ -142,10 +139,8 @@ def list_unpacked(folder):
             f"{folder}: cannot be read ({error.strerror}); expected an unpacked tar", "source"
         ) from error
     if not found:
-        raise ExpectedError(
-            f"{folder}: no image in it; expected an unpacked tar, with files a/b/c/<id>.jpg",
-            "skip_bad_shards",
-        )
+        expected = "expected an unpacked tar, with files a/b/c/<id>.jpg"
+        raise ExpectedError(f"{folder}: no image in it; {expected}", "skip_bad_shards")
     return found
 
 

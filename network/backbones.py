@@ -150,17 +150,13 @@ def check(name, image_size, weights):
 def _check_file(weights):
     """Checks a file as far as its md5 tells, since Keras checks nothing; gives the md5 in words."""
     if not Path(weights).is_file():
-        raise ExpectedError(
-            f"weights {weights}: no such file; expected imagenet, none, or a file of weights",
-            setting="weights",
-        )
+        expected = "expected imagenet, none, or a file of weights"
+        raise ExpectedError(f"weights {weights}: no such file; {expected}", "weights")
     md5 = file_md5(weights)
     if md5 == KERAS_2_WEIGHTS_MD5:
-        raise ExpectedError(
-            f"weights {weights}: this is the ResNet50 file of Keras 2.2.4; expected Keras 3's "
-            "(md5 4d473c1d...), whose layers differ",
-            setting="weights",
-        )
+        problem = f"weights {weights}: this is the ResNet50 file of Keras 2.2.4"
+        expected = "expected Keras 3's (md5 4d473c1d...), whose layers differ"
+        raise ExpectedError(f"{problem}; {expected}", "weights")
     return f"{md5} ({KNOWN_WEIGHTS.get(md5, 'not a file we know')})"
 
 
@@ -173,11 +169,8 @@ def _wrong_size(name, image_size, expected):
 
 
 def _wrong_weights(weights, error):
-    return ExpectedError(
-        f"weights {weights}: {_first_line(error)}; expected weights without top of this backbone, "
-        "or none for random ones",
-        setting="weights",
-    )
+    expected = "expected weights without top of this backbone, or none for random ones"
+    return ExpectedError(f"weights {weights}: {_first_line(error)}; {expected}", "weights")
 
 
 def _first_line(error):

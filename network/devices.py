@@ -316,11 +316,8 @@ def choose_devices(batch_size):
         return OneDevice()
     kind = devices[0].partition(":")[0].upper()
     if batch_size % len(devices):
-        raise ExpectedError(
-            f"batches of {batch_size} images: {len(devices)} {kind}s here; expected a multiple of "
-            "that",
-            setting="batch_size",
-        )
+        problem = f"batches of {batch_size} images: {len(devices)} {kind}s here"
+        raise ExpectedError(f"{problem}; expected a multiple of that", "batch_size")
     say(f"{len(devices)} {kind}s, each takes {batch_size // len(devices)} images of a batch")
     if backend == "tensorflow":
         return MirroredDevices([f"GPU:{number}" for number in range(len(devices))])

@@ -35,8 +35,7 @@ def pool(network, features):
 def _lay_out(tokens, num_prefix_tokens):
     """Gives the patches of a vision transformer as a map: (batch, rows, rows, channels)."""
     rows = math.isqrt(tokens.shape[1] - num_prefix_tokens)
-    shape = (-1, rows, rows, tokens.shape[2])
-    return keras.ops.reshape(tokens[:, num_prefix_tokens:], shape)
+    return keras.ops.reshape(tokens[:, num_prefix_tokens:], (-1, rows, rows, tokens.shape[2]))
 
 
 def add_head(recipe, pooled, num_classes):

@@ -71,11 +71,8 @@ def forget(session):
 def load_checkpoint(session):
     """Reads the checkpoint, or the one before where it is damaged or missing.
 
-    Where the output has none, those of an earlier session are copied first.
-
-    Returns:
-        (path, dict of arrays, page dict), or None where there is no checkpoint; ExpectedError where
-        all are damaged.
+    Where the output has none, those of an earlier session are copied first. Gives (path, dict of
+    arrays, page), or None where there is none; ExpectedError where all are damaged.
     """
     paths = [session.path(CHECKPOINT), session.path(PREVIOUS_CHECKPOINT)]
     if not any(path.exists() for path in paths):
@@ -103,11 +100,7 @@ def load_checkpoint(session):
 
 
 def find_checkpoint(session, recipe, images, backbone=None):
-    """Finds the checkpoint to continue from: as `load_checkpoint`, or None.
-
-    Raises:
-        ExpectedError: it belongs to other settings, labels or weights, or all are damaged.
-    """
+    """Gives what `load_checkpoint` does; ExpectedError for other settings, labels or weights."""
     if saved := load_checkpoint(session):
         path, _, page = saved
         if problem := _find_difference(page, recipe, images, backbone):
@@ -129,11 +122,10 @@ def restore(saved, network):
         if theirs != ours:
             theirs, ours = (f"{one[0]} {one[1]}" if one else "none" for one in (theirs, ours))
             here, writer = model.keras.__version__, page.get("keras", "3")
-            raise ExpectedError(
-                f"{path}: its weight {number} is {theirs}; expected {ours}, as Keras {here} has "
-                f"it; continue with Keras {writer}, the version that wrote it",
-                setting="fresh",
-            )
+            expected = f"expected {ours}, as Keras {here} has it"
+            remedy = f"continue with Keras {writer}, the version that wrote it"
+            problem = f"{path}: its weight {number} is {theirs}; {expected}; {remedy}"
+            raise ExpectedError(problem, "fresh")
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
     return page["history"]

@@ -9,6 +9,7 @@ Imports Keras, via `model`.
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -143,20 +144,15 @@ def train(session, recipe, images, valid_every):
     """
     for name in ("erase", "geometry"):
         if value := getattr(recipe.data, name):
-            raise ExpectedError(
-                f"{name} {value}: a frozen backbone describes every image once, as it is; expected "
-                "0, or a backbone that is trained",
-                setting=name,
-            )
+            problem = f"{name} {value}: a frozen backbone describes every image once, as it is"
+            raise ExpectedError(f"{problem}; expected 0, or a backbone that is trained", name)
     policy = model.set_up_keras(recipe.training.seed, recipe.training.bfloat16)
     devices = choose_devices(recipe.training.batch_size)
     num_steps = loop.count_steps(session, recipe, images)
     with devices.scope():
         describer = Describer(recipe, devices)
-
-        def build(restored):
-            return model.build_head(recipe, describer.shape[1], len(images.class_table), num_steps)
-
+        facts = recipe, describer.shape[1], len(images.class_table), num_steps
+        build = partial(model.build_head, *facts)
         head, rows = loop.begin(session, recipe, images, build, describer.digest)
     run = loop.Run(
         session, recipe, images, devices, head, rows, recipe.training.epochs, describer.digest

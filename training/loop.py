@@ -60,7 +60,6 @@ def train(session, recipe, images, valid_every, machines=ALONE):
 
     Raises:
         StoppedError: the session was asked to stop; the checkpoint holds what is done.
-        ExpectedError: data, network or disk fail, or the loss is no longer finite.
     """
     policy = model.set_up_keras(recipe.training.seed, recipe.training.bfloat16)
     plan = [(epoch, shard) for epoch in range(recipe.training.epochs) for shard in images.shards]
@@ -95,12 +94,8 @@ def train(session, recipe, images, valid_every, machines=ALONE):
 def begin(session, recipe, images, build, backbone=None):
     """Builds and compiles the network, and restores the checkpoint if there is one.
 
-    Args:
-        build: function of `restored`, as `model.build_network` takes it; gives the network.
-        backbone: digest of a frozen backbone that is not in the network.
-
-    Returns:
-        (compiled keras.Model, list of history rows).
+    `build` takes `restored` as `model.build_network` does; `backbone` is the digest of a frozen one
+    that is not in the network. Gives (compiled keras.Model, list of history rows).
     """
     saved = checkpoints.find_checkpoint(session, recipe, images, backbone)
     network = build("" if saved else None)
@@ -149,9 +144,8 @@ class Run:
     def train(self, train_next, valid, valid_every):
         """Trains to the end; what is done is saved after each step.
 
-        Args:
-            train_next: function of a `Stop` that trains one mini-epoch or more and gives the rows.
-            valid: function without arguments that gives the `Batch`es to validate on.
+        `train_next`, of a `Stop`, trains one mini-epoch or more and gives the rows; `valid` gives
+        the `Batch`es to validate on.
         """
         rows, machines = self.rows, self.machines
         stop = machines.common(self.session.stop)
@@ -254,8 +248,7 @@ class Pace:
         is_frozen = progress < training.frozen_share or training.frozen_share == 1
         set_rates(self.network.optimizer, rate, 0.0 if is_frozen else training.backbone_rate)
         if ramp and self.recipe.loss.loss != "softmax":
-            head = self.network.get_layer(heads.LOGITS)
-            head.margin_share.assign(min(1.0, progress / ramp))
+            self.network.get_layer(heads.LOGITS).margin_share.assign(min(1.0, progress / ramp))
         return rate
 
 
