@@ -20,28 +20,21 @@ from utils import ExpectedError, file_md5, say
 with loading_keras():
     import keras
 
-CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)  # of ImageNet, as ResNet's published weights expect
-MEAN_RGB = (0.485, 0.456, 0.406)  # of ImageNet, of pixels 0..1
-STDDEV_RGB = (0.229, 0.224, 0.225)
+# Mean and standard deviation of ImageNet's red, green and blue, of pixels 0..1.
+IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
 
 # How the first layer changes RGB 0..255: scale and offset.
 PIXELS = {
-    "caffe": (1.0, [-mean for mean in CAFFE_MEAN_RGB]),  # and turned to BGR
-    "torch": (
-        [1 / (255 * stddev) for stddev in STDDEV_RGB],
-        [-mean / stddev for mean, stddev in zip(MEAN_RGB, STDDEV_RGB, strict=True)],
-    ),
+    "caffe": (1.0, [-123.68, -116.779, -103.939]),  # less ImageNet's mean, and turned to BGR
+    "torch": ([1 / (255 * dev) for _, dev in IMAGENET], [-mean / dev for mean, dev in IMAGENET]),
     "tf": (1 / 127.5, -1.0),
     "tf128": (1 / 128, -1.0),
     "included": (1.0, 0.0),  # the network's own layers do it
     # EfficientNet divides by the root of the deviation; keras.applications adds the layer that
     # divides by the other root for weights="imagenet" alone, not for the same weights from a file.
     "included, from a file": (
-        [stddev**-0.5 for stddev in STDDEV_RGB],
-        [
-            255 * mean * (1 - stddev**-0.5)
-            for mean, stddev in zip(MEAN_RGB, STDDEV_RGB, strict=True)
-        ],
+        [dev**-0.5 for _, dev in IMAGENET],
+        [255 * mean * (1 - dev**-0.5) for mean, dev in IMAGENET],
     ),
 }
 
