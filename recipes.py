@@ -8,6 +8,7 @@ Source of "2019": mayukh18/Google-Landmark-Recognition-Retrieval-2019, README.md
 
 import dataclasses
 import math
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -261,10 +262,9 @@ def learning_rate_at(training, mini_epoch, share, num_mini_epochs):
     if training.schedule == "cosine":
         left = (progress - training.warm_up) / (1 - training.warm_up)
         return rate * (1 + math.cos(math.pi * left)) / 2
-    for end, factor in LEARNING_RATE_STEPS:
-        if mini_epoch < max(1, round(end * num_mini_epochs)):
-            return rate * factor
-    return rate * LEARNING_RATE_STEPS[-1][1]
+    ends = [max(1, round(end * num_mini_epochs)) for end, _ in LEARNING_RATE_STEPS]
+    step = min(bisect_right(ends, mini_epoch), len(ends) - 1)
+    return rate * LEARNING_RATE_STEPS[step][1]
 
 
 RECIPES = {

@@ -107,35 +107,30 @@ def parse_arguments(argv):
 def _check_recipe(parser, args):
     """Ends with one line if a setting was changed that changes nothing beside the others."""
     for name, other, values in ACTS_BESIDE:
-        is_changed = getattr(args, name) != parser.get_default(name)
-        if is_changed and getattr(args, other) not in values:
-            parser.error(
-                f"{setting_flag(name, getattr(args, name))} changes nothing beside "
-                f"{setting_flag(other, getattr(args, other))}; expected "
-                f"{' or '.join(setting_flag(other, value) for value in values)}"
-            )
+        value, beside = getattr(args, name), getattr(args, other)
+        if value != parser.get_default(name) and beside not in values:
+            problem = f"{setting_flag(name, value)} changes nothing beside"
+            expected = " or ".join(setting_flag(other, value) for value in values)
+            parser.error(f"{problem} {setting_flag(other, beside)}; expected {expected}")
     if args.pooling == "token" and not args.backbone.startswith(HUB):
-        parser.error(
-            f"argument --pooling: token, which {args.backbone} does not have; expected max, "
-            "average or gem"
-        )
+        problem = f"argument --pooling: token, which {args.backbone} does not have"
+        parser.error(f"{problem}; expected max, average or gem")
 
 
 def _check_machines(parser, args):
     """Ends with one line unless several machines can do what is asked for."""
     if args.step != "train":
         parser.error("--machines go with `recognition.py train`; predict on one machine")
-    if args.machine >= len(args.machines):
-        parser.error(f"argument --machine: {args.machine}; expected 0 to {len(args.machines) - 1}")
+    number = len(args.machines)
+    if args.machine >= number:
+        parser.error(f"argument --machine: {args.machine}; expected 0 to {number - 1}")
     if args.frozen_backbone:
         parser.error(
             "--machines go with a backbone that is trained; a frozen one needs one machine"
         )
-    if args.batch_size % len(args.machines):
-        parser.error(
-            f"argument --batch-size: {args.batch_size}; expected a multiple of the "
-            f"{len(args.machines)} machines"
-        )
+    if args.batch_size % number:
+        problem = f"argument --batch-size: {args.batch_size}"
+        parser.error(f"{problem}; expected a multiple of the {number} machines")
 
 
 def main(argv=None):
