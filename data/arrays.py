@@ -48,25 +48,21 @@ def digest_of_rows(image_ids, descriptors):
     return digest.hexdigest()
 
 
-def load_arrays(path):
+def load_page(path):
+    """Reads the page alone of what `save_arrays` wrote: ({}, page); raises as `load_arrays`."""
+    return load_arrays(path, only_page=True)
+
+
+def load_arrays(path, only_page=False):
     """Reads what `save_arrays` wrote: (dict of arrays, page).
 
     All of it is read, so that damage and edits show here: as ExpectedError.
     """
-    return _load(path, lambda file: {name: file[name] for name in file.files if name != "page"})
-
-
-def load_page(path):
-    """Reads the page alone of what `save_arrays` wrote: (None, page); raises as `load_arrays`."""
-    return _load(path, lambda file: None)
-
-
-def _load(path, read):
-    """Reads from an archive what `read` takes of it, and its page, which is checked."""
     try:
         with np.load(path, allow_pickle=False) as file:
             require_true_sizes(file.zip)
-            arrays, page = read(file), json.loads(str(file["page"]))
+            names = [name for name in file.files if name != "page" and not only_page]
+            arrays, page = {name: file[name] for name in names}, json.loads(str(file["page"]))
             if not isinstance(page, dict):
                 raise ValueError(f"its page is {json.dumps(page)[:80]}, not a table of facts")
             digest = page.pop("digest", None)  # older files have none

@@ -25,7 +25,6 @@ class Adam(keras.optimizers.Adam):
         self._move = once_for_each_shape(self._move)
 
     def apply(self, grads, trainable_variables=None):
-        self._rate = self._factor = None
         try:
             return super().apply(grads, trainable_variables)
         finally:
