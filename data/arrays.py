@@ -49,8 +49,8 @@ def digest_of_rows(image_ids, descriptors):
 
 
 def load_page(path):
-    """Reads the page alone of what `save_arrays` wrote: ({}, page); raises as `load_arrays`."""
-    return load_arrays(path, only_page=True)
+    """Reads the page alone of what `save_arrays` wrote: (None, page); raises as `load_arrays`."""
+    return None, load_arrays(path, only_page=True)[1]
 
 
 def load_arrays(path, only_page=False):

@@ -29,7 +29,7 @@ def arrays_error(path):
 def test_arrays_and_their_page_come_back(tmp_path):
     save_arrays(tmp_path / "a.npz", PAGE, **ARRAYS)
     arrays, page = load_arrays(tmp_path / "a.npz")
-    assert page == PAGE and load_page(tmp_path / "a.npz") == ({}, PAGE)
+    assert page == PAGE and load_page(tmp_path / "a.npz") == (None, PAGE)
     assert arrays.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
         np.testing.assert_array_equal(arrays[name], array)
