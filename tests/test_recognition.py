@@ -15,8 +15,8 @@ import pytest
 from synthetic import LANDMARKS, make_source
 
 import recognition
-from data import download
 from data.arrays import load_arrays
+from data.connections import Connections
 from data.sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CSV, Shard
 from data.submissions import read_recognition_submission
 from demo.server import serve
@@ -518,7 +518,7 @@ def test_a_test_set_that_is_missing_is_told_before_training(other_source, tmp_pa
 
 
 def test_a_host_that_cannot_be_reached(data_set, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(download, "_wait_before", lambda *_: 0.0)
+    monkeypatch.setattr(Connections, "pause", lambda *_: None)
     address = f"http://127.0.0.1:{closed_port()}/"
     line = failure(capsys, *small(data_set, tmp_path / "output", "--source", address))
     assert line.startswith(f"error: {address}")
