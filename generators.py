@@ -9,14 +9,16 @@ import os
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 
 import numpy as np
 
 from data.images import PLAIN, BadImageError, decode_image, draw_view
 from data.landmarks import format_image_id
 from data.sources import Shard
-from data.tars import Member, list_members, read_member
+from data.tars import list_members, read_member
 from recipes import Data
 from utils import ExpectedError, StoppedError, in_background, map_ahead, run_ahead, say
 
@@ -30,9 +32,8 @@ QUEUED_BATCHES = 4  # decoded ahead of the network; 4 x 64 images of 192 pixels 
 class Batch:
     """Images for one step of the network."""
 
-    # (batch_size, image_size, image_size, 3) uint8 RGB. The shape never changes, since a new one
-    # would compile the network again: a shard's last batch is filled up with images that it has
-    # already.
+    # (batch_size, image_size, image_size, 3) uint8 RGB. Another shape would compile the network
+    # again, so that a shard's last batch is filled up with images that it has already.
     images: np.ndarray
     # (n,) uint64 of the first n images; n < batch_size only where the filling does not count
     image_ids: np.ndarray
@@ -57,7 +58,7 @@ class ShardEnd:
 class Reading:
     """How shards are read: what `stream_batches` must know besides the shards."""
 
-    data: Data  # `recipes.Data`: how large images become, how they fit, what is left to chance
+    data: Data  # how large images become, how they fit, what is left to chance
     batch_size: int  # images in a batch
     # function, image id -> class index or None (leave the image out). None itself: every image of
     # the shard that is in `image_ids`, without classes.
@@ -70,33 +71,10 @@ class Reading:
     seed: int = 0  # of order and augmentation
     num_threads: int = NUM_CORES  # decoding threads
 
-    @property
-    def image_size(self):
-        """Side of the square images, in pixels."""
-        return self.data.image_size
-
-
-# ---------------------------------------------------------------------------------- the pipeline
-
 
 def stream_batches(source, plan, reading, is_stopped=lambda: False, num_skippable=0):
-    """Streams the batches of shard after shard, everything done ahead in the background.
-
-    Args:
-        plan: list of (epoch, `Shard`), in the order to read; the epoch seeds what is random.
-        is_stopped: function without arguments; once it says True, None may come instead of a batch.
-        num_skippable: broken shards to leave out before one more is an error.
-
-    Yields:
-        `Batch` after `Batch`, and a `ShardEnd` after the last one of each shard.
-
-    Raises:
-        ExpectedError: a shard cannot be fetched, or holds too many unreadable images.
-    """
-
-    def read(shard, path, epoch, pool):
-        return read_shard(shard, path, reading, epoch, pool)
-
+    """Streams the `Batch`es of shard after shard, each with its `ShardEnd`, as `stream_shards`."""
+    read = partial(read_shard, reading)
     return stream_shards(source, plan, read, reading.num_threads, is_stopped, num_skippable)
 
 
@@ -106,22 +84,20 @@ def stream_shards(
     """Streams what `read` makes of shard after shard, everything done ahead in the background.
 
     Args:
-        source, plan, is_stopped, num_skippable: as for `stream_batches`.
+        plan: list of (epoch, `Shard`), in the order to read; the epoch seeds what is random.
         read: generator function of (shard, path of its local tar, epoch, executor that decodes); a
             `ShardEnd` comes last.
         num_threads: of the executor.
+        is_stopped: function without arguments; once it says True, None may come instead of a batch.
+        num_skippable: broken shards to leave out before one more is an error.
 
     Yields:
         What `read` yields. After a broken shard that is left out, a `ShardEnd` that says so.
-
-    Raises:
-        ExpectedError: a shard cannot be fetched, or holds too many unreadable images.
     """
-
     connections = source.open_connections()
 
     def items():
-        num_skipped, shards = 0, [shard for _, shard in plan]
+        num_left, shards = num_skippable, [shard for _, shard in plan]
         with (
             contextlib.closing(fetch_ahead(source, shards, connections)) as fetched,
             ThreadPoolExecutor(num_threads, "decode") as pool,
@@ -133,9 +109,9 @@ def stream_shards(
                         num_images += len(item.image_ids) if isinstance(item, Batch) else 0
                         yield item
                 except ExpectedError as error:
-                    num_skipped += 1
-                    if num_skipped > num_skippable:
+                    if num_left <= 0:
                         raise
+                    num_left -= 1
                     yield ShardEnd(shard, num_images, (), str(error))
 
     return run_ahead(items, QUEUED_BATCHES, is_stopped, connections.stopped.set)
@@ -146,15 +122,11 @@ def fetch_ahead(source, shards, connections):
 
     As many are fetched ahead as there are connections and scratch has room for; a shard is
     discarded when the next is asked for. So `connections.limit + 1` are on disk at most.
+    The number of connections follows from how long shards take to come and are used; they are
+    stopped when the caller leaves.
 
-    Args:
-        source: `sources.Source`.
-        shards: list of `Shard`, in the order of use.
-        connections: `Connections`, whose number follows from how long shards take to come and are
-            used. They are stopped when the caller leaves.
-
-    Yields:
-        A Future of the path, which is done: its `result()` gives the path or raises ExpectedError.
+    Yields a Future of each path, which is done: its `result()` gives the path or raises
+    ExpectedError.
     """
     ahead, to_come = {}, deque(shards)  # shard -> Future, in the order of use
 
@@ -187,53 +159,38 @@ def fetch_ahead(source, shards, connections):
             future.add_done_callback(lambda _, left=shard: source.discard_shard(left))
 
 
-def read_shard(shard, path, reading, epoch, pool):
-    """Yields the batches of one shard, then its `ShardEnd`.
-
-    Args:
-        shard, path: the shard and its local tar.
-        epoch: seeds order and augmentation, together with the shard and the image.
-        pool: executor that decodes.
-    """
+def read_shard(reading, shard, path, epoch, pool):
+    """Yields the batches of one shard, then its `ShardEnd`; see `stream_shards`."""
     members = choose_members(list_members(path), reading)
     if reading.is_training:
         rng = np.random.default_rng([reading.seed, epoch, shard.number])
         rng.shuffle(members)
-    bad_images, good_images = [], []
+    bad_images = []
 
     def good(results):
         for member, image in results:
             if isinstance(image, BadImageError):
                 bad_images.append((member.image_id, str(image)))
             else:
-                good_images.append(member.image_id)
                 yield member, image
 
     with open(path, "rb") as file:
         images = good(decode_members(file.fileno(), members, reading, epoch, pool))
         yield from batch_images(images, reading)
     check_bad_images(shard, bad_images, len(members))
-    yield ShardEnd(shard, len(good_images), tuple(bad_images))
+    yield ShardEnd(shard, len(members) - len(bad_images), tuple(bad_images))
 
 
 class NextShard:
     """What a stream yields up to the end of its next shard, which is not among it.
 
-    Args:
-        stream: iterator of `stream_batches` or `stream_shards`.
-        done: what to say is done, if `stop` asks to stop here.
-
-    Attributes:
-        end: the `ShardEnd`; after the last item.
-        waited_s: seconds that were waited for data.
-
-    Raises:
-        StoppedError: `stop` asked to.
+    StoppedError, with what is `done`, if `stop` asks to stop here.
     """
 
     def __init__(self, stream, stop, done):
         self.stream, self.stop, self.done = stream, stop, done
-        self.end, self.waited_s = None, 0.0
+        self.end = None  # the `ShardEnd`; after the last item
+        self.waited_s = 0.0  # for data
 
     def __iter__(self):
         while True:
@@ -249,11 +206,7 @@ class NextShard:
 
 
 def tell_problems(shard_end, consequence):
-    """Names what went wrong in a shard: each unreadable image, or the shard itself.
-
-    Args:
-        consequence: what became of the images, e.g. `left out`.
-    """
+    """Names what went wrong in a shard: what could not be read and, e.g., was `left out`."""
     shard = shard_end.shard
     if shard_end.problem:
         after = f" after {shard_end.num_images} images" if shard_end.num_images else ""
@@ -266,14 +219,9 @@ def check_bad_images(shard, bad_images, num_images):
     """Raises ExpectedError if too many of a shard's images are bad, a list of (id, reason)."""
     if len(bad_images) > max(MIN_BAD_IMAGES, MAX_BAD_SHARE * num_images):
         image_id, reason = bad_images[0]
-        raise ExpectedError(
-            f"{shard.path}: {len(bad_images)} of {num_images} images cannot be read, first "
-            f"{format_image_id(image_id)} ({reason}); expected at most {MAX_BAD_SHARE:.0%}",
-            setting="skip_bad_shards",
-        )
-
-
-# ------------------------------------------------------------------------------------ the stages
+        problem = f"{shard.path}: {len(bad_images)} of {num_images} images cannot be read, first "
+        problem += f"{format_image_id(image_id)} ({reason}); expected at most {MAX_BAD_SHARE:.0%}"
+        raise ExpectedError(problem, "skip_bad_shards")
 
 
 def choose_members(members, reading):
@@ -283,19 +231,11 @@ def choose_members(members, reading):
         is_wanted = np.isin(ids, reading.image_ids)
         return [member for member, wanted in zip(members, is_wanted, strict=True) if wanted]
     classes = ((member, reading.class_of(member.image_id)) for member in members)
-    return [
-        Member(member.image_id, member.offset, member.size, class_index)
-        for member, class_index in classes
-        if class_index is not None
-    ]
+    return [replace(member, class_index=one) for member, one in classes if one is not None]
 
 
 def decode_members(descriptor, members, reading, epoch, pool):
-    """Yields (member, image or BadImageError) in the order of `members`, decoded by the pool.
-
-    Args:
-        descriptor: of the open tar; positional reads let the threads share it.
-    """
+    """Yields (member, image or BadImageError) in the order of `members`, decoded by the pool."""
     data = reading.data
 
     def decode(member):
@@ -319,30 +259,17 @@ def batch_images(images, reading):
     training, where all are equally likely, since the shard is shuffled), no image is lost, and a
     mini-epoch is whole by itself, so that continuing after it needs no images carried over.
     """
-    shape = (reading.batch_size, reading.image_size, reading.image_size, 3)
-    first, pixels, members = None, np.empty(shape, np.uint8), []
-    for member, image in images:
-        pixels[len(members)] = image
-        members.append(member)
-        if len(members) == reading.batch_size:
-            first = first or (pixels, members)
-            yield _batch(pixels, members)
-            pixels, members = np.empty(shape, np.uint8), []
-    if members:
-        kept = list(members)
+    images, first = iter(images), None
+    while counted := list(islice(images, reading.batch_size)):
+        first = first or counted
         # A shard smaller than a batch repeats its own images.
-        fill_pixels, fill_members = first or (pixels.copy(), kept)
-        for place in range(len(kept), reading.batch_size):
-            source = (place - len(kept)) % len(fill_members)
-            pixels[place] = fill_pixels[source]
-            members.append(fill_members[source])
-        yield _batch(pixels, members if reading.is_training else kept)
-
-
-def _batch(pixels, members):
-    image_ids = np.array([member.image_id for member in members], np.uint64)
-    locations = np.array([(member.offset, member.size) for member in members], np.int64)
-    class_indices = None
-    if members[0].class_index is not None:
-        class_indices = np.array([member.class_index for member in members], np.int32)
-    return Batch(pixels, image_ids, class_indices, locations)
+        filling = [first[i % len(first)] for i in range(reading.batch_size - len(counted))]
+        pixels = np.stack([image for _, image in counted + filling])
+        members = [member for member, _ in counted + filling * reading.is_training]
+        classes = [member.class_index for member in members]
+        yield Batch(
+            pixels,
+            np.array([member.image_id for member in members], np.uint64),
+            None if classes[0] is None else np.array(classes, np.int32),
+            np.array([(member.offset, member.size) for member in members], np.int64),
+        )

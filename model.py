@@ -21,7 +21,7 @@ from data.arrays import require_true_sizes
 from data.landmarks import ClassTable
 from network import backbones
 from network.loading import loading_keras, muted_stderr
-from recipes import HUB, Recipe
+from recipes import HUB, Recipe, find_given_up
 from utils import ExpectedError, atomic_write
 
 with loading_keras():
@@ -51,9 +51,6 @@ def precision():
     return keras.config.dtype_policy().name
 
 
-# ------------------------------------------------------------------------------------- networks
-
-
 def build_network(recipe, num_classes, num_steps, restored=None):
     """Builds the network to train: images -> descriptor -> logits, or cosines.
 
@@ -62,8 +59,8 @@ def build_network(recipe, num_classes, num_steps, restored=None):
         restored: of a network whose values follow, see `backbones.build`, which raises errors.
 
     Returns:
-        keras.Model, (batch, image_size, image_size, 3) uint8 RGB -> (batch, num_classes) float32.
-        Its layer "descriptor" gives (batch, d): the neck's values, or 2048 of ResNet50.
+        keras.Model, images -> (batch, num_classes) float32. Its layer "descriptor" gives (batch,
+        d): the neck's values, or 2048 of ResNet50.
     """
     pooled = build_pooled(recipe, restored)
     network = _put_head_on(pooled.input, pooled.output, recipe, num_classes)
@@ -72,11 +69,7 @@ def build_network(recipe, num_classes, num_steps, restored=None):
 
 
 def build_pooled(recipe, restored=None):
-    """Builds what is below neck and head: images -> the pooled vector (batch, channels).
-
-    Args:
-        restored: of a network whose values follow, see `backbones.build`, which raises errors.
-    """
+    """Builds what is below neck and head: images -> the pooled vector (batch, channels)."""
     size, weights = recipe.data.image_size, recipe.network.weights
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
     features = backbones.build(recipe.network.backbone, images, weights, restored)
@@ -88,9 +81,8 @@ def build_pooled(recipe, restored=None):
 def build_views(pooled, mirrored_too):
     """Builds the network that describes with a frozen backbone, of `build_pooled`.
 
-    Returns:
-        keras.Model, images -> (batch, views, channels) float32: the vector of the image, then that
-        of its mirror image if asked for.
+    Images -> (batch, views, channels) float32: the vector of the image, then that of its mirror
+    image if asked for.
     """
     images = keras.Input(pooled.input.shape[1:], dtype="uint8", name="images")
     views = [images, keras.ops.flip(images, axis=2)] if mirrored_too else [images]
@@ -98,7 +90,7 @@ def build_views(pooled, mirrored_too):
     return keras.Model(images, keras.ops.stack(vectors, axis=1), name="views")
 
 
-def build_head(recipe, num_channels, num_classes, num_steps):
+def build_head(recipe, num_channels, num_classes, num_steps, restored=None):
     """Builds neck and head alone: vectors (batch, channels) float32 -> as `build_network`."""
     vectors = keras.Input((num_channels,), dtype="float32", name="vectors")
     head = _put_head_on(vectors, vectors, recipe, num_classes)
@@ -118,8 +110,7 @@ def join_head(pooled, head, recipe):
 def _put_head_on(inputs, pooled, recipe, num_classes):
     """Builds a network from its inputs and the vectors that follow from them: neck and head."""
     outputs = heads.add_head(recipe, pooled, num_classes)
-    name = re.sub(r"\W+", "_", recipe.network.backbone)
-    return keras.Model(inputs, outputs, name=name)
+    return keras.Model(inputs, outputs, name=re.sub(r"\W+", "_", recipe.network.backbone))
 
 
 def shorten_batch_norm_memory(network, num_steps):
@@ -147,11 +138,7 @@ def start_blocks_as_identity(backbone):
 
 
 def compile_network(network, recipe, class_sizes):
-    """Makes a network trainable with the recipe's optimizer and loss.
-
-    Args:
-        class_sizes: (num_classes,) int, the train images of each landmark.
-    """
+    """Makes a network trainable; `class_sizes`: (num_classes,) int, images of each landmark."""
     head = [layer for layer in network.layers if layer.name in heads.HEAD_LAYERS]
     network.compile(
         optimizer=build_optimizer(recipe.training, [v for layer in head for v in layer.variables]),
@@ -164,16 +151,14 @@ def compile_network(network, recipe, class_sizes):
 
 def build_classifier(network, loss):
     """Adds what makes outputs confidences: images -> (batch, num_classes) float32."""
-    confidences = heads.add_confidences(loss, network.output)
-    return keras.Model(network.input, confidences, name=network.name)
+    outputs = heads.add_confidences(loss, network.output)
+    return keras.Model(network.input, outputs, name=network.name)
 
 
 def build_with_descriptor(classifier):
-    """Builds the network that gives all confidences and the descriptor.
+    """Builds the network that gives all confidences, as `build_classifier` does, and descriptors.
 
-    Returns:
-        keras.Model, images uint8 -> [confidences (batch, num_classes) float32, descriptors
-        (batch, 2048) float32].
+    Descriptors are (batch, 2048) float32 of ResNet50 without a neck.
     """
     both = keras.Model(classifier.input, [classifier.output, find_descriptor(classifier).output])
     images = keras.Input(classifier.input.shape[1:], dtype="uint8", name="images")
@@ -185,14 +170,9 @@ def build_with_descriptor(classifier):
 def build_predictor(classifier, flipped_too=False):
     """Builds the network that predicts and describes in one forward pass.
 
-    The best landmark is chosen on the device: 55k probabilities an image never leave it.
-
-    Args:
-        flipped_too: average with the mirrored image (test-time augmentation).
-
-    Returns:
-        keras.Model, images -> [class indices (batch,) int32, confidences (batch,) float32,
-        descriptors (batch, 2048) float32].
+    Images -> [class indices (batch,) int32, confidences (batch,) float32, descriptors (batch, d)
+    float32], averaged with those of the mirrored image if asked for. The best landmark is chosen on
+    the device: 55k probabilities an image never leave it.
     """
     both = build_with_descriptor(classifier)
     images = keras.Input(classifier.input.shape[1:], dtype="uint8", name="images")
@@ -221,17 +201,13 @@ def digest_of_variables(variables, words=""):
     return digest.hexdigest()
 
 
-# ----------------------------------------------------------------------------------- model files
-
-
 @dataclass(frozen=True)
 class Recogniser:
     """A trained classifier together with the landmarks that its outputs stand for."""
 
-    classifier: keras.Model  # keras.Model, images -> probabilities (batch, num_classes) float32
-    class_table: ClassTable  # `ClassTable` of num_classes landmarks
-    # `Recipe` that it was trained with; that of 2019 where the file does not say
-    recipe: Recipe = Recipe()
+    classifier: keras.Model  # images -> confidences (batch, num_classes) float32
+    class_table: ClassTable  # of num_classes landmarks
+    recipe: Recipe = Recipe()  # that it was trained with; that of 2019 where the file does not say
 
     @property
     def fingerprint(self):
@@ -271,11 +247,8 @@ def load_model(path):
     descriptions of networks by later versions, which have options that it does not know.
 
     Returns:
-        (keras.Model, page).
-
-    Raises:
-        ExpectedError: no such file, a damaged one, or one without its class table; a weight is
-            missing, is too many, or has another shape than the recipe gives it.
+        (keras.Model, landmark ids, Recipe), or ExpectedError where it is not whole, or has other
+        weights than the recipe asks for.
     """
     path = Path(path)
     if not path.is_file():
@@ -287,7 +260,7 @@ def load_model(path):
             require_true_sizes(archive)
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
-            page, config, writer = {}, b"", ""
+            page = None
             if LANDMARKS_MEMBER in archive.namelist():  # else it is no model at all
                 page = json.loads(archive.read(LANDMARKS_MEMBER))
                 config = archive.read(CONFIG_MEMBER)
@@ -299,13 +272,18 @@ def load_model(path):
     _check_page(path, page)
     if b'"keras_hub' in config:
         _require_hub(path)
-    recipe = _read_recipe(path, page)
+    try:
+        recipe = Recipe.of(page.get("recipe", {}))
+    except ValueError as error:
+        problem = f"{path}: {error}; expected a model written by recognition.py"
+        raise ExpectedError(problem, setting="model") from error
     with _explained(path, writer):
-        # An older file names a preset of keras-hub and does not hold what it is.
+        # An older file names a preset of keras-hub and does not hold what it is, or was trained
+        # with a setting that is none now.
         is_named_only = recipe.network.backbone.startswith(HUB) and not page.get("backbone")
-        if "recipe" in page and not is_named_only:
-            return _rebuild(path, recipe, page), page
-        return keras.models.load_model(path), page
+        if "recipe" in page and not is_named_only and not find_given_up(page["recipe"]):
+            return _rebuild(path, recipe, page), page["landmark_ids"], recipe
+        return keras.models.load_model(path), page["landmark_ids"], recipe
 
 
 def _rebuild(path, recipe, page):
@@ -326,10 +304,13 @@ def _rebuild(path, recipe, page):
         file = archive.extract(WEIGHTS_MEMBER, folder)
         found = _shapes_of_weights(file)
         for name in sorted(wanted.keys() | found.keys()):
-            if found.get(name) != wanted.get(name):
+            here, there = (
+                f"has the shape {shapes[name]}" if name in shapes else "is missing"
+                for shapes in (found, wanted)
+            )
+            if here != there:
                 raise ValueError(
-                    f"weight {name} {_shape_in_words(found.get(name))} in the file, and "
-                    f"{_shape_in_words(wanted.get(name))} in the network of its recipe"
+                    f"weight {name} {here} in the file, and {there} in the network of its recipe"
                 )
         classifier.load_weights(file)
     return classifier
@@ -350,31 +331,21 @@ def _shapes_of_weights(path):
     return shapes
 
 
-def _shape_in_words(shape):
-    return "is missing" if shape is None else f"has the shape {shape}"
-
-
 def _require_hub(path):
     """Raises ExpectedError unless keras-hub is there, whose layers a model has."""
     try:
         import keras_hub  # noqa: F401 - it registers them
     except ImportError as error:
-        raise ExpectedError(
-            f"{path}: {_reason(error)}; expected the optional package keras-hub "
-            "(requirements-hub.txt), whose layers this model has; install it, or take another "
-            "model",
-            setting="model",
-        ) from error
+        expected = "expected the optional package keras-hub (requirements-hub.txt)"
+        remedy = "whose layers this model has; install it, or take another model"
+        raise ExpectedError(f"{path}: {_reason(error)}; {expected}, {remedy}", "model") from error
 
 
 def _check_page(path, page):
     """Raises ExpectedError unless the page has a table of landmarks."""
     if not isinstance(page, dict) or "landmark_ids" not in page:
-        raise ExpectedError(
-            f"{path}: no class table in it; expected a model written by recognition.py, which "
-            "knows the landmark of each output",
-            setting="model",
-        )
+        expected = "a model written by recognition.py, which knows the landmark of each output"
+        raise ExpectedError(f"{path}: no class table in it; expected {expected}", "model")
     ids = page["landmark_ids"]
     wrong = [ids] if not isinstance(ids, list) else [
         one for one in ids if type(one) is not int or not 0 <= one < 1 << 63
@@ -416,32 +387,23 @@ def _reason(error):
 
 
 def load_recogniser(path, read_2019_classes=None):
-    """Reads a recogniser: model.keras, or the whole-model HDF5 file published in 2019.
+    """Reads a `Recogniser`: model.keras, or the whole-model HDF5 file published in 2019.
 
     Args:
         path: the file.
         read_2019_classes: function without arguments that gives the `ClassTable` of 2019; asked for
             an HDF5 file alone, which does not hold its landmarks.
 
-    Returns:
-        `Recogniser`.
-
     Raises:
         ExpectedError: as `load_model` does; or the network is no recogniser; or the outputs are not
             those of the 2019 table.
     """
-    recipe = Recipe()
-    if read_2019_classes and h5py.is_hdf5(path):
-        classifier = _load_hdf5(path)
-        _check_network(path, classifier)
-        class_table = read_2019_classes()
-        origin = "the classes of 2019 in this source's train.csv"
-    else:
-        classifier, page = load_model(path)
-        _check_network(path, classifier)
-        class_table = ClassTable(np.array(page["landmark_ids"], np.int64))
-        origin = "the landmarks in the file"
-        recipe = _read_recipe(path, page)
+    is_of_2019 = read_2019_classes and h5py.is_hdf5(path)
+    classifier, ids, recipe = (_load_hdf5(path), [], Recipe()) if is_of_2019 else load_model(path)
+    _check_network(path, classifier)
+    class_table, origin = ClassTable(np.array(ids, np.int64)), "the landmarks in the file"
+    if is_of_2019:
+        class_table, origin = read_2019_classes(), "the classes of 2019 in this source's train.csv"
     if classifier.output.shape[-1] != len(class_table):
         raise ExpectedError(
             f"{path}: {classifier.output.shape[-1]} outputs; expected {len(class_table)}, one for "
@@ -450,55 +412,41 @@ def load_recogniser(path, read_2019_classes=None):
     return Recogniser(classifier, class_table, recipe)
 
 
-def _read_recipe(path, page):
-    """Reads the recipe of a model's page."""
-    try:
-        return Recipe.of(page.get("recipe", {}))
-    except ValueError as error:
-        raise ExpectedError(
-            f"{path}: {error}; expected a model written by recognition.py", setting="model"
-        ) from error
-
-
 def _check_network(path, network):
     """Raises ExpectedError unless a network takes images and describes and classifies them."""
-    ends = [getattr(network, name, None) or [] for name in ("inputs", "outputs")]
-    num_inputs, num_outputs = map(len, ends)
+    inputs, outputs = (
+        [tuple(end.shape[1:]) for end in getattr(network, name, None) or []]
+        for name in ("inputs", "outputs")
+    )
     descriptor = find_descriptor(network)
     if isinstance(network, keras.Sequential):
         problem = "a Sequential network"
-    elif (num_inputs, num_outputs) != (1, 1):
-        problem = f"a network of {num_inputs} inputs and {num_outputs} outputs"
-    elif not _is_square_rgb(ends[0][0].shape):
-        problem = f"a network of images of the shape {tuple(ends[0][0].shape[1:])}"
-    elif len(ends[1][0].shape) != 2:
-        problem = f"a network of outputs of the shape {tuple(ends[1][0].shape[1:])}"
+    elif (len(inputs), len(outputs)) != (1, 1):
+        problem = f"a network of {len(inputs)} inputs and {len(outputs)} outputs"
+    elif None in inputs[0] or inputs[0] != (*inputs[0][:1] * 2, 3):  # square, RGB
+        problem = f"a network of images of the shape {inputs[0]}"
+    elif len(outputs[0]) != 1:
+        problem = f"a network of outputs of the shape {outputs[0]}"
     elif descriptor is None or len(descriptor.output.shape) != 2:
         problem = "a network without a layer that describes the image"
     else:
         return
-    raise ExpectedError(
-        f"{path}: {problem}; expected a recogniser, square RGB images to one probability for each "
-        "landmark, written by recognition.py",
-        setting="model",
-    )
-
-
-def _is_square_rgb(shape):
-    return len(shape) == 4 and shape[1] is not None and tuple(shape[1:]) == (shape[1], shape[1], 3)
+    expected = "a recogniser, square RGB images to one probability for each landmark, "
+    expected += "written by recognition.py"
+    raise ExpectedError(f"{path}: {problem}; expected {expected}", "model")
 
 
 def _load_hdf5(path):
     """Loads a whole-model HDF5 file with its own graph, which takes raw RGB 0..255 as float32."""
+    with h5py.File(path) as file:
+        writer = file.attrs.get("keras_version", b"2")
+        writer = writer.decode() if isinstance(writer, bytes) else str(writer)
     with tempfile.TemporaryDirectory() as folder:
         named = Path(folder, "model.h5")  # Keras goes by the name, and the file is a `.model`
         named.symlink_to(Path(path).resolve())
-        with h5py.File(path) as file:
-            writer = file.attrs.get("keras_version", b"2")
-            writer = writer.decode() if isinstance(writer, bytes) else str(writer)
         with _explained(path, writer, "a whole model saved by Keras 2"):
             loaded = keras.models.load_model(named, compile=False)
     inputs, outputs = getattr(loaded, "inputs", None), getattr(loaded, "outputs", None)
-    if not (inputs and outputs and len(inputs) == len(outputs) == 1):
-        return loaded
-    return keras.Model(inputs[0], outputs[0])  # Keras 2 put each into a list
+    if inputs and outputs and len(inputs) == len(outputs) == 1:  # Keras 2 put each into a list
+        return keras.Model(inputs[0], outputs[0])
+    return loaded

@@ -8,7 +8,9 @@ Source of "2019": mayukh18/Google-Landmark-Recognition-Retrieval-2019, README.md
 
 import dataclasses
 import math
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 MAX_BATCH_SIZE = 8192  # 0.9 GB at 192 pixels
@@ -25,37 +27,18 @@ class Backbone(NamedTuple):
 # Left out: VGG and MobileNet (v1), which the others beat at a fraction of the cost, and NASNet,
 # the slowest of all for its accuracy.
 BACKBONES = {
-    "resnet50": Backbone("ResNet50", "caffe"),
-    "resnet101": Backbone("ResNet101", "caffe"),
-    "resnet152": Backbone("ResNet152", "caffe"),
-    "resnet50_v2": Backbone("ResNet50V2", "tf"),
-    "resnet101_v2": Backbone("ResNet101V2", "tf"),
-    "resnet152_v2": Backbone("ResNet152V2", "tf"),
-    "efficientnet_b0": Backbone("EfficientNetB0", "included"),
-    "efficientnet_b1": Backbone("EfficientNetB1", "included"),
-    "efficientnet_b2": Backbone("EfficientNetB2", "included"),
-    "efficientnet_b3": Backbone("EfficientNetB3", "included"),
-    "efficientnet_b4": Backbone("EfficientNetB4", "included"),
-    "efficientnet_b5": Backbone("EfficientNetB5", "included"),
-    "efficientnet_b6": Backbone("EfficientNetB6", "included"),
-    "efficientnet_b7": Backbone("EfficientNetB7", "included"),
-    "efficientnet_v2_b0": Backbone("EfficientNetV2B0", "torch"),
-    "efficientnet_v2_b1": Backbone("EfficientNetV2B1", "torch"),
-    "efficientnet_v2_b2": Backbone("EfficientNetV2B2", "torch"),
-    "efficientnet_v2_b3": Backbone("EfficientNetV2B3", "torch"),
-    "efficientnet_v2_s": Backbone("EfficientNetV2S", "tf128"),
-    "efficientnet_v2_m": Backbone("EfficientNetV2M", "tf128"),
-    "efficientnet_v2_l": Backbone("EfficientNetV2L", "tf128"),
-    "convnext_tiny": Backbone("ConvNeXtTiny", "torch"),
-    "convnext_small": Backbone("ConvNeXtSmall", "torch"),
-    "convnext_base": Backbone("ConvNeXtBase", "torch"),
-    "convnext_large": Backbone("ConvNeXtLarge", "torch"),
+    **{f"resnet{n}": Backbone(f"ResNet{n}", "caffe") for n in (50, 101, 152)},
+    **{f"resnet{n}_v2": Backbone(f"ResNet{n}V2", "tf") for n in (50, 101, 152)},
+    **{f"efficientnet_b{n}": Backbone(f"EfficientNetB{n}", "included") for n in range(8)},
+    **{f"efficientnet_v2_b{n}": Backbone(f"EfficientNetV2B{n}", "torch") for n in range(4)},
+    **{f"efficientnet_v2_{n.lower()}": Backbone(f"EfficientNetV2{n}", "tf128") for n in "SML"},
+    **{
+        f"convnext_{n.lower()}": Backbone(f"ConvNeXt{n}", "torch")
+        for n in ("Tiny", "Small", "Base", "Large")
+    },
     "mobilenet_v2": Backbone("MobileNetV2", "tf"),
-    "mobilenet_v3_small": Backbone("MobileNetV3Small", "tf"),
-    "mobilenet_v3_large": Backbone("MobileNetV3Large", "tf"),
-    "densenet121": Backbone("DenseNet121", "torch"),
-    "densenet169": Backbone("DenseNet169", "torch"),
-    "densenet201": Backbone("DenseNet201", "torch"),
+    **{f"mobilenet_v3_{n.lower()}": Backbone(f"MobileNetV3{n}", "tf") for n in ("Small", "Large")},
+    **{f"densenet{n}": Backbone(f"DenseNet{n}", "torch") for n in (121, 169, 201)},
     "xception": Backbone("Xception", "tf", least=71),
     "inception_v3": Backbone("InceptionV3", "tf", least=75),
     "inception_resnet_v2": Backbone("InceptionResNetV2", "tf", least=75),
@@ -71,6 +54,9 @@ def setting(default, help, **limits):  # noqa: A002 - the word of argparse
     which any other word is taken too.
     """
     return field(default=default, metadata={"help": help, **limits})
+
+
+share = partial(setting, least=0, most=1, metavar="SHARE")  # a field that is a share
 
 
 @dataclass(frozen=True)
@@ -89,13 +75,8 @@ class Data:
     # Not in 2019: mirror and crop.
     augment: bool = setting(True, "mirror and crop the train images at random")
     # The third place of 2020: erase 0.5, geometry 0.7; see images.py.
-    erase: float = setting(
-        0.0, "share of the train images with one box erased", least=0, most=1, metavar="SHARE"
-    )
-    geometry: float = setting(
-        0.0, "share of the train images turned, shifted and scaled a little", least=0, most=1,
-        metavar="SHARE",
-    )  # fmt: skip
+    erase: float = share(0.0, "share of the train images with one box erased")
+    geometry: float = share(0.0, "share of the train images turned, shifted and scaled a little")
     keep_aspect: bool = setting(False, "fit pictures into the square instead of squashing them")
 
 
@@ -123,7 +104,6 @@ class Network:
         choices=("max", "average", "gem", "token"),
     )  # fmt: skip
     gem_p: float = setting(3.0, "exponent of gem", least=1, most=20, metavar="P")
-    gem_learnt: bool = setting(False, "train the exponent of gem")
     neck: int = setting(
         0, "values of the descriptor behind the pooling; 0 = the pooled vector itself", least=0,
         most=8192, metavar="VALUES",
@@ -148,15 +128,10 @@ class Loss:
     margin: float = setting(0.3, "of arcface (radians) or cosface", least=0, most=1.5, metavar="M")
     # haqishen 2020: from 0.05 (large landmarks) to 0.5 (small ones), instead of one margin.
     dynamic_margin: bool = setting(False, "a margin for each landmark, larger for fewer images")
-    margin_ramp: float = setting(0.0, "share of the run in which the margin grows to its full size",
-                                 least=0, most=1, metavar="SHARE")  # fmt: skip
+    margin_ramp: float = share(0.0, "share of the run in which the margin grows to its full size")
     # Deng et al., ECCV 2020; haqishen 2020: 3.
-    sub_centers: int = setting(1, "unit vectors for each landmark; the best one counts", least=1,
-                               most=16)  # fmt: skip
+    sub_centers: int = setting(1, "unit vectors for a landmark; the best counts", least=1, most=16)
     class_weights: bool = setting(False, "weigh landmarks by 1 / log(images)")
-    confidence: str = setting(
-        "softmax", "of a prediction: its probability, or its cosine", choices=("softmax", "cosine")
-    )
 
 
 @dataclass(frozen=True)
@@ -168,9 +143,7 @@ class Training:
         64, "images in a step; prediction uses it too", least=1, most=MAX_BATCH_SIZE,
         metavar="IMAGES",
     )  # fmt: skip
-    epochs: int = setting(
-        1, "passes over all shards, or over all vectors of a frozen backbone", least=1
-    )
+    epochs: int = setting(1, "passes over all shards, or all vectors of a frozen backbone", least=1)
     optimizer: str = setting(
         "adam", "adam, adamw, or sgd with momentum", choices=("adam", "adamw", "sgd")
     )
@@ -179,15 +152,10 @@ class Training:
         "steps", "x0.5, x0.2, x0.1 after 35%%, 70%%, 80%% of the mini-epochs, or a cosine to 0",
         choices=("steps", "cosine"),
     )  # fmt: skip
-    warm_up: float = setting(
-        0.0, "share of the run in which the rate grows from 0", least=0, most=1, metavar="SHARE"
-    )
+    warm_up: float = share(0.0, "share of the run in which the rate grows from 0")
     weight_decay: float = setting(0.0, "of adamw and sgd, a step's share", least=0, most=1)
-    clip_norm: float = setting(0.0, "largest norm of a step's gradients; 0 = no limit", least=0)
-    backbone_rate: float = setting(1.0, "the backbone's learning rate as a share of the head's",
-                                   least=0, most=1, metavar="SHARE")  # fmt: skip
-    frozen_share: float = setting(0.0, "share of the run in which the backbone stays as it is",
-                                  least=0, most=1, metavar="SHARE")  # fmt: skip
+    backbone_rate: float = share(1.0, "the backbone's learning rate as a share of the head's")
+    frozen_share: float = share(0.0, "share of the run in which the backbone stays as it is")
     bfloat16: bool = setting(
         False, "train in bfloat16: faster on a processor that has it, at equal scores"
     )
@@ -207,18 +175,10 @@ class Recipe:
     def of(cls, values):
         """Makes a recipe of settings by name, which are unique over all groups.
 
-        Args:
-            values: dict, setting -> value, or group -> such a dict, as JSON may hold it; what is
-                missing is as in 2019, names that are no setting are left alone.
-
-        Raises:
-            ValueError: no dict, or a value is of another type than its setting.
+        Takes a dict as JSON may hold it, setting -> value, or group -> such a dict. What is missing
+        is as in 2019, names that are no setting are left alone. ValueError for anything else.
         """
-        flat = {}
-        if not isinstance(values, dict):
-            raise ValueError(f"recipe: {values!r:.40}, no table of settings")
-        for name, value in values.items():
-            flat |= value if isinstance(value, dict) else {name: value}
+        flat = _flat(values)
         if flat.pop("clean", False):  # as it was called before there were three choices
             flat["labels"] = "clean"
         return cls(**{group.name: _fill(group.type, flat) for group in dataclasses.fields(cls)})
@@ -235,6 +195,25 @@ class Recipe:
     def as_page(self):
         """Gives the nested dict that JSON can hold, and `of` reads."""
         return dataclasses.asdict(self)
+
+
+def find_given_up(values):
+    """Names a setting of a page that shaped a run of an earlier version and is none now, or ""."""
+    flat = _flat(values)
+    unchanged = {"gem_learnt": False, "clip_norm": 0.0}
+    if flat.get("loss", "softmax") != "softmax":
+        unchanged["confidence"] = "cosine"  # what a cosine head always gives now
+    given_up = (name for name, value in unchanged.items() if flat.get(name, value) != value)
+    return next(given_up, "")
+
+
+def _flat(values):
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe: {values!r:.40}, no table of settings")
+    flat = {}
+    for name, value in values.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _fill(group, flat):
@@ -255,10 +234,8 @@ COSINE_HEADS, MARGINS = ("cosine", "arcface", "cosface"), ("arcface", "cosface")
 # (setting, another one, the values of that beside which something looks at the setting)
 ACTS_BESIDE = (
     ("gem_p", "pooling", ("gem",)),
-    ("gem_learnt", "pooling", ("gem",)),
     ("scale", "loss", COSINE_HEADS),
     ("sub_centers", "loss", COSINE_HEADS),
-    ("confidence", "loss", COSINE_HEADS),
     ("margin", "loss", MARGINS),
     ("margin", "dynamic_margin", (False,)),
     ("margin_ramp", "loss", MARGINS),
@@ -275,12 +252,9 @@ LEARNING_RATE_STEPS = ((0.35, 1.0), (0.70, 0.5), (0.80, 0.2), (1.0, 0.1))
 
 
 def learning_rate_at(training, mini_epoch, share, num_mini_epochs):
-    """Gives the learning rate of a step.
+    """Gives the learning rate of a step of a mini-epoch, which is counted from 0.
 
-    Args:
-        mini_epoch: counted from 0.
-        share: of the mini-epoch's steps that is done, 0 to 1; the 2019 steps do not look at it.
-        num_mini_epochs: of the whole run.
+    A share of its steps is done, 0 to 1; the 2019 steps do not look at it.
     """
     rate, progress = training.learning_rate, (mini_epoch + share) / num_mini_epochs
     if training.warm_up and progress <= training.warm_up:
@@ -288,23 +262,22 @@ def learning_rate_at(training, mini_epoch, share, num_mini_epochs):
     if training.schedule == "cosine":
         left = (progress - training.warm_up) / (1 - training.warm_up)
         return rate * (1 + math.cos(math.pi * left)) / 2
-    for end, factor in LEARNING_RATE_STEPS:
-        if mini_epoch < max(1, round(end * num_mini_epochs)):
-            return rate * factor
-    return rate * LEARNING_RATE_STEPS[-1][1]
+    ends = [max(1, round(end * num_mini_epochs)) for end, _ in LEARNING_RATE_STEPS]
+    step = min(bisect_right(ends, mini_epoch), len(ends) - 1)
+    return rate * LEARNING_RATE_STEPS[step][1]
 
 
 RECIPES = {
     "2019": Recipe(),
     "strong": Recipe().changed(
         labels="clean", min_images=1, image_size=256, epochs=4,
-        pooling="gem", neck=512, loss="arcface", scale=30.0, margin=0.3, confidence="cosine",
+        pooling="gem", neck=512, loss="arcface", scale=30.0, margin=0.3,
         learning_rate=6e-4, schedule="cosine", warm_up=0.05,
     ),
     "frozen": Recipe().changed(
         labels="clean", min_images=1, image_size=224, frozen_backbone=True,
         pooling="average", neck=512, kept=512,
-        loss="arcface", scale=30.0, margin=0.3, confidence="cosine",
+        loss="arcface", scale=30.0, margin=0.3,
         batch_size=128, epochs=30, learning_rate=1e-3, schedule="cosine", warm_up=0.05,
     ),
 }  # fmt: skip

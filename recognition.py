@@ -66,7 +66,16 @@ def make_parser():
         help="validate after every N mini-epochs, and after the last",
     )  # fmt: skip
     training.add_argument("--fresh", action="store_true", help="start over instead of continuing")
-    _add_machine_options(parser.add_further_group("several machines, see docs/machines.md"))
+    machines = parser.add_further_group("several machines, see docs/machines.md")
+    machines.add_argument(
+        "--machines", type=addresses, metavar="HOST:PORT,...",
+        help="machines that train together; this command runs on each of them",
+    )  # fmt: skip
+    machines.add_argument(
+        "--machine", type=number(int, 0), metavar="K",
+        help="which of --machines this one is, from 0 (default: 0, which reads and writes the "
+        "results)",
+    )  # fmt: skip
     prediction = parser.add_argument_group("prediction")
     prediction.add_argument(
         "--model", type=any_path, help="model to predict with (default: <output>/model.keras)"
@@ -76,18 +85,6 @@ def make_parser():
         help="average each prediction with that of the mirrored image (test-time augmentation)",
     )  # fmt: skip
     return parser
-
-
-def _add_machine_options(group):
-    group.add_argument(
-        "--machines", type=addresses, metavar="HOST:PORT,...",
-        help="machines that train together; this command runs on each of them",
-    )  # fmt: skip
-    group.add_argument(
-        "--machine", type=number(int, 0), metavar="K",
-        help="which of --machines this one is, from 0 (default: 0, which reads and writes the "
-        "results)",
-    )  # fmt: skip
 
 
 def parse_arguments(argv):
@@ -110,35 +107,30 @@ def parse_arguments(argv):
 def _check_recipe(parser, args):
     """Ends with one line if a setting was changed that changes nothing beside the others."""
     for name, other, values in ACTS_BESIDE:
-        is_changed = getattr(args, name) != parser.get_default(name)
-        if is_changed and getattr(args, other) not in values:
-            parser.error(
-                f"{setting_flag(name, getattr(args, name))} changes nothing beside "
-                f"{setting_flag(other, getattr(args, other))}; expected "
-                f"{' or '.join(setting_flag(other, value) for value in values)}"
-            )
+        value, beside = getattr(args, name), getattr(args, other)
+        if value != parser.get_default(name) and beside not in values:
+            problem = f"{setting_flag(name, value)} changes nothing beside"
+            expected = " or ".join(setting_flag(other, value) for value in values)
+            parser.error(f"{problem} {setting_flag(other, beside)}; expected {expected}")
     if args.pooling == "token" and not args.backbone.startswith(HUB):
-        parser.error(
-            f"argument --pooling: token, which {args.backbone} does not have; expected max, "
-            "average or gem"
-        )
+        problem = f"argument --pooling: token, which {args.backbone} does not have"
+        parser.error(f"{problem}; expected max, average or gem")
 
 
 def _check_machines(parser, args):
     """Ends with one line unless several machines can do what is asked for."""
     if args.step != "train":
         parser.error("--machines go with `recognition.py train`; predict on one machine")
-    if args.machine >= len(args.machines):
-        parser.error(f"argument --machine: {args.machine}; expected 0 to {len(args.machines) - 1}")
+    number = len(args.machines)
+    if args.machine >= number:
+        parser.error(f"argument --machine: {args.machine}; expected 0 to {number - 1}")
     if args.frozen_backbone:
         parser.error(
             "--machines go with a backbone that is trained; a frozen one needs one machine"
         )
-    if args.batch_size % len(args.machines):
-        parser.error(
-            f"argument --batch-size: {args.batch_size}; expected a multiple of the "
-            f"{len(args.machines)} machines"
-        )
+    if args.batch_size % number:
+        problem = f"argument --batch-size: {args.batch_size}"
+        parser.error(f"{problem}; expected a multiple of the {number} machines")
 
 
 def main(argv=None):
@@ -195,12 +187,9 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, group=(None, 
     class_table, labels = read_labels(source, data.labels, data.min_images)
     say(f"{source}: {len(labels):,} train images of {len(class_table):,} landmarks")
     if len(class_table) < 2:
-        raise ExpectedError(
-            f"{source}: one landmark alone has {data.min_images} images or more; expected two "
-            "landmarks to tell apart",
-            setting="min_images",
-        )
-
+        problem = f"one landmark alone has {data.min_images} images or more"
+        expected = "expected two landmarks to tell apart"
+        raise ExpectedError(f"{source}: {problem}; {expected}", "min_images")
     if fresh:  # nothing was wrong so far
         checkpoints.forget(session)
     images = loop.TrainImages(class_table, labels, shards, held_out)
@@ -208,18 +197,15 @@ def train(session, recipe, valid_shards, valid_every, fresh=False, group=(None, 
     with machines.join(*group) as joined:
         together = (joined,) if group[0] else ()  # a frozen backbone needs one machine
         network = trainer.train(session, recipe, images, valid_every, *together)
-    if group[1]:  # the first machine writes
-        return
-    path = session.path(MODEL)
-    model.save_recogniser(network, path, class_table, recipe)
-    print(path)
+    if group[1] == 0:  # the first machine writes
+        model.save_recogniser(network, session.path(MODEL), class_table, recipe)
+        print(session.path(MODEL))
 
 
 def fit_to_source(source, recipe, valid_shards):
-    """Chooses the shards of a source that has fewer than Google Landmarks v2, unless a person did.
+    """Takes all shards but the first, which is held out, of a source of fewer than the default.
 
-    Returns:
-        (`Recipe`, (first, stop) of the held-out shards): all but shard 0, which is held out.
+    Gives (`Recipe`, (first, stop) of the held-out shards); as they were where a person chose.
     """
     num_shards = source.count_shards("train")
     is_default = recipe.data.train_shards == Data().train_shards
@@ -234,12 +220,11 @@ def announce(source, shards, recipe):
     size_bytes = len(shards) * source.size_of(shards[0])
     if not source.place_of(shards[0]).takes_scratch(shards[0]) or size_bytes < LONG_RUN_BYTES:
         return
-    times = (
-        "once" if recipe.network.frozen_backbone else f"in each of {recipe.training.epochs} epochs"
-    )
+    is_once, num_epochs = recipe.network.frozen_backbone, recipe.training.epochs
     say(
         f"{source}: {len(shards)} train shards, about {size_bytes / 1e9:.0f} GB, are fetched "
-        f"{times} into {source.scratch}, where {source.max_connections + 1} are at most; "
+        f"{'once' if is_once else f'in each of {num_epochs} epochs'} into {source.scratch}, where "
+        f"{source.max_connections + 1} are at most; "
         f"{size_bytes / 20e6 / 3600:.1f} h over one connection of 20 MB/s, of which there are up "
         f"to {source.max_connections}; Ctrl-C stops cleanly, and the same command continues"
     )
@@ -248,12 +233,8 @@ def announce(source, shards, recipe):
 def predict(session, model_path, batch_size, flipped_too):
     """Names the landmark of every test image; writes and scores recognition_submission.csv.
 
-    The descriptors that come with it are kept in queries.npz, which retrieval.py uses.
-
-    Args:
-        model_path: the model's file, or None for the one in the output.
-        batch_size: images in a step.
-        flipped_too: average with the mirrored image.
+    The descriptors that come with it are kept in queries.npz, which retrieval.py uses. Without
+    `model_path` the output's model is taken.
     """
     source = session.source
     test_ids = read_image_ids(source.fetch(TEST_CSV))  # a wrong source is told before Keras loads
@@ -275,12 +256,7 @@ def predict(session, model_path, batch_size, flipped_too):
 
 
 def keep_for_photos(session, class_table, calibration):
-    """Writes what identify.py takes besides the model, for as far as the source has it.
-
-    Args:
-        class_table: `ClassTable` of the model.
-        calibration: `Calibration`, or None.
-    """
+    """Writes what identify.py takes besides the model, for as far as the source has it."""
     source = session.source
     if calibration:
         save_calibration(session.path(CALIBRATION), calibration)

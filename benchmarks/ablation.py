@@ -24,7 +24,7 @@ import common
 GEM, NECK = {"pooling": "gem"}, {"neck": 512, "loss": "cosine", "scale": 30}
 ARCFACE = {"loss": "arcface", "scale": 30, "margin": 0.3}
 COSINE = {"schedule": "cosine", "warm-up": 0.05}
-TOGETHER = GEM | NECK | ARCFACE | COSINE | {"learning-rate": 6e-4, "confidence": "cosine"}
+TOGETHER = GEM | NECK | ARCFACE | COSINE | {"learning-rate": 6e-4}
 STRONG = TOGETHER | {"min-images": 9}
 SOFTMAX = {"loss": "softmax"}
 FROZEN = {"recipe": "frozen", "labels": "full", "min-images": 20, "batch-size": 128, "epochs": 10}
@@ -43,7 +43,6 @@ VARIANTS = {
     "together, dynamic margins": TOGETHER | {"dynamic-margin": True},
     "together, 3 sub-centers": TOGETHER | {"sub-centers": 3},
     "together, from 9 images": STRONG,
-    "... confidence = probability": STRONG | {"confidence": "softmax"},
     "... and erasing": STRONG | {"erase": 0.5},
     "... and mild geometry": STRONG | {"geometry": 0.7},
     "... and AdamW": STRONG | {"optimizer": "adamw", "weight-decay": 0.01},

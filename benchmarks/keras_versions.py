@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 CLASSES, TOLERANCE = 4, 1e-5
 SMALL = {"weights": "none", "image_size": 56, "min_images": 1, "batch_size": 8}
-STRONG = {"neck": 8, "gem_learnt": True, "sub_centers": 2, "dynamic_margin": True}
+STRONG = {"neck": 8, "sub_centers": 2, "dynamic_margin": True}
 HUB = {"backbone": "hub:dinov2_tiny", "weights": "imagenet"}
 SETTINGS = {  # file -> (recipe, its settings)
     "2019": ("2019", {}),

@@ -139,7 +139,7 @@ class Machines:
         size = reading.batch_size // self.count
         reading = dataclasses.replace(reading, batch_size=size)
         items = stream(plan[self.number :: self.count], reading)
-        pixels = np.zeros((size, reading.image_size, reading.image_size, 3), np.uint8)
+        pixels = np.zeros((size, *[reading.data.image_size] * 2, 3), np.uint8)
         none = np.empty(0, np.uint64)
         filler = Batch(pixels, none, np.zeros(size, np.int32), none)
         for begin in range(0, len(plan), self.count):

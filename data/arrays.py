@@ -18,10 +18,7 @@ MAX_COMPRESSED_BYTES = 64 << 20  # what the small members of an archive may hold
 def save_arrays(path, page, **arrays):
     """Writes NumPy arrays and a page of facts as one atomic .npz file, with a digest of both.
 
-    Args:
-        path: the file, ending in .npz.
-        page: dict that JSON can hold, without the key "digest".
-        arrays: name -> array.
+    The page is a dict that JSON can hold, without the key "digest".
     """
     with atomic_write(path) as temporary:
         np.savez(temporary, **arrays)
@@ -51,29 +48,21 @@ def digest_of_rows(image_ids, descriptors):
     return digest.hexdigest()
 
 
-def load_arrays(path):
-    """Reads what `save_arrays` wrote, all of it, so that damage and edits show here.
-
-    Returns:
-        (dict of arrays, page).
-
-    Raises:
-        ExpectedError: no such file, a damaged or edited one, or another kind of file.
-    """
-    return _load(path, lambda file: {name: file[name] for name in file.files if name != "page"})
-
-
 def load_page(path):
     """Reads the page alone of what `save_arrays` wrote: (None, page); raises as `load_arrays`."""
-    return _load(path, lambda file: None)
+    return None, load_arrays(path, only_page=True)[1]
 
 
-def _load(path, read):
-    """Reads from an archive what `read` takes of it, and its page, which is checked."""
+def load_arrays(path, only_page=False):
+    """Reads what `save_arrays` wrote: (dict of arrays, page).
+
+    All of it is read, so that damage and edits show here: as ExpectedError.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             require_true_sizes(file.zip)
-            arrays, page = read(file), json.loads(str(file["page"]))
+            names = [name for name in file.files if name != "page" and not only_page]
+            arrays, page = {name: file[name] for name in names}, json.loads(str(file["page"]))
             if not isinstance(page, dict):
                 raise ValueError(f"its page is {json.dumps(page)[:80]}, not a table of facts")
             digest = page.pop("digest", None)  # older files have none
@@ -91,12 +80,9 @@ def _load(path, read):
 
 
 def require_true_sizes(archive):
-    """Refuses a zip archive whose members would fill the memory, before any of them is read.
+    """Raises BadZipFile for an archive whose members would fill the memory, before any is read.
 
     Large members (weights, arrays) are stored as they are; small ones may be compressed.
-
-    Raises:
-        zipfile.BadZipFile: they claim to be much larger than the file itself.
     """
     archive.fp.seek(0, os.SEEK_END)
     file_bytes = archive.fp.tell()
@@ -113,11 +99,9 @@ class Column:
 
     dtypes: str  # names of the dtypes that it may have, separated by spaces
     shape: tuple  # tuple of a number or a name for each axis; axes of one name are of one length
-    # its lowest value, or None where there is no bound. Floats are finite anyway.
-    at_least: float | None = None
+    at_least: float | None = None  # its lowest value; floats are finite anyway
     below: str | None = None  # its values are below the length of the axes of this name
-    # "ascending" (repetitions may be) or "increasing", of a one-dimensional array
-    order: str | None = None
+    order: str | None = None  # "ascending" (repetitions may be) or "increasing", of one dimension
 
 
 def column(dtypes, *shape, **limits):
@@ -137,15 +121,9 @@ def save_table(path, table, page):
 
 
 def check_arrays(path, arrays, columns):
-    """Checks arrays that were read from a file, whoever wrote it.
+    """Raises ExpectedError unless arrays that were read from `path` are what their columns say.
 
-    Args:
-        path: the file, for the message.
-        arrays: dict, name -> array.
-        columns: dict, name -> `Column`; the same names.
-
-    Raises:
-        ExpectedError: an array is missing or too many, or not what its column says.
+    Both are dicts by name, `columns` of `Column`.
     """
     try:
         if arrays.keys() != columns.keys():

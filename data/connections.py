@@ -19,21 +19,13 @@ class Connections:
 
     A download holds a connection while it receives, not while it waits for its next attempt. The
     number at most doubles from one shard to the next, and falls by one. A refusal halves it; from
-    there it grows by one at a time.
-
-    Args:
-        limit: connections at most.
-        number: connections to begin with.
-
-    Attributes:
-        number: connections now.
-        stopped: Event; once it is set, all downloads end.
+    there it grows by one at a time, up to the limit.
     """
 
     def __init__(self, limit=1, number=1):
         self.limit = self._bearable = limit
-        self.number = min(number, limit)
-        self.stopped = threading.Event()
+        self.number = min(number, limit)  # connections now
+        self.stopped = threading.Event()  # once it is set, all downloads end
         self._changed = threading.Condition()
         self._num_held = self._num_cuts = self._num_quiet = 0
         self._download_s = deque(maxlen=NUM_REMEMBERED)
@@ -43,11 +35,8 @@ class Connections:
     def hold(self):
         """Waits for a free connection, and holds it during the block: one attempt.
 
-        Yields:
-            Function without arguments that notes that the server refused this attempt.
-
-        Raises:
-            CancelledError: the stream has stopped.
+        Yields a function that notes that the server refused this attempt; CancelledError where the
+        stream has stopped.
         """
         with self._changed:
             while self._num_held >= self.number and not self.stopped.is_set():

@@ -37,20 +37,13 @@ HTML_START = re.compile(
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a download waits for a bad network before it gives up.
-
-    Attributes:
-        attempts: tries per file; the waits between them double from `first_wait_s` up to
-            `longest_wait_s`, each shortened by up to half at random (jitter).
-        timeout_s: seconds without a connection or without a byte.
-        stall_s, stall_bytes: a transfer of fewer bytes than this in so many seconds has stalled.
-    """
+    """How long a download waits for a bad network before it gives up."""
 
     attempts: int = 5
-    first_wait_s: float = 1.0
+    first_wait_s: float = 1.0  # doubles with each attempt, less up to half at random
     longest_wait_s: float = 60.0
-    timeout_s: float = 30.0
-    stall_s: float = 60.0
+    timeout_s: float = 30.0  # without a connection or without a byte
+    stall_s: float = 60.0  # a transfer of fewer bytes than the next in so long has stalled
     stall_bytes: int = 600_000
 
 
@@ -61,12 +54,10 @@ SHARD_PATIENCE = Patience(attempts=10)  # 2 to 4 minutes of waits: hours of trai
 class _RetryError(Exception):
     """An attempt failed in a way that another attempt may mend."""
 
-    def __init__(self, reason, wait_s=0.0, is_unreachable=False, is_refusal=False):
+    def __init__(self, reason, wait_s=0.0, is_unreachable=False, is_refusal=False, anew=False):
         super().__init__(reason)
         self.wait_s, self.is_unreachable, self.is_refusal = wait_s, is_unreachable, is_refusal
-
-
-# -------------------------------------------------------------------------------------- downloads
+        self.anew = anew  # nothing of what has arrived is of use
 
 
 def download(url, path, md5=None, patience=PATIENCE, connections=None):
@@ -74,12 +65,8 @@ def download(url, path, md5=None, patience=PATIENCE, connections=None):
 
     A broken transfer continues where it broke (byte range), a wrong one begins again.
 
-    Args:
-        url: http or https address.
-        path: the final file; its folder is made.
-        md5: the expected 32 hex characters, or None to check the length alone.
-        patience: `Patience`.
-        connections: `Connections`, shared with the downloads beside it; None for one alone.
+    Without the expected md5 the length alone is checked. `Connections` are shared with the
+    downloads beside it.
 
     Raises:
         ExpectedError: the file is not there or is a web page, or did not arrive right after all
@@ -114,11 +101,11 @@ class _Transfer:
             self._fetch_rest()
             refuse_disguised(self.file.name, self.url)
             if self.md5 is not None and self.digest.hexdigest() != self.md5:
+                raise _RetryError(f"md5 differs (expected {self.md5})", anew=True)
+        except _RetryError as error:
+            # Without md5 and validator nothing would tell if the rest were of another file.
+            if error.anew or (self.md5 is None and self.validator is None):
                 self.restart()
-                raise _RetryError(f"md5 differs (expected {self.md5})")
-        except _RetryError:
-            if self.md5 is None and self.validator is None:
-                self.restart()  # nothing would tell if the rest were of another file
             raise
 
     def _fetch_rest(self):
@@ -137,8 +124,7 @@ class _Transfer:
     def _accept(self, response):
         """Decides from the answer's head whether it continues the file or begins it again."""
         if response.status_code == 416:
-            self.restart()
-            raise _RetryError("the server refused the range")
+            raise _RetryError("the server refused the range", anew=True)
         _check_status(response, self.url)
         first, total_bytes = _content_range(response)
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
@@ -146,8 +132,7 @@ class _Transfer:
             validator = None  # a weak validator does not promise equal bytes
         is_range = response.status_code == 206
         if is_range and (first != self.num_bytes or validator != self.validator):
-            self.restart()
-            raise _RetryError("the file changed on the server")
+            raise _RetryError("the file changed on the server", anew=True)
         if not is_range:  # a server that ignores ranges, or a changed file
             self.restart()
         self.validator = validator
@@ -184,22 +169,15 @@ class _Transfer:
             while rest:  # on a nearly full disk, a write takes only what fits
                 rest = rest[self.file.write(rest) :]
         except OSError as error:
-            raise ExpectedError(
-                f"{self.file.name}: cannot be written ({error.strerror}); expected free space for "
-                f"{self.url}",
-                "scratch",
-            ) from error
+            problem = f"{self.file.name}: cannot be written ({error.strerror})"
+            expected = f"expected free space for {self.url}"
+            raise ExpectedError(f"{problem}; {expected}", "scratch") from error
         self.digest.update(chunk)
         self.num_bytes += len(chunk)
 
 
 def refuse_disguised(path, name):
-    """Raises ExpectedError if a file is a web page, as a login page sends, or gzipped.
-
-    Args:
-        path: the local file.
-        name: what the error calls it.
-    """
+    """Raises ExpectedError, which calls a file `name`, if it is a web page or gzipped."""
     try:
         with open(path, "rb") as file:
             head = file.read(1024)
@@ -208,24 +186,16 @@ def refuse_disguised(path, name):
             f"{name}: cannot be read ({error.strerror}); expected a readable file", "source"
         ) from error
     if HTML_START.match(head):
-        raise ExpectedError(
-            f"{name}: an HTML page; expected the file itself and not, say, a login page", "source"
-        )
-    if head.startswith(GZIP_START):
-        raise ExpectedError(
-            f"{name}: compressed with gzip; expected the file itself, unpacked", "source"
-        )
-
-
-# -------------------------------------------------------------------------------------- questions
+        problem = "an HTML page; expected the file itself and not, say, a login page"
+    elif head.startswith(GZIP_START):
+        problem = "compressed with gzip; expected the file itself, unpacked"
+    else:
+        return
+    raise ExpectedError(f"{name}: {problem}", "source")
 
 
 def download_range(url, offset, size_bytes, patience=PATIENCE):
-    """Downloads `size_bytes` bytes from `offset` on of a file.
-
-    Raises:
-        ExpectedError: the server cannot be reached or does not serve ranges.
-    """
+    """Downloads some bytes of a file; ExpectedError where the server does not serve ranges."""
     headers = {"Range": f"bytes={offset}-{offset + size_bytes - 1}"}
 
     def attempt():
@@ -238,26 +208,15 @@ def download_range(url, offset, size_bytes, patience=PATIENCE):
                 raise _RetryError(f"got {len(data)} of {size_bytes} bytes")
             return data
 
-    data = _try_patiently(attempt, url, "an answer", patience)
+    data = _try_patiently(attempt, url, "an answer", patience, Connections())
     if len(data) != size_bytes:
-        raise ExpectedError(
-            f"{url}: {len(data)} of {size_bytes} bytes from {offset} on; expected a server of byte "
-            "ranges",
-            "source",
-        )
+        problem = f"{url}: {len(data)} of {size_bytes} bytes from {offset} on"
+        raise ExpectedError(f"{problem}; expected a server of byte ranges", "source")
     return data
 
 
 def online_size(url, patience=PATIENCE):
-    """Asks how large the file at `url` is.
-
-    Returns:
-        Its size in bytes; 0 where the server does not say.
-
-    Raises:
-        MissingFileError: there is no such file.
-        ExpectedError: the server cannot be reached.
-    """
+    """Asks how large a file is, in bytes: 0 where the server does not say, or MissingFileError."""
 
     def attempt():
         with _answer("HEAD", url, {}, patience) as response:
@@ -271,19 +230,11 @@ def online_size(url, patience=PATIENCE):
             size_bytes = _number(response.headers.get("Content-Length"))
             return _content_range(response)[1] or size_bytes or 0
 
-    return _try_patiently(attempt, url, "an answer", patience)
+    return _try_patiently(attempt, url, "an answer", patience, Connections())
 
 
-# --------------------------------------------------------------------------------------- attempts
-
-
-def _try_patiently(attempt, url, expected, patience, connections=None):
-    """Gives `attempt()`, called again while it raises _RetryError.
-
-    Raises:
-        ExpectedError: all attempts failed.
-    """
-    connections = connections or Connections()
+def _try_patiently(attempt, url, expected, patience, connections):
+    """Gives `attempt()`, called again while it raises _RetryError; ExpectedError in the end."""
     number, attempts = 0, patience.attempts
     while number < attempts:
         number += 1
@@ -297,23 +248,14 @@ def _try_patiently(attempt, url, expected, patience, connections=None):
         if reason.is_unreachable and urlsplit(url).netloc not in _met:
             attempts = min(attempts, FIRST_ATTEMPTS)
         if number < attempts:
-            wait_s = _wait_before(number + 1, reason, patience)
+            doubled_s = min(patience.longest_wait_s, patience.first_wait_s * 2 ** (number - 1))
+            # The server's Retry-After wins over our own wait, up to five minutes.
+            wait_s = max(doubled_s * random.uniform(0.5, 1.0), min(reason.wait_s, 300.0))
             say(f"{url}: {reason}; attempt {number + 1} of {attempts} in {wait_s:.1f} s")
             connections.pause(wait_s)
-    raise ExpectedError(
-        f"{url}: {reason} after {attempts} attempts; expected {expected} over a working network",
-        "source",
-    )
+    problem = f"{url}: {reason} after {attempts} attempts"
+    raise ExpectedError(f"{problem}; expected {expected} over a working network", "source")
 
-
-def _wait_before(attempt, reason, patience):
-    """Gives the seconds to wait before an attempt, counted from 1."""
-    doubled_s = min(patience.longest_wait_s, patience.first_wait_s * 2 ** (attempt - 2))
-    # The server's Retry-After wins over our own wait, but never holds a kernel for more than that.
-    return max(doubled_s * random.uniform(0.5, 1.0), min(reason.wait_s, 5 * 60.0))
-
-
-# ---------------------------------------------------------------------------- requests and answers
 
 # Sessions keep connections open for the next request. A Session is for one thread at a time, and
 # downloads run in threads that end, so each request borrows one (a deque's append and pop are
@@ -324,18 +266,10 @@ _met = set()  # hosts that have answered
 
 @contextlib.contextmanager
 def _answer(method, url, headers, patience):
-    """Sends a request and gives the answer; the body of a GET is still to be read.
+    """Sends a request and yields the answer; the body of a GET is still to be read.
 
-    Args:
-        method: "GET" or "HEAD".
-        headers: dict, e.g. with a Range.
-
-    Yields:
-        `requests.Response`, of any status that is no redirect.
-
-    Raises:
-        ExpectedError: the address, or one that it redirects to, is malformed.
-        _RetryError: the network failed, also while the caller reads.
+    Raises _RetryError where the network fails, also while the caller reads, and ExpectedError
+    where an address, or one that it redirects to, is malformed.
     """
     try:
         session = _idle_sessions.pop()
@@ -350,10 +284,8 @@ def _answer(method, url, headers, patience):
             yield response
     except (OSError, HTTPError) as error:  # the latter while a body is read
         behind = getattr(error.args[0], "reason", None) if error.args else None
-        is_new = isinstance(behind, (NewConnectionError, ProxyError))
-        raise _RetryError(
-            f"{_reason(error)}{_route(url)}", is_unreachable=is_new, is_refusal=True
-        ) from error
+        is_new, reason = isinstance(behind, (NewConnectionError, ProxyError)), _reason(error)
+        raise _RetryError(f"{reason}{_route(url)}", 0.0, is_new, is_refusal=True) from error
     finally:
         _idle_sessions.append(session)
 
@@ -366,9 +298,8 @@ def _send(session, method, url, headers, timeout_s):
         reason = f"HTTP {error.response.status_code}, more than {MAX_REDIRECTS} redirects"
         raise ExpectedError(f"{url}: {reason}; expected a file", "source") from error
     except ValueError as error:  # this address or that of a redirect is malformed, or not http(s)
-        raise ExpectedError(
-            f"{url}: {_reason(error)}{_route(url)}; expected a file at an http(s) address", "source"
-        ) from error
+        problem = f"{_reason(error)}{_route(url)}; expected a file at an http(s) address"
+        raise ExpectedError(f"{url}: {problem}", "source") from error
 
 
 def _is_this_machine(url):

@@ -11,7 +11,7 @@ import stat
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_DECODED_PIXELS = 64_000_000  # 192 MB as RGB, once in each decoding thread
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # what is found under the name .jpg
@@ -24,16 +24,6 @@ MAX_PHOTO_BYTES = 500_000_000  # what is larger is no photo, and would fill the 
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # Ranges of gray values beyond 8 bits; what is in none is stretched from its least to its greatest.
 GRAY_RANGES = (1, 255, 65535)
-EXIF_ORIENTATION = 0x0112
-EXIF_TURNS = {  # how to undo each orientation; 1 is upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 FILL = (124, 116, 104)  # where there is no picture: the mean color of ImageNet, RGB
 MIN_CROP = 0.85  # side of a random crop, as a share of the picture's
 # These four: haqishen/Google-Landmark-Recognition-2020-3rd-Place-Solution, dataset.py, which fills
@@ -50,39 +40,23 @@ class BadImageError(Exception):
 
 @dataclass(frozen=True)
 class View:
-    """How one image is seen; the default is the whole of it, as it is.
+    """How one image is seen; the default is the whole of it, as it is."""
 
-    Attributes:
-        crop: (left, top, right, bottom) of what is seen, as shares of the picture's sides.
-        is_mirrored: with left and right exchanged, at last.
-        geometry: None, or (degrees counter-clockwise, scale, shift right, shift down) of the square
-            about its centre; shifts are shares of its side.
-        erased: None, or (across, down) of the erased box: 0 is at the left or top edge of the
-            square, just below 1 at the other.
-    """
-
-    crop: tuple = (0.0, 0.0, 1.0, 1.0)
-    is_mirrored: bool = False
+    crop: tuple = (0.0, 0.0, 1.0, 1.0)  # left, top, right, bottom, as shares of the sides
+    is_mirrored: bool = False  # at last
+    # Degrees counter-clockwise, scale, shift right, shift down of the square about its center;
+    # shifts are shares of its side.
     geometry: tuple | None = None
+    # Across, down of the erased box: 0 is at the left or top edge, just below 1 at the other.
     erased: tuple | None = None
 
 
-PLAIN = View()  # the whole picture, as it is
+PLAIN = View()
 
 
 def draw_view(data, rng):
-    """Draws how a train image is seen.
-
-    Crop and mirror are drawn first, so that they do not depend on what else is on.
-
-    Args:
-        data: `recipes.Data`, which says what is left to chance.
-        rng: numpy Generator.
-
-    Returns:
-        `View`.
-    """
-    drawn = {}
+    """Draws how a train image is seen, a `View`, from what `recipes.Data` leaves to chance."""
+    drawn = {}  # crop and mirror first, so that they do not depend on what else is on
     if data.augment:
         size = rng.uniform(MIN_CROP, 1, 2)
         offset = rng.uniform(size=2) * (1 - size)
@@ -103,18 +77,12 @@ def decode_image(data, image_size, keeps_aspect=False, view=PLAIN, formats=IMAGE
     JPEGs are decoded at a half, quarter or eighth of their size where that still covers the square.
 
     Args:
-        data: bytes of a JPEG (or of a PNG, WebP or GIF of that name).
-        image_size: side of the square, in pixels.
+        data: bytes of the image, of one of Pillow's `formats`; or BadImageError.
         keeps_aspect: the longer side fills the square, and FILL what is left beside or above and
             below the picture; else both sides fill it, whatever the aspect ratio.
-        view: `View`.
-        formats: tuple of Pillow's names of the formats to take.
 
     Returns:
         (image_size, image_size, 3) uint8 RGB.
-
-    Raises:
-        BadImageError: the bytes are not a readable image.
     """
     with _opened(data, formats) as image:
         image.draft("RGB", (image_size, image_size))
@@ -122,47 +90,27 @@ def decode_image(data, image_size, keeps_aspect=False, view=PLAIN, formats=IMAGE
     if view.geometry:
         square = _move(square, *view.geometry)
     if view.erased:
-        _erase(square, *view.erased)
+        side = round(ERASED_SIDE * image_size)
+        left, top = (int(place * (image_size - side + 1)) for place in view.erased)
+        square.paste(FILL, (left, top, left + side, top + side))
     pixels = np.asarray(square)
     return pixels[:, ::-1] if view.is_mirrored else pixels
 
 
 def make_thumbnail(data, longest_side, formats=IMAGE_FORMATS):
-    """Decodes one image to look at.
-
-    Args:
-        data, formats: as of `decode_image`.
-        longest_side: in pixels; a smaller picture stays as it is.
-
-    Returns:
-        PIL image, RGB, upright.
-
-    Raises:
-        BadImageError: the bytes are not a readable image.
-    """
+    """Decodes an image to look at: RGB, upright, of so many pixels at most; or BadImageError."""
     with _opened(data, formats) as image:
         image.draft("RGB", (longest_side, longest_side))
         thumbnail = _make_upright(image)
         thumbnail.thumbnail((longest_side, longest_side))
-        thumbnail.load()  # a picture that was small enough is still in the file
     return thumbnail
 
 
 def shrink_image(data, pixels, quality, formats=IMAGE_FORMATS):
-    """Makes a picture small: upright, RGB, without EXIF, its shorter side so many pixels.
+    """Makes a picture small: the bytes of a JPEG, upright, RGB, without EXIF; or BadImageError.
 
-    None is enlarged, and a JPEG that is upright, RGB and small already stays byte for byte.
-
-    Args:
-        data, formats: as of `decode_image`.
-        pixels: its shorter side afterwards.
-        quality: of the JPEG, 1 to 95.
-
-    Returns:
-        Bytes of a JPEG.
-
-    Raises:
-        BadImageError: the bytes are not a readable image.
+    Its shorter side gets so many pixels. None is enlarged, and a JPEG that is upright, RGB and
+    small already stays byte for byte.
     """
     with _opened(data, formats) as image:
         is_plain = image.format == "JPEG" and image.mode == "RGB" and "exif" not in image.info
@@ -188,11 +136,7 @@ def check_photo(data):
 
 
 def read_photo(path):
-    """Reads the bytes of a photo, and checks how they begin.
-
-    Raises:
-        BadImageError: it cannot be read.
-    """
+    """Reads the bytes of a photo, and checks how they begin; or BadImageError."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device may never end
             raise BadImageError("not a file")
@@ -207,7 +151,7 @@ def read_photo(path):
 
 
 def register_heic():
-    """Lets Pillow read the photos of iPhones where the optional package pillow-heif is there."""
+    """Lets Pillow read photos of iPhones where the optional package pillow-heif is there."""
     with contextlib.suppress(ImportError):
         import pillow_heif
 
@@ -252,8 +196,9 @@ def _make_upright(image):
     """Decodes an opened image: an RGB image, turned as EXIF or XMP says."""
     if image.width * image.height > MAX_DECODED_PIXELS:
         raise BadImageError(f"{image.width}x{image.height} pixels")
-    turn = EXIF_TURNS.get(_orientation(image))
-    image = image if turn is None else image.transpose(turn)
+    image.load()
+    with contextlib.suppress(Exception):  # damaged EXIF does not cost the picture
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):  # convert() would cut off all above 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -272,14 +217,6 @@ def _to_8_bits(image):
         low, high = 0, next(top for top in GRAY_RANGES if high <= top)
     values = (values - low) * (255 / max(high - low, 1))
     return Image.fromarray(values.round().astype(np.uint8))
-
-
-def _orientation(image):
-    """Gives the orientation, or None; damaged EXIF does not cost the picture."""
-    try:
-        return image.getexif().get(EXIF_ORIENTATION)
-    except Exception:
-        return None
 
 
 def _fit(image, image_size, keeps_aspect, crop):
@@ -301,11 +238,9 @@ def _fit(image, image_size, keeps_aspect, crop):
 
 
 def _move(square, degrees, scale, right, down):
-    """Turns, rescales and shifts a square image about its centre; FILL is what it leaves free.
-
-    This comes after the resize, because Pillow's transform averages over four pixels only and would
-    alias if it shrank a photograph.
-    """
+    """Turns, rescales and shifts a square image about its center; FILL is what it leaves free."""
+    # After the resize: Pillow's transform averages over four pixels only, and would alias if it
+    # shrank a photograph.
     side, half = square.width, square.width / 2
     cosine = math.cos(math.radians(degrees)) / scale
     sine = math.sin(math.radians(degrees)) / scale
@@ -318,10 +253,3 @@ def _move(square, degrees, scale, right, down):
     return square.transform(
         square.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=FILL
     )
-
-
-def _erase(square, across, down):
-    """Fills one box of a square image, in place."""
-    side = round(ERASED_SIDE * square.width)
-    left, top = (int(place * (square.width - side + 1)) for place in (across, down))
-    square.paste(FILL, (left, top, left + side, top + side))

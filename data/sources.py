@@ -3,9 +3,11 @@
 Source of the layout: https://github.com/cvdfoundation/google-landmark
 """
 
+import contextlib
 import re
 import shutil
 import threading
+from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -65,8 +67,7 @@ def share_of(shards, part, num_parts):
 
 def digest_of_shards(source, shards):
     """Gives 32 hex characters that differ where a shard's file is another one than before."""
-    versions = [f"{shard.path} {source.version_of(shard)}" for shard in shards]
-    return digest_of(np.array(versions, "U"))
+    return digest_of(np.array([f"{one.path} {source.version_of(one)}" for one in shards], "U"))
 
 
 class Source:
@@ -75,12 +76,10 @@ class Source:
     A file comes from the first place that has it, a shard with its own md5 file.
 
     Args:
-        locations: path of a folder, or http(s) address, or a list of these.
+        locations: path of a folder, or http(s) address, or a list of these; ExpectedError where
+            one is neither.
         scratch: folder for what must be downloaded.
         max_connections: shards that are downloaded at once, at most.
-
-    Raises:
-        ExpectedError: a location is neither an address nor a folder.
     """
 
     def __init__(self, locations, scratch, max_connections=MAX_CONNECTIONS):
@@ -88,8 +87,9 @@ class Source:
         self._connections, self._largest_bytes = Connections(), 0
         if isinstance(locations, (str, Path)):
             locations = [locations]
+        kinds = Place.__subclasses__()[::-1]
         self.places = [
-            next(kind for kind in Place.kinds if kind.takes(str(location)))(location, self.scratch)
+            next(kind for kind in kinds if kind.takes(str(location)))(location, self.scratch)
             for location in locations
         ]
         self._place_of = {}  # shard -> place, as far as it was asked for
@@ -103,35 +103,24 @@ class Source:
         return any(place.exists(path) for place in self.places)
 
     def fetch(self, path):
-        """Gives a local copy of a small file of the layout, e.g. `metadata/test.csv`; fetched once.
-
-        Raises:
-            MissingFileError: the source does not have it.
-        """
+        """Gives a local copy of a small file of the layout, fetched once, or MissingFileError."""
+        if len(self.places) == 1:
+            return self.places[0].fetch(path)  # which says so itself if it lacks it
         for place in self.places:
-            try:
+            with contextlib.suppress(MissingFileError):
                 return place.fetch(path)
-            except MissingFileError:
-                if len(self.places) == 1:
-                    raise
         raise self._is_missing(path)
 
     def _is_missing(self, path):
-        return MissingFileError(
-            f"{path}: in none of {self}; expected the CVDF layout, spread over these", "source"
-        )
+        problem = f"{path}: in none of {self}; expected the CVDF layout, spread over these"
+        return MissingFileError(problem, "source")
 
     def place_of(self, shard):
-        """Gives the first place that has a shard.
-
-        Raises:
-            MissingFileError: none has it.
-        """
+        """Gives the first place that has a shard, or raises MissingFileError."""
         if len(self.places) == 1:
             return self.places[0]  # which says so itself if it lacks it
         if shard not in self._place_of:
-            having = (place for place in self.places if place.has_shard(shard))
-            place = next(having, None)
+            place = next((place for place in self.places if place.has_shard(shard)), None)
             if place is None:
                 raise self._is_missing(shard.path)
             self._place_of[shard] = place
@@ -144,10 +133,6 @@ class Source:
 
     def fetch_shard(self, shard, connections=None):
         """Gives a verified local copy of a shard; `discard_shard` removes it again.
-
-        Args:
-            shard: `Shard`.
-            connections: `Connections` of its stream, or None.
 
         Raises:
             ExpectedError: the shard is not there or differs from its md5.
@@ -179,8 +164,7 @@ class Source:
 
     def has_space(self, num_shards):
         """Tells whether scratch has room for so many more shards, and then for another one."""
-        needed_bytes = 1.1 * (num_shards + 1) * self._largest_bytes
-        return shutil.disk_usage(self.scratch).free >= needed_bytes
+        return shutil.disk_usage(self.scratch).free >= 1.1 * (num_shards + 1) * self._largest_bytes
 
     def discard_shard(self, shard):
         """Removes the copy of a shard that was made in scratch; a folder's own file stays."""
@@ -192,12 +176,7 @@ class Source:
         return self.place_of(shard).read_range(shard, offset, size_bytes)
 
     def count_shards(self, split):
-        """Counts the shards of a split: images_000.tar, images_001.tar, ... to the last one.
-
-        Raises:
-            ExpectedError: an address has more shards than a data set has, which is to say that it
-                answers to every name, as a login page does.
-        """
+        """Counts the shards of a split: images_000.tar, images_001.tar, ... to the last one."""
         known = max(place.known_count(split) for place in self.places)
         to_ask = [place for place in self.places if place.must_be_asked]
         if not to_ask:
@@ -209,29 +188,19 @@ class Source:
 
         lower, upper = 0, 1  # the shards below `lower` are there, `upper - 1` is to be asked for
         while has(upper - 1):
-            if upper > MAX_SHARDS:
-                raise ExpectedError(
-                    f"{self}: there are {Shard(split, 0).path} to {Shard(split, MAX_SHARDS).path} "
-                    f"and more; expected at most {MAX_SHARDS} shards, and not an address that "
-                    "answers to every name",
-                    "source",
-                )
+            if upper > MAX_SHARDS:  # a login page, say
+                first, last = Shard(split, 0).path, Shard(split, MAX_SHARDS).path
+                expected = f"expected at most {MAX_SHARDS} shards"
+                expected += ", and not an address that answers to every name"
+                problem = f"{self}: there are {first} to {last} and more; {expected}"
+                raise ExpectedError(problem, "source")
             lower, upper = upper, min(2 * upper, MAX_SHARDS + 1)
-        while lower < upper - 1:
-            middle = (lower + upper) // 2
-            lower, upper = (middle, upper) if has(middle - 1) else (lower, middle)
-        return lower
+        return bisect_left(range(upper), True, lower, upper - 1, key=lambda one: not has(one))
 
     def select_shards(self, split, first=0, stop=None, setting=None):
-        """Lists the shards `first` to `stop - 1` of a split.
+        """Lists the shards `first` to `stop - 1` of a split, or all from `first` on.
 
-        Args:
-            split: "train", "index" or "test".
-            first, stop: numbers of shards; None stops after the last one.
-            setting: the setting that chose them; `<split>_shards` where not given.
-
-        Raises:
-            ExpectedError: the source has no such shards.
+        Raises ExpectedError where the source has no such shards; `setting` is what chose them.
         """
         num_shards = self.count_shards(split)
         stop = num_shards if stop is None else stop
@@ -240,27 +209,19 @@ class Source:
                 f"{self}: no {Shard(split, 0).path}; expected shards in the CVDF layout", "source"
             )
         if not 0 <= first < stop <= num_shards:
-            raise ExpectedError(
-                f"{self}: {split} shards {first}:{stop} asked for; expected a range within "
-                f"0:{num_shards}, which is what the source has",
-                setting or f"{split}_shards",
-            )
+            problem = f"{self}: {split} shards {first}:{stop} asked for"
+            expected = f"expected a range within 0:{num_shards}, which is what the source has"
+            raise ExpectedError(f"{problem}; {expected}", setting or f"{split}_shards")
         return [Shard(split, number) for number in range(first, stop)]
 
 
 class Place:
     """One place of a data set; a new kind of place is a class like the two below, and no more.
 
-    Args:
-        location: of the place.
-        scratch: folder for what must be downloaded or packed.
+    Of the kinds that take a location, the last one defined gets it.
     """
 
-    kinds = []  # the last one first
     must_be_asked = False  # for each shard, whether it is there
-
-    def __init_subclass__(cls):
-        Place.kinds.insert(0, cls)
 
     def __init__(self, location, scratch):
         self.location, self.scratch = location, scratch
@@ -278,9 +239,8 @@ class Place:
         try:
             path = self.fetch(shard.md5_path)
         except MissingFileError:
-            self.say_once(
-                shard, f"no md5 file for {shard.path}; such shards are checked by length alone"
-            )
+            problem = f"no md5 file for {shard.path}; such shards are checked by length alone"
+            self.say_once(shard, problem)
             return None
         match = MD5_LINE.match(path.read_text("utf-8-sig", errors="replace"))
         if match is None:
@@ -302,17 +262,13 @@ class _Folder(Place):
 
     @staticmethod
     def takes(location):
-        """Tells whether a location is of this kind; whatever no other kind takes is a folder."""
-        return True
+        return True  # whatever no other kind takes
 
     def __init__(self, location, scratch):
         super().__init__(Path(location), scratch)
         if not self.location.is_dir():
-            raise ExpectedError(
-                f"{location}: no such folder; expected a folder or http(s) address in the CVDF "
-                "layout",
-                "source",
-            )
+            problem = "no such folder; expected a folder or http(s) address in the CVDF layout"
+            raise ExpectedError(f"{location}: {problem}", "source")
 
     def exists(self, path):
         return (self.location / path).is_file()
@@ -327,7 +283,6 @@ class _Folder(Place):
         return local
 
     def known_count(self, split):
-        """Counts the shards up to the last one that is there."""
         names = (path.name for path in (self.location / split).glob("images_*"))
         numbers = (re.fullmatch(r"images_(\d{3})(\.tar)?", name) for name in names)
         return max((int(number[1]) + 1 for number in numbers if number), default=0)
@@ -362,11 +317,9 @@ class _Folder(Place):
         md5 = self.expected_md5(shard)
         local = self.fetch(shard.path)
         if md5 is not None and file_md5(local) != md5:
-            raise ExpectedError(
-                f"{local}: md5 differs (expected {md5}); expected the file that {shard.md5_path} "
-                "names",
-                "skip_bad_shards",
-            )
+            expected = f"expected the file that {shard.md5_path} names"
+            problem = f"{local}: md5 differs (expected {md5}); {expected}"
+            raise ExpectedError(problem, "skip_bad_shards")
         return local
 
     def read_range(self, shard, offset, size_bytes):
@@ -394,8 +347,7 @@ class _Address(Place):
         return re.match("(?i)https?://", location)
 
     def __init__(self, location, scratch):
-        _check_address(str(location))
-        parts = urlsplit(str(location))
+        parts = _split_address(str(location))
         folder = parts._replace(path=parts.path.rstrip("/") + "/", fragment="")
         super().__init__(folder.geturl(), scratch)
         self.is_cvdf = self.location == CVDF_URL
@@ -422,7 +374,6 @@ class _Address(Place):
         return self._fetched[path]
 
     def known_count(self, split):
-        """Gives the number of shards that are there without a question."""
         return NUM_CVDF_SHARDS[split] if self.is_cvdf else 0
 
     def has_shard(self, shard):
@@ -444,17 +395,15 @@ class _Address(Place):
         return download_range(self.url(shard.path), offset, size_bytes)
 
 
-def _check_address(address):
-    """Raises ExpectedError unless an http(s) address has a host, and a port that is a number."""
+def _split_address(address):
+    """Splits an http(s) address that has a host, and a port that is a number."""
     try:
         parts = urlsplit(address)
         host, _ = parts.hostname, parts.port  # each may raise ValueError
-        problem = None if host else "no host in it"
+        if not host:
+            raise ValueError("no host in it")
     except ValueError as error:
-        problem = error
-    if problem:
-        raise ExpectedError(
-            f"{address}: not a valid address ({problem}); expected a folder or http(s) address in "
-            "the CVDF layout",
-            "source",
-        )
+        expected = "expected a folder or http(s) address in the CVDF layout"
+        problem = f"{address}: not a valid address ({error}); {expected}"
+        raise ExpectedError(problem, "source") from error
+    return parts

@@ -14,12 +14,7 @@ from utils import ExpectedError, Progress, atomic_write, require_file
 def read_header(path, expected):
     """Reads the names of a CSV's columns as a list of str, empty for an empty file.
 
-    Args:
-        path: the CSV.
-        expected: the columns to name in the error.
-
-    Raises:
-        ExpectedError: no such file, one that cannot be read, or a pipe, which is read once.
+    Raises ExpectedError, with the columns `expected`, for no file or a pipe, which is read once.
     """
     require_file(path, "a CSV")
     try:
@@ -35,8 +30,9 @@ def read_header(path, expected):
 def read_table(path, **types):
     """Reads the named columns of a CSV in UTF-8, with or without a byte order mark.
 
+    Blank lines are skipped and not counted.
+
     Args:
-        path: the CSV. Blank lines in it are skipped and not counted.
         types: column name -> str or int.
 
     Returns:
@@ -102,9 +98,7 @@ def _parse(path, types, use_threads):
 def write_table(path, frame):
     """Writes a DataFrame as a CSV, atomically: without its index, in UTF-8, lines ending in LF.
 
-    Args:
-        path: the CSV.
-        frame: DataFrame. Floats are written with 6 significant digits, None and NaN as empty cells.
+    Floats are written with 6 significant digits, None and NaN as empty cells.
     """
     with atomic_write(path) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")

@@ -34,19 +34,10 @@ class Member:
 
 
 def list_members(path):
-    """Lists the images of a tar without reading them; says what else is in it.
+    """Lists the images of an uncompressed tar as `Member`s, in its order; says what else is in it.
 
     Only regular files named a/b/c/<id>.jpg or ./a/b/c/<id>.jpg count. Of an id that appears twice,
-    the first image does.
-
-    Args:
-        path: an uncompressed tar.
-
-    Returns:
-        list of `Member`, in the tar's order.
-
-    Raises:
-        ExpectedError: not one whole tar, or its files are no images.
+    the first image does. ExpectedError where it is not one whole tar, or its files are no images.
     """
     members, others, first_other = {}, Counter(), ""
     try:
@@ -66,8 +57,14 @@ def list_members(path):
         raise ExpectedError(
             f"{path}: {error}; expected a whole uncompressed tar", setting="skip_bad_shards"
         ) from error
+    num_images, num_files = len(members), len(members) + others.total()
+    kinds = ", ".join(f"{number:,} {kind}" for kind, number in others.items())
+    what = f"{kinds}; the first is {first_other!r:.80}"
+    if others and not members:
+        problem = f"{path}: none of its {num_files:,} files is an image ({what})"
+        raise ExpectedError(f"{problem}; expected names a/b/c/<id>.jpg", "skip_bad_shards")
     if others:
-        _tell_others(path, len(members), others, first_other)
+        say(f"{path}: {num_images:,} images; of its {num_files:,} files left alone: {what}")
     return list(members.values())
 
 
@@ -79,20 +76,6 @@ def _kind_of(info, match):
         return "of an id that is there already"
     is_below = MEMBER_NAME.fullmatch("/".join(info.name.split("/")[-4:]))
     return "below another folder" if is_below else "of another name"
-
-
-def _tell_others(path, num_images, others, first_other):
-    """Says what of a tar is left alone; raises ExpectedError where that is all of it."""
-    kinds = ", ".join(f"{number:,} {kind}" for kind, number in others.items())
-    num_files = num_images + others.total()
-    what = f"{kinds}; the first is {first_other!r:.80}"
-    if not num_images:
-        raise ExpectedError(
-            f"{path}: none of its {num_files:,} files is an image ({what}); expected names "
-            "a/b/c/<id>.jpg",
-            setting="skip_bad_shards",
-        )
-    say(f"{path}: {num_images:,} images; of its {num_files:,} files left alone: {what}")
 
 
 def _check_end(tar):
@@ -133,54 +116,31 @@ def open_new(path):
 
 def add_image(tar, image_id, data):
     """Adds an image (its id an int, its bytes) to a tar; the same images give the same tar."""
-    _add(tar, member_name(image_id), len(data), io.BytesIO(data))
-
-
-def _add(tar, name, size, content):
-    info = tarfile.TarInfo(name)  # its time is 0, its owner 0, its mode 0644
-    info.size = size
-    tar.addfile(info, content)
-
-
-@dataclass(frozen=True)
-class UnpackedFile:
-    """A file of an unpacked tar: its name in the tar, its path, and where the tar would have it."""
-
-    name: str
-    path: Path
-    offset: int
-    size: int
+    info = tarfile.TarInfo(member_name(image_id))  # its time is 0, its owner 0, its mode 0644
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
 
 
 def list_unpacked(folder):
-    """Lists the images of an unpacked tar by name; links and anything else are left alone.
+    """Lists the images of an unpacked tar as `Member`s, where the tar would have them.
 
-    Args:
-        folder: holds a/b/c/<id>.jpg.
-
-    Returns:
-        list of `UnpackedFile`.
-
-    Raises:
-        ExpectedError: the folder cannot be read, or holds no image.
+    Links and anything but a/b/c/<id>.jpg are left alone.
     """
     found, offset = [], 0
     try:
         for name, path in sorted(_walk(folder)):
-            facts = os.lstat(path)
-            if MEMBER_NAME.fullmatch(name) and stat.S_ISREG(facts.st_mode):
+            facts, match = os.lstat(path), MEMBER_NAME.fullmatch(name)
+            if match and stat.S_ISREG(facts.st_mode):
                 offset += tarfile.BLOCKSIZE  # its header
-                found.append(UnpackedFile(name, Path(path), offset, facts.st_size))
+                found.append(Member(int(match[4], 16), offset, facts.st_size))
                 offset += -(-facts.st_size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     except OSError as error:
         raise ExpectedError(
             f"{folder}: cannot be read ({error.strerror}); expected an unpacked tar", "source"
         ) from error
     if not found:
-        raise ExpectedError(
-            f"{folder}: no image in it; expected an unpacked tar, with files a/b/c/<id>.jpg",
-            "skip_bad_shards",
-        )
+        expected = "expected an unpacked tar, with files a/b/c/<id>.jpg"
+        raise ExpectedError(f"{folder}: no image in it; {expected}", "skip_bad_shards")
     return found
 
 
@@ -197,11 +157,10 @@ def _walk(folder, depth=3):
 
 def pack_again(folder, path):
     """Writes an unpacked tar as a tar, atomically."""
-    files = list_unpacked(folder)
+    members = list_unpacked(folder)
     with atomic_write(path) as temporary, open_new(temporary) as tar:
-        for file in files:
-            with open(file.path, "rb") as content:
-                _add(tar, file.name, file.size, content)
+        for member in members:
+            add_image(tar, member.image_id, _read_file(folder, member))
 
 
 def unpacked_size(folder):
@@ -212,7 +171,9 @@ def unpacked_size(folder):
 
 def read_unpacked(folder, offset, size_bytes):
     """Reads the image that the tar would have at `offset`; b"" where it has none there."""
-    for file in list_unpacked(folder):
-        if file.offset == offset:
-            return file.path.read_bytes()[:size_bytes]
-    return b""
+    found = [_read_file(folder, one) for one in list_unpacked(folder) if one.offset == offset]
+    return found[0][:size_bytes] if found else b""
+
+
+def _read_file(folder, member):
+    return Path(folder, member_name(member.image_id)).read_bytes()

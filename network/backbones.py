@@ -20,28 +20,21 @@ from utils import ExpectedError, file_md5, say
 with loading_keras():
     import keras
 
-CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)  # of ImageNet, as ResNet's published weights expect
-MEAN_RGB = (0.485, 0.456, 0.406)  # of ImageNet, of pixels 0..1
-STDDEV_RGB = (0.229, 0.224, 0.225)
+# Mean and standard deviation of ImageNet's red, green and blue, of pixels 0..1.
+IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
 
 # How the first layer changes RGB 0..255: scale and offset.
 PIXELS = {
-    "caffe": (1.0, [-mean for mean in CAFFE_MEAN_RGB]),  # and turned to BGR
-    "torch": (
-        [1 / (255 * stddev) for stddev in STDDEV_RGB],
-        [-mean / stddev for mean, stddev in zip(MEAN_RGB, STDDEV_RGB, strict=True)],
-    ),
+    "caffe": (1.0, [-123.68, -116.779, -103.939]),  # less ImageNet's mean, and turned to BGR
+    "torch": ([1 / (255 * dev) for _, dev in IMAGENET], [-mean / dev for mean, dev in IMAGENET]),
     "tf": (1 / 127.5, -1.0),
     "tf128": (1 / 128, -1.0),
     "included": (1.0, 0.0),  # the network's own layers do it
     # EfficientNet divides by the root of the deviation; keras.applications adds the layer that
     # divides by the other root for weights="imagenet" alone, not for the same weights from a file.
     "included, from a file": (
-        [stddev**-0.5 for stddev in STDDEV_RGB],
-        [
-            255 * mean * (1 - stddev**-0.5)
-            for mean, stddev in zip(MEAN_RGB, STDDEV_RGB, strict=True)
-        ],
+        [dev**-0.5 for _, dev in IMAGENET],
+        [255 * mean * (1 - dev**-0.5) for mean, dev in IMAGENET],
     ),
 }
 
@@ -91,16 +84,12 @@ def build(name, images, weights, restored=None):
     Returns:
         KerasTensor of features: (batch, rows, columns, channels); of a vision transformer (batch,
         tokens, channels), where `count_prefix_tokens` tokens precede those of the patches.
-
-    Raises:
-        ExpectedError: as `check` does; the weights cannot be loaded or do not match.
     """
     source = None if weights == "none" or restored is not None else weights
-    check(name, images.shape[1], source or "none")
-    if source and is_file(source):
-        say(f"weights: {source}, md5 {_check_weights(source)}")
+    if md5 := check(name, images.shape[1], source or "none"):
+        say(f"weights: {source}, md5 {md5}")
     if name.startswith(HUB):
-        return _build_hub(name.removeprefix(HUB), images, source, restored)
+        return _build_hub(name, images, source, restored)
     pixels = BACKBONES[name].pixels
     if pixels == "included" and weights != "none" and source != "imagenet":
         pixels = "included, from a file"
@@ -129,72 +118,52 @@ def preprocess(images, pixels):
     return keras.ops.flip(changed, axis=-1) if pixels == "caffe" else changed
 
 
-# --------------------------------------------------------------------------------------- checks
-
-
 def check(name, image_size, weights):
-    """Checks what can be known of a backbone before it is built.
-
-    Args:
-        name: of `recipes.BACKBONES`, or hub:PRESET.
-        image_size: side of the square images, in pixels.
-        weights: "imagenet", "none", or a file's path.
+    """Checks what can be known of a backbone before it is built; gives the md5 of a file in words.
 
     Raises:
         ExpectedError: an unknown backbone, images that it does not take, keras-hub is missing, or
             no such file of weights, or one of Keras 2.
     """
     if name.startswith(HUB):
-        preset = name.removeprefix(HUB)
-        _find_hub_family(preset)
-        _check_hub_size(preset, image_size)
-        _import_hub(preset)
+        patch_size = _find_hub_family(name).patch_size
+        own_size = re.search(r"patch\d+[_-](\d+)", name)
+        if patch_size and image_size % patch_size:
+            raise _wrong_size(name, image_size, f"a multiple of its patches of {patch_size}")
+        if not patch_size and own_size and image_size != int(own_size[1]):
+            raise _wrong_size(name, image_size, f"{own_size[1]}, the preset's own size")
+        _import_hub(name)
     elif name not in BACKBONES:
-        raise ExpectedError(
-            f"backbone {name}: unknown; expected one of {', '.join(BACKBONES)} or {HUB}PRESET",
-            setting="backbone",
-        )
+        raise _unfit(name, f"unknown; expected one of {', '.join(BACKBONES)} or {HUB}PRESET")
     elif image_size < BACKBONES[name].least:
         raise _wrong_size(name, image_size, f"at least {BACKBONES[name].least}")
-    _check_weights(weights)
+    return "" if weights in ("imagenet", "none") else _check_file(weights)
 
 
-def is_file(weights):
-    """Whether weights are named by a file's path."""
-    return weights not in ("imagenet", "none")
-
-
-def _check_weights(weights):
+def _check_file(weights):
     """Checks a file as far as its md5 tells, since Keras checks nothing; gives the md5 in words."""
-    if not is_file(weights):
-        return ""
     if not Path(weights).is_file():
-        raise ExpectedError(
-            f"weights {weights}: no such file; expected imagenet, none, or a file of weights",
-            setting="weights",
-        )
+        expected = "expected imagenet, none, or a file of weights"
+        raise ExpectedError(f"weights {weights}: no such file; {expected}", "weights")
     md5 = file_md5(weights)
     if md5 == KERAS_2_WEIGHTS_MD5:
-        raise ExpectedError(
-            f"weights {weights}: this is the ResNet50 file of Keras 2.2.4; expected Keras 3's "
-            "(md5 4d473c1d...), whose layers differ",
-            setting="weights",
-        )
+        problem = f"weights {weights}: this is the ResNet50 file of Keras 2.2.4"
+        expected = "expected Keras 3's (md5 4d473c1d...), whose layers differ"
+        raise ExpectedError(f"{problem}; {expected}", "weights")
     return f"{md5} ({KNOWN_WEIGHTS.get(md5, 'not a file we know')})"
 
 
+def _unfit(name, problem, setting="backbone"):
+    return ExpectedError(f"backbone {name}: {problem}", setting=setting)
+
+
 def _wrong_size(name, image_size, expected):
-    return ExpectedError(
-        f"backbone {name}: images of {image_size} pixels; expected {expected}", setting="image_size"
-    )
+    return _unfit(name, f"images of {image_size} pixels; expected {expected}", "image_size")
 
 
 def _wrong_weights(weights, error):
-    return ExpectedError(
-        f"weights {weights}: {_first_line(error)}; expected weights without top of this backbone, "
-        "or none for random ones",
-        setting="weights",
-    )
+    expected = "expected weights without top of this backbone, or none for random ones"
+    return ExpectedError(f"weights {weights}: {_first_line(error)}; {expected}", "weights")
 
 
 def _first_line(error):
@@ -202,49 +171,31 @@ def _first_line(error):
     return lines[0][:160].rstrip(".:")
 
 
-# ------------------------------------------------------------------------------------- keras-hub
-
-
-def _find_hub_family(preset):
-    """Finds the `HubFamily` of a preset: a name, an address, or a folder."""
+def _find_hub_family(name):
+    """Finds the `HubFamily` of a preset: a name, an address, or a folder behind hub:."""
     # The last fitting part counts: /kaggle/input/dinov2/keras/dinov2_base/1.
-    for part in reversed(preset.replace("-", "_").split("/")):
+    for part in reversed(name.removeprefix(HUB).replace("-", "_").split("/")):
         for beginning, family in HUB_FAMILIES.items():
             if part.startswith(beginning):
                 return family
-    raise ExpectedError(
-        f"backbone {HUB}{preset}: unknown; expected a preset of keras-hub, or a folder that holds "
-        f"one, whose name begins with one of {', '.join(HUB_FAMILIES)}",
-        setting="backbone",
-    )
+    raise _unfit(
+        name, "unknown; expected a preset of keras-hub, or a folder that holds one, whose name "
+        f"begins with one of {', '.join(HUB_FAMILIES)}",
+    )  # fmt: skip
 
 
 def count_prefix_tokens(name):
     """Counts the tokens before those of the patches: the class token, then the registers."""
-    is_hub = name.startswith(HUB)
-    return _find_hub_family(name.removeprefix(HUB)).num_prefix_tokens if is_hub else 0
+    return _find_hub_family(name).num_prefix_tokens if name.startswith(HUB) else 0
 
 
-def _check_hub_size(preset, image_size):
-    patch_size = _find_hub_family(preset).patch_size
-    own_size = re.search(r"patch\d+[_-](\d+)", preset)
-    if patch_size and image_size % patch_size:
-        expected = f"a multiple of its patches of {patch_size}"
-        raise _wrong_size(f"{HUB}{preset}", image_size, expected)
-    if not patch_size and own_size and image_size != int(own_size[1]):
-        expected = f"{own_size[1]}, the preset's own size"
-        raise _wrong_size(f"{HUB}{preset}", image_size, expected)
-
-
-def _import_hub(preset):
+def _import_hub(name):
     try:
         import keras_hub
     except ImportError as error:
-        raise ExpectedError(
-            f"backbone {HUB}{preset}: {_first_line(error)}; expected the optional package "
-            "keras-hub (requirements-hub.txt), or a backbone that needs none",
-            setting="backbone",
-        ) from error
+        problem = f"{_first_line(error)}; expected the optional package keras-hub"
+        hint = "(requirements-hub.txt), or a backbone that needs none"
+        raise _unfit(name, f"{problem} {hint}") from error
     return keras_hub
 
 
@@ -253,23 +204,22 @@ def architecture_of(network):
     return next((one.architecture for one in network.layers if hasattr(one, "architecture")), "")
 
 
-def _build_hub(preset, images, source, restored):
+def _build_hub(name, images, source, restored):
     """Builds a vision transformer of keras-hub, see `build`.
 
     Position embeddings of a DINOv2 survive a file only while they are frozen: keras-hub 0.26 saves
     the preset's in place of fine-tuned ones whose sum has grown, and resizes the others.
     """
-    family, image_size = _find_hub_family(preset), images.shape[1]
+    family, image_size = _find_hub_family(name), images.shape[1]
     is_siglip = family.backbone == "SigLIPBackbone"
     if restored:
         kind = "SigLIPVisionEncoder" if is_siglip else family.backbone
-        encoder = getattr(_import_hub(preset).models, kind).from_config(json.loads(restored))
+        encoder = getattr(_import_hub(name).models, kind).from_config(json.loads(restored))
     else:
-        backbone = _load_preset(preset, family, image_size, source)
+        backbone = _load_preset(name, family, image_size, source)
         encoder = backbone.vision_encoder if is_siglip else backbone
     if encoder.image_shape[0] != image_size:
-        expected = f"{encoder.image_shape[0]}, the preset's own size"
-        raise _wrong_size(f"{HUB}{preset}", image_size, expected)
+        raise _wrong_size(name, image_size, f"{encoder.image_shape[0]}, the preset's own size")
     network = _with_pooled_token(encoder) if is_siglip else encoder
     settings = encoder.get_config()
     settings.pop("dtype", None)  # that of the machine that builds it
@@ -278,30 +228,22 @@ def _build_hub(preset, images, source, restored):
     tokens = network({family.input_name: pixels} if family.input_name else pixels)
     rows = image_size // np.max(encoder.patch_size)  # an int or a pair
     if tokens.shape[1] != family.num_prefix_tokens + rows**2:
-        raise ExpectedError(
-            f"backbone {HUB}{preset}: {tokens.shape[1]} tokens; expected {rows**2} of patches "
-            f"after the first {family.num_prefix_tokens}, as its name tells",
-            setting="backbone",
-        )
+        expected = f"{rows**2} of patches after the first {family.num_prefix_tokens}"
+        raise _unfit(name, f"{tokens.shape[1]} tokens; expected {expected}, as its name tells")
     return tokens
 
 
-def _load_preset(preset, family, image_size, source):
+def _load_preset(name, family, image_size, source):
     """Loads a preset of keras-hub; with its own weights, those of a file, or None."""
-    keras_hub = _import_hub(preset)
-    takes_any_size = family.patch_size is not None
-    shape = {"image_shape": (image_size, image_size, 3)} if takes_any_size else {}
+    kind = getattr(_import_hub(name).models, family.backbone)
+    options = {"image_shape": (image_size, image_size, 3)} if family.patch_size else {}
+    options["load_weights"] = source == "imagenet"
     try:
-        backbone = getattr(keras_hub.models, family.backbone).from_preset(
-            preset, load_weights=source == "imagenet", **shape
-        )
+        backbone = kind.from_preset(name.removeprefix(HUB), **options)
     except Exception as error:  # kagglehub, requests and Keras each raise their own
-        raise ExpectedError(
-            f"backbone {HUB}{preset}: {_first_line(error)}; expected a preset of keras-hub that "
-            "can be downloaded, or a folder that holds one",
-            setting="backbone",
-        ) from error
-    if source and is_file(source):
+        expected = "a preset of keras-hub that can be downloaded, or a folder that holds one"
+        raise _unfit(name, f"{_first_line(error)}; expected {expected}") from error
+    if source not in (None, "imagenet"):
         try:
             backbone.load_weights(source)
         except Exception as error:  # h5py, zipfile and Keras each raise their own

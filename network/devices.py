@@ -28,11 +28,7 @@ def list_gpus():
 
 
 def precision_here(bfloat16=False):
-    """Gives the precision policy of the devices here: float16 on GPUs, bfloat16 on TPU cores.
-
-    Args:
-        bfloat16: take that wherever it is.
-    """
+    """Gives the precision policy: float16 on GPUs, bfloat16 on TPU cores or wherever asked for."""
     if not bfloat16 and list_gpus():
         return FLOAT16
     return BFLOAT16 if bfloat16 or _list_devices("tpu") else "float32"
@@ -43,10 +39,8 @@ def _list_devices(kind=None):
     try:
         with muted_stderr():
             return keras.distribution.list_devices(kind)
-    except (RuntimeError, ValueError, NotImplementedError):  # JAX raises where there is none
-        return []
-    except AttributeError:  # PyTorch, for which Keras has no list
-        return []
+    except (RuntimeError, ValueError, NotImplementedError, AttributeError):
+        return []  # JAX raises where there is none; for PyTorch Keras has no list
 
 
 def make_metrics(network, images, class_indices):
@@ -58,11 +52,8 @@ def make_metrics(network, images, class_indices):
 def once_for_each_shape(function):
     """Lets a graph of TensorFlow hold a function once for each shape, not once for each call.
 
-    Args:
-        function: of variables and tensors, all of the first one's shape or scalars.
-
-    Returns:
-        The function itself under other backends, and where variables are mirrored.
+    The function is of variables and tensors, all of the first one's shape or scalars. It stays as
+    it is under other backends, and where variables are mirrored.
     """
     if keras.backend.backend() != "tensorflow":
         return function
@@ -89,13 +80,9 @@ class OneDevice:
         return contextlib.nullcontext()
 
     def train_on_batch(self, network, images, class_indices, weight=None):
-        """Trains on one batch; gives (loss, accuracy) as floats.
+        """Trains on a batch, or this machine's share of it; gives (loss, accuracy) as floats.
 
-        Args:
-            network: compiled keras.Model.
-            images: of the batch, or of this machine's share of it.
-            class_indices: of the images.
-            weight: of each of them in the loss, where several machines train together.
+        Where several machines train together, each image has a weight in the loss.
         """
         if network.train_function is None:
             make_metrics(network, images, class_indices)
@@ -113,12 +100,9 @@ class OneDevice:
 
 
 class MirroredDevices(OneDevice):
-    """Mirrors networks on TensorFlow devices; each takes its share of a batch.
+    """Mirrors networks on TensorFlow devices, given by name; each takes its share of a batch.
 
     Gradients are summed. Batch normalisation works within a share.
-
-    Args:
-        devices: list of TensorFlow device names.
     """
 
     def __init__(self, devices):
@@ -162,9 +146,6 @@ class SplitDevices(OneDevice):
     checkpoint know the variables as they are on one device: those rest in the machine's memory and
     are up to date after `settle`.
 
-    Args:
-        devices: list of Keras' names of JAX devices.
-
     Source: An et al., Partial FC, arXiv:2203.15565, for the head.
     """
 
@@ -205,12 +186,7 @@ class SplitDevices(OneDevice):
 
 
 class SplitNetwork:
-    """A network on the devices of `SplitDevices`: its variables there, and its steps.
-
-    Args:
-        devices: `SplitDevices`.
-        network: keras.Model, compiled if it is to be trained.
-    """
+    """A network on the devices of `SplitDevices`: its variables there, and its steps."""
 
     def __init__(self, devices, network):
         import jax
@@ -280,10 +256,6 @@ class SplitVariable:
 
     Where the devices do not divide the columns of the head, zeros are added to them on the devices,
     and nowhere else.
-
-    Args:
-        devices: `SplitDevices`.
-        variable: keras.Variable.
     """
 
     def __init__(self, devices, variable):
@@ -334,16 +306,9 @@ class SplitVariable:
 
 
 def choose_devices(batch_size):
-    """Chooses the devices that batches run on, and says so where there are several.
+    """Chooses the devices that batches run on: `OneDevice`, `MirroredDevices` or `SplitDevices`.
 
-    Args:
-        batch_size: images in a step, over all devices together.
-
-    Returns:
-        `OneDevice`, `MirroredDevices` or `SplitDevices`.
-
-    Raises:
-        ExpectedError: the batch cannot be split evenly.
+    Raises ExpectedError where they cannot split a batch evenly.
     """
     backend = keras.backend.backend()
     devices = {"tensorflow": list_gpus, "jax": _list_devices}.get(backend, list)()
@@ -353,11 +318,8 @@ def choose_devices(batch_size):
         return OneDevice()
     kind = devices[0].partition(":")[0].upper()
     if batch_size % len(devices):
-        raise ExpectedError(
-            f"batches of {batch_size} images: {len(devices)} {kind}s here; expected a multiple of "
-            "that",
-            setting="batch_size",
-        )
+        problem = f"batches of {batch_size} images: {len(devices)} {kind}s here"
+        raise ExpectedError(f"{problem}; expected a multiple of that", "batch_size")
     say(f"{len(devices)} {kind}s, each takes {batch_size // len(devices)} images of a batch")
     if backend == "tensorflow":
         return MirroredDevices([f"GPU:{number}" for number in range(len(devices))])
@@ -379,13 +341,8 @@ def agree_on_overflow(optimizer):
     """Lets several TensorFlow devices skip a step together when one of them overflows float16.
 
     Keras takes the first device's word for all: its check comes before the gradients are summed, so
-    that an overflow on the second would reach the weights. Nothing changes on one device.
-
-    Args:
-        optimizer: of a network that is compiled within `scope()`.
-
-    Returns:
-        The optimizer to compile with.
+    that an overflow on the second would reach the weights. Gives the optimizer to compile with,
+    within `scope()`; on one device the same one.
     """
     if keras.backend.backend() != "tensorflow" or keras.config.dtype_policy().name != FLOAT16:
         return optimizer
@@ -401,26 +358,3 @@ def agree_on_overflow(optimizer):
             return context.all_reduce(tf.distribute.ReduceOp.SUM, is_bad) == 0
 
     return AgreeingOptimizer(optimizer, name="loss_scale_optimizer")
-
-
-def count_devices():
-    """Counts the TensorFlow devices that share a batch within `scope()`; 1 on other backends."""
-    if keras.backend.backend() != "tensorflow":
-        return 1
-    import tensorflow as tf
-
-    return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def mean_over_devices(gradients):
-    """Averages the gradients of several TensorFlow devices; elsewhere they stay as they are.
-
-    Keras sums them over the devices after it has clipped them, so that n devices that have the mean
-    give the gradients of the whole batch.
-    """
-    if count_devices() == 1:
-        return gradients
-    import tensorflow as tf
-
-    context = tf.distribute.get_replica_context()
-    return context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)

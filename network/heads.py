@@ -26,7 +26,7 @@ def pool(network, features):
     make = {
         "max": keras.layers.GlobalMaxPooling2D,
         "average": keras.layers.GlobalAveragePooling2D,
-        "gem": lambda name: layers.GeM(network.gem_p, network.gem_learnt, name=name),
+        "gem": lambda name: layers.GeM(network.gem_p, name=name),
         "token": layers.ClassToken,
     }[network.pooling]
     return make(name=name)(features)
@@ -35,8 +35,7 @@ def pool(network, features):
 def _lay_out(tokens, num_prefix_tokens):
     """Gives the patches of a vision transformer as a map: (batch, rows, rows, channels)."""
     rows = math.isqrt(tokens.shape[1] - num_prefix_tokens)
-    shape = (-1, rows, rows, tokens.shape[2])
-    return keras.ops.reshape(tokens[:, num_prefix_tokens:], shape)
+    return keras.ops.reshape(tokens[:, num_prefix_tokens:], (-1, rows, rows, tokens.shape[2]))
 
 
 def add_head(recipe, pooled, num_classes):
@@ -46,10 +45,14 @@ def add_head(recipe, pooled, num_classes):
         values = keras.layers.Dense(recipe.network.neck, use_bias=False, name="neck")(pooled)
         values = keras.layers.BatchNormalization(name="neck_norm")(values)
         if kept := count_kept(recipe.network, pooled.shape[-1]):
-            descriptors = _put_beside(values, pooled, kept)
-            values = descriptors[:, : recipe.network.neck]  # the head knows nothing of the rest
-        else:
-            values = layers.UnitLength(name=DESCRIPTOR)(values)
+            # Half of a cosine is of the neck's values, half of the pooled vector's.
+            dense = keras.layers.Dense(kept, trainable=False, dtype="float32", name=KEPT)
+            sides = enumerate((values, dense(pooled)))
+            units = [layers.UnitLength(name=f"side_{n}")(side) for n, side in sides]
+            values = keras.layers.Concatenate(name="beside")(units)
+        values = layers.UnitLength(name=DESCRIPTOR)(values)
+        if kept:
+            values = values[:, : recipe.network.neck]  # the head knows nothing of the rest
     if recipe.loss.loss != "softmax":
         return layers.CosineHead(num_classes, recipe.loss.sub_centers, name=LOGITS)(values)
     # float32 under mixed precision too: 55k logits in float16 would round the softmax away.
@@ -62,14 +65,6 @@ def add_head(recipe, pooled, num_classes):
 def count_kept(network, num_channels):
     """Counts the values of the pooled vector that a descriptor has beside the neck's."""
     return min(network.kept, num_channels) if network.neck and network.frozen_backbone else 0
-
-
-def _put_beside(values, pooled, num_kept):
-    """Joins the neck's values and some of the pooled vector: half of a cosine is of either."""
-    dense = keras.layers.Dense(num_kept, trainable=False, dtype="float32", name=KEPT)
-    sides = values, dense(pooled)
-    units = [layers.UnitLength(name=f"side_{n}")(side) for n, side in enumerate(sides)]
-    return layers.UnitLength(name=DESCRIPTOR)(keras.layers.Concatenate(name="beside")(units))
 
 
 def build_loss(loss, network, class_sizes):
@@ -91,10 +86,7 @@ def scale_of(loss, num_classes):
 
 
 def add_confidences(loss, outputs):
-    """Makes outputs confidences: probabilities or, of a cosine head, the cosines if so asked."""
+    """Makes outputs confidences: cosines stay, logits become probabilities."""
     if loss.loss != "softmax":
-        if loss.confidence == "cosine":
-            return outputs
-        scale = scale_of(loss, outputs.shape[-1])
-        outputs = keras.layers.Rescaling(scale, dtype="float32", name="scale")(outputs)
+        return outputs
     return keras.layers.Activation("softmax", dtype="float32", name="probabilities")(outputs)

@@ -1,8 +1,8 @@
 """Layers between backbone and loss, the losses of cosine heads, and their settings by class size.
 
 All weights, powers, lengths and cosines are float32 under every precision policy: float16 has three
-digits, too few for the softmax over thousands of cosines. Every class is registered with Keras, so
-that a .keras file with them opens in Keras' safe mode once this module is imported.
+digits, too few for the softmax over thousands of cosines. Every layer is registered with Keras, so
+that a .keras file with it opens in Keras' safe mode once this module is imported.
 """
 
 import math
@@ -22,8 +22,6 @@ LEAST_LENGTH = 1e-6  # shorter vectors have no direction
 LEAST_SQUARED_SINE = 1e-12  # below the rounding of 1 - cos^2 in float32
 LOSSES = ("softmax", "arcface", "cosface")
 
-# -------------------------------------------------------------------------------------- layers
-
 
 class _Float32Layer(keras.layers.Layer):
     """A layer that takes any float dtype and computes in float32 under every precision policy."""
@@ -36,21 +34,16 @@ class _Float32Layer(keras.layers.Layer):
 class GeM(_Float32Layer):
     """Generalised mean over height and width: p = 1 is the average, p = infinity the maximum.
 
-    (batch, height, width, channels) of any float dtype -> (batch, channels) float32. Features are
-    raised to at least 1e-6. They are divided by their maximum before the power and multiplied with
-    it afterwards, so that no p over- or underflows.
-
-    Args:
-        p: number above 0, the exponent.
-        learnt: p is a trainable weight that starts there.
+    (batch, height, width, channels) of any float dtype -> (batch, channels) float32. They are
+    divided by their maximum before the power and multiplied with it afterwards, so that no p over-
+    or underflows. A learnt p is a weight, which an earlier version trained.
 
     Source: Radenović et al., arXiv:1711.02512
     """
 
     def __init__(self, p=3.0, learnt=False, **kwargs):
         super().__init__(**kwargs)
-        self.p = p
-        self.learnt = learnt
+        self.p, self.learnt = p, learnt
 
     def build(self, input_shape):
         constant = keras.initializers.Constant(self.p)
@@ -103,24 +96,18 @@ class CosineHead(_Float32Layer):
     A class has one or more unit vectors (sub-centers), so that its easy, hard and mislabelled
     images need not agree on one; its cosine is the largest of theirs.
 
-    Args:
-        num_classes: int.
-        sub_centers: unit vectors of a class; 3 in the paper.
-
     Attributes:
         kernel: (d, num_classes * sub_centers) float32, of any length. Class c has the columns from
             c * sub_centers on, so that devices can share the head by classes.
         margin_share: () float32 from 0 to 1, not trained: the share of its margins that
-            `MarginLoss` takes. To ramp the margins up, assign it between calls of train_on_batch;
-            as a weight it travels with the model, and JAX traces it as an input of the step.
+            `MarginLoss` takes; as a weight JAX traces it as an input of the step.
 
     Source: Deng et al., Sub-center ArcFace, ECCV 2020
     """
 
     def __init__(self, num_classes, sub_centers=1, **kwargs):
         super().__init__(**kwargs)
-        self.num_classes = num_classes
-        self.sub_centers = sub_centers
+        self.num_classes, self.sub_centers = num_classes, sub_centers
 
     def build(self, input_shape):
         # Uniform within 1 / sqrt(d), as in the 3rd place of 2020.
@@ -143,10 +130,6 @@ class CosineHead(_Float32Layer):
         return super().get_config() | settings
 
 
-# ---------------------------------------------------------------------------------------- loss
-
-
-@registered
 class MarginLoss(keras.losses.Loss):
     """Cross-entropy of scaled cosines, after a margin has made the right class's cosine smaller.
 
@@ -166,11 +149,8 @@ class MarginLoss(keras.losses.Loss):
         scale: number, what cosines are multiplied with.
         margins: float, or (num_classes,) floats; radians for arcface.
         head: `CosineHead` whose margin_share the margins are multiplied with; None for the full
-            margins. It is not saved: a loss that was read from a file takes the full margins.
+            margins.
         class_weights: (num_classes,) floats, or None for 1.
-
-    Raises:
-        ValueError: another kind, or margins or weights of another shape.
 
     Source: Deng et al., arXiv:1801.07698 (arcface, beyond pi as in insightface); Wang et al.,
         arXiv:1801.09414 (cosface)
@@ -178,12 +158,8 @@ class MarginLoss(keras.losses.Loss):
 
     def __init__(self, kind, scale, margins=0.0, head=None, class_weights=None, **kwargs):
         super().__init__(**(kwargs | {"dtype": "float32"}))
-        if kind not in LOSSES:
-            raise ValueError(f"kind {kind!r}; expected one of {', '.join(LOSSES)}")
-        self.kind = kind
-        self.scale = float(scale)
+        self.kind, self.scale, self.head = kind, float(scale), head
         self.margins = np.asarray(margins, np.float32)
-        self.head = head
         self.class_weights = np.asarray(1.0 if class_weights is None else class_weights, np.float32)
 
     def call(self, y_true, y_pred):
@@ -191,10 +167,10 @@ class MarginLoss(keras.losses.Loss):
         is_right = ops.equal(labels[:, None], ops.arange(y_pred.shape[-1], dtype="int32"))
         # A sum instead of a gather: cheap too where devices share the classes.
         right = ops.sum(ops.where(is_right, y_pred, 0.0), axis=-1)
-        reduced = self._with_margin(right, _of_labels(self.margins, labels, y_pred))
+        reduced = self._with_margin(right, _of_labels(self.margins, labels))
         logits = self.scale * ops.where(is_right, reduced[:, None], y_pred)
         losses = ops.logsumexp(logits, axis=-1) - self.scale * reduced
-        return losses * _of_labels(self.class_weights, labels, y_pred)
+        return losses * _of_labels(self.class_weights, labels)
 
     def _with_margin(self, cosines, margins):
         """Applies the margins to the cosines of the right classes: (batch,) float32 each."""
@@ -210,26 +186,11 @@ class MarginLoss(keras.losses.Loss):
         is_below_pi = cosines > -ops.cos(margins)
         return ops.where(is_below_pi, moved, cosines - margins * ops.sin(margins))
 
-    def get_config(self):
-        return super().get_config() | {
-            "kind": self.kind,
-            "scale": self.scale,
-            "margins": self.margins.tolist(),
-            "class_weights": self.class_weights.tolist(),
-        }
 
-
-def _of_labels(values, labels, cosines):
+def _of_labels(values, labels):
     """Gives the value of each image's class: () or (num_classes,) -> () or (batch,) float32."""
-    if values.ndim == 0:
-        return ops.convert_to_tensor(values)
-    expected = tuple(cosines.shape[1:])
-    if values.shape != expected:  # a gather beyond the end may give anything
-        raise ValueError(f"margins or class weights of shape {values.shape}; expected {expected}")
-    return ops.take(ops.convert_to_tensor(values), labels)
-
-
-# --------------------------------------------------------------------- settings by class size
+    values = ops.convert_to_tensor(values)
+    return ops.take(values, labels) if values.ndim else values
 
 
 def adacos_scale(num_classes):
@@ -245,11 +206,8 @@ def adacos_scale(num_classes):
 def dynamic_margins(class_sizes, low=0.05, high=0.5):
     """Gives rare classes a large margin: linear in n^(-1/4), `low` for the most frequent class.
 
-    Args:
-        class_sizes: (num_classes,) int, train images; 0 counts as 1.
-
-    Returns:
-        (num_classes,) float32; halfway between the two where all classes have one size.
+    (num_classes,) int, where 0 counts as 1 -> (num_classes,) float32; halfway between the two where
+    all classes have one size.
 
     Source: Ha et al., arXiv:2010.05350 (3rd place of 2020)
     """

@@ -31,11 +31,7 @@ def loading_keras():
 
 
 def require_backend():
-    """Sees to it that Keras can be imported, which takes a minute to find out by itself.
-
-    Raises:
-        ExpectedError: its backend is none or not installed, or its keras.json is of another Keras.
-    """
+    """Raises ExpectedError unless Keras can be imported, which Keras finds out in a minute."""
     if not os.path.isabs(os.path.expanduser("~")):  # Keras would make a folder of that name here
         with contextlib.suppress(FileNotFoundError):  # a run makes a folder for what is temporary
             place = os.path.join(tempfile.gettempdir(), "landmarks-keras")
@@ -69,11 +65,11 @@ def muted_stderr():
 
     Ctrl-C ends the block at once, inside of a `Stop` too, whose answer nobody would see.
     """
-    with _interruptible() as presses, tempfile.TemporaryFile() as buffer:
-        if sys.stderr:
-            sys.stderr.flush()
-        original = os.dup(2)
-        os.dup2(buffer.fileno(), 2)
+    with (
+        _interruptible() as presses,
+        tempfile.TemporaryFile() as buffer,
+        _redirected(2, sys.stderr, buffer.fileno()) as original,
+    ):
         try:
             yield
         except BaseException:
@@ -81,24 +77,28 @@ def muted_stderr():
             if not presses:
                 os.write(original, buffer.read())
             raise
-        finally:
-            os.dup2(original, 2)
-            os.close(original)
 
 
 @contextlib.contextmanager
 def stdout_to_stderr():
     """Sends what native libraries print to stdout in the block to stderr: stdout is for results."""
-    if sys.stdout:
-        sys.stdout.flush()
-    original = os.dup(1)
-    os.dup2(2, 1)
-    try:
+    with _redirected(1, sys.stdout, 2):
         yield
+
+
+@contextlib.contextmanager
+def _redirected(descriptor, stream, target):
+    """Sends what is printed in the block elsewhere; yields a descriptor of where it went before."""
+    if stream:
+        stream.flush()
+    original = os.dup(descriptor)
+    os.dup2(target, descriptor)
+    try:
+        yield original
     finally:
-        if sys.stdout:
-            sys.stdout.flush()
-        os.dup2(original, 1)
+        if stream:
+            stream.flush()
+        os.dup2(original, descriptor)
         os.close(original)
 
 

@@ -5,12 +5,7 @@ from network.loading import loading_keras
 with loading_keras():
     import keras
 
-    from network.devices import (
-        agree_on_overflow,
-        count_devices,
-        mean_over_devices,
-        once_for_each_shape,
-    )
+    from network.devices import agree_on_overflow, once_for_each_shape
 
 MOMENTUM = 0.9  # of sgd
 
@@ -30,7 +25,6 @@ class Adam(keras.optimizers.Adam):
         self._move = once_for_each_shape(self._move)
 
     def apply(self, grads, trainable_variables=None):
-        self._rate = self._factor = None
         try:
             return super().apply(grads, trainable_variables)
         finally:
@@ -70,24 +64,17 @@ KINDS = {
 
 
 def build_optimizer(training, head):
-    """Builds the optimizer of a recipe.
+    """Builds the optimizer of a recipe; what is not in `head` counts as the backbone's.
 
-    Args:
-        head: list of keras.Variable, those of the head; all others are the backbone's.
-
-    Returns:
-        keras.optimizers.Optimizer; on several TensorFlow devices in float16 one that skips a step
-        that overflows on any of them.
+    On several TensorFlow devices in float16 it skips a step that overflows on any of them.
     """
     kind, options = KINDS[training.optimizer]
     options = options | {"learning_rate": training.learning_rate}
     weight_decay = 0.0 if training.optimizer == "adam" else training.weight_decay
     has_two_rates = training.backbone_rate < 1 or training.frozen_share > 0
-    if weight_decay or has_two_rates or training.clip_norm:
-        if training.clip_norm:
-            options |= {"global_clipnorm": training.clip_norm / count_devices()}
-        two_rates = _with_two_rates(kind)(head, training.backbone_rate, weight_decay, **options)
-        return agree_on_overflow(two_rates)
+    if weight_decay or has_two_rates:
+        kind = _with_two_rates(kind)
+        options |= {"head": head, "backbone_rate": training.backbone_rate, "decay": weight_decay}
     return agree_on_overflow(kind(**options))
 
 
@@ -95,10 +82,10 @@ def _with_two_rates(kind):
     """Gives the class of an optimizer whose backbone has a share of the learning rate."""
 
     class TwoRates(kind):
-        def __init__(self, head, backbone_rate, weight_decay, **options):
+        def __init__(self, head, backbone_rate, decay, **options):
             super().__init__(name=kind.__name__.lower(), **options)
             self.head = {id(variable) for variable in head}
-            self.first_rate, self.decay = backbone_rate, weight_decay
+            self.first_rate, self.decay = backbone_rate, decay
 
         def build(self, variables):
             super().build(variables)
@@ -117,12 +104,6 @@ def _with_two_rates(kind):
             if self.decay and self.is_decayed[place]:
                 self.assign_sub(variable, variable * (rate * self.decay))
             super().update_step(gradient, variable, rate)
-
-        def _clip_gradients(self, grads):
-            # Of the whole batch: Keras would clip the share of each device.
-            if self.global_clipnorm:
-                grads = mean_over_devices(grads)
-            return super()._clip_gradients(grads)
 
     return TwoRates
 

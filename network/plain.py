@@ -13,14 +13,7 @@ OPERATIONS = (layers.GeM, layers.UnitLength, layers.ClassToken)  # nothing but o
 
 
 def without_own_layers(classifier):
-    """Builds a classifier again with Keras' own layers in the place of this project's.
-
-    Args:
-        classifier: keras.Model, images -> confidences.
-
-    Returns:
-        keras.Model with the same outputs, to rounding.
-    """
+    """Builds a classifier again with Keras' own layers alone: the same outputs, to rounding."""
     twin = keras.models.clone_model(classifier, clone_function=_twin)
     for layer, other in zip(classifier.layers, twin.layers, strict=True):
         if isinstance(layer, layers.CosineHead):

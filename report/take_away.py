@@ -135,7 +135,9 @@ def write_card(session, recogniser, calibration, keras_version):
             f"rightly keep their name,\n  and {calibration.refused:.0%} of those without one are "
             f"refused ({calibration.num_checked_on:,} photographs).\n"
         )
-    is_cosine = recipe.loss.loss != "softmax" and recipe.loss.confidence == "cosine"
+    # Earlier versions could make probabilities of a cosine head's values.
+    ends = recogniser.classifier.output_names
+    is_cosine = recipe.loss.loss != "softmax" and "probabilities" not in ends
     return CARD.format(
         num_landmarks=len(recogniser.class_table),
         keras=".".join(keras_version.split(".")[:2]),

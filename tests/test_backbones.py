@@ -168,7 +168,8 @@ def test_the_weights_of_an_efficientnet_see_the_same_pixels_from_a_file_as_from_
     """Keras' weights hold the deviation as the variance, and a last layer mends that."""
     images = image_input()
     scaled = keras.layers.Rescaling(1 / 255)(backbones.preprocess(images, "included, from a file"))
-    stored = keras.layers.Normalization(mean=backbones.MEAN_RGB, variance=backbones.STDDEV_RGB)
+    mean, deviation = zip(*backbones.IMAGENET, strict=True)
+    stored = keras.layers.Normalization(mean=mean, variance=deviation)
     seen = keras.Model(images, stored(scaled)).predict_on_batch(IMAGES)
     expected = keras.applications.densenet.preprocess_input(PIXELS.copy())  # mean and deviation
     np.testing.assert_allclose(seen, expected, atol=1e-5)

@@ -116,10 +116,10 @@ from network.devices import OneDevice, MirroredDevices
 from training.loop import Pace
 
 STRONG = {{
-    **{{"image_size": 32, "weights": "none", "pooling": "gem", "gem_learnt": True}},
+    **{{"image_size": 32, "weights": "none", "pooling": "gem"}},
     **{{"loss": "arcface", "sub_centers": 2, "dynamic_margin": True, "margin_ramp": 0.5}},
     **{{"class_weights": True, "schedule": "cosine", "warm_up": 0.1, "weight_decay": 0.1}},
-    **{{"clip_norm": 0.05, "backbone_rate": 0.5, "frozen_share": 0.2}},
+    **{{"backbone_rate": 0.5, "frozen_share": 0.2}},
 }}
 
 
@@ -135,9 +135,8 @@ images = rng.integers(0, 256, (6, 8, 32, 32, 3), np.uint8)
 classes = rng.integers(0, 3, (6, 8)).astype(np.int32)
 
 
-def run(devices, precision, clip_norm, optimizer, learning_rate):
-    changed = {{"optimizer": optimizer, "learning_rate": learning_rate, "clip_norm": clip_norm}}
-    recipe = Recipe.of(STRONG | changed)
+def run(devices, precision, optimizer):
+    recipe = Recipe.of(STRONG | {{"optimizer": optimizer, "learning_rate": 0.01}})
     with devices.scope():
         model.set_up_keras(0)
         keras.config.set_dtype_policy(precision)
@@ -149,16 +148,12 @@ def run(devices, precision, clip_norm, optimizer, learning_rate):
         Pace(recipe, network, step // 2, 3, 2).set_for(step % 2)
         losses.append(devices.train_on_batch(network, images[step], classes[step]))
     moments = [v for v in network.optimizer.variables if "moment" in v.path]
-    assert len(moments) >= 4
+    assert len(moments) >= 3
     return np.array(losses), [v.numpy() for v in (*network.variables, *moments)]
 
 
 both = OneDevice(), MirroredDevices(["CPU:0", "CPU:1"])
-for settings in (
-    ("float32", 0.05, "sgd", 1.0),
-    ("float32", 50.0, "sgd", 0.01),  # never reached: the sum of gradients shows
-    ("mixed_float16", 0.05, "adamw", 0.01),
-):
+for settings in (("float32", "sgd"), ("mixed_float16", "adamw")):
     one, two = (run(devices, *settings) for devices in both)
     least = 1e-6 if settings[0] == "float32" else 1e-2
     np.testing.assert_allclose(two[0], one[0], rtol=1e-4)
@@ -168,7 +163,7 @@ print("equal")
 """
 
 
-def test_margins_weights_clipping_and_two_rates_are_on_two_devices_as_on_one():
+def test_margins_weights_and_two_rates_are_on_two_devices_as_on_one():
     code = STRONG_ON_TWO_CPUS.format(root=str(Path(__file__).resolve().parent.parent))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "equal", done.stderr[-2000:]
@@ -258,7 +253,7 @@ SOFTMAX = {{"image_size": 32, "weights": "none", "learning_rate": 0.01}}
 STRONG = {{
     **{{"neck": 64, "loss": "arcface", "sub_centers": 3, "dynamic_margin": True}},
     **{{"margin_ramp": 0.5, "class_weights": True, "optimizer": "adamw", "learning_rate": 0.01}},
-    **{{"weight_decay": 0.1, "clip_norm": 0.05, "schedule": "cosine", "warm_up": 0.1}},
+    **{{"weight_decay": 0.1, "schedule": "cosine", "warm_up": 0.1}},
 }}
 
 

@@ -418,16 +418,13 @@ def test_a_checkpoint_on_vectors_of_other_images_is_refused(tmp_path, monkeypatc
         run(tmp_path / "source", tmp_path / "output")
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [("erase", 0.5, "0.0"), ("geometry", 0.5, "0.0"), ("gem_learnt", True, "False")],
-)
-def test_what_a_frozen_backbone_cannot_follow_is_refused(data_set, tmp_path, name, value, expected):
+@pytest.mark.parametrize("name", ["erase", "geometry"])
+def test_what_a_frozen_backbone_cannot_follow_is_refused(data_set, tmp_path, name):
     with pytest.raises(ExpectedError) as caught:
-        run(data_set.folder, tmp_path, recipe=recipe_with(**{name: value}))
+        run(data_set.folder, tmp_path, recipe=recipe_with(**{name: 0.5}))
     assert explain(caught.value) == (
-        f"{name} {value}: a frozen backbone describes every image once, as it is; expected "
-        f"{expected}, or a backbone that is trained; change --{name.replace('_', '-')}"
+        f"{name} 0.5: a frozen backbone describes every image once, as it is; expected 0, or a "
+        f"backbone that is trained; change --{name}"
     )
 
 

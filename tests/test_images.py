@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 from synthetic import draw, encode
 
 from data import images
@@ -599,7 +599,7 @@ def test_a_jpeg_that_is_small_upright_and_rgb_already_stays_byte_for_byte():
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_small_picture_is_upright_and_has_no_exif_or_comment(orientation):
     exif = Image.Exif()
-    exif[images.EXIF_ORIENTATION] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     exif[0x010F] = "a camera"
     for pixels in (20, 400):  # smaller, and as it is
         data = encode(two_halves(90, 60), quality=95, exif=exif, comment=b"mine")

@@ -35,11 +35,11 @@ PATIENCE_S = 120  # for a process; on a busy machine it takes 20 s to import Ten
 
 HEAD = (
     *("--neck", "8", "--sub-centers", "3", "--dynamic-margin", "--margin-ramp", "0.5"),
-    *("--class-weights", "--optimizer", "adamw", "--weight-decay", "0.01", "--clip-norm", "1"),
+    *("--class-weights", "--optimizer", "adamw", "--weight-decay", "0.01"),
 )
 # All that a recipe may have is on: what goes on in another process must be in the checkpoint.
 STRONG = (
-    *("--recipe", "strong", *HEAD, "--epochs", "10", "--gem-learnt", "--warm-up", "0.1"),
+    *("--recipe", "strong", *HEAD, "--epochs", "10", "--warm-up", "0.1"),
     *("--backbone-rate", "0.5", "--frozen-share", "0.3", "--erase", "0.5", "--geometry", "0.7"),
 )
 FROZEN = ("--recipe", "frozen", *HEAD, "--epochs", "10", "--batch-size", "16")

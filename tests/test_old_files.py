@@ -16,7 +16,8 @@ from model import load_recogniser
 from recipes import Recipe
 from runs.session import features_name
 from search.merging import load_parts
-from training import loop
+from training import checkpoints, loop
+from utils import ExpectedError
 
 DATA = Path(__file__).parent / "data"
 RUNS = ("2019", "strong", "frozen")
@@ -53,18 +54,25 @@ def test_old_queries_and_parts_are_of_the_old_model(name):
     assert of_queries["model"] == of_parts["model"] == EXPECTED[f"{name}_fingerprint"]
 
 
-@pytest.mark.parametrize("name", ["2019", "strong"])
-def test_an_old_run_goes_on_from_its_checkpoint(name, tmp_path):
+def test_an_old_run_with_a_setting_that_is_none_now_is_refused(tmp_path):
+    page = load_arrays(DATA / "strong" / "checkpoint" / "training.npz")[1]
+    session = session_at(DATA / "strong", make_source(tmp_path / "source").folder)
+    recipe = Recipe.of(page["recipe"])
+    with pytest.raises(ExpectedError, match="was begun with gem_learnt, which is no setting now"):
+        checkpoints.find_checkpoint(session, recipe, images_of(session.source, recipe))
+
+
+def test_an_old_run_goes_on_from_its_checkpoint(tmp_path):
     source = make_source(tmp_path / "source").folder
-    recipe = Recipe.of(load_arrays(DATA / name / "checkpoint" / "training.npz")[1]["recipe"])
-    session = session_at(DATA / name, source)
+    recipe = Recipe.of(load_arrays(DATA / "2019" / "checkpoint" / "training.npz")[1]["recipe"])
+    session = session_at(DATA / "2019", source)
     images = images_of(session.source, recipe)
     build = partial(model.build_network, recipe, len(images.class_table), 10)
     network, rows = loop.begin(session, recipe, images, build)
     assert len(rows) == 3
     classifier = model.build_classifier(network, recipe.loss)
     digest = model.digest_of_variables(classifier.variables, images.class_table.fingerprint)
-    assert digest == EXPECTED[f"{name}_fingerprint"]  # the weights of model.keras
+    assert digest == EXPECTED["2019_fingerprint"]  # the weights of model.keras
 
 
 def test_an_old_run_on_a_frozen_backbone_goes_on_from_its_checkpoint_and_vectors(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import recognition
-from recipes import RECIPES, Data, Loss, Network, Recipe, Training, learning_rate_at
+from recipes import RECIPES, Data, Loss, Network, Recipe, Training, find_given_up, learning_rate_at
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,7 +20,7 @@ def test_the_default_is_the_recipe_of_2019():
         **{"backbone": "resnet50", "weights": "imagenet", "pooling": "max", "neck": 0},
         **{"loss": "softmax", "class_weights": False, "batch_size": 64, "epochs": 1},
         **{"optimizer": "adam", "learning_rate": 2e-4, "schedule": "steps", "warm_up": 0},
-        **{"clip_norm": 0, "backbone_rate": 1, "frozen_share": 0, "bfloat16": False, "seed": 0},
+        **{"backbone_rate": 1, "frozen_share": 0, "bfloat16": False, "seed": 0},
     }
     settings = Recipe().settings()
     assert {name: settings[name] for name in expected} == expected
@@ -29,6 +29,22 @@ def test_the_default_is_the_recipe_of_2019():
 def test_a_page_from_before_there_were_three_sets_of_labels_is_understood():
     assert Recipe.of({"clean": True}).data.labels == "clean"
     assert Recipe.of({"clean": False}).data.labels == "full"
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        ({"training": {"clip_norm": 1.0}}, "clip_norm"),
+        ({"gem_learnt": True, "pooling": "gem"}, "gem_learnt"),
+        ({"loss": {"loss": "arcface", "confidence": "softmax"}}, "confidence"),
+        ({"loss": {"loss": "arcface", "confidence": "cosine"}}, ""),
+        ({"loss": {"loss": "softmax", "confidence": "softmax"}}, ""),
+        ({"training": {"clip_norm": 0.0}, "network": {"gem_learnt": False}}, ""),
+        (RECIPES["strong"].as_page(), ""),
+    ],
+)
+def test_a_setting_of_before_is_named_where_it_shaped_the_run(page, name):
+    assert find_given_up(page) == name
 
 
 def test_a_setting_has_one_name_in_all_groups():

@@ -15,8 +15,8 @@ import pytest
 from synthetic import LANDMARKS, make_source
 
 import recognition
-from data import download
 from data.arrays import load_arrays
+from data.connections import Connections
 from data.sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CSV, Shard
 from data.submissions import read_recognition_submission
 from demo.server import serve
@@ -518,7 +518,7 @@ def test_a_test_set_that_is_missing_is_told_before_training(other_source, tmp_pa
 
 
 def test_a_host_that_cannot_be_reached(data_set, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(download, "_wait_before", lambda *_: 0.0)
+    monkeypatch.setattr(Connections, "pause", lambda *_: None)
     address = f"http://127.0.0.1:{closed_port()}/"
     line = failure(capsys, *small(data_set, tmp_path / "output", "--source", address))
     assert line.startswith(f"error: {address}")
@@ -580,8 +580,8 @@ STRONG, FROZEN = ("--recipe", "strong"), ("--recipe", "frozen")
             "--loss arcface or --loss cosface",
         ),
         (
-            ("--gem-learnt",),
-            "--gem-learnt changes nothing beside --pooling max; expected --pooling gem",
+            ("--gem-p", "4"),
+            "--gem-p 4.0 changes nothing beside --pooling max; expected --pooling gem",
         ),
         (
             (*FROZEN, "--frozen-share", "0.5"),
@@ -606,12 +606,12 @@ def test_a_setting_that_would_change_nothing_is_refused(arguments, message, caps
 
 def test_what_a_recipe_brings_along_may_change_nothing():
     args = recognition.parse_arguments([*STRONG, "--loss", "softmax", "--pooling", "max"])
-    assert (args.margin, args.scale, args.confidence) == (0.3, 30, "cosine")
+    assert (args.margin, args.scale) == (0.3, 30)
 
 
 @pytest.mark.parametrize(
     "words",
-    ["--loss cosine --confidence cosine", "--loss cosine --scale 20", "--pooling gem --gem-p 4",
+    ["--loss cosine --scale 20", "--pooling gem --gem-p 4",
      "--loss cosface --margin 0.2", "--optimizer sgd --weight-decay 0.1"],
 )  # fmt: skip
 def test_a_setting_is_taken_beside_one_with_which_it_acts(words):

@@ -80,7 +80,7 @@ def test_links_and_other_files_of_an_unpacked_tar_are_left_alone(tmp_path):
     link = folder / "f"
     assert not link.exists()
     link.symlink_to(unpack(tmp_path / "elsewhere", {"ffff" + IDS[3][4:]: b"x"}) / "f")
-    assert [file.name for file in tars.list_unpacked(folder)] == [member_name(IDS[0])]
+    assert [file.image_id for file in tars.list_unpacked(folder)] == [int(IDS[0], 16)]
 
 
 def test_a_folder_without_images_is_no_unpacked_tar(tmp_path):

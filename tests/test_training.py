@@ -44,11 +44,11 @@ SETTINGS = Recipe().settings() | {
 }
 RECIPE = Recipe.of(SETTINGS)
 STRONG_SETTINGS = {
-    **{"epochs": 6, "erase": 0.3, "geometry": 0.3, "pooling": "gem", "gem_learnt": True},
+    **{"epochs": 6, "erase": 0.3, "geometry": 0.3, "pooling": "gem"},
     **{"neck": 8, "loss": "arcface", "sub_centers": 2, "dynamic_margin": True},
-    **{"margin_ramp": 0.5, "class_weights": True, "confidence": "cosine"},
+    **{"margin_ramp": 0.5, "class_weights": True},
     **{"optimizer": "adamw", "learning_rate": 0.02, "schedule": "cosine", "warm_up": 0.1},
-    **{"weight_decay": 0.01, "clip_norm": 1.0, "backbone_rate": 0.5, "frozen_share": 0.2},
+    **{"weight_decay": 0.01, "backbone_rate": 0.5, "frozen_share": 0.2},
 }
 STRONG = Recipe.of(SETTINGS | STRONG_SETTINGS)  # everything on
 NUM_MINI_EPOCHS, BATCHES_PER_SHARD = 6, 3  # 2 epochs of 3 shards of 20 images
@@ -237,9 +237,7 @@ def test_a_recipe_with_everything_on_learns(strong_run):
     assert rows[-1]["valid_accuracy"] > 0.6
     assert rows[-1]["valid_loss"] < rows[1]["valid_loss"]
     assert rows[-1]["learning_rate"] < 0.001 < rows[0]["learning_rate"] < 0.02
-    pooling, head = (strong_run[0].get_layer(name) for name in ("pooling", "logits"))
-    assert to_numpy(head.margin_share) == 1
-    assert to_numpy(pooling.exponent) != 3
+    assert to_numpy(strong_run[0].get_layer("logits").margin_share) == 1
     # By the class sizes: 20, 20, 20 and 20 images.
     np.testing.assert_allclose(strong_run[0].loss.margins, [0.275] * 4, rtol=1e-6)
     np.testing.assert_allclose(strong_run[0].loss.class_weights, [1] * 4, rtol=1e-6)
@@ -268,11 +266,10 @@ def test_the_backbone_stays_as_it_is_for_its_share_of_the_run(data_set, tmp_path
             assert is_equal != is_of_head or layer.name == "neck_norm"
 
 
-@pytest.mark.parametrize("confidence", ["cosine", "softmax"])
-def test_the_model_of_a_strong_recipe_describes_and_is_as_sure_as_asked(
-    data_set, strong_run, tmp_path, confidence
+def test_the_model_of_a_strong_recipe_describes_and_is_as_sure_as_its_cosines(
+    data_set, strong_run, tmp_path
 ):
-    network, recipe = strong_run[0], Recipe.of(STRONG.settings() | {"confidence": confidence})
+    network, recipe = strong_run[0], STRONG
     table = images_of(Source(data_set.folder, tmp_path), recipe).class_table
     save_recogniser(network, tmp_path / "model.keras", table, recipe)
     recogniser = load_recogniser(tmp_path / "model.keras")
@@ -283,11 +280,7 @@ def test_the_model_of_a_strong_recipe_describes_and_is_as_sure_as_asked(
     )
     cosines = network.predict_on_batch(pictures)
     assert best.tolist() == cosines.argmax(axis=1).tolist()
-    expected = cosines
-    if confidence == "softmax":  # the AdaCos constant of 4 classes
-        powers = np.exp(np.sqrt(2) * np.log(3) * cosines)
-        expected = powers / powers.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(confidences, expected.max(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(confidences, cosines.max(axis=1), rtol=1e-5)
     assert descriptors.shape == (8, 8)
     np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, rtol=1e-5)
 
@@ -481,7 +474,6 @@ OTHER_SETTINGS = {
     "keep_aspect": True,
     "pooling": "gem",
     "gem_p": 2.0,
-    "gem_learnt": True,
     "neck": 8,
     "kept": 4,
     "frozen_backbone": True,
@@ -492,12 +484,10 @@ OTHER_SETTINGS = {
     "margin_ramp": 0.5,
     "sub_centers": 2,
     "class_weights": True,
-    "confidence": "cosine",
     "optimizer": "sgd",
     "schedule": "cosine",
     "warm_up": 0.1,
     "weight_decay": 0.01,
-    "clip_norm": 1.0,
     "backbone_rate": 0.5,
     "frozen_share": 0.3,
     "bfloat16": True,

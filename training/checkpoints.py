@@ -12,7 +12,7 @@ import numpy as np
 
 import model
 from data.arrays import load_arrays, save_arrays
-from recipes import Recipe
+from recipes import Recipe, find_given_up
 from runs.session import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT
 from utils import ExpectedError, say
 
@@ -20,16 +20,9 @@ from utils import ExpectedError, say
 def save_checkpoint(session, network, recipe, images, rows, backbone=None):
     """Writes weights, optimizer, recipe, what was trained on, and history as one atomic file.
 
-    The checkpoint before it stays as a second one, in case this one is damaged.
-
-    Args:
-        session, recipe, images: as for `loop.train`.
-        network: compiled keras.Model.
-        rows: of the history.
-        backbone: digest of a frozen backbone that is not in the network.
-
-    Raises:
-        ExpectedError: the weights are not finite, or the disk is full.
+    The checkpoint before it stays as a second one, in case this one is damaged. `backbone` is the
+    digest of a frozen backbone that is not in the network. ExpectedError for weights that are not
+    finite.
     """
     page = {
         "landmarks": images.class_table.fingerprint,
@@ -78,13 +71,8 @@ def forget(session):
 def load_checkpoint(session):
     """Reads the checkpoint, or the one before where it is damaged or missing.
 
-    Where the output has none, those of an earlier session are copied first.
-
-    Returns:
-        (path, dict of arrays, page dict), or None where there is no checkpoint.
-
-    Raises:
-        ExpectedError: there are checkpoints, and all are damaged.
+    Where the output has none, those of an earlier session are copied first. Gives (path, dict of
+    arrays, page), or None where there is none; ExpectedError where all are damaged.
     """
     paths = [session.path(CHECKPOINT), session.path(PREVIOUS_CHECKPOINT)]
     if not any(path.exists() for path in paths):
@@ -112,11 +100,7 @@ def load_checkpoint(session):
 
 
 def find_checkpoint(session, recipe, images, backbone=None):
-    """Finds the checkpoint to continue from: as `load_checkpoint`, or None.
-
-    Raises:
-        ExpectedError: it belongs to other settings, labels or weights, or all are damaged.
-    """
+    """Gives what `load_checkpoint` does; ExpectedError for other settings, labels or weights."""
     if saved := load_checkpoint(session):
         path, _, page = saved
         if problem := _find_difference(page, recipe, images, backbone):
@@ -127,12 +111,7 @@ def find_checkpoint(session, recipe, images, backbone=None):
 def restore(saved, network):
     """Gives the variables of a network a checkpoint's values; gives the rows of its history.
 
-    Args:
-        saved: of `find_checkpoint`.
-        network: compiled keras.Model whose optimizer is built.
-
-    Raises:
-        ExpectedError: they differ; another version of Keras may have others for the same recipe.
+    ExpectedError where they differ: another Keras may have other ones for the same recipe.
     """
     path, arrays, page = saved
     arrays, variables = [arrays[name] for name in sorted(arrays)], variables_of(network)
@@ -143,11 +122,10 @@ def restore(saved, network):
         if theirs != ours:
             theirs, ours = (f"{one[0]} {one[1]}" if one else "none" for one in (theirs, ours))
             here, writer = model.keras.__version__, page.get("keras", "3")
-            raise ExpectedError(
-                f"{path}: its weight {number} is {theirs}; expected {ours}, as Keras {here} has "
-                f"it; continue with Keras {writer}, the version that wrote it",
-                setting="fresh",
-            )
+            expected = f"expected {ours}, as Keras {here} has it"
+            remedy = f"continue with Keras {writer}, the version that wrote it"
+            problem = f"{path}: its weight {number} is {theirs}; {expected}; {remedy}"
+            raise ExpectedError(problem, "fresh")
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
     return page["history"]
@@ -157,32 +135,30 @@ def _find_difference(page, recipe, images, backbone):
     """Says what of a checkpoint's page keeps a run from continuing; None where nothing does."""
     try:
         was = Recipe.of(page["recipe"]).settings()
+        given_up = find_given_up(page["recipe"])
     except ValueError as error:
         return f"{error}; expected a checkpoint that recognition.py wrote"
+    if given_up:
+        return (
+            f"it was begun with {given_up}, which is no setting now; expected a run of this "
+            "version; continue with the version that began it"
+        )
     for name, value in recipe.settings().items():
         if was[name] != value:
             return (
                 f"it has {name} = {was[name]}, now it is {value}; expected the same settings to "
                 "continue; give them again"
             )
-    if page["precision"] != model.precision():
-        return (
-            f"trained in {page['precision']}, here it is {model.precision()}; expected the same "
-            "kind of processor; continue with or without a GPU as before"
-        )
-    if page["landmarks"] != images.class_table.fingerprint:
-        return (
-            f"its landmarks are not the {len(images.class_table)} of this source; expected the "
-            "same class table; continue with the same source"
-        )
-    if page.get("labels", images.labels.fingerprint) != images.labels.fingerprint:
-        return (
-            "it was trained with other labels of the same landmarks; expected the same train "
-            "table; continue with the same source"
-        )
-    if page.get("backbone") != backbone:
-        return (
-            "the frozen backbone has other weights now; expected those that its vectors came "
-            "from; continue with the same weights"
-        )
-    return None
+    here, of_labels = model.precision(), images.labels.fingerprint
+    checks = (
+        (page["precision"], here, f"trained in {page['precision']}, here it is {here}; expected "
+         "the same kind of processor; continue with or without a GPU as before"),
+        (page["landmarks"], images.class_table.fingerprint,
+         f"its landmarks are not the {len(images.class_table)} of this source; expected the same "
+         "class table; continue with the same source"),
+        (page.get("labels", of_labels), of_labels, "it was trained with other labels of the same "
+         "landmarks; expected the same train table; continue with the same source"),
+        (page.get("backbone"), backbone, "the frozen backbone has other weights now; expected "
+         "those that its vectors came from; continue with the same weights"),
+    )  # fmt: skip
+    return next((problem for theirs, ours, problem in checks if theirs != ours), None)

@@ -9,6 +9,7 @@ Imports Keras, via `model`.
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from training.history import ALL_SHARDS
 from training.loop import Pace, train_mini_epoch
 from utils import ExpectedError, format_duration, require_free_space, say
 
-MAX_LOOKED_AT = 65_536  # train images, to find the axes of their spread
+MAX_LOOKED_AT = 65_536  # train images whose axes of spread are found
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,12 @@ class Vectors:
     image_ids: np.ndarray  # (n,) uint64
     class_indices: np.ndarray  # (n,) int32
     num_bad: int  # images that could not be described
-    left_out: list  # list of the shards that could not be read
+    left_out: list  # shards that could not be read
     digest: str  # 32 hex characters that differ for other images or other files of the shards
 
 
 class Describer:
-    """The backbone up to the pooling, which never changes; `describe.describe_shards` runs it.
-
-    Args:
-        devices: how batches run, of `choose_devices`.
-    """
+    """The backbone up to the pooling, which never changes; `describe.describe_shards` runs it."""
 
     problem = "left out"
     name_of = staticmethod(features_name)
@@ -140,24 +137,22 @@ class Describer:
         return described.image_ids, fingerprint
 
 
-# ------------------------------------------------------------------------------- the whole run
-
-
 def train(session, recipe, images, valid_every):
     """Describes the train images, and trains neck and head on that, from the checkpoint if any.
 
     Args, Returns, Raises: as in `loop.train`; a mini-epoch is a pass over all vectors.
     """
-    _check(recipe)
+    for name in ("erase", "geometry"):
+        if value := getattr(recipe.data, name):
+            problem = f"{name} {value}: a frozen backbone describes every image once, as it is"
+            raise ExpectedError(f"{problem}; expected 0, or a backbone that is trained", name)
     policy = model.set_up_keras(recipe.training.seed, recipe.training.bfloat16)
     devices = choose_devices(recipe.training.batch_size)
     num_steps = loop.count_steps(session, recipe, images)
     with devices.scope():
         describer = Describer(recipe, devices)
-
-        def build(restored):
-            return model.build_head(recipe, describer.shape[1], len(images.class_table), num_steps)
-
+        facts = recipe, describer.shape[1], len(images.class_table), num_steps
+        build = partial(model.build_head, *facts)
         head, rows = loop.begin(session, recipe, images, build, describer.digest)
     run = loop.Run(
         session, recipe, images, devices, head, rows, recipe.training.epochs, describer.digest
@@ -169,39 +164,13 @@ def train(session, recipe, images, valid_every):
         return model.join_head(describer.pooled, head, recipe)
 
 
-def _check(recipe):
-    """Raises ExpectedError for settings that a frozen backbone cannot follow."""
-    data, network = recipe.data, recipe.network
-    for name, value in (
-        ("erase", data.erase), ("geometry", data.geometry), ("gem_learnt", network.gem_learnt),
-    ):  # fmt: skip
-        if value:
-            raise ExpectedError(
-                f"{name} {value}: a frozen backbone describes every image once, as it is; expected "
-                f"{type(value)()}, or a backbone that is trained",
-                setting=name,
-            )
-
-
-# --------------------------------------------------------------------------------- description
-
-
 def describe(session, describer, images):
-    """Describes all images of the shards, each shard saved as it ends, so that nothing is redone.
+    """Describes all images of the shards: (train `Vectors`, held-out `Vectors`).
 
-    Args:
-        images: `TrainImages`.
-
-    Returns:
-        (train `Vectors`, held-out `Vectors`).
-
-    Raises:
-        StoppedError: the session was asked to stop; the shards described so far are saved.
-        ExpectedError: data, network or disk fail, or no image is there to train on.
+    Each shard is saved as it ends, so that nothing is redone.
     """
-    shards = [*images.shards, *images.held_out]
-    found, _ = describe_shards(session, describer, shards, images.labels.image_ids)
     groups = (images.shards, images.held_out)
+    found, _ = describe_shards(session, describer, sum(groups, []), images.labels.image_ids)
     train, held_out = (gather(session, describer, images.labels, g, found) for g in groups)
     if not len(train.image_ids):
         raise loop.no_images(images)
@@ -213,8 +182,8 @@ def gather(session, describer, labels, shards, found):
     paths = {shard: session.path(features_name(shard)) for shard in shards}
     there = {shard: path for shard, path in paths.items() if path in found}
     image_ids = np.concatenate([np.empty(0, np.uint64), *(found[p] for p in there.values())])
-    values, begin, num_bad = np.empty((len(image_ids), *describer.shape), np.float16), 0, 0
-    facts = []
+    values, begin = np.empty((len(image_ids), *describer.shape), np.float16), 0
+    facts, num_bad = [], 0
     for shard, path in there.items():
         described, _ = describer.load(path)
         values[begin : begin + len(described.vectors)] = described.vectors
@@ -230,9 +199,6 @@ def gather(session, describer, labels, shards, found):
         left_out=[shard for shard in shards if shard not in there],
         digest=digest_of(np.array(facts, "U")),
     )
-
-
-# ------------------------------------------------------------------------------------ the head
 
 
 def _train_head(run, vectors, held_out, valid_every):
@@ -265,11 +231,8 @@ def set_kept(layer, values):
     """Sets what of the pooled vector stays in the descriptor: its principal components.
 
     The neck learns the train landmarks by heart where they have few images; what tells other
-    pictures apart, the pooled vector still knows.
-
-    Args:
-        layer: the Dense layer `heads.KEPT`.
-        values: (n, views, channels) float16 of the train images, of which 65,536 are looked at.
+    pictures apart, the pooled vector still knows. `values`: (n, views, channels) float16 of the
+    train images.
     """
     step = -(-len(values) // MAX_LOOKED_AT)
     rows = values[::step].reshape(-1, values.shape[2]).astype(np.float64)
@@ -284,7 +247,6 @@ def shuffle(vectors, batch_size, seed):
     """Yields all vectors once as `Batch`es of one size, then a `ShardEnd`.
 
     Of an image and its mirror image one is drawn. The last batch is filled up with the first ones.
-    The images of a batch are vectors, (batch_size, channels) float32.
     """
     rng = np.random.default_rng(seed)
     num_images, num_views, _ = vectors.values.shape
@@ -305,7 +267,7 @@ def in_order(vectors, batch_size):
 
 
 def _batch(vectors, rows, views, num_counted=None):
-    """Gathers rows of vectors into a `Batch`, the first of which count."""
+    """Gathers rows of vectors into a `Batch`, (batch_size, channels) float32; the first count."""
     values = vectors.values[rows, views].astype(np.float32)
     counted = rows[:num_counted]
     return Batch(values, vectors.image_ids[counted], vectors.class_indices[counted], None)

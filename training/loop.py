@@ -32,11 +32,10 @@ MAX_VALID_IMAGES = 4096  # kept decoded in memory: 453 MB at 192 pixels
 class TrainImages:
     """What there is to train on."""
 
-    # class_table, labels: `ClassTable` and `TrainLabels` of the source
-    class_table: ClassTable
+    class_table: ClassTable  # of the source
     labels: TrainLabels
-    shards: list  # list of train `Shard`, one epoch
-    held_out: list  # list of train `Shard` to validate on
+    shards: list  # of train `Shard`, one epoch
+    held_out: list  # of train `Shard` to validate on
 
     @property
     def class_sizes(self):
@@ -51,9 +50,6 @@ class TrainImages:
         return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
-# ------------------------------------------------------------------------------- the whole run
-
-
 def train(session, recipe, images, valid_every, machines=ALONE):
     """Trains shard after shard, from the checkpoint if there is one; gives the trained network.
 
@@ -64,7 +60,6 @@ def train(session, recipe, images, valid_every, machines=ALONE):
 
     Raises:
         StoppedError: the session was asked to stop; the checkpoint holds what is done.
-        ExpectedError: data, network or disk fail, or the loss is no longer finite.
     """
     policy = model.set_up_keras(recipe.training.seed, recipe.training.bfloat16)
     plan = [(epoch, shard) for epoch in range(recipe.training.epochs) for shard in images.shards]
@@ -99,12 +94,8 @@ def train(session, recipe, images, valid_every, machines=ALONE):
 def begin(session, recipe, images, build, backbone=None):
     """Builds and compiles the network, and restores the checkpoint if there is one.
 
-    Args:
-        build: function of `restored`, as `model.build_network` takes them; gives the network.
-        backbone: digest of a frozen backbone that is not in the network.
-
-    Returns:
-        (compiled keras.Model, list of history rows).
+    `build` takes `restored` as `model.build_network` does; `backbone` is the digest of a frozen one
+    that is not in the network. Gives (compiled keras.Model, list of history rows).
     """
     saved = checkpoints.find_checkpoint(session, recipe, images, backbone)
     network = build("" if saved else None)
@@ -117,7 +108,6 @@ def begin(session, recipe, images, build, backbone=None):
 class Run:
     """A training run, mini-epoch after mini-epoch, whatever it trains on."""
 
-    # session, recipe, images: as for `train`
     session: object
     recipe: Recipe
     images: TrainImages
@@ -146,15 +136,16 @@ class Run:
             f"{self.recipe.network.backbone}, {how}, {self.recipe.data.image_size} pixels, "
             f"{len(self.images.class_table):,} landmarks"
         )
-        require_space(self.session, self.network)
+        paths = (self.session.path(CHECKPOINT), self.session.path(PREVIOUS_CHECKPOINT))
+        present_bytes = sum(path.stat().st_size for path in paths if path.exists())
+        needed_bytes = 2 * size_on_disk(self.network) - present_bytes
+        require_free_space(paths[0].parent, needed_bytes, "two checkpoints")
 
     def train(self, train_next, valid, valid_every):
         """Trains to the end; what is done is saved after each step.
 
-        Args:
-            train_next: function of a `Stop` that trains one mini-epoch or more and gives the rows.
-            valid: function without arguments that gives the `Batch`es to validate on.
-            valid_every: mini-epochs between validations.
+        `train_next`, of a `Stop`, trains one mini-epoch or more and gives the rows; `valid` gives
+        the `Batch`es to validate on.
         """
         rows, machines = self.rows, self.machines
         stop = machines.common(self.session.stop)
@@ -179,14 +170,7 @@ class Run:
 
 
 def open_stream(session, machines, recipe, images, rows, plan):
-    """Opens the stream of the shards to come; gives an iterator of `Batch` and `ShardEnd`.
-
-    Args:
-        session, recipe, images: as for `train`.
-        machines: `Machines` that train together.
-        rows: of the history, one for each shard that is done.
-        plan: list of (epoch, `Shard`), the whole run.
-    """
+    """Opens the stream of the shards of the plan that no row of the history is of."""
     settings, num_skippable = recipe.training, session.num_skippable(len(images.shards))
     reading = Reading(
         recipe.data, settings.batch_size, images.labels.find, is_training=True, seed=settings.seed
@@ -226,14 +210,6 @@ def no_images(images):
     )
 
 
-def require_space(session, network):
-    """Raises ExpectedError unless two checkpoints fit on the disk."""
-    paths = (session.path(CHECKPOINT), session.path(PREVIOUS_CHECKPOINT))
-    present_bytes = sum(path.stat().st_size for path in paths if path.exists())
-    needed_bytes = 2 * size_on_disk(network) - present_bytes
-    require_free_space(paths[0].parent, needed_bytes, "two checkpoints")
-
-
 @dataclass(frozen=True)
 class Pace:
     """What changes from step to step, learning rates and margin; it follows from the position."""
@@ -242,10 +218,8 @@ class Pace:
     network: object  # compiled keras.Model
     mini_epoch: int  # counted from 0
     num_mini_epochs: int  # of the whole run
-    # how many steps a shard is expected to have; no step is known to be the last
-    steps_of_shard: float
-    # mini-epochs that several machines train together, one after another otherwise
-    num_together: int = 1
+    steps_of_shard: float  # that it is expected to have; no step is known to be the last
+    num_together: int = 1  # mini-epochs that several machines train together
 
     def progress(self):
         """Makes the `Progress` of this mini-epoch, in images."""
@@ -274,26 +248,14 @@ class Pace:
         is_frozen = progress < training.frozen_share or training.frozen_share == 1
         set_rates(self.network.optimizer, rate, 0.0 if is_frozen else training.backbone_rate)
         if ramp and self.recipe.loss.loss != "softmax":
-            head = self.network.get_layer(heads.LOGITS)
-            head.margin_share.assign(min(1.0, progress / ramp))
+            self.network.get_layer(heads.LOGITS).margin_share.assign(min(1.0, progress / ramp))
         return rate
 
 
 def train_mini_epoch(devices, network, stream, pace, stop, done):
-    """Trains on the batches of one shard.
+    """Trains on the batches of one shard; gives the part of a history row that is known here.
 
-    Args:
-        devices: how batches run, of `choose_devices`.
-        network: compiled keras.Model.
-        stream: iterator of `Batch` and `ShardEnd`.
-        done: what to say is done, if `stop` asks to stop here.
-
-    Returns:
-        dict, the part of a history row that is known here.
-
-    Raises:
-        StoppedError: `stop` asked to; this mini-epoch will be trained again.
-        ExpectedError: the loss is not finite.
+    StoppedError, with what is `done`, if `stop` asks for it: this mini-epoch will be trained again.
     """
     begin, losses, accuracies = time.perf_counter(), [], []
     rate, steps_before = pace.set_for(0), steps_taken(network.optimizer)
@@ -306,8 +268,14 @@ def train_mini_epoch(devices, network, stream, pace, stop, done):
             loss, accuracy = devices.train_on_batch(
                 network, batch.images, batch.class_indices, batch.weight
             )
-            losses.append(_require_finite(loss, len(losses) + 1))
+            losses.append(loss)
             accuracies.append(accuracy)
+            if not math.isfinite(loss):
+                raise ExpectedError(
+                    f"the loss is {loss} in batch {len(losses)} of a mini-epoch; expected a finite "
+                    "number; run again from the last checkpoint, or start over with a lower "
+                    "learning rate"
+                )
             progress.update(len(batch.images), pace.describe(loss, progress))
     devices.settle(network)
     end, seconds = batches.end, time.perf_counter() - begin
@@ -327,35 +295,15 @@ def train_mini_epoch(devices, network, stream, pace, stop, done):
     }
 
 
-def _require_finite(loss, number):
-    if not math.isfinite(loss):
-        raise ExpectedError(
-            f"the loss is {loss} in batch {number} of a mini-epoch; expected a finite number; run "
-            "again from the last checkpoint, or start over with a lower learning rate"
-        )
-    return loss
-
-
-# ---------------------------------------------------------------------------------- validation
-
-
 def load_valid_images(session, recipe, images, done):
     """Decodes the held-out shards once, up to MAX_VALID_IMAGES, in the tar's order and uncropped.
 
-    Args:
-        session, recipe, images: as for `train`.
-        done: what to say is done, if the session is asked to stop here.
-
-    Returns:
-        list of `Batch`.
+    Gives a list of `Batch`; `done` is what to say is done, if the session is asked to stop here.
     """
     reading = Reading(recipe.data, recipe.training.batch_size, images.labels.find)
     plan = [(0, shard) for shard in images.held_out]
-    names = ", ".join(shard.path for shard in images.held_out[:3])
-    say(
-        f"reading {len(plan)} held-out shard{'s' * (len(plan) > 1)} to validate on: {names}"
-        f"{', ...' * (len(plan) > 3)}"
-    )
+    names = ", ".join([*(shard.path for shard in images.held_out[:3]), "..."][: len(plan)])
+    say(f"reading {len(plan)} held-out shard{'s' * (len(plan) > 1)} to validate on: {names}")
     batches, num_images = [], 0
     with Progress("held-out images") as progress:
         for item in stream_batches(session.source, plan, reading, session.stop.requested):
@@ -379,18 +327,10 @@ def validate(devices, network, batches, scale=1.0):
     for batch in batches:
         (logits,) = devices.predict_on_batch(network, batch.images)
         logits = logits[: len(batch.image_ids)]  # the rest only fills the batch
-        losses.append(cross_entropy(scale * logits, batch.class_indices))
         hits.append(logits.argmax(axis=1) == batch.class_indices)
-    if not losses:
-        return {}
-    return {
-        "valid_loss": float(np.mean(np.concatenate(losses))),
-        "valid_accuracy": float(np.mean(np.concatenate(hits))),
-    }
-
-
-def cross_entropy(logits, class_indices):
-    """Computes the loss of each image: (n, num_classes) and (n,) int -> (n,)."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    right = shifted[np.arange(len(logits)), class_indices]
-    return np.log(np.exp(shifted).sum(axis=1)) - right
+        logits = scale * logits
+        logits -= logits.max(axis=1, keepdims=True)
+        right = logits[np.arange(len(logits)), batch.class_indices]
+        losses.append(np.log(np.exp(logits).sum(axis=1)) - right)
+    means = {"valid_loss": losses, "valid_accuracy": hits}
+    return {name: float(np.mean(np.concatenate(of))) for name, of in means.items() if batches}
