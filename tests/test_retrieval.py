@@ -35,7 +35,7 @@ from data.submissions import RecognitionTruth, read_retrieval_solution, read_ret
 from data.tars import list_members
 from demo.server import serve
 from descriptors.descriptions import concatenate, load_descriptions
-from metrics import format_scores, score_retrieval
+from metrics import format_scores, score_file
 from report import neighbors, write
 from runs import kernel as kernel_side
 from runs.command_line import run_command_line
@@ -210,7 +210,7 @@ def test_stdout_has_the_paths_and_both_scores_and_nothing_else(world, model, tmp
     assert run(*common(world, model), "--parts", 2, "--output", tmp_path) == 0
     captured = capsys.readouterr()
     solution = world.folder / RETRIEVAL_SOLUTION
-    scores = score_retrieval(tmp_path / "retrieval_submission.csv", solution)
+    scores = score_file("retrieval", tmp_path / "retrieval_submission.csv", solution)
     lines = captured.out.splitlines()
     assert lines[:3] + lines[4:] == [
         str(tmp_path / "part-0-of-2.npz"),
