@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves ou
 from data.images import PHOTO_FORMATS, BadImageError, make_thumbnail, read_photo, register_heic
 from data.sources import Source
 from network.loading import require_backend
-from report.neighbors import read_thumbnail
+from report.neighbors import find_thumbnail
 from report.photo_nearest import load_described
 from report.photos import (
     MAX_DRAWN,
@@ -110,29 +110,27 @@ def main(argv=None):
     require_backend()
     model_path = require_model(args)
     if args.take_away:
-        return take_away(args, model_path)
+        from report.take_away import write_take_away  # loads Keras
+
+        with open_output(args) as session:
+            write_take_away(session, model_path, args.take_away)
+        return print(args.take_away)
     register_heic()
     photos = find_photos(args.files) if args.files else None
     # What is wrong with a photo is told before a network is loaded for it.
     readable = photos and [path for path in photos if is_readable(path)]
     if readable != []:
         with open_output(args) as session:
-            photos = photos or write_demo_photos(session)
+            if photos is None:
+                from demo.photos import write_photos
+
+                photos = write_photos(session.path(WORLD), session.path(DEMO_PHOTOS))
             readable = identify(session, model_path, readable or photos, args)
     if num_failed := len(photos) - len(readable):
         raise ExpectedError(
             f"{num_failed} of {len(photos)} photos could not be read; expected pictures, e.g. "
             "JPEG, PNG, TIFF or HEIC; see the lines above"
         )
-
-
-def take_away(args, model_path):
-    """Writes the folder to take along."""
-    from report.take_away import write_take_away  # loads Keras
-
-    with open_output(args) as session:
-        write_take_away(session, model_path, args.take_away)
-    print(args.take_away)
 
 
 def is_readable(path):
@@ -159,20 +157,8 @@ def open_output(args):
         yield Session(args.output, source, stop=None)
 
 
-def write_demo_photos(session):
-    """Gives some test pictures of the demo's world as files."""
-    from demo.photos import write_photos
-
-    return write_photos(session.path(WORLD), session.path(DEMO_PHOTOS))
-
-
 def identify(session, model_path, photos, args):
     """Names one photo after another, and draws identify.png.
-
-    Args:
-        model_path: the recogniser's file.
-        photos: list of paths.
-        args: the command line.
 
     Returns:
         list of the paths that were named; the others could not be decoded.
@@ -193,37 +179,14 @@ def identify(session, model_path, photos, args):
         named.append(path)
         print(json.dumps(answer.as_page()) if args.json else answer.as_text(), flush=True)
         if len(rows) < MAX_DRAWN:
-            rows.append((answer, make_thumbnail(data, THUMBNAIL, formats=PHOTO_FORMATS)))
-    if rows:
-        draw(session, rows, say if args.json else print)
+            rows.append((answer, make_thumbnail(data, THUMBNAIL, formats=PHOTO_FORMATS), []))
+    path, source = session.path(IDENTIFIED_PICTURE), session.source
+    for answer, _, images in rows:  # the answers stand without the pictures near them
+        for near in answer.nearest:
+            images.append(source and find_thumbnail(source, near.picture, "not drawn"))
+    if rows and draw_picture(path, lambda: draw_answers(rows), dpi=110):
+        (say if args.json else print)(path)
     return named
-
-
-def draw(session, rows, tell):
-    """Draws identify.png; the answers stand without the pictures near them.
-
-    Args:
-        rows: list of (`Answer`, PIL image).
-        tell: function that names the picture.
-    """
-    path = session.path(IDENTIFIED_PICTURE)
-    with_near = [(answer, photo, read_nearest(session, answer)) for answer, photo in rows]
-    if draw_picture(path, lambda: draw_answers(with_near), dpi=110):
-        tell(path)
-
-
-def read_nearest(session, answer):
-    """Reads the pictures near a photo: list of PIL images, None for one that cannot be fetched."""
-    if session.source is None:
-        return [None] * len(answer.nearest)
-    images = []
-    for near in answer.nearest:
-        try:
-            images.append(read_thumbnail(session.source, near.picture))
-        except ExpectedError as error:
-            say(f"{error}: not drawn")
-            images.append(None)
-    return images
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ class PhotoNamer:
 
     Args:
         session: `Session`; its source may be None.
-        model_path: the recogniser's file.
         described: list of `photo_nearest.load_described`.
         num_nearest: pictures to name beside each photo.
     """
@@ -43,11 +42,7 @@ class PhotoNamer:
         self.num_nearest, self.num_photos = num_nearest, 0
 
     def name(self, path, data):
-        """Names the landmark of one photo; gives `Answer`.
-
-        Args:
-            path: the photo's file.
-            data: its bytes.
+        """Names the landmark of one photo, a file and its bytes; gives `Answer`.
 
         Raises:
             BadImageError: it cannot be decoded.
@@ -55,18 +50,17 @@ class PhotoNamer:
         pixels = decode_image(data, self.image_size, self.keeps_aspect, formats=PHOTO_FORMATS)
         outputs = self._forward(pixels[None])
         confidences, descriptor = (model.to_numpy(output)[0] for output in outputs)
-        best = np.argsort(-confidences, kind="stable")[:NUM_GUESSES]
-        guesses = tuple(self._guess(self.landmark_ids[i], confidences[i]) for i in best)
+        guesses = []
+        for place in np.argsort(-confidences, kind="stable")[:NUM_GUESSES].tolist():
+            one = int(self.landmark_ids[place])
+            about = name_landmark(one, self.categories), self.categories.get(one)
+            guesses.append(Guess(one, *about, float(confidences[place])))
         is_landmark = None
         if self.calibration:
-            is_landmark = bool(confidences[best[0]] >= self.calibration.threshold)
-        nearest = tuple(
-            Near(picture, distance, landmark_id, self._name_of(landmark_id))
-            for picture, distance, landmark_id in find_nearest(
-                self.described, descriptor, self.num_nearest
-            )
-        )
-        return Answer(path, guesses, is_landmark, nearest)
+            is_landmark = bool(confidences.max() >= self.calibration.threshold)
+        nearest = find_nearest(self.described, descriptor, self.num_nearest)
+        nearest = [Near(*near, name_landmark(near[-1], self.categories)) for near in nearest]
+        return Answer(path, tuple(guesses), is_landmark, tuple(nearest))
 
     def _forward(self, images):
         """Calls the network layer by layer for the first photos: tracing it would take longer."""
@@ -75,13 +69,10 @@ class PhotoNamer:
             return self.network(images, training=False)
         return self.network.predict_on_batch(images)
 
-    def _guess(self, landmark_id, confidence):
-        category = self.categories.get(int(landmark_id))
-        return Guess(int(landmark_id), self._name_of(landmark_id), category, float(confidence))
 
-    def _name_of(self, landmark_id):
-        category = self.categories.get(int(landmark_id))
-        return name_of_category(category) if category else f"landmark {landmark_id}"
+def name_landmark(landmark_id, categories):
+    """Gives the name in the address of a landmark's category; of a dict of them, maybe empty."""
+    return name_of_category(categories.get(landmark_id, "")) or f"landmark {landmark_id}"
 
 
 def _classes_of_2019(source):

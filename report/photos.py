@@ -38,19 +38,16 @@ class Answer:
     """What is said of a photo."""
 
     path: Path  # the photo's file
-    guesses: tuple  # tuple of `Guess`, best first
-    # whether the best one is at or above the threshold; None without calibration
-    is_landmark: bool | None
-    nearest: tuple  # tuple of `Near`, nearest first
+    guesses: tuple  # of `Guess`, best first
+    is_landmark: bool | None  # the best one is at or above the threshold; None without calibration
+    nearest: tuple  # of `Near`, nearest first
 
     def as_page(self):
         """Gives the dict that is printed as JSON."""
         best, *others = [vars(guess) for guess in self.guesses]
-        nearest = [
-            {"image_id": near.picture.image_id, "split": near.picture.shard.split}
-            | {name: value for name, value in vars(near).items() if name != "picture"}
-            for near in self.nearest
-        ]
+        nearest = [{"image_id": near.picture.image_id, "split": near.picture.shard.split,
+                    "distance": near.distance, "landmark_id": near.landmark_id, "name": near.name}
+                   for near in self.nearest]  # fmt: skip
         runners_up = [{key: one[key] for key in ("landmark_id", "name", "confidence")}
                       for one in others]  # fmt: skip
         return {"file": str(self.path), **best, "is_landmark": self.is_landmark,
@@ -58,25 +55,21 @@ class Answer:
 
     def as_text(self):
         """Writes the answer as a person reads it: one line, and one each for what there is more."""
-        return "\n".join(map(printable, self._lines()))
-
-    def _lines(self):
         best, *others = self.guesses
         if self.is_landmark is False:
-            lines = [f"{self.path}: probably no landmark"]
-            others = self.guesses
+            text, kind, others = "probably no landmark", "best guesses", self.guesses
         else:
-            is_address = (best.category or "").startswith("http")
-            link = f"  {best.category}" if is_address else ""
-            lines = [f"{self.path}: {best.name} ({best.landmark_id}) {best.confidence:.3f}{link}"]
-        kind = "best guesses" if self.is_landmark is False else "or"
+            text, kind = f"{best.name} ({best.landmark_id}) {best.confidence:.3f}", "or"
+            if (best.category or "").startswith("http"):
+                text += f"  {best.category}"
+        lines = [f"{self.path}: {text}"]
         if others:
-            guesses = ", ".join(f"{other.name} {other.confidence:.3f}" for other in others)
-            lines.append(f"    {kind}: {guesses}")
+            guesses = [f"{other.name} {other.confidence:.3f}" for other in others]
+            lines.append(f"    {kind}: {', '.join(guesses)}")
         if self.nearest:
-            near = ", ".join(f"{n.picture.image_id} ({n.name})" for n in self.nearest[:3])
-            lines.append(f"    nearest: {near}")
-        return lines
+            near = [f"{near.picture.image_id} ({near.name})" for near in self.nearest[:3]]
+            lines.append(f"    nearest: {', '.join(near)}")
+        return "\n".join(map(printable, lines))
 
 
 def printable(text):
@@ -94,17 +87,16 @@ def find_photos(words):
     """
     found = {}
     for word in map(str, words):
+        paths = [Path(word)]
         if os.path.isdir(word):
-            paths = [path for path in sorted(Path(word).rglob("*")) if _is_picture(path, word)]
+            paths = [path for path in sorted(paths[0].rglob("*")) if _is_picture(path, word)]
         elif not os.path.exists(word) and glob.has_magic(word):
-            paths = [Path(path) for path in sorted(glob.glob(word, recursive=True))]
+            paths = map(Path, sorted(glob.glob(word, recursive=True)))
             paths = [path for path in paths if path.is_file()]
-        else:
-            paths = [Path(word)]
         if not paths:
             raise ExpectedError(
-                f"{word}: no picture in it; expected photos, a folder or a "
-                "pattern of them; check the path"
+                f"{word}: no picture in it; expected photos, a folder or a pattern of them; check "
+                "the path"
             )
         found |= dict.fromkeys(paths)
     return list(found)
@@ -154,10 +146,8 @@ def draw_answers(rows):
             axes.imshow(image)
             title = f"{near.picture.shard.split}, {near.distance:.2f}"
             axes.set_title(title, fontsize=8, color="#666666")
-            axes.text(
-                0.5, -0.04, _shorten(f"named {near.name}", 24), fontsize=8, ha="center", va="top",
-                transform=axes.transAxes,
-            )  # fmt: skip
+            below, place = _shorten(f"named {near.name}", 24), {"ha": "center", "va": "top"}
+            axes.text(0.5, -0.04, below, fontsize=8, transform=axes.transAxes, **place)
     return figure
 
 
@@ -167,16 +157,13 @@ def _draw_guesses(axes, answer):
     title = "probably no landmark" if is_refused else answer.guesses[0].name
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.text(0, 0.97, _shorten(answer.path.name, 34), fontsize=8, color="#666666", va="top")
-    axes.text(
-        0, 0.84, _shorten(title, 26), fontsize=12, fontweight="bold", va="top",
-        color="#9a5b00" if is_refused else "black",
-    )  # fmt: skip
+    color = "#9a5b00" if is_refused else "black"
+    axes.text(0, 0.84, _shorten(title, 26), fontsize=12, weight="bold", va="top", color=color)
     for place, guess in enumerate(answer.guesses[:3]):
         top = 0.58 - 0.19 * place
-        share = min(max(guess.confidence, 0), 1)
-        axes.barh(top - 0.13, 1, 0.035, left=0, color="#e8e8e8", align="edge")
         color = "#1a7f5a" if place == 0 and not is_refused else "#9a9a9a"
-        axes.barh(top - 0.13, share, 0.035, left=0, color=color, align="edge")
+        for share, shade in ((1, "#e8e8e8"), (min(max(guess.confidence, 0), 1), color)):
+            axes.barh(top - 0.13, share, 0.035, left=0, color=shade, align="edge")
         axes.text(0, top - 0.08, _shorten(guess.name, 30), fontsize=9)
         axes.text(1, top - 0.08, f"{guess.confidence:.2f}", fontsize=9, ha="right")
 

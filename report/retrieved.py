@@ -28,12 +28,9 @@ def gather(session, facts, fingerprint, solution, scored, rows):
     if solution:
         facts["usages"] = count_usages(solution, lambda truth: truth.image_ids)
         facts["chance"] = {"mAP@100": map_by_chance(solution, facts["num_indexed"])}
-        precisions = [precision for precision, *_ in scored]
         edges = np.linspace(0, 1, NUM_BINS + 1)
-        facts["spread"] = {
-            "edges": edges.tolist(),
-            "counts": np.histogram(precisions, edges)[0].tolist(),
-        }
+        counts = np.histogram([precision for precision, *_ in scored], edges)[0]
+        facts["spread"] = {"edges": edges.tolist(), "counts": counts.tolist()}
     pictures = {one.image_id: one for row in rows for one in (row.query, *row.nearest)}
     facts["pictures"] = encode_pictures(session.source, pictures.values())
     facts["rows"] = [
@@ -44,8 +41,5 @@ def gather(session, facts, fingerprint, solution, scored, rows):
 
 
 def _facts(picture):
-    return {
-        "picture": picture.image_id,
-        "caption": picture.caption.split("\n"),
-        "is_right": picture.is_right,
-    }
+    lines = picture.caption.split("\n")
+    return {"picture": picture.image_id, "caption": lines, "is_right": picture.is_right}

@@ -5,10 +5,9 @@ import io
 import json
 from pathlib import Path
 
-from data.landmarks import name_of_category
 from model import load_recogniser
 from network.plain import without_own_layers
-from report.photo_answer import find_calibration, find_categories
+from report.photo_answer import find_calibration, find_categories, name_landmark
 from report.write import of_model, read_facts
 from utils import ExpectedError, atomic_write
 
@@ -65,8 +64,6 @@ def write_take_away(session, model_path, folder):
 
     Args:
         session: `Session`; its source may be None.
-        model_path: the recogniser's file.
-        folder: `pathlib.Path`.
 
     Raises:
         ExpectedError: the network has layers that Keras alone does not open, or the folder holds
@@ -94,8 +91,7 @@ def write_take_away(session, model_path, folder):
     table = csv.writer(names, lineterminator="\n")
     table.writerow(("landmark_id", "name"))
     for landmark_id in recogniser.class_table.landmark_ids.tolist():
-        name = name_of_category(categories[landmark_id]) if landmark_id in categories else ""
-        table.writerow((landmark_id, name or f"landmark {landmark_id}"))
+        table.writerow((landmark_id, name_landmark(landmark_id, categories)))
     settings = {
         "image_size": recogniser.image_size,
         "keep_aspect": recipe.data.keep_aspect,
@@ -122,13 +118,10 @@ def write_card(session, recogniser, calibration, keras_version):
     is_google = "google-landmark" in source
     if "://" not in source:  # where its folder lies is nobody's business
         source = f"the photographs of {Path(source).name}"
-    scores = [
-        f"{one['name']}: "
-        + ", ".join(f"{usage} {value:.3f}" for usage, value in one["usages"].items())
-        for script in found.values()
-        for one in script.get("scores", [])
-    ]
-    threshold = ""
+    scores, threshold = [], ""
+    for one in (one for script in found.values() for one in script.get("scores", [])):
+        values = (f"{usage} {value:.3f}" for usage, value in one["usages"].items())
+        scores.append(f"- {one['name']}: {', '.join(values)}")
     if calibration:
         threshold = (
             f"- At that threshold {calibration.kept:.0%} of the test photographs that were named "
@@ -144,6 +137,6 @@ def write_card(session, recogniser, calibration, keras_version):
         kind="the cosine" if is_cosine else "the probability",
         source=source,
         licence=GOOGLE if is_google else OWN,
-        scores="\n".join(f"- {line}" for line in scores) or "Nobody measured any.",
+        scores="\n".join(scores) or "Nobody measured any.",
         threshold=threshold,
     )

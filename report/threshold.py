@@ -15,10 +15,8 @@ from utils import ExpectedError, atomic_write
 
 LEAST_KEPT = 0.75  # of the photos named rightly, among those that the threshold is chosen on
 # Of each number in the file. A cosine or a probability is 1 at most; the threshold may be above.
-LIMITS = {
-    "threshold": (-2, 2), "num_chosen_on": (0, 1e9), "num_checked_on": (0, 1e9),
-    "kept": (0, 1), "refused": (0, 1),
-}  # fmt: skip
+LIMITS = {"threshold": (-2, 2), "num_chosen_on": (0, 1e9), "num_checked_on": (0, 1e9),
+          "kept": (0, 1), "refused": (0, 1)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,25 +49,17 @@ def calibrate(model, found, solution):
     groups = {usage: ([], []) for usage in LEADERBOARDS}  # named rightly, without a landmark
     columns = (found.image_ids, found.landmark_ids.tolist(), found.confidences.tolist())
     for image_id, landmark_id, confidence in zip(*columns, strict=True):
-        truth = solution[format_image_id(image_id)]
-        if truth.usage in groups and not truth.landmark_ids:
-            groups[truth.usage][1].append(confidence)
-        elif truth.usage in groups and landmark_id in truth.landmark_ids:
-            groups[truth.usage][0].append(confidence)
+        shown, usage = solution[format_image_id(image_id)]
+        if usage in groups and (not shown or landmark_id in shown):
+            groups[usage][not shown].append(confidence)
     if not all(kind for group in groups.values() for kind in group):
         return None
-    (right, without), (other_right, other_without) = groups["Public"], groups["Private"]
-    threshold = choose_threshold(
-        np.array(right + without), np.array([True] * len(right) + [False] * len(without))
-    )
-    return Calibration(
-        model,
-        threshold,
-        len(right) + len(without),
-        len(other_right) + len(other_without),
-        float(np.mean(np.array(other_right) >= threshold)),
-        float(np.mean(np.array(other_without) < threshold)),
-    )
+    (right, without), others = groups["Public"], groups["Private"]
+    confidences = np.array(right + without)
+    threshold = choose_threshold(confidences, np.arange(len(confidences)) < len(right))
+    kept, refused = np.array(others[0]) >= threshold, np.array(others[1]) < threshold
+    nums = len(confidences), len(kept) + len(refused)
+    return Calibration(model, threshold, *nums, float(kept.mean()), float(refused.mean()))
 
 
 def choose_threshold(confidences, is_kept):

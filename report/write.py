@@ -33,17 +33,17 @@ def _add_to_report(session, name, gather):
     names = sorted(all_facts, key=lambda one: ORDER.index(one) if one in ORDER else len(ORDER))
     # As JSON gives them back, now and later.
     all_facts = {one: json.loads(json.dumps(all_facts[one])) for one in names}
-    page = draw_page(session, name, all_facts)
-    files = {REPORT_FACTS: json.dumps(all_facts), REPORT: page}
-    for file_name, content in files.items():
+    page = draw_page(session, name, all_facts)  # first: it may leave some facts out
+    for file_name, content in ((REPORT_FACTS, json.dumps(all_facts)), (REPORT, page)):
         with atomic_write(session.path(file_name)) as temporary:
             temporary.write_text(content, encoding="utf-8")
 
 
 def of_model(all_facts, model):
     """Keeps what is of this model, or names none, as that of earlier versions."""
-    known = (None, model)
-    return {one: facts for one, facts in all_facts.items() if facts.get("model") in known}
+    return {
+        one: all_facts[one] for one in all_facts if all_facts[one].get("model") in (None, model)
+    }
 
 
 def draw_page(session, name, all_facts):
