@@ -6,7 +6,7 @@ import numpy as np
 
 from data.arrays import check_arrays, column, columns_of, load_arrays
 from data.landmarks import format_image_id
-from search.part_files import load_all
+from search.part_files import is_part, load_all
 from search.reranks import RERANKS
 from utils import ExpectedError
 
@@ -21,11 +21,11 @@ class Part:
     query_landmarks: np.ndarray = column("int64", "queries")  # as the recogniser names them
     # shard number, offset and size of each picture
     query_places: np.ndarray = column("int64", "queries", 3, at_least=0)
-    # index_ids, index_landmarks, index_places: the same of the part's index images
+    # the same of the part's index images
     index_ids: np.ndarray = column("uint64", "index images", order="ascending")
     index_landmarks: np.ndarray = column("int64", "index images")
     index_places: np.ndarray = column("int64", "index images", 3, at_least=0)
-    # row_ends, positions, distances: as in `exact.Candidates`
+    # as in `exact.Candidates`
     row_ends: np.ndarray = column("int64", "queries", at_least=0, order="ascending")
     positions: np.ndarray = column("int32", "candidates", at_least=0, below="index images")
     distances: np.ndarray = column("float32", "candidates", at_least=0)
@@ -81,16 +81,15 @@ def load_part(path):
         ExpectedError: it is damaged, or not a part.
     """
     arrays, fingerprint = load_arrays(path)
-    number, num_parts, top = (fingerprint.get(key) for key in ("part", "parts", "top"))
-    is_part = all(type(value) is int for value in (number, num_parts, top))
-    is_part &= isinstance(fingerprint.get("rerank", "divide"), str)
+    top, is_ours = fingerprint.get("top"), is_part(fingerprint)
+    is_ours &= type(top) is int and top > 0 and isinstance(fingerprint.get("rerank", ""), str)
     wanted, ends = columns_of(Part), {"row_ends": "positions"}
     for rerank in RERANKS.values():
         if rerank.columns and rerank.columns.keys() <= arrays.keys():
             wanted |= rerank.columns
             row_ends, positions, *_ = rerank.columns
             ends[row_ends] = positions
-    if not wanted.keys() <= arrays.keys() or not (is_part and 0 <= number < num_parts and top > 0):
+    if not wanted.keys() <= arrays.keys() or not is_ours:
         raise ExpectedError(
             f"{path}: not a part of a search; expected a part-K-of-N.npz of retrieval.py; "
             "leave it out"
@@ -99,7 +98,7 @@ def load_part(path):
     check_arrays(path, arrays, wanted)
     for name, positions in ends.items():
         num_candidates = len(arrays[positions])
-        if (arrays[name][-1] if len(arrays[name]) else 0) != num_candidates:
+        if arrays[name].max(initial=0) != num_candidates:  # they ascend
             raise ExpectedError(
                 f"{path}: its rows do not end with its {num_candidates} candidates; expected a "
                 "part as retrieval.py writes it; search it again"
@@ -119,7 +118,7 @@ def merge_parts(parts, divisor, num_nearest, rerank="divide"):
     """
     order = RERANKS[rerank].order
     query_ids, num_queries = parts[0].query_ids, len(parts[0].query_ids)
-    counts, pieces = np.zeros(num_queries, np.int64), [[] for _ in range(4)]
+    counts, pieces = np.zeros(num_queries, np.int64), []
     for first in range(0, num_queries, QUERY_BLOCK):
         last = min(first + QUERY_BLOCK, num_queries)
         found = [order(part, first, last, divisor) for part in parts]
@@ -131,10 +130,9 @@ def merge_parts(parts, divisor, num_nearest, rerank="divide"):
         kept = _keep_best(rows, ids, keys, num_nearest)
         counts += np.bincount(rows[kept], minlength=num_queries)
         columns = ids, np.concatenate(distances), numbers, np.concatenate(positions)
-        for piece, of_block in zip(pieces, columns, strict=True):
-            piece.append(of_block[kept])
-    columns = [np.concatenate(piece) if piece else np.empty(0, np.uint64) for piece in pieces]
-    return Ranking(query_ids, np.cumsum(counts), *columns)
+        pieces.append([column[kept] for column in columns])
+    pieces = pieces or [4 * [np.empty(0, np.uint64)]]
+    return Ranking(query_ids, np.cumsum(counts), *map(np.concatenate, zip(*pieces, strict=True)))
 
 
 def _keep_best(rows, image_ids, keys, num_nearest):

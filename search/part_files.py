@@ -7,6 +7,12 @@ from utils import ExpectedError
 OF_A_PART = ("part", "shards", "left_out", "files")  # facts that parts do not share
 
 
+def is_part(fingerprint):
+    """Tells whether a page of facts says which part it is, of how many."""
+    number, num_parts = fingerprint.get("part"), fingerprint.get("parts")
+    return type(number) is int and type(num_parts) is int and 0 <= number < num_parts
+
+
 def load_all(paths, load, columns, images, whole):
     """Reads part files and checks that they belong together, are all, and hold an image.
 

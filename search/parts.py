@@ -18,8 +18,8 @@ from runs.session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_p
 from search import exact
 from search.expansion import expand, index_of
 from search.gallery import NUM_NEIGHBORS, Gallery, find_neighbors
+from search.gallery_parts import find_described, save_part
 from search.gallery_parts import load_part as load_gallery_part
-from search.gallery_parts import save_part
 from search.merging import Part, load_part
 from search.naming import Namer
 from search.reranks import RERANKS, SoftLabels
@@ -30,19 +30,16 @@ from utils import ExpectedError, say
 class Expansion:
     """What the descriptors become before they are compared, see `expansion`."""
 
-    # num_of_query, num_of_index: descriptors in a sum, itself included; 0 leaves them
+    # descriptors in a sum, itself included; 0 leaves them
     num_of_query: int
     num_of_index: int
-    index: Gallery  # `Gallery`, the whole index
+    index: Gallery  # the whole index
 
     def facts(self):
         """Gives what tells expansions apart: a dict for a fingerprint."""
         versions = sorted(fact["shards"] for fact in self.index.files.values())
-        return {
-            "queries": self.num_of_query,
-            "index": self.num_of_index,
-            "shards": digest_of(np.array(versions, "U")),
-        }
+        shards = digest_of(np.array(versions, "U"))
+        return {"queries": self.num_of_query, "index": self.num_of_index, "shards": shards}
 
 
 @dataclass(frozen=True)
@@ -54,21 +51,15 @@ class WantedSearch:
     num_nearest: int  # images wanted for a query
     normalise: bool  # compare descriptors scaled to length 1
     rerank: str = "divide"  # that of the merge, unless it is told another one
-    # keep the candidates of every rerank, not of "divide" and "none" alone
-    has_all_reranks: bool = False
-    namer: Namer = Namer()  # `naming.Namer` of the index images
-    # `reranks.SoftLabels` of the queries; None is what they say themselves
-    query_labels: SoftLabels | None = None
-    expansion: Expansion | None = None  # `Expansion`, or None for descriptors as they are
+    has_all_reranks: bool = False  # keep the candidates of all, not of "divide" and "none" alone
+    namer: Namer = Namer()  # of the index images
+    query_labels: SoftLabels | None = None  # None is what the queries say themselves
+    expansion: Expansion | None = None  # None for descriptors as they are
 
     def facts(self):
         """Gives what a part's fingerprint says of it: nothing more than in 2019 for 2019."""
-        facts = {
-            "split": self.split,
-            "parts": self.num_parts,
-            "top": self.num_nearest,
-            "normalise": self.normalise,
-        }
+        facts = {"split": self.split, "parts": self.num_parts, "top": self.num_nearest,
+                 "normalise": self.normalise}  # fmt: skip
         if self.has_all_reranks:
             facts["rerank"] = self.rerank
         if self.namer.facts:
@@ -84,7 +75,6 @@ def search_part(session, describer, wanted, queries, part, image_ids):
     Args:
         wanted: `WantedSearch`.
         queries: `Descriptions`, of length 1 where the search wants that.
-        part: number of the part, from 0.
         image_ids: (n,) uint64, all images of the split that count.
     """
     name, source = part_name(part, wanted.num_parts), session.source
@@ -119,20 +109,18 @@ def find_all_candidates(wanted, queries, index):
     num_nearest = wanted.num_nearest + len(index) - len(np.unique(index.image_ids))
     query_labels = wanted.query_labels or Namer().name_queries(queries)
     labels = wanted.namer.name(index)
-    vectors = index.descriptors
-    if wanted.expansion and wanted.expansion.num_of_index:
-        whole, num_summed = wanted.expansion.index, wanted.expansion.num_of_index
-        vectors = expand(index.image_ids, vectors, whole, num_summed)
+    vectors, expansion = index.descriptors, wanted.expansion
+    if expansion and expansion.num_of_index:
+        vectors = expand(index.image_ids, vectors, expansion.index, expansion.num_of_index)
+    both_named = query_labels.landmark_ids, labels.landmark_ids
     found = exact.find_candidates(
-        queries.descriptors, query_labels.landmark_ids, vectors, labels.landmark_ids,
-        num_nearest,
-    )  # fmt: skip
-    found_columns = (
-        queries.image_ids, query_labels.landmark_ids, queries.places,
-        index.image_ids, labels.landmark_ids, index.places,
+        queries.descriptors, both_named[0], vectors, both_named[1], num_nearest
+    )
+    columns = dict(zip(columns_of(Part), (
+        queries.image_ids, both_named[0], queries.places,
+        index.image_ids, both_named[1], index.places,
         found.row_ends, found.positions, found.distances,
-    )  # fmt: skip
-    columns = dict(zip(columns_of(Part), found_columns, strict=True))
+    ), strict=True))  # fmt: skip
     if wanted.has_all_reranks:
         both_sides = queries.descriptors, query_labels, vectors, labels
         for rerank in RERANKS.values():
@@ -153,35 +141,22 @@ def find_whole_index(session, describer, shards, image_ids):
     Raises:
         ExpectedError: those of a shard are nowhere.
     """
-    files, missing = {}, []
-    for shard in shards:
-        facts = describer.fingerprint_for(session.source, [shard], image_ids)
-        if found := session.find_fitting(descriptions_name(shard), facts, load_image_ids):
-            files[found[0]] = facts
-        else:
-            missing.append(descriptions_name(shard))
-    if missing:
-        raise ExpectedError(
-            f"{missing[0]}: not in {session.output}, nor in another kernel's output "
-            f"({len(missing)} of {len(shards)} such files are missing); expected the descriptors "
-            "of the whole index, which an expansion sums up; search all parts without it first"
-        )
-    return index_of(files, image_ids)
+    wanted = {
+        descriptions_name(shard): describer.fingerprint_for(session.source, [shard], image_ids)
+        for shard in shards
+    }
+    whose = "the whole index, which an expansion sums up; search all parts without it first"
+    return index_of(find_described(session, wanted, load_image_ids, whose), image_ids)
 
 
 def expand_queries(session, queries, expansion):
-    """Expands the queries, unless this was done before; gives `Descriptions`.
-
-    Args:
-        queries: `Descriptions` of length 1.
-    """
-    facts = expansion.facts() | {"of": digest_of_rows(queries.image_ids, queries.descriptors)}
+    """Expands the queries, `Descriptions` of length 1, unless this was done before; gives such."""
+    image_ids, descriptors = queries.image_ids, queries.descriptors
+    facts = expansion.facts() | {"of": digest_of_rows(image_ids, descriptors)}
     del facts["index"]  # which is searched as it is
     if found := session.find_fitting(EXPANDED_QUERIES, facts, load_queries):
         return found[1]
-    descriptors = expand(
-        queries.image_ids, queries.descriptors, expansion.index, expansion.num_of_query
-    )
+    descriptors = expand(image_ids, descriptors, expansion.index, expansion.num_of_query)
     queries = replace(queries, descriptors=descriptors)
     save_table(session.path(EXPANDED_QUERIES), queries, facts)
     return queries
@@ -193,8 +168,6 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
     Args:
         queries: `Descriptions` of length 1.
         images: (`ClassTable`, `TrainLabels`) of all train images that count.
-        part: number of the part, from 0.
-        num_parts: parts of the train shards.
     """
     name, source = gallery_part_name(part, num_parts), session.source
     class_table, labels = images
@@ -223,8 +196,8 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
     gallery = Gallery(dict.fromkeys(described), image_ids, class_table.landmark_ids[classes])
     neighbors = find_neighbors(gallery, queries.descriptors)
     without = [descriptions_name(shard) for shard in shards if shard.number in left_out]
-    path = session.path(name)
-    save_part(path, fingerprint | {"left_out": without}, queries.image_ids, gallery, neighbors)
+    path, fingerprint = session.path(name), fingerprint | {"left_out": without}
+    save_part(path, fingerprint, queries.image_ids, gallery, neighbors)
     say(
         f"part {part} of {num_parts}: {len(queries):,} queries, {len(image_ids):,} train images "
         f"of {len(np.unique(gallery.landmark_ids)):,} landmarks"
@@ -252,7 +225,7 @@ def find_queries(session, describer, given=None, normalise=False):
     expected = describer.fingerprint_for(source, shards, test_ids)
     if not shards:
         del expected["shards"]
-    queries = _load_given(given, expected) if given else _find_usable(session, expected)
+    queries = _load_usable(session, expected, given)
     if queries is None:
         queries = describe_split(session, describer, "test", test_ids, QUERIES)
     if normalise:
@@ -265,38 +238,26 @@ def _test_shards(source):
     return source.select_shards("test") if source.count_shards("test") else []
 
 
-def _load_given(path, expected):
-    """Loads the queries that a person named."""
-    queries, fingerprint = load_queries(path)
-    if not expected.items() <= fingerprint.items():
+def _load_usable(session, expected, given=None):
+    """Loads the given queries, or the first whole file of this fingerprint; None of no such."""
+
+    def load(path):
+        queries, fingerprint = load_queries(path)
+        if expected.items() <= fingerprint.items():
+            return (queries, fingerprint.get("left_out")), expected
+        if path != given:
+            raise ExpectedError(f"{path}: of another model or other settings")
         raise ExpectedError(
             f"{path}: its queries are of {json.dumps(fingerprint)}; expected those of "
             f"{json.dumps(expected)}; give the file of this model, this test.csv and these "
             "settings",
             setting="queries",
         )
-    _tell(path, queries, fingerprint["left_out"])
-    return queries
 
-
-def _find_usable(session, expected):
-    """Loads the first whole file of queries of this fingerprint, or gives None."""
-
-    def load(path):
-        queries, fingerprint = load_queries(path)
-        if not expected.items() <= fingerprint.items():
-            raise ExpectedError(f"{path}: of another model or other settings")
-        return (queries, fingerprint.get("left_out")), expected
-
-    if not (found := session.find_fitting(QUERIES, expected, load)):
-        return None
-    path, (queries, left_out) = found
-    if left_out and path == session.path(QUERIES):
-        return None  # those shards may be whole by now
-    _tell(path, queries, left_out)
-    return queries
-
-
-def _tell(path, queries, left_out):
+    found = (given, load(given)[0]) if given else session.find_fitting(QUERIES, expected, load)
+    path, (queries, left_out) = found or (None, (None, None))
+    if queries is None or (left_out and not given and path == session.path(QUERIES)):
+        return None  # left-out shards may be whole by now
     without = f", without test shards {left_out}" if left_out else ""
     say(f"{path}: {len(queries):,} queries{without}")
+    return queries

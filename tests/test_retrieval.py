@@ -761,7 +761,7 @@ def test_queries_without_a_shard_are_made_again_only_where_they_were_made(
     own, path = Path("own"), Path("own" if is_own else "of another kernel")
     found = path, ([], left_out)
     session = SimpleNamespace(path=lambda name: own, find_fitting=lambda *args: found)
-    assert (parts._find_usable(session, {}) is not None) == is_taken
+    assert (parts._load_usable(session, {}) is not None) == is_taken
 
 
 # ---------------------------------------------------------------------------------------- errors
