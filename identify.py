@@ -158,11 +158,7 @@ def open_output(args):
 
 
 def identify(session, model_path, photos, args):
-    """Names one photo after another, and draws identify.png.
-
-    Returns:
-        list of the paths that were named; the others could not be decoded.
-    """
+    """Names one photo after another, and draws identify.png; lists the paths that could be read."""
     loading = in_background(load_described, session) if args.nearest else None  # while Keras loads
     from report import photo_answer  # loads Keras: deferred until the arguments are valid
 

@@ -126,10 +126,6 @@ def require_room(session, describer, num_images):
 def name_queries(session, files, args):
     """Lets the parts vote; writes names.npz and the submission, checks it and scores it.
 
-    Args:
-        files: paths of all the parts.
-        args: the command line.
-
     Raises:
         ExpectedError: parts are missing, repeated, damaged or do not belong together.
     """
@@ -171,13 +167,7 @@ def name_queries(session, files, args):
 
 
 def require_same_labels(source, file, searched_with):
-    """Raises ExpectedError if the train tables of the source have other labels than the parts.
-
-    Args:
-        source: `Source`.
-        file: one of the parts.
-        searched_with: what the parts say of their labels.
-    """
+    """Raises ExpectedError if no train table of a source has labels as a part was searched with."""
     tables = {"clean": (TRAIN_CLEAN_CSV,), "full": (TRAIN_CSV,)}
     tables["all-of-clean"] = (TRAIN_CLEAN_CSV, TRAIN_CSV)
     known = [labels for labels, names in tables.items() if all(map(source.exists, names))]

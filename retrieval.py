@@ -9,7 +9,7 @@ Run the same command again and it continues where it stopped. However many the p
 is the same.
 """
 
-import dataclasses
+import contextlib
 import sys
 from argparse import BooleanOptionalAction
 from pathlib import Path
@@ -113,9 +113,8 @@ def parse_arguments(argv):
         "--expand-queries": args.expand_queries,
         "--augment-index": args.augment_index,
     }
-    for flag, is_asked in of_unit_length.items():
-        if is_asked and not args.normalise:
-            parser.error(f"{flag} compares descriptors of length 1; expected no --no-normalise")
+    for flag in filter(of_unit_length.get, () if args.normalise else of_unit_length):
+        parser.error(f"{flag} compares descriptors of length 1; expected no --no-normalise")
     return args
 
 
@@ -138,12 +137,14 @@ def search_parts(session, args):
 
     describer, index_ids, queries = prepare(session, args)
     session.copy_earlier(REPORT_FACTS)  # the merge mounts the parts alone
-    wanted = _plan_search(session, describer, args, queries)
+    expansion, namers = None, _choose_namer(session, describer, args, queries)
     if args.expand_queries or args.augment_index:
         expansion = _plan_expansion(session, describer, args, index_ids)
-        wanted = dataclasses.replace(wanted, expansion=expansion)
-        if args.expand_queries:
-            queries = parts.expand_queries(session, queries, expansion)
+    wanted = parts.WantedSearch(
+        SPLIT, args.parts, args.top, args.normalise, *namers, expansion=expansion
+    )
+    if args.expand_queries:
+        queries = parts.expand_queries(session, queries, expansion)
     for part in numbers_of_parts(args):
         yield parts.search_part(session, describer, wanted, queries, part, index_ids)
 
@@ -164,19 +165,16 @@ def open_images(session, args):
     return describer, read_image_ids(session.source.fetch(INDEX_CSV))
 
 
-def _plan_search(session, describer, args, queries):
-    """Decides which candidates are kept and who names landmarks: `parts.WantedSearch`."""
-    from search import naming, parts
+def _choose_namer(session, describer, args, queries):
+    """Decides which candidates are kept and who names landmarks, as `parts.WantedSearch` has it."""
+    from search import naming
 
     default = default_rerank(describer.recipe) if args.normalise else "divide"
     has_all_reranks = any(RERANKS[name].columns for name in {default, args.rerank or default})
     namer = naming.Namer()
     if has_all_reranks or args.names:
         namer = naming.find_namer(session, describer.fingerprint, queries, args.names)
-    return parts.WantedSearch(
-        SPLIT, args.parts, args.top, args.normalise, default, has_all_reranks, namer,
-        namer.name_queries(queries),
-    )  # fmt: skip
+    return default, has_all_reranks, namer, namer.name_queries(queries)
 
 
 def _plan_expansion(session, describer, args, index_ids):
@@ -196,24 +194,18 @@ def merge(session, files, divisor, rerank=None):
 
     Args:
         files: paths of all the parts.
-        divisor: of the squared distance to images of the query's landmark; 1 = no rerank.
+        divisor: as of `merge_parts`.
         rerank: one of `reranks.RERANKS`; None is that of the model's recipe.
 
     Raises:
         ExpectedError: parts are missing, repeated, damaged or do not belong together.
     """
     parts, fingerprint = load_parts(files)
-    _require_own_model(session, files[0], fingerprint)
     rerank, num_nearest = rerank or fingerprint.get("rerank", "divide"), fingerprint["top"]
-    _require_candidates(files[0], parts[0], rerank)
+    _require_fitting(session, files[0], fingerprint, parts[0], rerank)
     test_ids = read_test_ids(session.source, files[0], parts[0].query_ids)
     ranking = merge_parts(parts, divisor, num_nearest, rerank)
-    path = session.path(RETRIEVAL_SUBMISSION)
-    write_retrieval_submission(
-        path, test_ids, ranking.query_ids, ranking.row_ends, ranking.image_ids
-    )
-    left_out, num_indexed = _tell_left_out(session, path, parts, test_ids)
-    print(path)
+    left_out, num_indexed = _write(session, parts, ranking, test_ids)
     rankings = {"mAP@100": ranking}
     is_reranked = rerank != "none" and (rerank != "divide" or divisor > 1)
     if is_reranked and session.source.exists(RETRIEVAL_SOLUTION):
@@ -237,37 +229,36 @@ def merge(session, files, divisor, rerank=None):
     )  # fmt: skip
 
 
-def _require_candidates(path, part, rerank):
-    """Raises ExpectedError unless a part has what a rerank needs; an earlier version's may not."""
-    if rerank not in RERANKS or not RERANKS[rerank].columns.keys() <= part.more.keys():
-        raise ExpectedError(
-            f"{path}: it has no candidates of the rerank {rerank}; expected those of all reranks",
-            setting="rerank",
-        )
-
-
-def _require_own_model(session, file, fingerprint):
-    """Raises ExpectedError if the output was predicted by another model than the parts."""
-    path = session.path(QUERIES)
-    try:
+def _require_fitting(session, file, fingerprint, part, rerank):
+    """Raises ExpectedError if a part is of another model, or lacks what the rerank needs."""
+    path, own = session.path(QUERIES), fingerprint
+    with contextlib.suppress(ExpectedError):  # not there, or damaged: a search makes it again
         own = load_page(path)[1]
-    except ExpectedError:  # not there, or damaged: a search makes it again
-        return
     if own.get("model") != fingerprint.get("model"):
         raise ExpectedError(
             f"{file}: of another model than {path}; expected parts of the model that predicts; "
             "search the parts again",
             setting="old_parts",
         )
+    if rerank not in RERANKS or not RERANKS[rerank].columns.keys() <= part.more.keys():
+        raise ExpectedError(
+            f"{file}: it has no candidates of the rerank {rerank}; expected those of all reranks",
+            setting="rerank",
+        )
 
 
-def _tell_left_out(session, path, parts, test_ids):
-    """Checks the submission; gives lines on what is not in it, and how many are searched."""
+def _write(session, parts, ranking, test_ids):
+    """Writes and checks the submission; gives what is not in it, as lines, and images searched."""
+    path = session.path(RETRIEVAL_SUBMISSION)
+    write_retrieval_submission(
+        path, test_ids, ranking.query_ids, ranking.row_ends, ranking.image_ids
+    )
     num_answered = check_retrieval_submission(path, test_ids)
     num_indexed = len(np.unique(np.concatenate([part.index_ids for part in parts])))
     num_known = len(read_image_ids(session.source.fetch(INDEX_CSV)))
     say(f"{num_indexed:,} of {num_known:,} index images searched")
     say(f"{num_answered:,} of {len(test_ids):,} test images have neighbors")
+    print(path)
     missing = {"index": num_known - num_indexed, "test": len(test_ids) - num_answered}
     told = [f"{n:,} {split} images could not be searched." for split, n in missing.items() if n]
     return told, num_indexed
@@ -278,11 +269,12 @@ def draw(session, parts, ranking, scored):
     source, picture = session.source, session.path(NEIGHBORS_PICTURE)
     rows = []
 
+    def read_if_there(name, read):
+        return read(source.fetch(name)) if source.exists(name) else {}
+
     def draw_rows():
-        has_names = source.exists(CATEGORY_CSV)
-        names = read_landmark_names(source.fetch(CATEGORY_CSV)) if has_names else {}
-        has_truths = source.exists(RECOGNITION_SOLUTION)
-        truths = read_recognition_solution(source.fetch(RECOGNITION_SOLUTION)) if has_truths else {}
+        names = read_if_there(CATEGORY_CSV, read_landmark_names)
+        truths = read_if_there(RECOGNITION_SOLUTION, read_recognition_solution)
         rows.extend(choose_rows(parts, ranking, scored, names, truths))
         return draw_neighbors(source, rows)
 

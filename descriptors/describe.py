@@ -36,7 +36,6 @@ class Describer:
 
     Args:
         source: its train.csv has the landmarks of the model published in 2019.
-        model_path: the recogniser's file.
         batch_size: images in a step.
         flipped_too: average with the mirrored image.
         dtype: of the stored descriptors, "float32" or "float16".
@@ -194,16 +193,11 @@ def _describe_shard(describer, shard, stream, stop, done):
 
 
 def describe_split(session, describer, split, image_ids, name):
-    """Describes all shards of a split and gathers them in one file.
+    """Describes all shards of a split into one file: `Descriptions` by ascending image id.
 
     Args:
-        session, describer, image_ids: as for `describe_shards`.
-        split: "train", "index" or "test".
         name: of the output's file, whose fingerprint says which shards were left out. The shards'
             own files are removed if none was.
-
-    Returns:
-        `Descriptions` by ascending image id.
     """
     shards = session.source.select_shards(split)
     found, left_out = describe_shards(session, describer, shards, image_ids)

@@ -61,7 +61,6 @@ def load_descriptions(path, order=None):
     """Reads and checks what `save_table` wrote: (`Descriptions`, fingerprint).
 
     Args:
-        path: the file.
         order: of the image ids, see `Column`.
 
     Raises:

@@ -16,7 +16,6 @@ def line_chart(title, labels, series, counts=False, **axes_options):
     """Draws lines; gives `Markup`.
 
     Args:
-        title: of the chart.
         labels: (below, beside) the axes.
         series: list of (name, color of `COLORS`, x, y, perhaps matplotlib's word for dots); None
             in y is no point. Of many points some are drawn, the first and the last among them.
@@ -39,9 +38,7 @@ def histogram(title, labels, edges, groups, line=None):
     """Draws how values of several groups spread, each group as shares of its own; gives `Markup`.
 
     Args:
-        title, labels: as of `line_chart`.
-        edges: of the bins.
-        groups: list of (name, color of `COLORS`, counts).
+        groups: list of (name, color of `COLORS`, counts between the edges).
         line: (value, name) to mark, or None.
     """
     figure, axes = _start(labels)

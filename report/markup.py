@@ -11,7 +11,6 @@ def tag(name, /, *children, **attributes):
     """Writes an element, e.g. `tag("td", 12, class_="number")`; gives `Markup`.
 
     Args:
-        name: of the element.
         children: `Markup`, or anything else, which is escaped; None is left out.
         attributes: a `_` at the end is dropped, others become `-`; None and False leave an
             attribute out, True gives it no value.
@@ -37,10 +36,8 @@ def table(header, rows, numeric=(), **attributes):
     """Writes a table that scrolls by itself where the screen is narrow.
 
     Args:
-        header: list of column names.
         rows: list of lists of cells; a cell may be (value to sort by, what is shown).
         numeric: places of the columns of numbers, which are set to the right.
-        attributes: of the table.
     """
     heads = [tag("th", name, scope="col", class_=_kind(i, numeric))
              for i, name in enumerate(header)]  # fmt: skip

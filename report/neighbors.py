@@ -38,14 +38,13 @@ class NeighborRow:
 
 
 def choose_rows(parts, ranking, scored, names, truths):
-    """Chooses the best, median and worst queries by average precision.
+    """Chooses the best, median and worst queries by average precision: list of `NeighborRow`.
 
     Args:
         parts: list of `merging.Part`.
-        scored: list of `score_queries`; empty where nobody knows, which makes the choice one of
-            evenly spaced queries.
+        scored: list of `score_queries`; where it is empty, evenly spaced queries are chosen.
         names: dict, landmark id -> name; may be empty.
-        truths: dict, image id (str) -> RecognitionTruth; empty where nobody knows.
+        truths: dict, image id (str) -> RecognitionTruth; may be empty.
     """
     begins = np.concatenate([[0], ranking.row_ends])
 
@@ -108,11 +107,7 @@ def make_picture(split, image_id, place, *told):
 
 
 def draw_neighbors(source, rows):
-    """Draws `NeighborRow`s, whose images are read by byte range; gives a matplotlib Figure.
-
-    Raises:
-        ExpectedError: the source does not give an image, or gives one that cannot be decoded.
-    """
+    """Draws `NeighborRow`s, see `read_thumbnail`; gives a matplotlib Figure."""
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(18, 2.25 * len(rows) + 0.4), layout="constrained")

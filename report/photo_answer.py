@@ -42,11 +42,7 @@ class PhotoNamer:
         self.num_nearest, self.num_photos = num_nearest, 0
 
     def name(self, path, data):
-        """Names the landmark of one photo, a file and its bytes; gives `Answer`.
-
-        Raises:
-            BadImageError: it cannot be decoded.
-        """
+        """Names the landmark of a file and its bytes: `Answer`; raises BadImageError."""
         pixels = decode_image(data, self.image_size, self.keeps_aspect, formats=PHOTO_FORMATS)
         outputs = self._forward(pixels[None])
         confidences, descriptor = (model.to_numpy(output)[0] for output in outputs)

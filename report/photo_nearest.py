@@ -43,11 +43,7 @@ def of_model(files, fingerprint):
 
 
 def find_nearest(files, descriptor, num_nearest):
-    """Finds the pictures that are nearest to a photo, exactly.
-
-    Args:
-        files: list of `of_model`.
-        descriptor: (d,) float, of any length.
+    """Finds the pictures of files of `of_model` that are nearest to a descriptor (d,), exactly.
 
     Returns:
         list of (`Picture`, squared L2 distance between descriptors of length 1, landmark id),

@@ -124,8 +124,7 @@ def draw_answers(rows):
     """Draws photos with what they were named and the pictures near them; gives a matplotlib Figure.
 
     Args:
-        rows: list of (`Answer`, PIL image, list of PIL images of its `nearest`, or None for one
-            that could not be fetched).
+        rows: list of (`Answer`, PIL image, list of those of its `nearest`, None for a missing one).
     """
     from matplotlib.figure import Figure  # slow to import
 

@@ -46,8 +46,6 @@ def judge(session, found, solution, num_landmarks):
     """Gathers what is right and wrong in predictions; gives a dict, empty where nobody knows.
 
     Args:
-        found: `Descriptions` of the test images that are named.
-        solution: dict of `read_recognition_solution`.
         num_landmarks: that could be named.
     """
     if not solution:
@@ -84,7 +82,7 @@ class Rows:
     """The predictions of the scored test images, the surest first, and what is true of them.
 
     Args:
-        found: `Descriptions` of the test images.
+        found: `Descriptions` of the test images that are named.
         solution: dict of `read_recognition_solution`.
     """
 

@@ -14,8 +14,7 @@ def gather(session, facts, fingerprint, solution, scored, rows):
     Args:
         facts: dict, what the merge knows of them; `num_indexed` images.
         fingerprint: what the parts share.
-        solution: dict of `read_retrieval_solution`; empty where nobody knows.
-        scored: list of `neighbors.score_queries`.
+        solution, scored: of `read_retrieval_solution`, `score_queries`; empty where nobody knows.
         rows: list of `neighbors.NeighborRow` to show.
     """
     length = "length 1" if fingerprint["normalise"] else "raw"

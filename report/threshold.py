@@ -41,7 +41,6 @@ def calibrate(model, found, solution):
     Args:
         model: fingerprint of the recogniser.
         found: `Descriptions` of test images.
-        solution: dict of `submissions.read_recognition_solution`.
 
     Returns:
         `Calibration`, or None where a leaderboard lacks either kind of image.
@@ -65,8 +64,7 @@ def calibrate(model, found, solution):
 def choose_threshold(confidences, is_kept):
     """Chooses the threshold with the best mean of the shares kept rightly and refused rightly.
 
-    It is in the middle between two confidences. Of those that keep less than `LEAST_KEPT`, none is
-    taken: right names are what a person asks for. `is_kept`, (n,) bool, says which should be at or
+    It is in the middle between two confidences. `is_kept`, (n,) bool, says which should be at or
     above it; some are and some are not.
     """
     order = np.argsort(confidences)
@@ -89,11 +87,7 @@ def save_calibration(path, calibration):
 
 
 def load_calibration(path):
-    """Reads and checks what `save_calibration` wrote.
-
-    Raises:
-        ExpectedError: it is no such file, or a number in it is impossible.
-    """
+    """Reads what `save_calibration` wrote; raises ExpectedError if it is none, or impossible."""
     try:
         page = json.loads(path.read_text(encoding="utf-8"))
         found = Calibration(*(page[field.name] for field in fields(Calibration)))

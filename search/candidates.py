@@ -23,7 +23,6 @@ def best_by_agreement(queries, query_names, index, index_names, num_nearest):
     Args:
         queries, index: (num_queries, d) and (n, d) descriptors of length 1.
         query_names, index_names: their `reranks.SoftLabels`.
-        num_nearest: images wanted per query.
 
     Returns:
         Ragged rows, one for each query: (where each ends (num_queries,) int64; positions (n,)

@@ -32,10 +32,7 @@ def expand(image_ids, descriptors, index, num_summed):
         image_ids: (n,) uint64, whose the descriptors are; an image is no neighbor of its own.
         descriptors: (n, d) float32 or float16, of length 1.
         index: `Gallery` of `index_of`.
-        num_summed: descriptors in a sum, itself included.
-
-    Returns:
-        (n, d) of length 1, of the same dtype; with num_summed 1 the same up to rounding.
+        num_summed: descriptors in a sum, itself included; 1 gives the same up to rounding.
     """
     found = find_neighbors(index, descriptors, num_summed)
     # One more than needed was asked for: the image itself, or the farthest if it is not there.

@@ -41,12 +41,7 @@ class GalleryNeighbors:
 
 
 def neighbors_at(positions, distances, image_ids, landmark_ids):
-    """Gives the `GalleryNeighbors` at positions, -1 for none, of the images of a gallery.
-
-    Args:
-        positions, distances: (n, k).
-        image_ids, landmark_ids: (m,), of the gallery.
-    """
+    """Gives the `GalleryNeighbors` at positions (n, k), -1 for none, of a gallery's images."""
     return GalleryNeighbors(
         np.append(image_ids, np.uint64(NO_IMAGE))[positions],  # -1 takes the last
         np.append(landmark_ids, -1)[positions],
@@ -63,13 +58,12 @@ def no_neighbors(num_images, num_neighbors):
 def merge_neighbors(found, num_neighbors=NUM_NEIGHBORS):
     """Merges what was found in several pieces of the gallery for the same images.
 
-    Args:
-        found: list of `GalleryNeighbors`, in any order. An image that is in several counts once,
-            where it is nearest.
-        num_neighbors: of each image, to keep.
+    The result is the same in whatever pieces, in whatever order. An image that is in several counts
+    once, where it is nearest.
 
-    Returns:
-        `GalleryNeighbors`, the same in whatever pieces the gallery was.
+    Args:
+        found: list of `GalleryNeighbors`.
+        num_neighbors: of each image, to keep.
     """
     found = [*found, no_neighbors(len(found[0]), num_neighbors)]
     columns = [
@@ -148,7 +142,7 @@ def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS):
     """Finds the gallery images that are nearest to some images, exactly; gives `GalleryNeighbors`.
 
     Args:
-        descriptors: (n, d) float32 or float16, of length 1, of test or index images.
+        descriptors: (n, d) float32 or float16, of length 1.
     """
     from search import exact  # it loads faiss, which whoever reads names alone does without
 
@@ -169,8 +163,6 @@ def likeness_to(descriptors, rows):
 
     Returns:
         (n,) float32, 0 where there is nothing to compare with.
-
-    Source: psinger/kaggle-landmark-recognition-2020-1st-place
     """
     from search import exact
 

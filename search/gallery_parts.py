@@ -44,13 +44,7 @@ class GalleryPart:
 
 
 def save_part(path, fingerprint, query_ids, gallery, neighbors):
-    """Writes what was found in a part.
-
-    Args:
-        fingerprint: dict, with `part` and `parts`.
-        query_ids: (num_queries,) uint64, increasing.
-        gallery, neighbors: the part's `Gallery`, and `GalleryNeighbors` of the queries in it.
-    """
+    """Writes what was found in a part: its `Gallery`, and the `GalleryNeighbors` in it."""
     positions = np.searchsorted(gallery.image_ids, neighbors.image_ids).astype(np.int32)
     positions = np.where(neighbors.landmark_ids >= 0, positions, np.int32(-1))
     images = gallery.image_ids, gallery.landmark_ids
@@ -58,11 +52,7 @@ def save_part(path, fingerprint, query_ids, gallery, neighbors):
 
 
 def load_part(path):
-    """Reads a part and checks what is in it, whoever wrote it: (`GalleryPart`, fingerprint).
-
-    Raises:
-        ExpectedError: it is damaged, or not a part of a gallery.
-    """
+    """Reads and checks a part: (`GalleryPart`, fingerprint); raises ExpectedError if it is none."""
     arrays, fingerprint = load_arrays(path)
     columns = columns_of(GalleryPart)
     if arrays.keys() != columns.keys() or not (is_part(fingerprint) and _names_files(fingerprint)):
@@ -117,14 +107,7 @@ def find_queries_of(session, shared, given=None):
 
 
 def open_gallery(session, parts):
-    """Finds the descriptions of parts, in the output or in those of other kernels; gives `Gallery`.
-
-    Args:
-        parts: list of (`GalleryPart`, fingerprint), one or all of them.
-
-    Raises:
-        ExpectedError: a file is not there.
-    """
+    """Finds the described images of parts, list of (`GalleryPart`, fingerprint): `Gallery`."""
     files = {}
     for _, fingerprint in parts:
         wanted = {
@@ -147,6 +130,9 @@ def find_described(session, wanted, load, whose):
         wanted: dict, name -> what the file must say of itself.
         load: as of `Session.find_fitting`.
         whose: whose descriptors are expected, and what to do, for the message.
+
+    Raises:
+        ExpectedError: a file is not there.
     """
     found = {name: session.find_fitting(name, facts, load) for name, facts in wanted.items()}
     if missing := [name for name in wanted if not found[name]]:

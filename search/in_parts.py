@@ -54,11 +54,7 @@ def make_describer(session, args, dtype):
 
 
 def read_test_ids(source, file, query_ids):
-    """Reads the ids of the test images: (n,) uint64.
-
-    Raises:
-        ExpectedError: a query of this part file is not among them.
-    """
+    """Reads the test ids, (n,) uint64; raises ExpectedError if queries of a part are no such."""
     test_ids = read_image_ids(source.fetch(TEST_CSV))
     if not np.isin(query_ids, test_ids).all():
         raise ExpectedError(

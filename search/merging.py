@@ -75,11 +75,7 @@ def load_parts(paths):
 
 
 def load_part(path):
-    """Reads a part file and checks what is in it, whoever wrote it: (`Part`, its fingerprint).
-
-    Raises:
-        ExpectedError: it is damaged, or not a part.
-    """
+    """Reads and checks a part file: (`Part`, fingerprint); raises ExpectedError if it is none."""
     arrays, fingerprint = load_arrays(path)
     top, is_ours = fingerprint.get("top"), is_part(fingerprint)
     is_ours &= type(top) is int and top > 0 and isinstance(fingerprint.get("rerank", ""), str)
@@ -112,9 +108,9 @@ def merge_parts(parts, divisor, num_nearest, rerank="divide"):
 
     Args:
         parts: list of all `Part`s; with the columns of the rerank.
-        divisor: of the squared distance to images of the query's landmark; 1 = no rerank.
+        divisor: of the squared distance to images of the query's landmark, for the rerank "divide".
         num_nearest: images wanted per query.
-        rerank: one of `reranks.RERANKS`; only "divide" looks at the divisor.
+        rerank: one of `reranks.RERANKS`.
     """
     order = RERANKS[rerank].order
     query_ids, num_queries = parts[0].query_ids, len(parts[0].query_ids)

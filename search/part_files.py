@@ -17,7 +17,6 @@ def load_all(paths, load, columns, images, whole):
     """Reads part files and checks that they belong together, are all, and hold an image.
 
     Args:
-        paths: in any order.
         load: function of a path that gives (part, its fingerprint).
         columns: names of the attributes that all parts share.
         images: name of the attribute with the images that were searched.

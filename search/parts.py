@@ -129,18 +129,7 @@ def find_all_candidates(wanted, queries, index):
 
 
 def find_whole_index(session, describer, shards, image_ids):
-    """Finds the descriptors of all index shards, in the output or in those of other kernels.
-
-    Args:
-        shards: list of all `Shard`s of the index.
-        image_ids: (n,) uint64, all index images.
-
-    Returns:
-        `Gallery`.
-
-    Raises:
-        ExpectedError: those of a shard are nowhere.
-    """
+    """Finds the descriptors of all index shards as a `Gallery`; raises as `find_described`."""
     wanted = {
         descriptions_name(shard): describer.fingerprint_for(session.source, [shard], image_ids)
         for shard in shards
@@ -206,15 +195,12 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
 
 
 def find_queries(session, describer, given=None, normalise=False):
-    """Finds the descriptions of the test images, or makes them.
+    """Finds the descriptions of the test images, or makes them: `Descriptions` by image id.
 
     Args:
         given: file of queries that a person named; None looks in the output and in those of other
             kernels.
         normalise: scale the descriptors to length 1.
-
-    Returns:
-        `Descriptions` by ascending image id.
 
     Raises:
         ExpectedError: the given file was described by another model or with other settings.

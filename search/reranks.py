@@ -40,12 +40,7 @@ class SoftLabels:
 
 
 def name_by_head(landmark_ids, confidences):
-    """Names images by the network's head alone; gives `SoftLabels` of one label each.
-
-    Args:
-        landmark_ids: (n,) int64.
-        confidences: (n,) float32, probabilities or cosines.
-    """
+    """Names images by the network's head alone; gives `SoftLabels` of one label each."""
     return SoftLabels(landmark_ids[:, None], np.clip(confidences[:, None].astype(np.float64), 0, 1))
 
 

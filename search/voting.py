@@ -11,10 +11,10 @@ NON_LANDMARK_SHARE = 0.2
 
 
 def least_like_gallery(neighbors, share=NON_LANDMARK_SHARE):
-    """Chooses the queries that stand for what is no landmark; knows no label of them.
+    """Chooses queries that stand for what is no landmark: the farthest from the gallery.
 
     Returns:
-        (m,) int64, increasing rows of the queries whose nearest gallery image is farthest.
+        (m,) int64, increasing rows of the queries.
     """
     order = np.argsort(-neighbors.distances[:, 0], kind="stable")
     return np.sort(order[: round(share * len(order))])

@@ -60,7 +60,7 @@ def photo(tmp_path):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Draws nothing, since that takes longer than all the rest."""
-    monkeypatch.setattr(identify, "draw", lambda *_: None)
+    monkeypatch.setattr(identify, "draw_picture", lambda *_, **__: False)
 
 
 def ask(capsys, *words):
@@ -243,7 +243,8 @@ def test_photos_of_which_none_can_be_read_are_told_before_keras_is_loaded(
 def test_the_picture_has_so_many_photos_and_no_more(output, photo, tmp_path, monkeypatch, capsys):
     drawn = []
     monkeypatch.setattr(identify, "MAX_DRAWN", 2)
-    monkeypatch.setattr(identify, "draw", lambda session, rows, tell: drawn.append(len(rows)))
+    monkeypatch.setattr(identify, "draw_answers", lambda rows: drawn.append(len(rows)))
+    monkeypatch.setattr(identify, "draw_picture", lambda path, draw, **_: draw())
     copies = [shutil.copy(photo, tmp_path / f"{number}.jpg") for number in range(3)]
     assert len(ask(capsys, *copies, "--output", output, "--nearest", 0)) == 3
     assert drawn == [2]
