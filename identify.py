@@ -20,25 +20,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves ou
 from data.images import PHOTO_FORMATS, BadImageError, make_thumbnail, read_photo, register_heic
 from data.sources import Source
 from network.loading import require_backend
+from report import photos
 from report.neighbors import find_thumbnail
 from report.photo_nearest import load_described
-from report.photos import (
-    MAX_DRAWN,
-    THUMBNAIL,
-    draw_answers,
-    explain_unreadable,
-    find_photos,
-    printable,
-)
-from runs import kernel
-from runs.command_line import (
-    CommandLine,
-    any_path,
-    number,
-    parse_with_files,
-    require_model,
-    run_command_line,
-)
+from runs import command_line, kernel
+from runs.command_line import any_path
 from runs.folders import scratch_folder
 from runs.pictures import draw_picture
 from runs.session import (
@@ -56,7 +42,9 @@ WORLD = f"scratch/{DEMO_WORLD}"  # where `make demo` drew it
 
 def make_parser():
     """Makes the parser of the command line; Keras is not loaded for it."""
-    parser = CommandLine(__doc__, prog="identify.py", usage="%(prog)s PHOTO ... [options]")
+    parser = command_line.CommandLine(
+        __doc__, prog="identify.py", usage="%(prog)s PHOTO ... [options]"
+    )
     parser.add_argument(
         "files", nargs="*", type=any_path, metavar="PHOTO",
         help="a JPEG, PNG, TIFF, HEIC ..., a folder, or a pattern of them",
@@ -78,7 +66,7 @@ def make_parser():
         "--source", help="web address or folder in the CVDF layout, of the nearest pictures"
     )
     parser.add_argument(
-        "--nearest", type=number(int, 0, 20), default=5, metavar="N",
+        "--nearest", type=command_line.number(int, 0, 20), default=5, metavar="N",
         help="pictures near each photo to tell, where there are descriptors",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object a photo")
@@ -92,7 +80,7 @@ def make_parser():
 def parse_arguments(argv):
     """Parses and checks the command line."""
     parser = make_parser()
-    args = parse_with_files(parser, argv)
+    args = command_line.parse_with_files(parser, argv)
     if args.take_away:
         if args.files:
             parser.error("--take-away goes without a PHOTO")
@@ -108,7 +96,7 @@ def main(argv=None):
     """Names the landmarks, as the module's docstring shows."""
     args = parse_arguments(argv)
     require_backend()
-    model_path = require_model(args)
+    model_path = command_line.require_model(args)
     if args.take_away:
         from report.take_away import write_take_away  # loads Keras
 
@@ -116,31 +104,34 @@ def main(argv=None):
             write_take_away(session, model_path, args.take_away)
         return print(args.take_away)
     register_heic()
-    photos = find_photos(args.files) if args.files else None
+    paths = photos.find_photos(args.files) if args.files else None
     # What is wrong with a photo is told before a network is loaded for it.
-    readable = photos and [path for path in photos if is_readable(path)]
-    if readable != []:
+    readable = []
+    for path in paths or ():
+        with telling_unreadable(path):
+            read_photo(path)
+            readable.append(path)
+    if readable or paths is None:
         with open_output(args) as session:
-            if photos is None:
+            if paths is None:
                 from demo.photos import write_photos
 
-                photos = write_photos(session.path(WORLD), session.path(DEMO_PHOTOS))
-            readable = identify(session, model_path, readable or photos, args)
-    if num_failed := len(photos) - len(readable):
+                paths = write_photos(session.path(WORLD), session.path(DEMO_PHOTOS))
+            readable = identify(session, model_path, readable or paths, args)
+    if num_failed := len(paths) - len(readable):
         raise ExpectedError(
-            f"{num_failed} of {len(photos)} photos could not be read; expected pictures, e.g. "
+            f"{num_failed} of {len(paths)} photos could not be read; expected pictures, e.g. "
             "JPEG, PNG, TIFF or HEIC; see the lines above"
         )
 
 
-def is_readable(path):
-    """Tells whether a photo can be read, as far as its beginning tells; says why not."""
+@contextlib.contextmanager
+def telling_unreadable(path):
+    """Says what is wrong with a photo that cannot be read, and goes on after the block."""
     try:
-        read_photo(path)
+        yield
     except BadImageError as error:
-        say(f"{printable(path)}: {explain_unreadable(error)}")
-        return False
-    return True
+        say(f"{photos.printable(path)}: {photos.explain_unreadable(error)}")
 
 
 @contextlib.contextmanager
@@ -157,7 +148,7 @@ def open_output(args):
         yield Session(args.output, source, stop=None)
 
 
-def identify(session, model_path, photos, args):
+def identify(session, model_path, paths, args):
     """Names one photo after another, and draws identify.png; lists the paths that could be read."""
     loading = in_background(load_described, session) if args.nearest else None  # while Keras loads
     from report import photo_answer  # loads Keras: deferred until the arguments are valid
@@ -165,25 +156,23 @@ def identify(session, model_path, photos, args):
     described = loading.result() if loading else []
     namer = photo_answer.PhotoNamer(session, model_path, described, args.nearest)
     rows, named = [], []
-    for path in photos:
-        try:
+    for path in paths:
+        with telling_unreadable(path):
             data = read_photo(path)
             answer = namer.name(path, data)
-        except BadImageError as error:
-            say(f"{printable(path)}: {explain_unreadable(error)}")
-            continue
-        named.append(path)
-        print(json.dumps(answer.as_page()) if args.json else answer.as_text(), flush=True)
-        if len(rows) < MAX_DRAWN:
-            rows.append((answer, make_thumbnail(data, THUMBNAIL, formats=PHOTO_FORMATS), []))
+            named.append(path)
+            print(json.dumps(answer.as_page()) if args.json else answer.as_text(), flush=True)
+            if len(rows) < photos.MAX_DRAWN:
+                image = make_thumbnail(data, photos.THUMBNAIL, formats=PHOTO_FORMATS)
+                rows.append((answer, image, []))
     path, source = session.path(IDENTIFIED_PICTURE), session.source
     for answer, _, images in rows:  # the answers stand without the pictures near them
         for near in answer.nearest:
             images.append(source and find_thumbnail(source, near.picture, "not drawn"))
-    if rows and draw_picture(path, lambda: draw_answers(rows), dpi=110):
+    if rows and draw_picture(path, lambda: photos.draw_answers(rows), dpi=110):
         (say if args.json else print)(path)
     return named
 
 
 if __name__ == "__main__":
-    run_command_line(main)
+    command_line.run_command_line(main)

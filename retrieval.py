@@ -18,28 +18,17 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
+from data import submissions
 from data.arrays import load_page
 from data.landmarks import read_image_ids, read_landmark_names
 from data.sources import CATEGORY_CSV, INDEX_CSV, RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
-from data.submissions import (
-    MAX_RETRIEVED,
-    check_retrieval_submission,
-    read_recognition_solution,
-    write_retrieval_submission,
-)
+from data.submissions import MAX_RETRIEVED
 from network.loading import require_backend
-from report import retrieved
-from report.neighbors import choose_rows, draw_neighbors, score_queries
+from report import neighbors, retrieved
 from report.scores import score
 from report.write import write_report
-from runs.command_line import (
-    find_part_files,
-    number,
-    parse_in_parts,
-    parser_in_parts,
-    run_command_line,
-    session_settings,
-)
+from runs import command_line
+from runs.command_line import number
 from runs.pictures import draw_picture
 from runs.session import (
     NEIGHBORS_PICTURE,
@@ -49,13 +38,7 @@ from runs.session import (
     open_session,
     part_name,
 )
-from search.in_parts import (
-    make_describer,
-    numbers_of_parts,
-    read_test_ids,
-    require_searchable,
-    search_in_parts,
-)
+from search import in_parts
 from search.merging import load_parts, merge_parts
 from search.reranks import NAMED_BY, RERANKS, default_rerank, tell_defaults
 from utils import ExpectedError, say
@@ -66,17 +49,13 @@ MAX_SUMMED = 1000  # descriptors in the sum of an expansion
 
 def make_parser():
     """Makes the parser of the command line; Keras and faiss are not loaded for it."""
-    parser, *_ = parser_in_parts(__doc__, "retrieval", "index", "merge", "float32")
+    parser, *_ = command_line.parser_in_parts(__doc__, "retrieval", "index", "merge", "float32")
     group = parser.add_further_group("ranking")
     default, default_names = tell_defaults()
-    group.add_argument(
-        "--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",
-        help=f"images retrieved for a query, at most {MAX_RETRIEVED}",
-    )  # fmt: skip
-    group.add_argument(
-        "--normalise", action=BooleanOptionalAction, default=True,
-        help="compare descriptors scaled to length 1",
-    )  # fmt: skip
+    group.add_argument("--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",
+                       help=f"images retrieved for a query, at most {MAX_RETRIEVED}")  # fmt: skip
+    group.add_argument("--normalise", action=BooleanOptionalAction, default=True,
+                       help="compare descriptors scaled to length 1")  # fmt: skip
     group.add_argument(
         "--rerank-divisor", type=number(float, 1), default=1.5, metavar="D",
         help="divide the squared distance to images of the query's landmark by D; 1 = off",
@@ -90,21 +69,19 @@ def make_parser():
         help="who says which landmark an image shows: the network's head, or both that and its "
         f"nearest train images of nearest.py (default: {default_names})",
     )  # fmt: skip
-    group.add_argument(
-        "--expand-queries", type=number(int, 0, MAX_SUMMED), default=0, metavar="K",
-        help="search with the sum of a query and its K - 1 nearest index images; 0 = off",
-    )  # fmt: skip
-    group.add_argument(
-        "--augment-index", type=number(int, 0, MAX_SUMMED), default=0, metavar="K",
-        help="replace each index image by the sum of itself and its K - 1 nearest; 0 = off",
-    )  # fmt: skip
+    for flag, does in (
+        ("--expand-queries", "search with the sum of a query and its K - 1 nearest index images"),
+        ("--augment-index", "replace each index image by the sum of itself and its K - 1 nearest"),
+    ):
+        summed = {"type": number(int, 0, MAX_SUMMED), "default": 0, "metavar": "K"}
+        group.add_argument(flag, help=f"{does}; 0 = off", **summed)
     return parser
 
 
 def parse_arguments(argv):
     """Parses and checks the command line."""
     parser = make_parser()
-    args = parse_in_parts(parser, argv, "merge")
+    args = command_line.parse_in_parts(parser, argv, "merge")
     if args.top > MAX_RETRIEVED:
         parser.error(f"argument --top: {args.top}; expected at most {MAX_RETRIEVED}")
     of_unit_length = {
@@ -122,11 +99,11 @@ def main(argv=None):
     """Searches parts of the index and merges them, as the module's docstring shows."""
     args = parse_arguments(argv)
     name = "retrieval" if args.part is None else f"part-{args.part}"
-    files = find_part_files(args, part_name("*", args.parts))
+    files = command_line.find_part_files(args, part_name("*", args.parts))
     if args.step == "all":
         require_backend()
-    with open_session(name, **session_settings(args)) as session:
-        files = files or search_in_parts(session, args, search_parts, "retrieval")
+    with open_session(name, **command_line.session_settings(args)) as session:
+        files = files or in_parts.search_in_parts(session, args, search_parts, "retrieval")
         if args.part is None:
             merge(session, files, args.rerank_divisor, args.rerank)
 
@@ -145,13 +122,13 @@ def search_parts(session, args):
     )
     if args.expand_queries:
         queries = parts.expand_queries(session, queries, expansion)
-    for part in numbers_of_parts(args):
+    for part in in_parts.numbers_of_parts(args):
         yield parts.search_part(session, describer, wanted, queries, part, index_ids)
 
 
 def prepare(session, args):
     """Gives what every part takes: `Describer`, ids of the index images, queries."""
-    require_searchable(session, SPLIT)
+    in_parts.require_searchable(session, SPLIT)
     from search import parts  # it loads Keras and faiss
 
     describer, index_ids = open_images(session, args)
@@ -161,7 +138,7 @@ def prepare(session, args):
 
 def open_images(session, args):
     """Gives the `Describer` and the ids of the index images."""
-    describer = make_describer(session, args, args.descriptor_dtype)
+    describer = in_parts.make_describer(session, args, args.descriptor_dtype)
     return describer, read_image_ids(session.source.fetch(INDEX_CSV))
 
 
@@ -203,7 +180,7 @@ def merge(session, files, divisor, rerank=None):
     parts, fingerprint = load_parts(files)
     rerank, num_nearest = rerank or fingerprint.get("rerank", "divide"), fingerprint["top"]
     _require_fitting(session, files[0], fingerprint, parts[0], rerank)
-    test_ids = read_test_ids(session.source, files[0], parts[0].query_ids)
+    test_ids = in_parts.read_test_ids(session.source, files[0], parts[0].query_ids)
     ranking = merge_parts(parts, divisor, num_nearest, rerank)
     left_out, num_indexed = _write(session, parts, ranking, test_ids)
     rankings = {"mAP@100": ranking}
@@ -213,7 +190,7 @@ def merge(session, files, divisor, rerank=None):
         rankings = {"mAP@100 without the rerank": plain} | rankings
     rankings = {name: found.as_rows(test_ids) for name, found in rankings.items()}
     scores, solution = score(session, "retrieval", rankings)
-    scored = score_queries(ranking, solution)
+    scored = neighbors.score_queries(ranking, solution)
     rows = draw(session, parts, ranking, scored)
     divided = f"squared distances within the landmark / {divisor:g}"
     facts = {
@@ -250,10 +227,9 @@ def _require_fitting(session, file, fingerprint, part, rerank):
 def _write(session, parts, ranking, test_ids):
     """Writes and checks the submission; gives what is not in it, as lines, and images searched."""
     path = session.path(RETRIEVAL_SUBMISSION)
-    write_retrieval_submission(
-        path, test_ids, ranking.query_ids, ranking.row_ends, ranking.image_ids
-    )
-    num_answered = check_retrieval_submission(path, test_ids)
+    columns = ranking.query_ids, ranking.row_ends, ranking.image_ids
+    submissions.write_retrieval_submission(path, test_ids, *columns)
+    num_answered = submissions.check_retrieval_submission(path, test_ids)
     num_indexed = len(np.unique(np.concatenate([part.index_ids for part in parts])))
     num_known = len(read_image_ids(session.source.fetch(INDEX_CSV)))
     say(f"{num_indexed:,} of {num_known:,} index images searched")
@@ -274,9 +250,9 @@ def draw(session, parts, ranking, scored):
 
     def draw_rows():
         names = read_if_there(CATEGORY_CSV, read_landmark_names)
-        truths = read_if_there(RECOGNITION_SOLUTION, read_recognition_solution)
-        rows.extend(choose_rows(parts, ranking, scored, names, truths))
-        return draw_neighbors(source, rows)
+        truths = read_if_there(RECOGNITION_SOLUTION, submissions.read_recognition_solution)
+        rows.extend(neighbors.choose_rows(parts, ranking, scored, names, truths))
+        return neighbors.draw_neighbors(source, rows)
 
     if draw_picture(picture, draw_rows):
         print(picture)
@@ -284,4 +260,4 @@ def draw(session, parts, ranking, scored):
 
 
 if __name__ == "__main__":
-    run_command_line(main)
+    command_line.run_command_line(main)

@@ -242,8 +242,8 @@ def test_photos_of_which_none_can_be_read_are_told_before_keras_is_loaded(
 
 def test_the_picture_has_so_many_photos_and_no_more(output, photo, tmp_path, monkeypatch, capsys):
     drawn = []
-    monkeypatch.setattr(identify, "MAX_DRAWN", 2)
-    monkeypatch.setattr(identify, "draw_answers", lambda rows: drawn.append(len(rows)))
+    monkeypatch.setattr(photos, "MAX_DRAWN", 2)
+    monkeypatch.setattr(photos, "draw_answers", lambda rows: drawn.append(len(rows)))
     monkeypatch.setattr(identify, "draw_picture", lambda path, draw, **_: draw())
     copies = [shutil.copy(photo, tmp_path / f"{number}.jpg") for number in range(3)]
     assert len(ask(capsys, *copies, "--output", output, "--nearest", 0)) == 3
@@ -254,7 +254,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_cost_the_answers(
     output, photo, capsys, monkeypatch
 ):
     monkeypatch.undo()
-    monkeypatch.setattr(identify, "draw_answers", lambda rows: 1 / 0)
+    monkeypatch.setattr(photos, "draw_answers", lambda rows: 1 / 0)
     identify.main([str(photo), "--output", str(output), "--nearest", "0"])
     told = capsys.readouterr()
     assert told.out.startswith(f"{photo}: No ")
@@ -398,7 +398,7 @@ def test_pictures_near_a_photo_are_drawn_where_the_source_is_known(
 ):
     drawn = []
     monkeypatch.undo()
-    monkeypatch.setattr(identify, "draw_answers", lambda rows: drawn.extend(rows) or Blank())
+    monkeypatch.setattr(photos, "draw_answers", lambda rows: drawn.extend(rows) or Blank())
     words = [photo, "--output", output, *(["--source", data_set.folder] if with_source else [])]
     identify.main(list(map(str, words)))
     ((_, thumbnail, nearest),) = drawn

@@ -37,6 +37,7 @@ from demo.server import serve
 from descriptors.descriptions import concatenate, load_descriptions
 from metrics import format_scores, score_file
 from report import neighbors, write
+from report.neighbors import draw_neighbors
 from runs import kernel as kernel_side
 from runs.command_line import run_command_line
 from search.merging import load_parts, merge_parts
@@ -142,7 +143,7 @@ def searched(world, model, tmp_path_factory):
     """The output folder of a run in the 6 parts of the default."""
     output = tmp_path_factory.mktemp("retrieval") / "output"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
+        patch.setattr(neighbors, "draw_neighbors", lambda *_: Figure((1, 1)))
         patch.setattr(write, "render", lambda all_facts: "")
         assert run(*common(world, model), "--output", output) == 0
     return output
@@ -151,7 +152,7 @@ def searched(world, model, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Draws nothing, since that takes longer than all the rest."""
-    monkeypatch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
+    monkeypatch.setattr(neighbors, "draw_neighbors", lambda *_: Figure((1, 1)))
     monkeypatch.setattr(write, "render", lambda all_facts: "")
 
 
@@ -971,7 +972,7 @@ def for_all_reranks(world, model, searched, tmp_path_factory):
     """The output folder of a search whose parts serve every rerank."""
     output = shutil.copytree(searched, tmp_path_factory.mktemp("reranks") / "output")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
+        patch.setattr(neighbors, "draw_neighbors", lambda *_: Figure((1, 1)))
         assert run(*common(world, model), "--output", output, "--rerank", "agreement") == 0
     return output
 
@@ -1134,7 +1135,7 @@ def test_expanded_queries_are_kept(world, model, resumed, monkeypatch):
 
 
 def test_neighbors_png_is_a_picture_with_frames_of_right_and_wrong(world, resumed, monkeypatch):
-    monkeypatch.setattr(retrieval, "draw_neighbors", neighbors.draw_neighbors)
+    monkeypatch.setattr(neighbors, "draw_neighbors", draw_neighbors)
     assert run("merge", "--source", world.folder, "--output", resumed) == 0
     with Image.open(resumed / "neighbors.png") as image:
         assert image.format == "PNG"
@@ -1147,7 +1148,7 @@ def test_neighbors_png_is_a_picture_with_frames_of_right_and_wrong(world, resume
 
 
 def test_the_picture_reads_what_it_shows_by_byte_range(world, resumed, monkeypatch, fetched):
-    monkeypatch.setattr(retrieval, "draw_neighbors", neighbors.draw_neighbors)
+    monkeypatch.setattr(neighbors, "draw_neighbors", draw_neighbors)
     with serve(world.folder) as address:
         assert run("merge", "--source", address, "--output", resumed) == 0
     assert fetched == []
@@ -1187,7 +1188,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_cost_the_merge(
     def fail(*_):
         raise ExpectedError("HTTP 503; expected a picture; try later")
 
-    monkeypatch.setattr(retrieval, "draw_neighbors", fail)
+    monkeypatch.setattr(neighbors, "draw_neighbors", fail)
     for name in ("retrieval_submission.csv", "neighbors.png"):
         (resumed / name).unlink()
     assert run("merge", "--source", world.folder, "--output", resumed) == 0
