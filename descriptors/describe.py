@@ -83,50 +83,40 @@ class Describer:
 
     def fingerprint_for(self, source, shards, image_ids):
         """Gives the fingerprint of a file that describes those of these images that it finds."""
-        return self.fingerprint | {
-            "images": digest_of(image_ids),
-            "shards": digest_of_shards(source, shards),
-        }
+        digests = {"images": digest_of(image_ids), "shards": digest_of_shards(source, shards)}
+        return self.fingerprint | digests
 
     def describe(self, batch, shard):
         """Describes one `Batch` of a shard."""
         n, dtype = len(batch.image_ids), self.dtype
-        class_indices, confidences, descriptors = self.devices.predict_on_batch(
-            self.predictor, batch.images
+        outputs = self.devices.predict_on_batch(self.predictor, batch.images)
+        class_indices, confidences, descriptors = (output[:n] for output in outputs)
+        described = Descriptions(
+            batch.image_ids,
+            self.class_table.landmark_ids[class_indices],
+            confidences.astype(np.float32),
+            descriptors.astype(dtype),
+            np.full(n, shard.number, np.int16),
+            batch.locations,
         )
-        descriptors, confidences = descriptors[:n].astype(dtype), confidences[:n]
-        is_finite = np.isfinite(descriptors).all(axis=1) & np.isfinite(confidences)
+        is_finite = np.isfinite(described.descriptors).all(axis=1) & np.isfinite(confidences)
         for image_id in batch.image_ids[~is_finite].tolist():
             image = f"{shard.path}: image {format_image_id(image_id)}"
             say(f"{image} {self.problem}: not finite in {dtype}")
-        return Descriptions(
-            batch.image_ids[is_finite],
-            self.class_table.landmark_ids[class_indices[:n][is_finite]],
-            confidences[is_finite].astype(np.float32),
-            descriptors[is_finite],
-            np.full(is_finite.sum(), shard.number, np.int16),
-            batch.locations[is_finite],
-        )
+        return described.only(is_finite)
 
     def allocate(self, num_images):
         """Allocates `Descriptions` of so many images, not yet filled in."""
-        width = self.predictor.output[2].shape[-1]
-        return Descriptions(
-            np.empty(num_images, np.uint64),
-            np.empty(num_images, np.int64),
-            np.empty(num_images, np.float32),
-            np.empty((num_images, width), self.dtype),
-            np.empty(num_images, np.int16),
-            np.empty((num_images, 2), np.int64),
-        )
+        dtypes = np.uint64, np.int64, np.float32, self.dtype, np.int16, np.int64
+        widths = (), (), (), self.predictor.output[2].shape[-1:], (), (2,)
+        columns = zip(widths, dtypes, strict=True)
+        return Descriptions(*(np.empty((num_images, *width), dtype) for width, dtype in columns))
 
 
 def open_describer(source, model_path, *settings):
     """Makes a `Describer`, once for all jobs of a worker while the model's file is the same."""
-    if not Path(model_path).is_file():
-        return Describer(source, model_path, *settings)  # it says what is wrong
-    facts = os.stat(model_path)
-    key = source, model_path, settings, facts.st_mtime_ns, facts.st_size
+    facts = os.stat(model_path) if Path(model_path).is_file() else None  # which is told below
+    key = source, model_path, settings, facts and (facts.st_mtime_ns, facts.st_size)
     if key not in _describers:
         _describers.clear()  # a network takes memory
         _describers[key] = Describer(source, model_path, *settings)
@@ -156,10 +146,8 @@ def describe_shards(session, describer, shards, image_ids):
     if missing := [shard for shard in shards if shard not in described]:
         describer.prepare(session, missing, image_ids)
     reading = Reading(describer.data, describer.batch_size, image_ids=image_ids)
-    stream = stream_batches(
-        source, [(0, shard) for shard in missing], reading,
-        session.stop.requested, session.num_skippable(len(shards)),
-    )  # fmt: skip
+    limits = session.stop.requested, session.num_skippable(len(shards))
+    stream = stream_batches(source, [(0, shard) for shard in missing], reading, *limits)
     times = []
     for shard in missing:
         done = f"{len(described)} of {len(shards)} {shard.split} shards described"
@@ -234,14 +222,11 @@ def gather(found, describer, normalise=False, keeps_repeated=False):
     places = np.full(len(ids), -1)
     places[rows] = np.arange(len(rows))
     descriptions = describer.allocate(len(rows))
-    begin = 0
     for path, image_ids in found.items():
+        of_piece, places = np.split(places, [len(image_ids)])
         piece = load_descriptions(path)[0]
         if normalise:
             piece = dataclasses.replace(piece, descriptors=unit_length(piece.descriptors))
-        of_piece = places[begin : begin + len(image_ids)]
-        begin += len(image_ids)
-        for field in dataclasses.fields(piece):
-            column = getattr(piece, field.name)[of_piece >= 0]
-            getattr(descriptions, field.name)[of_piece[of_piece >= 0]] = column
+        for name, column in vars(piece.only(of_piece >= 0)).items():
+            getattr(descriptions, name)[of_piece[of_piece >= 0]] = column
     return descriptions

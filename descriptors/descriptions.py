@@ -1,6 +1,6 @@
 """Per-image outputs of the network, and their files."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,7 +17,7 @@ class Descriptions:
     image_ids: np.ndarray = column("uint64", "images")
     landmark_ids: np.ndarray = column("int64", "images")  # the best landmark
     confidences: np.ndarray = column("float32", "images", at_least=-1)  # its probability or cosine
-    # e.g. the 2048 values of ResNet50's pooling.
+    # e.g. the 2048 values of ResNet50's pooling
     descriptors: np.ndarray = column("float32 float16", "images", "channels")
     # the shard that holds the image
     shard_numbers: np.ndarray = column("int16", "images", at_least=0)
@@ -29,7 +29,7 @@ class Descriptions:
 
     def only(self, rows):
         """Gives these rows alone."""
-        return Descriptions(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return Descriptions(*(column[rows] for column in vars(self).values()))
 
     @property
     def places(self):
@@ -39,12 +39,8 @@ class Descriptions:
 
 def concatenate(pieces):
     """Joins a non-empty list of `Descriptions`, or of another dataclass of arrays."""
-    return type(pieces[0])(
-        *(
-            np.concatenate([getattr(piece, field.name) for piece in pieces])
-            for field in fields(pieces[0])
-        )
-    )
+    columns = zip(*(vars(piece).values() for piece in pieces), strict=True)
+    return type(pieces[0])(*map(np.concatenate, columns))
 
 
 def unit_length(descriptors):

@@ -115,7 +115,7 @@ def render(all_facts):
         all_facts: dict, name of a script -> its facts: `title`, `run` as of `run.describe_run`, and
             what `recognised` or `retrieved` gathers; all but these two may be missing.
     """
-    parts = _parts(all_facts)
+    parts = list(_parts(all_facts))
     links = [tag("a", title, href=f"#{name}") for title, name, _ in parts]
     bodies = [tag("section", tag("h2", title, id=name), content)
               for title, name, content in parts]  # fmt: skip
@@ -142,13 +142,13 @@ def render(all_facts):
 
 
 def _parts(all_facts):
-    """Lists (title, name, content) of the sections that there are."""
-    parts = [("Scores", "scores", sections.scores(all_facts))]
+    """Yields (title, name, content) of the sections that there are."""
+    yield "Scores", "scores", sections.scores(all_facts)
     for title, write in OF_A_RUN.items():
         written = {name: write(facts) for name, facts in all_facts.items()}
         written = {name: content for name, content in written.items() if content}
         for name, content in written.items():
             of = f": {all_facts[name]['title'].lower()}" if len(written) > 1 else ""
-            parts.append((title + of, f"{title.split()[0].lower()}-{name}", content))
-    parts.append(("Left out", "left-out", sections.left_out(all_facts)))
-    return [*parts, ("What ran", "what-ran", sections.runs(all_facts))]
+            yield title + of, f"{title.split()[0].lower()}-{name}", content
+    yield "Left out", "left-out", sections.left_out(all_facts)
+    yield "What ran", "what-ran", sections.runs(all_facts)

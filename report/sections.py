@@ -9,28 +9,19 @@ from utils import format_duration
 
 NUM_GLDV2_TESTS = 117_577
 MAX_LEFT_OUT = 200  # lines of what was left out
-# Re-scored on ground truth v2.1, in percent: (name, private, public).
-# Source: Weyand et al., arXiv:2004.01804
-RESCORED_2019 = {
-    "GAP": (
-        ("smlyaka", 69.39, 65.85), ("JL", 66.53, 61.86), ("Cookpad", 33.66, 31.12),
-        ("ods.ai", 24.02, 22.28),
-    ),
-    "mAP@100": (
-        ("smlyaka", 37.14, 35.63), ("imagesearch", 34.38, 32.04), ("VRG Prague", 25.48, 23.71),
-        ("JL", 24.98, 22.73),
-    ),
-}  # fmt: skip
+# Re-scored on ground truth v2.1. Source: Weyand et al., arXiv:2004.01804
+RESCORED_2019 = [  # team, score, Public, Private
+    ["smlyaka", "GAP", "0.6585", "0.6939"], ["JL", "GAP", "0.6186", "0.6653"],
+    ["Cookpad", "GAP", "0.3112", "0.3366"], ["ods.ai", "GAP", "0.2228", "0.2402"],
+    ["smlyaka", "mAP@100", "0.3563", "0.3714"], ["imagesearch", "mAP@100", "0.3204", "0.3438"],
+    ["VRG Prague", "mAP@100", "0.2371", "0.2548"], ["JL", "mAP@100", "0.2273", "0.2498"],
+]  # fmt: skip
 MEANINGS = {
-    "GAP": (
-        "Global average precision: all predictions are ranked by confidence, and each right one "
-        "earns the precision down to its rank. 1 is perfect. A landmark named with confidence "
-        "where there is none costs everything ranked below it."
-    ),
-    "mAP@100": (
-        "Mean average precision of the 100 nearest index images of each query that has any. "
-        "1 is perfect: all images of its landmark come first."
-    ),
+    "GAP": "Global average precision: all predictions are ranked by confidence, and each right one "
+    "earns the precision down to its rank. 1 is perfect. A landmark named with confidence where "
+    "there is none costs everything ranked below it.",
+    "mAP@100": "Mean average precision of the 100 nearest index images of each query that has any. "
+    "1 is perfect: all images of its landmark come first.",
 }
 USAGES = ("Public", "Private", "all")
 NEAR = {  # by is_right: frame, alt, mark
@@ -69,11 +60,9 @@ def scores(all_facts):
         for name, usages in (*scored, *by_chance.items())
     ]
     names = {name.split()[0] for name, _ in scored}
-    meanings = [
-        tag("p", tag("b", name), ": ", MEANINGS[name]) for name in MEANINGS if name in names
-    ]
+    told = [tag("p", tag("b", name), ": ", MEANINGS[name]) for name in MEANINGS if name in names]
     whole = table(["score", *USAGES], lines, numeric=(1, 2, 3))
-    return join(whole, *meanings, _counts(all_facts), _rescored(all_facts, names))
+    return join(whole, *told, _counts(all_facts), _rescored(all_facts, names))
 
 
 def _counts(all_facts):
@@ -83,12 +72,10 @@ def _counts(all_facts):
         "Ignored count for neither."
     ]
     for facts in all_facts.values():
-        if "usages" in facts:
-            counts = [
-                f"{rows:,} {usage} ({answers:,} of them with an answer)"
-                for usage, (rows, answers) in facts["usages"].items()
-                if rows
-            ]
+        counts = [f"{rows:,} {usage} ({answers:,} of them with an answer)"
+                  for usage, (rows, answers) in facts.get("usages", {}).items()
+                  if rows]  # fmt: skip
+        if counts:
             lines.append(f"{facts['title']}: {', '.join(counts)}.")
     return tag("p", " ".join(lines), class_="quiet")
 
@@ -102,16 +89,12 @@ def _rescored(all_facts, names):
             f"They are of Google Landmarks v2 and its {NUM_GLDV2_TESTS:,} test images; this run "
             f"had {num_tests:,} others, so that its scores do not compare with them."
         )
-    rows = [
-        [team, name, f"{public / 100:.4f}", f"{private / 100:.4f}"]
-        for name, teams in RESCORED_2019.items() if name in names
-        for team, private, public in teams
-    ]  # fmt: skip
+    header = ["team of 2019", "score", "Public", "Private"]
     return tag(
         "details",
         tag("summary", "The teams of 2019, scored again on the same ground truth v2.1"),
         tag("p", compares, " Source: Weyand et al., arXiv:2004.01804.", class_="quiet"),
-        table(["team of 2019", "score", "Public", "Private"], rows, numeric=(2, 3)),
+        table(header, [row for row in RESCORED_2019 if row[1] in names], numeric=(2, 3)),
         open=num_tests == NUM_GLDV2_TESTS,
     )
 
@@ -143,9 +126,8 @@ def training(facts):
     if held_out := [value for value in history["valid_accuracy"] if value is not None]:
         text += f" At the end {held_out[-1]:.1%} of the held-out images were named rightly."
     if facts["recipe"]["loss"] in ("arcface", "cosface"):
-        text += (
-            " The margin makes the loss of the train images larger than that of the held-out ones."
-        )
+        text += " The margin makes the loss of the train images larger than that of the held-out "
+        text += "ones."
     return join(tag("p", text), tag("div", *charts, class_="charts"))
 
 
@@ -154,15 +136,13 @@ def confidence(facts):
     curve = facts.get("curve")
     if not curve or not curve["confidence"]:
         return None
-    x = curve["confidence"]
-    charts = [
-        line_chart(
-            "Precision down to a confidence", ("confidence of the prediction", "share"),
-            [("precision", "blue", x, curve["precision"]),
-             ("GAP collected", "green", x, curve["gap"])],
-            xlim=(max(x), min(x)) if max(x) > min(x) else None, ylim=(0, 1),
-        ),
-    ]  # fmt: skip
+    x, labels = curve["confidence"], ("confidence of the prediction", "share")
+    lines = [
+        ("precision", "blue", x, curve["precision"]),
+        ("GAP collected", "green", x, curve["gap"]),
+    ]
+    limits = {"xlim": (max(x), min(x)) if max(x) > min(x) else None, "ylim": (0, 1)}
+    charts = [line_chart("Precision down to a confidence", labels, lines, **limits)]
     calibration, spread = facts.get("calibration"), facts["spread"]
     line = (calibration["threshold"], "threshold") if calibration else None
     groups = [(f"{kind} ({sum(counts):,})", SPREAD_COLORS[kind], counts)
@@ -175,38 +155,31 @@ def confidence(facts):
         "nothing. The second shows the confidences of what was named rightly, of what was named "
         "wrongly, and of what shows no landmark."
     )
-    return join(tag("p", text), tag("div", *charts, class_="charts"), _calibration(calibration))
+    written = join(tag("p", text), tag("div", *charts, class_="charts"))
+    return join(written, tag("p", _told(**calibration))) if calibration else written
 
 
-def _calibration(calibration):
-    if not calibration:
-        return None
-    text = (
-        f"identify.py says “probably no landmark” below {calibration['threshold']:.3f}. That was "
-        f"chosen on {calibration['num_chosen_on']:,} Public images. On "
-        f"{calibration['num_checked_on']:,} Private ones it keeps {calibration['kept']:.0%} of "
-        f"what is named rightly and refuses {calibration['refused']:.0%} of what shows no "
-        "landmark. The submission does not depend on it."
+def _told(threshold, num_chosen_on, num_checked_on, kept, refused, **_):
+    return (
+        f"identify.py says “probably no landmark” below {threshold:.3f}. That was chosen on "
+        f"{num_chosen_on:,} Public images. On {num_checked_on:,} Private ones it keeps {kept:.0%} "
+        f"of what is named rightly and refuses {refused:.0%} of what shows no landmark. The "
+        "submission does not depend on it."
     )
-    return tag("p", text)
 
 
 def mistakes(facts):
     """Writes what was mistaken most often, and most surely."""
-    pairs, false = facts.get("pairs"), facts.get("false_alarms")
-    if not pairs and not false:
-        return None
     parts = []
-    if pairs:
-        cards = [_pair(facts, pair) for pair in pairs]
+    if cards := [_pair(facts, pair) for pair in facts.get("pairs", ())]:
         parts += [tag("h3", "Landmarks taken for another most often"),
                   tag("div", *cards, class_="cards")]  # fmt: skip
-    if false:
-        pictures = []
-        for one in false:
-            name, confidence = _name(facts, one["named"]), f"{one['confidence']:.2f}"
-            shown = one["picture"], f"named {name}", f"{confidence} {name}", "wrong"
-            pictures.append(_picture(facts, *shown))
+    pictures = []
+    for one in facts.get("false_alarms", ()):
+        name, confidence = _name(facts, one["named"]), f"{one['confidence']:.2f}"
+        shown = one["picture"], f"named {name}", f"{confidence} {name}", "wrong"
+        pictures.append(_picture(facts, *shown))
+    if pictures:
         parts += [tag("h3", "No landmark in it, but named with the highest confidence"),
                   tag("div", *pictures, class_="pictures")]  # fmt: skip
     return join(*parts)
@@ -225,12 +198,10 @@ def _pair(facts, pair):
 
 
 def _picture(facts, image_id, alt, caption, frame=""):
-    data = facts.get("pictures", {}).get(image_id or "")
-    if data:
+    shown = tag("div", "no picture", class_="frame missing")
+    if data := facts.get("pictures", {}).get(image_id):
         shown = tag("img", src=f"data:image/jpeg;base64,{data}", alt=f"image {image_id}: {alt}",
                     class_=f"frame {frame}".strip())  # fmt: skip
-    else:
-        shown = tag("div", "no picture", class_="frame missing")
     return tag("figure", shown, tag("figcaption", caption))
 
 
