@@ -40,7 +40,7 @@ from runs.session import (
 )
 from search import in_parts
 from search.merging import load_parts, merge_parts
-from search.reranks import NAMED_BY, RERANKS, default_rerank, tell_defaults
+from search.reranks import NAMED_BY, RERANKS, default_rerank
 from utils import ExpectedError, say
 
 SPLIT = "index"  # is searched
@@ -51,7 +51,6 @@ def make_parser():
     """Makes the parser of the command line; Keras and faiss are not loaded for it."""
     parser, *_ = command_line.parser_in_parts(__doc__, "retrieval", "index", "merge", "float32")
     group = parser.add_further_group("ranking")
-    default, default_names = tell_defaults()
     group.add_argument("--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",
                        help=f"images retrieved for a query, at most {MAX_RETRIEVED}")  # fmt: skip
     group.add_argument("--normalise", action=BooleanOptionalAction, default=True,
@@ -62,12 +61,14 @@ def make_parser():
     )  # fmt: skip
     group.add_argument(
         "--rerank", choices=RERANKS,
-        help=f"what is done about landmarks, see docs/reranks.md (default: {default})",
+        help="what is done about landmarks, see docs/reranks.md (default: divide of a softmax "
+        "network, agreement of a cosine head)",
     )  # fmt: skip
     group.add_argument(
         "--names", choices=NAMED_BY,
         help="who says which landmark an image shows: the network's head, or both that and its "
-        f"nearest train images of nearest.py (default: {default_names})",
+        "nearest train images of nearest.py (default: agreement takes both where nearest.py was "
+        "run, others head)",
     )  # fmt: skip
     for flag, does in (
         ("--expand-queries", "search with the sum of a query and its K - 1 nearest index images"),
@@ -151,7 +152,7 @@ def _choose_namer(session, describer, args, queries):
     namer = naming.Namer()
     if has_all_reranks or args.names:
         namer = naming.find_namer(session, describer.fingerprint, queries, args.names)
-    return default, has_all_reranks, namer, namer.name_queries(queries)
+    return default, has_all_reranks, namer, namer.name(queries, are_queries=True)
 
 
 def _plan_expansion(session, describer, args, index_ids):

@@ -44,9 +44,6 @@ class Part:
         return rows, *(self[name][begin : ends[-1]] for name in names)
 
 
-OF_ALL_PARTS = ("query_ids", "query_landmarks", "query_places")  # columns that parts share
-
-
 @dataclass(frozen=True)
 class Ranking:
     """The best index images of every query."""
@@ -55,7 +52,7 @@ class Ranking:
     row_ends: np.ndarray  # (num_queries,) int64; the images of query q end there
     image_ids: np.ndarray  # (n,) uint64, query after query, best first
     distances: np.ndarray  # (n,) float64, after the rerank
-    # parts, positions: (n,) int, where each image stands: the part, and its row in it
+    # (n,) int, where each image stands: the part, and its row in it
     parts: np.ndarray
     positions: np.ndarray
 
@@ -70,7 +67,8 @@ class Ranking:
 
 def load_parts(paths):
     """Reads part files, see `load_all`: (list of `Part` by number, the facts that all share)."""
-    parts, shared = load_all(paths, load_part, OF_ALL_PARTS, "index_ids", "search")
+    of_all = "query_ids", "query_landmarks", "query_places"
+    parts, shared = load_all(paths, load_part, of_all, "index_ids", "search")
     return [part for part, _ in parts], shared
 
 
@@ -122,8 +120,7 @@ def merge_parts(parts, divisor, num_nearest, rerank="divide"):
         numbers = np.repeat(np.arange(len(parts)), [len(of_part) for of_part in rows])
         ids = [part.index_ids[own] for part, own in zip(parts, positions, strict=True)]
         rows, ids = np.concatenate(rows), np.concatenate(ids)
-        keys = [np.concatenate(key) for key in zip(*keys, strict=True)]
-        kept = _keep_best(rows, ids, keys, num_nearest)
+        kept = _keep_best(rows, ids, np.concatenate(keys), num_nearest)
         counts += np.bincount(rows[kept], minlength=num_queries)
         columns = ids, np.concatenate(distances), numbers, np.concatenate(positions)
         pieces.append([column[kept] for column in columns])
@@ -136,8 +133,7 @@ def _keep_best(rows, image_ids, keys, num_nearest):
     table = _table_of(rows)
     ids = image_ids[table]
     # Rows of a table are sorted several times faster than all candidates at once.
-    keys = [np.where(table >= 0, key[table], np.inf) for key in keys]
-    order = np.lexsort((ids, *reversed(keys)), axis=1)
+    order = np.lexsort((ids, np.where(table >= 0, keys[table], np.inf)), axis=1)
     table, ids = np.take_along_axis(table, order, axis=1), np.take_along_axis(ids, order, axis=1)
     # The same image may lie in two shards, or in two lists: its first, best place counts.
     by_image = np.argsort(ids, axis=1, kind="stable")

@@ -107,20 +107,18 @@ def find_all_candidates(wanted, queries, index):
     many pictures as repeat an id, so that enough ids are in it.
     """
     num_nearest = wanted.num_nearest + len(index) - len(np.unique(index.image_ids))
-    query_labels = wanted.query_labels or Namer().name_queries(queries)
+    query_labels = wanted.query_labels or Namer().name(queries)
     labels = wanted.namer.name(index)
     vectors, expansion = index.descriptors, wanted.expansion
     if expansion and expansion.num_of_index:
         vectors = expand(index.image_ids, vectors, expansion.index, expansion.num_of_index)
-    both_named = query_labels.landmark_ids, labels.landmark_ids
+    asked = queries.image_ids, query_labels.landmark_ids, queries.places
+    index_columns = index.image_ids, labels.landmark_ids, index.places
     found = exact.find_candidates(
-        queries.descriptors, both_named[0], vectors, both_named[1], num_nearest
+        queries.descriptors, asked[1], vectors, labels.landmark_ids, num_nearest
     )
-    columns = dict(zip(columns_of(Part), (
-        queries.image_ids, both_named[0], queries.places,
-        index.image_ids, both_named[1], index.places,
-        found.row_ends, found.positions, found.distances,
-    ), strict=True))  # fmt: skip
+    found_columns = found.row_ends, found.positions, found.distances
+    columns = dict(zip(columns_of(Part), (*asked, *index_columns, *found_columns), strict=True))
     if wanted.has_all_reranks:
         both_sides = queries.descriptors, query_labels, vectors, labels
         for rerank in RERANKS.values():
