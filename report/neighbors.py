@@ -1,6 +1,7 @@
 """neighbors.png: some queries with their nearest index images, right ones framed green."""
 
 import functools
+from collections import namedtuple
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,19 +23,14 @@ class Picture:
     """An image of the source and what is written about it."""
 
     image_id: str  # 16 hex characters
-    shard: Shard  # `Shard` that holds it
+    shard: Shard  # that holds it
     location: tuple  # its (offset, size) in bytes there
     caption: str = ""  # lines to write under it
     is_right: bool | None = None  # it shows what the query shows; None where nobody knows
 
 
-@dataclass(frozen=True)
-class NeighborRow:
-    """A query `Picture`, a title such as `best: AP 1.00`, and its nearest images' `Picture`s."""
-
-    query: Picture
-    title: str
-    nearest: tuple
+# A `Picture`, a title such as `best: AP 1.00`, and a tuple of the nearest images' `Picture`s.
+NeighborRow = namedtuple("NeighborRow", "query title nearest")
 
 
 def choose_rows(parts, ranking, scored, names, truths):

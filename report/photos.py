@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,24 +14,12 @@ MAX_ABREAST = 3  # of them in a line, where no pictures near them are drawn
 THUMBNAIL = 256  # pixels, the longest side
 
 
-@dataclass(frozen=True)
-class Near:
-    """A picture of the gallery that is near a photo."""
-
-    picture: object  # `neighbors.Picture`
-    distance: float  # squared L2 between descriptors of length 1, 0 to 4
-    landmark_id: int  # as the recogniser names it
-    name: str  # of that landmark
-
-
-@dataclass(frozen=True)
-class Guess:
-    """A landmark that a photo may show."""
-
-    landmark_id: int  # its id in the data set
-    name: str  # its name, or `landmark 1234` where nobody told
-    category: str | None  # address of its category on Wikimedia Commons, or None
-    confidence: float  # of the recogniser, 0 to 1; a cosine may be below 0
+# A `neighbors.Picture` near a photo: squared L2 between descriptors of length 1 (0 to 4), and the
+# landmark that the recogniser names there.
+Near = namedtuple("Near", "picture distance landmark_id name")
+# A landmark that a photo may show: its name, or `landmark 1234` where nobody told; the address of
+# its category on Wikimedia Commons, or None; 0 to 1, a cosine may be below 0.
+Guess = namedtuple("Guess", "landmark_id name category confidence")
 
 
 @dataclass(frozen=True)
@@ -44,7 +33,7 @@ class Answer:
 
     def as_page(self):
         """Gives the dict that is printed as JSON."""
-        best, *others = [vars(guess) for guess in self.guesses]
+        best, *others = [guess._asdict() for guess in self.guesses]
         nearest = [{"image_id": near.picture.image_id, "split": near.picture.shard.split,
                     "distance": near.distance, "landmark_id": near.landmark_id, "name": near.name}
                    for near in self.nearest]  # fmt: skip

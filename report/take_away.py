@@ -1,10 +1,9 @@
 """A folder to take along: model, names, threshold, an example with Keras alone, and a card."""
 
-import csv
-import io
 import json
 from pathlib import Path
 
+from data.tables import write_table
 from model import load_recogniser
 from network.plain import without_own_layers
 from report.photo_answer import find_calibration, find_categories, name_landmark
@@ -70,6 +69,7 @@ def write_take_away(session, model_path, folder):
             something else, which would be overwritten.
     """
     import keras
+    import pandas as pd
 
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists():
         raise ExpectedError(
@@ -87,20 +87,15 @@ def write_take_away(session, model_path, folder):
     folders = (model_path.parent, session.output)
     categories = find_categories(folders, session.source)
     calibration = find_calibration(folders, recogniser.fingerprint)
-    names = io.StringIO()
-    table = csv.writer(names, lineterminator="\n")
-    table.writerow(("landmark_id", "name"))
-    for landmark_id in recogniser.class_table.landmark_ids.tolist():
-        table.writerow((landmark_id, name_landmark(landmark_id, categories)))
-    settings = {
-        "image_size": recogniser.image_size,
-        "keep_aspect": recipe.data.keep_aspect,
-        "threshold": calibration.threshold if calibration else None,
-    }
+    ids = recogniser.class_table.landmark_ids.tolist()
+    table = {"landmark_id": ids, "name": [name_landmark(one, categories) for one in ids]}
+    threshold = calibration.threshold if calibration else None
+    settings = {"image_size": recogniser.image_size, "keep_aspect": recipe.data.keep_aspect,
+                "threshold": threshold}  # fmt: skip
     with atomic_write(folder / "model.keras") as temporary:
         without_own_layers(recogniser.classifier).save(temporary)
+    write_table(folder / "landmarks.csv", pd.DataFrame(table))
     texts = {
-        "landmarks.csv": names.getvalue(),
         "settings.json": json.dumps(settings, indent=1) + "\n",
         MARKER: EXAMPLE,
         "README.md": write_card(session, recogniser, calibration, keras.__version__),

@@ -30,14 +30,11 @@ def best_by_agreement(queries, query_names, index, index_names, num_nearest):
         products of both weights; squared distances (n,) float32).
     """
     lists = _invert(index_names)
-    pieces, num_pairs = [], _count_pairs(query_names, lists)
-    block = np.cumsum(num_pairs) // MAX_PAIRS
+    pieces, block = [], np.cumsum(_count_pairs(query_names, lists)) // MAX_PAIRS
     for rows in np.split(np.arange(len(queries)), np.flatnonzero(np.diff(block)) + 1):
         pairs = _pairs_with_common_labels(query_names, rows, lists)
         pieces.append(_best_pairs(queries, index, *pairs, num_nearest))
-    rows, positions, scores, distances = (
-        np.concatenate(column) for column in zip(*pieces, strict=True)
-    )
+    rows, positions, scores, distances = map(np.concatenate, zip(*pieces, strict=True))
     counts = np.bincount(rows, minlength=len(queries))
     return np.cumsum(counts), positions.astype(np.int32), scores, distances
 
@@ -68,12 +65,11 @@ def _pairs_with_common_labels(names, rows, lists):
     products = np.repeat(names.weights[query_rows, columns], counts) * weights[entries]
     query_rows, positions = np.repeat(query_rows, counts), positions[entries]
     # Pairs in one number sort faster; stable, so that the products of a pair go by label.
-    order = np.argsort(query_rows * (positions.max(initial=0) + 1) + positions, kind="stable")
-    query_rows, positions, products = query_rows[order], positions[order], products[order]
-    is_first = np.ones(len(order), bool)
-    is_first[1:] = (np.diff(query_rows) != 0) | (np.diff(positions) != 0)
-    scores = np.add.reduceat(products, np.flatnonzero(is_first)) if len(products) else products
-    return query_rows[is_first], positions[is_first], scores
+    pairs = query_rows * (positions.max(initial=0) + 1) + positions
+    order = np.argsort(pairs, kind="stable")
+    begins = np.flatnonzero(np.diff(pairs[order], prepend=-1))
+    scores = np.add.reduceat(products[order], begins) if len(begins) else products
+    return query_rows[order[begins]], positions[order[begins]], scores
 
 
 def _best_pairs(queries, index, rows, positions, scores, num_nearest):
