@@ -22,7 +22,6 @@ from data.sources import Source
 from network.loading import require_backend
 from report import photos
 from report.neighbors import find_thumbnail
-from report.photo_nearest import load_described
 from runs import command_line, kernel
 from runs.command_line import any_path
 from runs.folders import scratch_folder
@@ -42,38 +41,23 @@ WORLD = f"scratch/{DEMO_WORLD}"  # where `make demo` drew it
 
 def make_parser():
     """Makes the parser of the command line; Keras is not loaded for it."""
-    parser = command_line.CommandLine(
-        __doc__, prog="identify.py", usage="%(prog)s PHOTO ... [options]"
-    )
-    parser.add_argument(
-        "files", nargs="*", type=any_path, metavar="PHOTO",
-        help="a JPEG, PNG, TIFF, HEIC ..., a folder, or a pattern of them",
-    )  # fmt: skip
-    parser.add_argument(
-        "--model",
-        type=any_path,
-        help="model.keras of recognition.py (default: <output>/model.keras)",
-    )
-    parser.add_argument(
-        "--output", type=any_path,
-        help="folder of the runs, where identify.png goes too (default: output, or output/demo)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--demo", action="store_true",
-        help="with what `make demo` left; without a PHOTO, some test pictures of its world",
-    )  # fmt: skip
-    parser.add_argument(
-        "--source", help="web address or folder in the CVDF layout, of the nearest pictures"
-    )
-    parser.add_argument(
-        "--nearest", type=command_line.number(int, 0, 20), default=5, metavar="N",
-        help="pictures near each photo to tell, where there are descriptors",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one JSON object a photo")
-    parser.add_argument(
-        "--take-away", type=any_path, metavar="FOLDER",
-        help="write a folder with model, names, threshold, an example and a card to publish",
-    )  # fmt: skip
+    usage = "%(prog)s PHOTO ... [options]"
+    parser = command_line.CommandLine(__doc__, prog="identify.py", usage=usage)
+    add = parser.add_argument
+    add("files", nargs="*", type=any_path, metavar="PHOTO",
+        help="a JPEG, PNG, TIFF, HEIC ..., a folder, or a pattern of them")  # fmt: skip
+    add("--model", type=any_path,
+        help="model.keras of recognition.py (default: <output>/model.keras)")  # fmt: skip
+    add("--output", type=any_path, help="folder of the runs, where identify.png goes too (default: "
+        "output, or output/demo)")  # fmt: skip
+    add("--demo", action="store_true", help="with what `make demo` left; without a PHOTO, some test "
+        "pictures of its world")  # fmt: skip
+    add("--source", help="web address or folder in the CVDF layout, of the nearest pictures")
+    add("--nearest", type=command_line.number(int, 0, 20), default=5, metavar="N",
+        help="pictures near each photo to tell, where there are descriptors")  # fmt: skip
+    add("--json", action="store_true", help="print one JSON object a photo")
+    add("--take-away", type=any_path, metavar="FOLDER", help="write a folder with model, names, "
+        "threshold, an example and a card to publish")  # fmt: skip
     return parser
 
 
@@ -150,7 +134,9 @@ def open_output(args):
 
 def identify(session, model_path, paths, args):
     """Names one photo after another, and draws identify.png; lists the paths that could be read."""
-    loading = in_background(load_described, session) if args.nearest else None  # while Keras loads
+    loading = (
+        in_background(photos.load_described, session) if args.nearest else None
+    )  # while Keras loads
     from report import photo_answer  # loads Keras: deferred until the arguments are valid
 
     described = loading.result() if loading else []

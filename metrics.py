@@ -11,13 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from data.submissions import (
-    MAX_RETRIEVED,
-    read_recognition_solution,
-    read_recognition_submission,
-    read_retrieval_solution,
-    read_retrieval_submission,
-)
+from data import submissions
+from data.submissions import MAX_RETRIEVED
 from runs.command_line import CommandLine, run_command_line
 from utils import ExpectedError, say
 
@@ -90,17 +85,15 @@ def mean_average_precision(retrieved, solution):
     if not scored:
         raise ValueError("no query of the solution has a relevant image")
     return sum(
-        average_precision(retrieved.get(query, []), relevant) for query, relevant in scored.items()
+        average_precision(retrieved.get(query, []), scored[query]) for query in scored
     ) / len(scored)
 
 
 CHALLENGES = {
-    "recognition": (
-        read_recognition_submission, read_recognition_solution, global_average_precision, "GAP",
-    ),
-    "retrieval": (
-        read_retrieval_submission, read_retrieval_solution, mean_average_precision, "mAP@100",
-    ),
+    "recognition": (submissions.read_recognition_submission, submissions.read_recognition_solution,
+                    global_average_precision, "GAP"),
+    "retrieval": (submissions.read_retrieval_submission, submissions.read_retrieval_solution,
+                  mean_average_precision, "mAP@100"),
 }  # fmt: skip
 
 

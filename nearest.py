@@ -41,11 +41,11 @@ def make_parser():
     """Makes the parser of the command line; Keras and faiss are not loaded for it."""
     settings = "nearest", "train shards", "vote", "float16"
     parser, descriptors, _ = command_line.parser_in_parts(__doc__, *settings)
-    descriptors.add_argument(
-        "--labels", choices=LABELS,
-        help="landmarks of the train images: train.csv, train_clean.csv, or all images of the "
-        "landmarks in train_clean.csv (default: as the model was trained)",
-    )  # fmt: skip
+    about = (
+        "landmarks of the train images: train.csv, train_clean.csv, or all images of the "
+        "landmarks in train_clean.csv (default: as the model was trained)"
+    )
+    descriptors.add_argument("--labels", choices=LABELS, help=about)
     return parser
 
 

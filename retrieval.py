@@ -50,32 +50,23 @@ MAX_SUMMED = 1000  # descriptors in the sum of an expansion
 def make_parser():
     """Makes the parser of the command line; Keras and faiss are not loaded for it."""
     parser, *_ = command_line.parser_in_parts(__doc__, "retrieval", "index", "merge", "float32")
-    group = parser.add_further_group("ranking")
-    group.add_argument("--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",
-                       help=f"images retrieved for a query, at most {MAX_RETRIEVED}")  # fmt: skip
-    group.add_argument("--normalise", action=BooleanOptionalAction, default=True,
-                       help="compare descriptors scaled to length 1")  # fmt: skip
-    group.add_argument(
-        "--rerank-divisor", type=number(float, 1), default=1.5, metavar="D",
-        help="divide the squared distance to images of the query's landmark by D; 1 = off",
-    )  # fmt: skip
-    group.add_argument(
-        "--rerank", choices=RERANKS,
-        help="what is done about landmarks, see docs/reranks.md (default: divide of a softmax "
-        "network, agreement of a cosine head)",
-    )  # fmt: skip
-    group.add_argument(
-        "--names", choices=NAMED_BY,
-        help="who says which landmark an image shows: the network's head, or both that and its "
-        "nearest train images of nearest.py (default: agreement takes both where nearest.py was "
-        "run, others head)",
-    )  # fmt: skip
-    for flag, does in (
-        ("--expand-queries", "search with the sum of a query and its K - 1 nearest index images"),
-        ("--augment-index", "replace each index image by the sum of itself and its K - 1 nearest"),
-    ):
-        summed = {"type": number(int, 0, MAX_SUMMED), "default": 0, "metavar": "K"}
-        group.add_argument(flag, help=f"{does}; 0 = off", **summed)
+    add = parser.add_further_group("ranking").add_argument
+    add("--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",
+        help=f"images retrieved for a query, at most {MAX_RETRIEVED}")  # fmt: skip
+    add("--normalise", action=BooleanOptionalAction, default=True,
+        help="compare descriptors scaled to length 1")  # fmt: skip
+    add("--rerank-divisor", type=number(float, 1), default=1.5, metavar="D",
+        help="divide the squared distance to images of the query's landmark by D; 1 = off")  # fmt: skip
+    add("--rerank", choices=RERANKS, help="what is done about landmarks, see docs/reranks.md "
+        "(default: divide of a softmax network, agreement of a cosine head)")  # fmt: skip
+    add("--names", choices=NAMED_BY, help="who says which landmark an image shows: the network's "
+        "head, or both that and its nearest train images of nearest.py (default: agreement takes "
+        "both where nearest.py was run, others head)")  # fmt: skip
+    summed = {"type": number(int, 0, MAX_SUMMED), "default": 0, "metavar": "K"}
+    add("--expand-queries", **summed, help="search with the sum of a query and its K - 1 nearest "
+        "index images; 0 = off")  # fmt: skip
+    add("--augment-index", **summed, help="replace each index image by the sum of itself and its "
+        "K - 1 nearest; 0 = off")  # fmt: skip
     return parser
 
 

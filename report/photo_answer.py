@@ -10,8 +10,7 @@ from data.images import PHOTO_FORMATS, decode_image
 from data.landmarks import name_of_category, read_2019_classes, read_categories
 from data.sources import CATEGORY_CSV, TRAIN_CSV
 from model import load_recogniser
-from report.photo_nearest import find_nearest, of_model
-from report.photos import Answer, Guess, Near
+from report.photos import Answer, Guess, Near, find_nearest, of_model
 from report.threshold import load_calibration
 from runs.session import CALIBRATION, CATEGORIES
 from utils import ExpectedError, say
@@ -25,7 +24,7 @@ class PhotoNamer:
 
     Args:
         session: `Session`; its source may be None.
-        described: list of `photo_nearest.load_described`.
+        described: list of `photos.load_described`.
         num_nearest: pictures to name beside each photo.
     """
 

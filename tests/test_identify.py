@@ -23,7 +23,7 @@ from data.sources import Shard, Source
 from data.tars import list_members
 from descriptors.descriptions import Descriptions, unit_length
 from recipes import RECIPES
-from report import photo_nearest, photos
+from report import photos
 from report.threshold import Calibration, save_calibration
 from runs.command_line import explain
 from runs.pictures import draw_picture
@@ -320,13 +320,13 @@ def make_gallery(tmp_path, num_shards, rng):
 def test_the_nearest_are_those_of_brute_force_however_many_the_shards(tmp_path, num_shards):
     rng = np.random.default_rng(0)
     session, ids, rows = make_gallery(tmp_path, num_shards, rng)
-    files = photo_nearest.of_model(photo_nearest.load_described(session), "ours")
+    files = photos.of_model(photos.load_described(session), "ours")
     query = 3 * rows[0] + rng.normal(size=8).astype(np.float32) / 10
     scaled = unit_length(rows).astype(np.float64)
     wanted = query.astype(np.float64) / np.linalg.norm(query)
     distances = ((scaled - wanted) ** 2).sum(axis=1)
     expected = np.lexsort((ids, distances.astype(np.float32)))[:7]
-    found = photo_nearest.find_nearest(files, query, 7)
+    found = photos.find_nearest(files, query, 7)
     assert [one[0].image_id for one in found] == [format_image_id(i) for i in ids[expected]]
     assert [one[1] for one in found] == pytest.approx(distances[expected], abs=1e-5)
 
@@ -334,9 +334,9 @@ def test_the_nearest_are_those_of_brute_force_however_many_the_shards(tmp_path, 
 def test_descriptors_of_other_models_and_damaged_files_are_told_and_left_out(tmp_path, capsys):
     session, *_ = make_gallery(tmp_path, 3, np.random.default_rng(0))
     (tmp_path / DESCRIPTORS / "index_009.npz").write_bytes(b"damaged")
-    loaded = photo_nearest.load_described(session)
-    assert len(loaded) == 3 and photo_nearest.of_model(loaded, "theirs") == []
-    assert photo_nearest.find_nearest([], np.ones(8), 7) == []
+    loaded = photos.load_described(session)
+    assert len(loaded) == 3 and photos.of_model(loaded, "theirs") == []
+    assert photos.find_nearest([], np.ones(8), 7) == []
     told = capsys.readouterr().err
     assert "index_009.npz: " in told and "3 files of descriptors/ are of another model" in told
 
