@@ -44,20 +44,22 @@ def make_parser():
     usage = "%(prog)s PHOTO ... [options]"
     parser = command_line.CommandLine(__doc__, prog="identify.py", usage=usage)
     add = parser.add_argument
+    # fmt: off
     add("files", nargs="*", type=any_path, metavar="PHOTO",
-        help="a JPEG, PNG, TIFF, HEIC ..., a folder, or a pattern of them")  # fmt: skip
+        help="a JPEG, PNG, TIFF, HEIC ..., a folder, or a pattern of them")
     add("--model", type=any_path,
-        help="model.keras of recognition.py (default: <output>/model.keras)")  # fmt: skip
+        help="model.keras of recognition.py (default: <output>/model.keras)")
     add("--output", type=any_path, help="folder of the runs, where identify.png goes too (default: "
-        "output, or output/demo)")  # fmt: skip
-    add("--demo", action="store_true", help="with what `make demo` left; without a PHOTO, some test "
-        "pictures of its world")  # fmt: skip
+        "output, or output/demo)")
+    add("--demo", action="store_true",
+        help="with what `make demo` left; without a PHOTO, some test pictures of its world")
     add("--source", help="web address or folder in the CVDF layout, of the nearest pictures")
     add("--nearest", type=command_line.number(int, 0, 20), default=5, metavar="N",
-        help="pictures near each photo to tell, where there are descriptors")  # fmt: skip
+        help="pictures near each photo to tell, where there are descriptors")
     add("--json", action="store_true", help="print one JSON object a photo")
     add("--take-away", type=any_path, metavar="FOLDER", help="write a folder with model, names, "
-        "threshold, an example and a card to publish")  # fmt: skip
+        "threshold, an example and a card to publish")
+    # fmt: on
     return parser
 
 
@@ -134,9 +136,8 @@ def open_output(args):
 
 def identify(session, model_path, paths, args):
     """Names one photo after another, and draws identify.png; lists the paths that could be read."""
-    loading = (
-        in_background(photos.load_described, session) if args.nearest else None
-    )  # while Keras loads
+    # While Keras loads.
+    loading = in_background(photos.load_described, session) if args.nearest else None
     from report import photo_answer  # loads Keras: deferred until the arguments are valid
 
     described = loading.result() if loading else []

@@ -84,9 +84,8 @@ def mean_average_precision(retrieved, solution):
     scored = {query: relevant for query, relevant in solution.items() if relevant}
     if not scored:
         raise ValueError("no query of the solution has a relevant image")
-    return sum(
-        average_precision(retrieved.get(query, []), scored[query]) for query in scored
-    ) / len(scored)
+    total = sum(average_precision(retrieved.get(query, []), scored[query]) for query in scored)
+    return total / len(scored)
 
 
 CHALLENGES = {

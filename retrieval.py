@@ -50,23 +50,25 @@ MAX_SUMMED = 1000  # descriptors in the sum of an expansion
 def make_parser():
     """Makes the parser of the command line; Keras and faiss are not loaded for it."""
     parser, *_ = command_line.parser_in_parts(__doc__, "retrieval", "index", "merge", "float32")
+    # fmt: off
     add = parser.add_further_group("ranking").add_argument
     add("--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",
-        help=f"images retrieved for a query, at most {MAX_RETRIEVED}")  # fmt: skip
+        help=f"images retrieved for a query, at most {MAX_RETRIEVED}")
     add("--normalise", action=BooleanOptionalAction, default=True,
-        help="compare descriptors scaled to length 1")  # fmt: skip
+        help="compare descriptors scaled to length 1")
     add("--rerank-divisor", type=number(float, 1), default=1.5, metavar="D",
-        help="divide the squared distance to images of the query's landmark by D; 1 = off")  # fmt: skip
+        help="divide the squared distance to images of the query's landmark by D; 1 = off")
     add("--rerank", choices=RERANKS, help="what is done about landmarks, see docs/reranks.md "
-        "(default: divide of a softmax network, agreement of a cosine head)")  # fmt: skip
+        "(default: divide of a softmax network, agreement of a cosine head)")
     add("--names", choices=NAMED_BY, help="who says which landmark an image shows: the network's "
         "head, or both that and its nearest train images of nearest.py (default: agreement takes "
-        "both where nearest.py was run, others head)")  # fmt: skip
+        "both where nearest.py was run, others head)")
     summed = {"type": number(int, 0, MAX_SUMMED), "default": 0, "metavar": "K"}
     add("--expand-queries", **summed, help="search with the sum of a query and its K - 1 nearest "
-        "index images; 0 = off")  # fmt: skip
+        "index images; 0 = off")
     add("--augment-index", **summed, help="replace each index image by the sum of itself and its "
-        "K - 1 nearest; 0 = off")  # fmt: skip
+        "K - 1 nearest; 0 = off")
+    # fmt: on
     return parser
 
 
