@@ -23,14 +23,12 @@ def global_average_precision(predictions, solution):
     """Computes global average precision (GAP, also micro-AP) of recognition predictions, 0 to 1.
 
     Predictions are ranked by confidence, ties by image id. A prediction for an image that shows no
-    landmark counts as wrong.
+    landmark counts as wrong. Raises ValueError if a predicted image is not in the solution, or none
+    of that shows a landmark.
 
     Args:
         predictions: dict, image id -> (landmark id, confidence) or None.
         solution: dict, image id -> set of true landmark ids, empty for "no landmark".
-
-    Raises:
-        ValueError: a predicted image is not in `solution`, or no image shows a landmark.
 
     Source: Weyand et al., arXiv:2004.01804, section on metrics; ties as in tensorflow/models,
         research/delf/delf/python/datasets/google_landmarks_dataset/metrics.py
@@ -39,23 +37,20 @@ def global_average_precision(predictions, solution):
         raise ValueError("no image of the solution shows a landmark")
     if unknown := predictions.keys() - solution.keys():
         raise ValueError(f"{len(unknown)} predicted images are not in the solution")
-    made = [(image_id, *made) for image_id, made in predictions.items() if made is not None]
+    made = [(image_id, *found) for image_id, found in predictions.items() if found is not None]
     made.sort(key=lambda prediction: (-prediction[2], prediction[0]))
-    num_right, total = 0, 0.0
-    for rank, (image_id, landmark_id, _) in enumerate(made, start=1):
-        if landmark_id in solution[image_id]:
-            num_right += 1
-            total += num_right / rank
+    is_right = (landmark_id in solution[image_id] for image_id, landmark_id, _ in made)
+    ranks = [rank for rank, right in enumerate(is_right, start=1) if right]
+    total = sum(num_right / rank for num_right, rank in enumerate(ranks, start=1))
     return total / num_landmark_images
 
 
 def average_precision(retrieved, relevant):
     """Computes the average precision at 100 of one query, 0 to 1.
 
-    A repeated id earns nothing and costs a rank.
-
     Args:
-        retrieved: list of index image ids, best first; those after the 100th do not count.
+        retrieved: list of index image ids, best first; those after the 100th do not count, and a
+            repeated one earns nothing and costs a rank.
         relevant: set of index image ids, not empty.
     """
     found, total = set(), 0.0
@@ -67,17 +62,11 @@ def average_precision(retrieved, relevant):
 
 
 def mean_average_precision(retrieved, solution):
-    """Computes mAP@100 of a retrieval, 0 to 1.
+    """Computes mAP@100 of a retrieval, 0 to 1; source and errors as of `global_average_precision`.
 
     Args:
         retrieved: dict, image id -> list of index image ids, best first; a missing query counts 0.
-        solution: dict, image id -> set of relevant index image ids; the queries with an empty set
-            are left out.
-
-    Raises:
-        ValueError: a query is not in `solution`, or no query has a relevant image.
-
-    Source: Weyand et al., arXiv:2004.01804, section on metrics.
+        solution: dict, image id -> set of relevant index image ids; queries with none are left out.
     """
     if unknown := retrieved.keys() - solution.keys():
         raise ValueError(f"{len(unknown)} queries are not in the solution")
@@ -97,14 +86,7 @@ CHALLENGES = {
 
 
 def score_file(challenge, *paths):
-    """Scores a submission of one of `CHALLENGES`: dict, "Public", "Private" and "all" -> score.
-
-    Args:
-        paths: of the submission and of the ground truth.
-
-    Raises:
-        ExpectedError: a file is malformed, or they are not of the same test set.
-    """
+    """Scores a submission, by the paths of it and of the ground truth, as `score_usages`."""
     read_submission, read_solution, metric, _ = CHALLENGES[challenge]
     rows, solution = read_submission(paths[0]), read_solution(paths[1])
     scores = score_usages(metric, rows, solution, paths)
@@ -117,13 +99,16 @@ def score_file(challenge, *paths):
 
 
 def score_usages(metric, submission, truths, paths):
-    """Scores a submission in memory, as `score_file` does.
+    """Scores a submission in memory: dict, "Public", "Private" and "all" -> score.
 
     Args:
         metric: `global_average_precision` or `mean_average_precision`.
         submission: dict, as these take it.
         truths: dict, image id -> (true ids, usage).
         paths: of the submission and the solution, for the message.
+
+    Raises:
+        ExpectedError: they are not of the same test set, or nothing can be scored.
     """
     if unknown := submission.keys() - truths.keys():
         raise ExpectedError(

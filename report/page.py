@@ -83,16 +83,10 @@ for (const table of document.querySelectorAll("table.sorts")) {
       const down = head.getAttribute("aria-sort") !== "descending";
       heads.forEach(other => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const key = row => {
-        const cell = row.cells[column];
-        return cell.dataset.key === undefined ? cell.textContent : Number(cell.dataset.key);
-      };
-      const rows = [...body.rows].sort((a, b) => {
-        const x = key(a), y = key(b);
-        const order = typeof x === "number" ? x - y : x.localeCompare(y);
-        return down ? -order : order;
-      });
-      body.append(...rows);
+      const key = row => row.cells[column].dataset.key, name = row => row.cells[column].textContent;
+      const rows = [...body.rows].sort((a, b) =>
+        key(a) ? key(a) - key(b) : name(a).localeCompare(name(b)));
+      body.append(...(down ? rows.reverse() : rows));
     });
   });
 }
@@ -115,10 +109,10 @@ def render(all_facts):
         all_facts: dict, name of a script -> its facts: `title`, `run` as of `run.describe_run`, and
             what `recognised` or `retrieved` gathers; all but these two may be missing.
     """
-    parts = list(_parts(all_facts))
-    links = [tag("a", title, href=f"#{name}") for title, name, _ in parts]
-    bodies = [tag("section", tag("h2", title, id=name), content)
-              for title, name, content in parts]  # fmt: skip
+    links, bodies = [], []
+    for title, name, content in _parts(all_facts):
+        links.append(tag("a", title, href=f"#{name}"))
+        bodies.append(tag("section", tag("h2", title, id=name), content))
     titles = " and ".join(facts["title"].lower() for facts in all_facts.values())
     last = list(all_facts.values())[-1]["run"]
     head = join(

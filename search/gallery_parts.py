@@ -5,15 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.arrays import (
-    check_arrays,
-    column,
-    columns_of,
-    digest_of_rows,
-    load_arrays,
-    load_page,
-    save_table,
-)
+from data import arrays
+from data.arrays import column
 from descriptors.descriptions import load_queries, unit_length
 from runs.session import DESCRIPTORS, QUERIES
 from search.gallery import Gallery, neighbors_at
@@ -48,20 +41,22 @@ def save_part(path, fingerprint, query_ids, gallery, neighbors):
     positions = np.searchsorted(gallery.image_ids, neighbors.image_ids).astype(np.int32)
     positions = np.where(neighbors.landmark_ids >= 0, positions, np.int32(-1))
     images = gallery.image_ids, gallery.landmark_ids
-    save_table(path, GalleryPart(query_ids, *images, positions, neighbors.distances), fingerprint)
+    arrays.save_table(
+        path, GalleryPart(query_ids, *images, positions, neighbors.distances), fingerprint
+    )
 
 
 def load_part(path):
     """Reads and checks a part: (`GalleryPart`, fingerprint); raises ExpectedError if it is none."""
-    arrays, fingerprint = load_arrays(path)
-    columns = columns_of(GalleryPart)
-    if arrays.keys() != columns.keys() or not (is_part(fingerprint) and _names_files(fingerprint)):
+    found, fingerprint = arrays.load_arrays(path)
+    columns = arrays.columns_of(GalleryPart)
+    if found.keys() != columns.keys() or not (is_part(fingerprint) and _names_files(fingerprint)):
         raise ExpectedError(
             f"{path}: not a part of a gallery; expected a gallery-part-K-of-N.npz of nearest.py; "
             "leave it out"
         )
-    check_arrays(path, arrays, columns)
-    return GalleryPart(**arrays), fingerprint
+    arrays.check_arrays(path, found, columns)
+    return GalleryPart(**found), fingerprint
 
 
 def _names_files(fingerprint):
@@ -91,7 +86,7 @@ def find_queries_of(session, shared, given=None):
     def load(path):
         queries = load_queries(path)[0]
         queries = replace(queries, descriptors=unit_length(queries.descriptors))
-        return queries, digest_of_rows(queries.image_ids, queries.descriptors)
+        return queries, arrays.digest_of_rows(queries.image_ids, queries.descriptors)
 
     if given:
         queries, digest = load(given)
@@ -116,7 +111,7 @@ def open_gallery(session, parts):
             if name not in fingerprint["left_out"]
         }
         whose = f"part {fingerprint['part']}; search that part again"
-        files |= find_described(session, wanted, load_page, whose)
+        files |= find_described(session, wanted, arrays.load_page, whose)
     image_ids = np.concatenate([part.gallery_ids for part, _ in parts])
     landmark_ids = np.concatenate([part.gallery_landmarks for part, _ in parts])
     image_ids, first_rows = np.unique(image_ids, return_index=True)
