@@ -105,10 +105,7 @@ def score_usages(metric, submission, truths, paths):
         metric: `global_average_precision` or `mean_average_precision`.
         submission: dict, as these take it.
         truths: dict, image id -> (true ids, usage).
-        paths: of the submission and the solution, for the message.
-
-    Raises:
-        ExpectedError: they are not of the same test set, or nothing can be scored.
+        paths: of the submission and the solution, for an ExpectedError if they do not fit.
     """
     if unknown := submission.keys() - truths.keys():
         raise ExpectedError(

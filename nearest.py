@@ -113,11 +113,7 @@ def require_room(session, describer, num_images):
 
 
 def name_queries(session, files, args):
-    """Lets the parts vote; writes names.npz and the submission, checks it and scores it.
-
-    Raises:
-        ExpectedError: parts are missing, repeated, damaged or do not belong together.
-    """
+    """Lets all the parts vote; writes names.npz and the submission, checks it and scores it."""
     require_package("faiss", "faiss-cpu")
     from search import gallery_parts
 

@@ -161,15 +161,12 @@ def _plan_expansion(session, describer, args, index_ids):
 
 
 def merge(session, files, divisor, rerank=None):
-    """Merges all parts into the submission, checks it, scores it and draws neighbors.png.
+    """Merges the parts into the submission, checks it, scores it and draws neighbors.png.
 
     Args:
-        files: paths of all the parts.
+        files: paths of all the parts; an ExpectedError if they do not belong together.
         divisor: as of `merge_parts`.
         rerank: one of `reranks.RERANKS`; None is that of the model's recipe.
-
-    Raises:
-        ExpectedError: parts are missing, repeated, damaged or do not belong together.
     """
     parts, fingerprint = load_parts(files)
     rerank, num_nearest = rerank or fingerprint.get("rerank", "divide"), fingerprint["top"]

@@ -36,7 +36,6 @@ class Describer:
 
     Args:
         source: its train.csv has the landmarks of the model published in 2019.
-        batch_size: images in a step.
         flipped_too: average with the mirrored image.
         dtype: of the stored descriptors, "float32" or "float16".
     """
@@ -183,9 +182,8 @@ def _describe_shard(describer, shard, stream, stop, done):
 def describe_split(session, describer, split, image_ids, name):
     """Describes all shards of a split into one file: `Descriptions` by ascending image id.
 
-    Args:
-        name: of the output's file, whose fingerprint says which shards were left out. The shards'
-            own files are removed if none was.
+    The fingerprint of the file says which shards were left out. The shards' own files are removed
+    if none was.
     """
     shards = session.source.select_shards(split)
     found, left_out = describe_shards(session, describer, shards, image_ids)
@@ -206,12 +204,11 @@ def describe_split(session, describer, split, image_ids, name):
 
 
 def gather(found, describer, normalise=False, keeps_repeated=False):
-    """Joins the files of shards into `Descriptions` by ascending image id.
+    """Joins the files of shards, as of `describe_shards`, into `Descriptions` by image id.
 
     File after file goes to its place, so that the descriptors are in memory once, not twice.
 
     Args:
-        found: dict of file -> image ids, as `describe_shards` gives it.
         normalise: scale the descriptors to length 1.
         keeps_repeated: keep all pictures of an id that appears twice, not the first alone.
     """

@@ -56,11 +56,8 @@ def unit_length(descriptors):
 def load_descriptions(path, order=None):
     """Reads and checks what `save_table` wrote: (`Descriptions`, fingerprint).
 
-    Args:
-        order: of the image ids, see `Column`.
-
-    Raises:
-        ExpectedError: it is damaged, or no file of descriptions.
+    `order` is that of the image ids, see `Column`. Raises ExpectedError if it is damaged, or no
+    file of descriptions.
     """
     arrays, fingerprint = load_arrays(path)
     columns = columns_of(Descriptions)

@@ -39,8 +39,7 @@ def choose_rows(parts, ranking, scored, names, truths):
     Args:
         parts: list of `merging.Part`.
         scored: list of `score_queries`; where it is empty, evenly spaced queries are chosen.
-        names: dict, landmark id -> name; may be empty.
-        truths: dict, image id (str) -> RecognitionTruth; may be empty.
+        names, truths: dicts, landmark id -> name, image id (str) -> RecognitionTruth; may be empty.
     """
     begins = np.concatenate([[0], ranking.row_ends])
 
@@ -134,8 +133,7 @@ def _draw_picture(axes, caption, image, color, mark):
 def read_thumbnail(source, picture):
     """Reads a `Picture` by byte range as a PIL image of at most 256 x 256 pixels.
 
-    Raises:
-        ExpectedError: the source does not give it, or gives one that cannot be decoded.
+    Raises ExpectedError if the source does not give it, or it cannot be decoded.
     """
     try:
         return make_thumbnail(source.read_range(picture.shard, *picture.location), 256)

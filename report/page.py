@@ -105,9 +105,8 @@ OF_A_RUN = {
 def render(all_facts):
     """Writes the page, a whole HTML document: str.
 
-    Args:
-        all_facts: dict, name of a script -> its facts: `title`, `run` as of `run.describe_run`, and
-            what `recognised` or `retrieved` gathers; all but these two may be missing.
+    `all_facts` is a dict, name of a script -> its facts: `title`, `run` as of `run.describe_run`,
+    and what `recognised` or `retrieved` gathers; all but these two may be missing.
     """
     links, bodies = [], []
     for title, name, content in _parts(all_facts):

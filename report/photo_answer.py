@@ -20,12 +20,9 @@ NUM_UNTRACED = 12  # photos; tracing MobileNetV2 takes as long as 18, and a trac
 
 
 class PhotoNamer:
-    """A recogniser in the form that answers for one photo.
+    """A recogniser in the form that answers for one photo, and tells so many pictures near it.
 
-    Args:
-        session: `Session`; its source may be None.
-        described: list of `photos.load_described`.
-        num_nearest: pictures to name beside each photo.
+    The source of the session may be None; `described` is of `photos.load_described`.
     """
 
     def __init__(self, session, model_path, described, num_nearest):

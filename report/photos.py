@@ -76,10 +76,8 @@ def printable(text):
 def find_photos(words):
     """Finds the files that a person named: files, folders with all below them, patterns.
 
-    A file that does not exist is among them, to be told when its turn comes.
-
-    Raises:
-        ExpectedError: a folder or a pattern has no picture.
+    A file that does not exist is among them, to be told when its turn comes. Raises ExpectedError
+    if a folder or a pattern has no picture.
     """
     found = {}
     for word in map(str, words):
@@ -120,10 +118,8 @@ def load_described(session):
     """Loads all descriptions of train and index pictures that earlier runs left.
 
     All of it is in memory: 6.2 GB for the index of Google Landmarks v2 with 2048 values in float32.
-    A damaged file is named and left out.
-
-    Returns:
-        list of (split, fingerprint of the recogniser, `Descriptions` of length 1).
+    A damaged file is named and left out. Gives a list of (split, fingerprint of the recogniser,
+    `Descriptions` of length 1).
     """
     files = []
     for split in SPLITS:
@@ -149,9 +145,8 @@ def of_model(files, fingerprint):
 def find_nearest(files, descriptor, num_nearest):
     """Finds the pictures of files of `of_model` that are nearest to a descriptor (d,), exactly.
 
-    Returns:
-        list of (`Picture`, squared L2 distance between descriptors of length 1, landmark id),
-        nearest first, equal distances by image id.
+    Gives a list of (`Picture`, squared L2 distance between descriptors of length 1, landmark id),
+    nearest first, equal distances by image id.
     """
     if not files:
         return []
@@ -167,10 +162,9 @@ def find_nearest(files, descriptor, num_nearest):
 
 
 def draw_answers(rows):
-    """Draws photos with what they were named and the pictures near them; gives a matplotlib Figure.
+    """Draws photos with what they were named and the pictures near them: a matplotlib Figure.
 
-    Args:
-        rows: list of (`Answer`, PIL image, list of those of its `nearest`, None for a missing one).
+    `rows` are (`Answer`, PIL image, list of those of its `nearest`, None for a missing one).
     """
     from matplotlib.figure import Figure  # slow to import
 

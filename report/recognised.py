@@ -21,10 +21,7 @@ NUM_BINS = 25
 def gather(session, describer, found, calibration, scores, solution):
     """Gathers the facts of a prediction that is written: a dict.
 
-    Args:
-        found: `Descriptions` of the test images.
-        calibration: `Calibration`, or None.
-        scores, solution: as of `scores.score`.
+    `found` are `Descriptions` of the test images; scores and solution are those of `scores.score`.
     """
     source, num_landmarks = session.source, len(describer.class_table)
     num_missing = len(read_image_ids(source.fetch(TEST_CSV))) - len(found)
@@ -43,11 +40,7 @@ def gather(session, describer, found, calibration, scores, solution):
 
 
 def judge(session, found, solution, num_landmarks):
-    """Gathers what is right and wrong in predictions; gives a dict, empty where nobody knows.
-
-    Args:
-        num_landmarks: that could be named.
-    """
+    """Gathers what is right and wrong in predictions; gives a dict, empty where nobody knows."""
     if not solution:
         return {}
     rows = Rows(found, solution)

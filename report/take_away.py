@@ -61,9 +61,6 @@ OWN = "Write here whose photographs these are, and under which licence the model
 def write_take_away(session, model_path, folder):
     """Writes the folder; what is there of an earlier one is replaced.
 
-    Args:
-        session: `Session`; its source may be None.
-
     Raises:
         ExpectedError: the network has layers that Keras alone does not open, or the folder holds
             something else, which would be overwritten.

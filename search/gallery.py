@@ -56,14 +56,10 @@ def no_neighbors(num_images, num_neighbors):
 
 
 def merge_neighbors(found, num_neighbors=NUM_NEIGHBORS):
-    """Merges what was found in several pieces of the gallery for the same images.
+    """Merges a list of `GalleryNeighbors` of the same images in several pieces of the gallery.
 
     The result is the same in whatever pieces, in whatever order. An image that is in several counts
     once, where it is nearest.
-
-    Args:
-        found: list of `GalleryNeighbors`.
-        num_neighbors: of each image, to keep.
     """
     found = [*found, no_neighbors(len(found[0]), num_neighbors)]
     columns = [
@@ -139,11 +135,7 @@ def _sort_chunk(pieces):
 
 
 def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS):
-    """Finds the gallery images that are nearest to some images, exactly; gives `GalleryNeighbors`.
-
-    Args:
-        descriptors: (n, d) float32 or float16, of length 1.
-    """
+    """Finds the gallery images nearest to descriptors (n, d) of length 1, exactly."""
     from search import exact  # it loads faiss, which whoever reads names alone does without
 
     found = no_neighbors(len(descriptors), num_neighbors)
@@ -155,14 +147,12 @@ def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS):
 
 
 def likeness_to(descriptors, rows):
-    """Tells how much images are like some of them: the mean of the 10 largest cosines.
+    """Tells how much images are like some of them: the mean of the 10 largest cosines, (n,).
 
     Args:
         descriptors: (n, d) float32 of length 1.
-        rows: (m,) int64, increasing, of those to compare with; never an image with itself.
-
-    Returns:
-        (n,) float32, 0 where there is nothing to compare with.
+        rows: (m,) int64, increasing, of those to compare with; never an image with itself. Where
+            there are none, the likeness is 0.
     """
     from search import exact
 

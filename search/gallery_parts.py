@@ -75,12 +75,8 @@ def load_parts(paths):
 def find_queries_of(session, shared, given=None):
     """Finds the descriptions of test images that the parts were searched with, of length 1.
 
-    Args:
-        shared: dict of facts that all parts share.
-        given: as of `parts.find_queries`.
-
-    Raises:
-        ExpectedError: they are not there.
+    `shared` are the facts that all parts share; `given` is as of `parts.find_queries`. Raises
+    ExpectedError if they are not there.
     """
 
     def load(path):
@@ -124,10 +120,7 @@ def find_described(session, wanted, load, whose):
     Args:
         wanted: dict, name -> what the file must say of itself.
         load: as of `Session.find_fitting`.
-        whose: whose descriptors are expected, and what to do, for the message.
-
-    Raises:
-        ExpectedError: a file is not there.
+        whose: whose descriptors are expected, and what to do, for the ExpectedError.
     """
     found = {name: session.find_fitting(name, facts, load) for name, facts in wanted.items()}
     if missing := [name for name in wanted if not found[name]]:

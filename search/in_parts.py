@@ -22,9 +22,7 @@ from utils import ExpectedError
 def search_in_parts(session, args, search_parts, script):
     """Searches one part, or all of them; prints and gives the part files.
 
-    Args:
-        args: the command line, see `command_line.parser_in_parts`.
-        search_parts, script: that function of the script, and the name of its module.
+    `search_parts` is that function of the script, and `script` the name of its module.
     """
     on_workers, files = args.scheduler is not None, []
     for path in _on_workers(session, args, script) if on_workers else search_parts(session, args):

@@ -24,10 +24,6 @@ def load_all(paths, load, columns, images, whole):
 
     Returns:
         (list of (part, its fingerprint) by number, dict of the facts that all share).
-
-    Raises:
-        ExpectedError: a part is missing, repeated, damaged, or of another search; or none of all
-            has an image, so that nothing can be found.
     """
     parts, first = {}, None
     for path in paths:

@@ -196,12 +196,9 @@ def find_queries(session, describer, given=None, normalise=False):
     """Finds the descriptions of the test images, or makes them: `Descriptions` by image id.
 
     Args:
-        given: file of queries that a person named; None looks in the output and in those of other
-            kernels.
+        given: file of queries that a person named, which is an ExpectedError if it is of another
+            model or other settings; None looks in the output and in those of other kernels.
         normalise: scale the descriptors to length 1.
-
-    Raises:
-        ExpectedError: the given file was described by another model or with other settings.
     """
     source = session.source
     test_ids = read_image_ids(source.fetch(TEST_CSV))
