@@ -68,19 +68,18 @@ def main(argv=None):
 
 def search_parts(session, args):
     """Searches one part of the train images, or all one after another: yields the part files."""
+    describer, images, queries = prepare(session, args)
     from search import parts  # it loads Keras and faiss
 
-    describer, images, queries = prepare(session, args)
     for part in in_parts.numbers_of_parts(args):
         yield parts.search_gallery_part(session, describer, queries, images, part, args.parts)
 
 
 def prepare(session, args):
     """Gives what every part takes: `Describer`, (`ClassTable`, `TrainLabels`), the queries."""
-    in_parts.require_searchable(session, SPLIT)
-    from search import parts  # it loads Keras and faiss
-
     describer, image_ids = open_images(session, args)
+    from search import parts
+
     images = read_images(session.source, args.labels or describer.recipe.data.labels)
     say(f"{session.source}: {len(image_ids):,} train images of {len(images[0]):,} landmarks")
     of_queries = describer.storing("float32")  # as recognition.py stores them
@@ -92,7 +91,7 @@ def prepare(session, args):
 
 def open_images(session, args):
     """Gives the `Describer` of the train images, and their ids."""
-    describer = in_parts.make_describer(session, args, args.descriptor_dtype)
+    describer = in_parts.make_describer(session, args, SPLIT)
     labels = read_images(session.source, args.labels or describer.recipe.data.labels)[1]
     return describer, labels.image_ids
 

@@ -104,9 +104,9 @@ def main(argv=None):
 
 def search_parts(session, args):
     """Searches one part, or all parts one after another: yields the part files."""
+    describer, index_ids, queries = prepare(session, args)
     from search import parts  # it loads Keras and faiss
 
-    describer, index_ids, queries = prepare(session, args)
     session.copy_earlier(REPORT_FACTS)  # the merge mounts the parts alone
     expansion, namers = None, _choose_namer(session, describer, args, queries)
     if args.expand_queries or args.augment_index:
@@ -122,17 +122,16 @@ def search_parts(session, args):
 
 def prepare(session, args):
     """Gives what every part takes: `Describer`, ids of the index images, queries."""
-    in_parts.require_searchable(session, SPLIT)
-    from search import parts  # it loads Keras and faiss
-
     describer, index_ids = open_images(session, args)
+    from search import parts
+
     queries = parts.find_queries(session, describer, args.queries, args.normalise)
     return describer, index_ids, queries
 
 
 def open_images(session, args):
     """Gives the `Describer` and the ids of the index images."""
-    describer = in_parts.make_describer(session, args, args.descriptor_dtype)
+    describer = in_parts.make_describer(session, args, SPLIT)
     return describer, read_image_ids(session.source.fetch(INDEX_CSV))
 
 

@@ -26,25 +26,23 @@ class PhotoNamer:
     """
 
     def __init__(self, session, model_path, described, num_nearest):
-        recogniser = load_recogniser(model_path, lambda: _classes_of_2019(session.source))
-        self.network = model.build_with_descriptor(recogniser.classifier)
-        self.landmark_ids = recogniser.class_table.landmark_ids
-        self.image_size = recogniser.image_size
-        self.keeps_aspect = recogniser.recipe.data.keep_aspect
+        self.model = load_recogniser(model_path, lambda: _classes_of_2019(session.source))
+        self.network = model.build_with_descriptor(self.model.classifier)
         folders = (model_path.parent, session.output)
-        self.calibration = find_calibration(folders, recogniser.fingerprint)
+        self.calibration = find_calibration(folders, self.model.fingerprint)
         self.categories = find_categories(folders, session.source)
-        self.described = of_model(described, recogniser.fingerprint)
+        self.described = of_model(described, self.model.fingerprint)
         self.num_nearest, self.num_photos = num_nearest, 0
 
     def name(self, path, data):
         """Names the landmark of a file and its bytes: `Answer`; raises BadImageError."""
-        pixels = decode_image(data, self.image_size, self.keeps_aspect, formats=PHOTO_FORMATS)
+        fitted = self.model.image_size, self.model.recipe.data.keep_aspect
+        pixels = decode_image(data, *fitted, formats=PHOTO_FORMATS)
         outputs = self._forward(pixels[None])
         confidences, descriptor = (model.to_numpy(output)[0] for output in outputs)
         guesses = []
         for place in np.argsort(-confidences, kind="stable")[:NUM_GUESSES].tolist():
-            one = int(self.landmark_ids[place])
+            one = int(self.model.class_table.landmark_ids[place])
             about = name_landmark(one, self.categories), self.categories.get(one)
             guesses.append(Guess(one, *about, float(confidences[place])))
         is_landmark = None

@@ -45,7 +45,7 @@ def judge(session, found, solution, num_landmarks):
         return {}
     rows = Rows(found, solution)
     facts = {
-        "usages": count_usages(solution, lambda truth: truth.landmark_ids),
+        "usages": count_usages(solution),
         "curve": rows.curve(),
         "spread": rows.spread(),
         "landmarks": rows.landmarks(),
@@ -103,7 +103,7 @@ class Rows:
         gap = np.cumsum(self.is_right * precision) / max(1, self.num_landmark_images)
         places = np.unique(np.linspace(0, num_rows - 1, min(NUM_POINTS, num_rows)).astype(int))
         curves = {"confidence": self.confidences, "precision": precision, "gap": gap}
-        return {name: values[places].round(5).tolist() for name, values in curves.items()}
+        return {name: _rounded(values[places]) for name, values in curves.items()}
 
     def spread(self):
         """Gives histograms of the confidences of the three kinds of predictions."""
@@ -116,7 +116,7 @@ class Rows:
         }
         counts = {kind: np.histogram(self.confidences[rows], edges)[0].tolist()
                   for kind, rows in kinds.items()}  # fmt: skip
-        return {"edges": edges.round(5).tolist(), "counts": counts}
+        return {"edges": _rounded(edges), "counts": counts}
 
     def landmarks(self):
         """Lists the landmarks with the most test images: what was found of them."""
@@ -176,3 +176,7 @@ class Rows:
             return None
         self.shown.add(self.rows[place])
         return self.image_ids[self.rows[place]]
+
+
+def _rounded(values):
+    return [round(value, 5) for value in values.tolist()]

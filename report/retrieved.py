@@ -25,7 +25,7 @@ def gather(session, facts, fingerprint, solution, scored, rows):
     ]
     facts = facts | {"title": "Retrieval", "model": fingerprint.get("model"), "details": details}
     if solution:
-        facts["usages"] = count_usages(solution, lambda truth: truth.image_ids)
+        facts["usages"] = count_usages(solution)
         facts["chance"] = {"mAP@100": map_by_chance(solution, facts["num_indexed"])}
         edges = np.linspace(0, 1, NUM_BINS + 1)
         counts = np.histogram([precision for precision, *_ in scored], edges)[0]

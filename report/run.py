@@ -68,12 +68,12 @@ def read_history(session):
     return table.where(table.notna(), None)[list(HISTORY_COLUMNS)].to_dict("list")
 
 
-def count_usages(solution, is_answerable):
+def count_usages(solution):
     """Counts the rows of a ground truth by usage: dict, usage -> [rows, those with an answer]."""
     counts = {usage: [0, 0] for usage in USAGES}
-    for truth in solution.values():
-        counts[truth.usage][0] += 1
-        counts[truth.usage][1] += bool(is_answerable(truth))
+    for answers, usage in solution.values():
+        counts[usage][0] += 1
+        counts[usage][1] += bool(answers)
     return counts
 
 

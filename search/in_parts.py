@@ -36,19 +36,17 @@ def numbers_of_parts(args):
     return range(args.parts) if args.part is None else [args.part]
 
 
-def require_searchable(session, split):
-    """Raises ExpectedError if faiss or a split is missing, before hours are spent."""
+def make_describer(session, args, split):
+    """Loads the network that the command line names.
+
+    Raises ExpectedError if faiss or the split is missing, before hours are spent.
+    """
     require_package("faiss", "faiss-cpu")
     session.source.select_shards(split)
-
-
-def make_describer(session, args, dtype):
-    """Loads the network that the command line names; descriptors are stored as `dtype`."""
     from descriptors import describe  # loads Keras
 
-    model_path = args.model or session.find(MODEL)
-    settings = args.batch_size, args.flipped_too, dtype
-    return describe.open_describer(session.source, model_path, *settings)
+    settings = args.batch_size, args.flipped_too, args.descriptor_dtype
+    return describe.open_describer(session.source, args.model or session.find(MODEL), *settings)
 
 
 def read_test_ids(source, file, query_ids):
