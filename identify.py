@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from data.images import PHOTO_FORMATS, BadImageError, make_thumbnail, read_photo, register_heic
+from data import images
+from data.images import BadImageError, read_photo
 from data.sources import Source
 from network.loading import require_backend
 from report import photos
@@ -89,7 +90,7 @@ def main(argv=None):
         with open_output(args) as session:
             write_take_away(session, model_path, args.take_away)
         return print(args.take_away)
-    register_heic()
+    images.register_heic()
     paths = photos.find_photos(args.files) if args.files else None
     # What is wrong with a photo is told before a network is loaded for it.
     readable = []
@@ -117,7 +118,10 @@ def telling_unreadable(path):
     try:
         yield
     except BadImageError as error:
-        say(f"{photos.printable(path)}: {photos.explain_unreadable(error)}")
+        say(
+            f"{photos.printable(path)}: {error}; expected a whole photo, e.g. a JPEG, PNG, TIFF or "
+            f"HEIC, of {images.MAX_DECODED_PIXELS / 1e6:.0f} million pixels at most; check it"
+        )
 
 
 @contextlib.contextmanager
@@ -150,12 +154,12 @@ def identify(session, model_path, paths, args):
             named.append(path)
             print(json.dumps(answer.as_page()) if args.json else answer.as_text(), flush=True)
             if len(rows) < photos.MAX_DRAWN:
-                image = make_thumbnail(data, photos.THUMBNAIL, formats=PHOTO_FORMATS)
+                image = images.make_thumbnail(data, photos.THUMBNAIL, formats=images.PHOTO_FORMATS)
                 rows.append((answer, image, []))
     path, source = session.path(IDENTIFIED_PICTURE), session.source
-    for answer, _, images in rows:  # the answers stand without the pictures near them
+    for answer, _, near_images in rows:  # the answers stand without the pictures near them
         for near in answer.nearest:
-            images.append(source and find_thumbnail(source, near.picture, "not drawn"))
+            near_images.append(source and find_thumbnail(source, near.picture, "not drawn"))
     if rows and draw_picture(path, lambda: photos.draw_answers(rows), dpi=110):
         (say if args.json else print)(path)
     return named

@@ -76,7 +76,10 @@ def search_parts(session, args):
 
 
 def prepare(session, args):
-    """Gives what every part takes: `Describer`, (`ClassTable`, `TrainLabels`), the queries."""
+    """Gives what every part takes: `Describer`, (`ClassTable`, `TrainLabels`), the queries.
+
+    Says how large the descriptors become; raises ExpectedError where the disk is too small.
+    """
     describer, image_ids = open_images(session, args)
     from search import parts
 
@@ -85,7 +88,11 @@ def prepare(session, args):
     of_queries = describer.storing("float32")  # as recognition.py stores them
     queries = parts.find_queries(session, of_queries, args.queries, normalise=True)
     num_wanted = len(image_ids) / args.parts * len(in_parts.numbers_of_parts(args))
-    require_room(session, describer, num_wanted)
+    size_bytes = num_wanted * describer.allocate(1).descriptors.nbytes
+    say(f"descriptors of the train images: {size_bytes / 1e9:.2f} GB below {session.output}")
+    there = session.output.glob(f"{DESCRIPTORS}/train_*.npz")
+    missing_bytes = size_bytes - sum(path.stat().st_size for path in there)
+    require_free_space(session.output, missing_bytes, "descriptors of train images")
     return describer, images, queries
 
 
@@ -100,15 +107,6 @@ def open_images(session, args):
 def read_images(source, labels):
     """Reads the labels of all train images, once for all jobs of a worker."""
     return read_labels(source, labels, min_images=1)
-
-
-def require_room(session, describer, num_images):
-    """Says how large the descriptors become; raises ExpectedError where the disk is too small."""
-    size_bytes = num_images * describer.allocate(1).descriptors.nbytes
-    there = session.output.glob(f"{DESCRIPTORS}/train_*.npz")
-    there_bytes = sum(path.stat().st_size for path in there)
-    say(f"descriptors of the train images: {size_bytes / 1e9:.2f} GB below {session.output}")
-    require_free_space(session.output, size_bytes - there_bytes, "descriptors of train images")
 
 
 def name_queries(session, files, args):

@@ -110,7 +110,8 @@ def search_parts(session, args):
     session.copy_earlier(REPORT_FACTS)  # the merge mounts the parts alone
     expansion, namers = None, _choose_namer(session, describer, args, queries)
     if args.expand_queries or args.augment_index:
-        expansion = _plan_expansion(session, describer, args, index_ids)
+        whole = parts.find_whole_index(session, describer, index_ids, args.part is None)
+        expansion = parts.Expansion(args.expand_queries, args.augment_index, whole)
     wanted = parts.WantedSearch(
         SPLIT, args.parts, args.top, args.normalise, *namers, expansion=expansion
     )
@@ -145,18 +146,6 @@ def _choose_namer(session, describer, args, queries):
     if has_all_reranks or args.names:
         namer = naming.find_namer(session, describer.fingerprint, queries, args.names)
     return default, has_all_reranks, namer, namer.name(queries, are_queries=True)
-
-
-def _plan_expansion(session, describer, args, index_ids):
-    """Finds the descriptors of the whole index, made first where this run has all parts."""
-    from descriptors import describe
-    from search import parts
-
-    shards = session.source.select_shards(SPLIT)
-    if args.part is None:
-        describe.describe_shards(session, describer, shards, index_ids)
-    whole = parts.find_whole_index(session, describer, shards, index_ids)
-    return parts.Expansion(args.expand_queries, args.augment_index, whole)
 
 
 def merge(session, files, divisor, rerank=None):

@@ -110,8 +110,13 @@ def draw_neighbors(source, rows):
     for row, line in zip(rows, grid, strict=True):
         line[0].set_title(row.title, fontsize=10, fontweight="bold")
         looks = [("black", ""), *(LOOKS[picture.is_right] for picture in row.nearest)]
-        for axes, picture, look in zip(line, (row.query, *row.nearest), looks, strict=False):
-            _draw_picture(axes, picture.caption, read_thumbnail(source, picture), *look)
+        pictures = zip(line, (row.query, *row.nearest), looks, strict=False)
+        for axes, picture, (color, mark) in pictures:
+            axes.imshow(read_thumbnail(source, picture))
+            axes.set(xticks=[], yticks=[])
+            axes.set_xlabel(mark + picture.caption, fontsize=8)
+            for spine in axes.spines.values():
+                spine.set(color=color, linewidth=3.5)
         for axes in line[len(looks) :]:
             axes.axis("off")
     figure.suptitle(
@@ -119,14 +124,6 @@ def draw_neighbors(source, rows):
         "below, the squared distance after the rerank and the landmark that the network names"
     )
     return figure
-
-
-def _draw_picture(axes, caption, image, color, mark):
-    axes.imshow(image)
-    axes.set(xticks=[], yticks=[])
-    axes.set_xlabel(mark + caption, fontsize=8)
-    for spine in axes.spines.values():
-        spine.set(color=color, linewidth=3.5)
 
 
 @functools.lru_cache(256)  # drawn here, the same pictures are in the report

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import MAX_DECODED_PIXELS, PHOTO_FORMATS
+from data.images import PHOTO_FORMATS
 from descriptors.descriptions import load_descriptions, unit_length
 from report.neighbors import picture_of
 from runs.session import DESCRIPTORS
@@ -104,14 +104,6 @@ def _is_picture(path, folder):
     formats = Image.registered_extensions() | dict.fromkeys((".heic", ".heif"), "HEIF")
     is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return not is_hidden and formats.get(path.suffix.lower()) in PHOTO_FORMATS and path.is_file()
-
-
-def explain_unreadable(error):
-    """Says what is wrong with a photo and what to do: the rest of a line after its path."""
-    return (
-        f"{error}; expected a whole photo, e.g. a JPEG, PNG, TIFF or HEIC, of "
-        f"{MAX_DECODED_PIXELS / 1e6:.0f} million pixels at most; check it"
-    )
 
 
 def load_described(session):

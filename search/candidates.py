@@ -30,7 +30,10 @@ def best_by_agreement(queries, query_names, index, index_names, num_nearest):
         products of both weights; squared distances (n,) float32).
     """
     lists = _invert(index_names)
-    pieces, block = [], np.cumsum(_count_pairs(query_names, lists)) // MAX_PAIRS
+    begins = np.searchsorted(lists[0], query_names.labels, "left")
+    ends = np.searchsorted(lists[0], query_names.labels, "right")
+    num_pairs = np.where(query_names.weights > 0, ends - begins, 0).sum(axis=1)
+    pieces, block = [], np.cumsum(num_pairs) // MAX_PAIRS
     for rows in np.split(np.arange(len(queries)), np.flatnonzero(np.diff(block)) + 1):
         pairs = _pairs_with_common_labels(query_names, rows, lists)
         pieces.append(_best_pairs(queries, index, *pairs, num_nearest))
@@ -45,12 +48,6 @@ def _invert(names):
     order = np.argsort(names.labels[positions, ranks], kind="stable")
     positions, ranks = positions[order], ranks[order]
     return names.labels[positions, ranks], positions, names.weights[positions, ranks]
-
-
-def _count_pairs(names, lists):
-    """Counts the entries of the inverted list that each image has to be paired with: (n,)."""
-    found = [np.searchsorted(lists[0], names.labels, side) for side in ("left", "right")]
-    return np.where(names.weights > 0, found[1] - found[0], 0).sum(axis=1)
 
 
 def _pairs_with_common_labels(names, rows, lists):

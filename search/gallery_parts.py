@@ -50,21 +50,17 @@ def load_part(path):
     """Reads and checks a part: (`GalleryPart`, fingerprint); raises ExpectedError if it is none."""
     found, fingerprint = arrays.load_arrays(path)
     columns = arrays.columns_of(GalleryPart)
-    if found.keys() != columns.keys() or not (is_part(fingerprint) and _names_files(fingerprint)):
+    files, kinds = fingerprint.get("files"), {"described": dict, "files": dict, "left_out": list}
+    is_ours = is_part(fingerprint) and found.keys() == columns.keys()
+    is_ours &= all(isinstance(fingerprint.get(name), kind) for name, kind in kinds.items())
+    file_name = rf"{DESCRIPTORS}/train_\d{{3}}\.npz"
+    if not is_ours or not all(re.fullmatch(file_name, name) for name in files):
         raise ExpectedError(
             f"{path}: not a part of a gallery; expected a gallery-part-K-of-N.npz of nearest.py; "
             "leave it out"
         )
     arrays.check_arrays(path, found, columns)
     return GalleryPart(**found), fingerprint
-
-
-def _names_files(fingerprint):
-    """Tells whether a part's page names the descriptions of train shards, and what is in them."""
-    kinds = {"described": dict, "files": dict, "left_out": list}
-    return all(isinstance(fingerprint.get(name), kind) for name, kind in kinds.items()) and all(
-        re.fullmatch(rf"{DESCRIPTORS}/train_\d{{3}}\.npz", name) for name in fingerprint["files"]
-    )
 
 
 def load_parts(paths):

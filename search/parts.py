@@ -126,12 +126,13 @@ def find_all_candidates(wanted, queries, index):
     return columns
 
 
-def find_whole_index(session, describer, shards, image_ids):
+def find_whole_index(session, describer, image_ids, describes_it):
     """Finds the descriptors of all index shards as a `Gallery`; raises as `find_described`."""
-    wanted = {
-        descriptions_name(shard): describer.fingerprint_for(session.source, [shard], image_ids)
-        for shard in shards
-    }
+    shards, source = session.source.select_shards("index"), session.source
+    if describes_it:
+        describe_shards(session, describer, shards, image_ids)
+    wanted = {descriptions_name(shard): describer.fingerprint_for(source, [shard], image_ids)
+              for shard in shards}  # fmt: skip
     whose = "the whole index, which an expansion sums up; search all parts without it first"
     return index_of(find_described(session, wanted, load_image_ids, whose), image_ids)
 

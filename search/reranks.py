@@ -112,10 +112,6 @@ def _by_distance(part, first, last, divisor):
     return rows, positions, distances, distances
 
 
-def _by_plain_distance(part, first, last, divisor):
-    return _by_distance(part, first, last, 1)
-
-
 def key_of_agreement(distances, agreements):
     """Gives what orders by cos + 4 a: the squared distance, which is 2 - 2 cos, less 8 a."""
     return distances - 2 * AGREEMENT_WEIGHT * agreements
@@ -140,7 +136,7 @@ def _find_agreeing(queries, query_names, index, index_names, num_nearest):
 
 
 RERANKS = {
-    "none": Rerank("the squared distance", _by_plain_distance),
+    "none": Rerank("the squared distance", lambda part, first, last, _: _by_distance(part, first, last, 1)),
     "divide": Rerank(
         "the squared distance, divided where query and image are said to show one landmark",
         _by_distance,
