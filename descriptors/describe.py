@@ -15,13 +15,7 @@ import model
 from data.arrays import digest_of, save_table
 from data.landmarks import format_image_id, read_2019_classes
 from data.sources import TRAIN_CSV, digest_of_shards
-from descriptors.descriptions import (
-    Descriptions,
-    concatenate,
-    load_descriptions,
-    load_image_ids,
-    unit_length,
-)
+from descriptors.descriptions import Descriptions, concatenate, load_descriptions, load_image_ids
 from generators import NextShard, Reading, stream_batches, tell_problems
 from model import load_recogniser
 from network.devices import choose_devices
@@ -187,8 +181,8 @@ def describe_split(session, describer, split, image_ids, name):
     """
     shards = session.source.select_shards(split)
     found, left_out = describe_shards(session, describer, shards, image_ids)
-    descriptions = gather(found, describer)
-    if not len(descriptions) and not left_out:
+    joined = gather(found, describer)
+    if not len(joined) and not left_out:
         raise ExpectedError(
             f"{session.source}: none of the {len(image_ids):,} {split} images is in its "
             f"{len(shards)} {split} shards; expected the images that metadata/{split}.csv names; "
@@ -196,11 +190,11 @@ def describe_split(session, describer, split, image_ids, name):
             setting="source",
         )
     fingerprint = describer.fingerprint_for(session.source, shards, image_ids)
-    save_table(session.path(name), descriptions, fingerprint | {"left_out": left_out})
+    save_table(session.path(name), joined, fingerprint | {"left_out": left_out})
     if not left_out:
         for shard in shards:
             session.path(descriptions_name(shard)).unlink(missing_ok=True)
-    return descriptions
+    return joined
 
 
 def gather(found, describer, normalise=False, keeps_repeated=False):
@@ -218,12 +212,11 @@ def gather(found, describer, normalise=False, keeps_repeated=False):
         rows = np.unique(ids, return_index=True)[1]
     places = np.full(len(ids), -1)
     places[rows] = np.arange(len(rows))
-    descriptions = describer.allocate(len(rows))
+    joined = describer.allocate(len(rows))
     for path, image_ids in found.items():
         of_piece, places = np.split(places, [len(image_ids)])
         piece = load_descriptions(path)[0]
-        if normalise:
-            piece = dataclasses.replace(piece, descriptors=unit_length(piece.descriptors))
+        piece = piece.of_unit_length() if normalise else piece
         for name, column in vars(piece.only(of_piece >= 0)).items():
-            getattr(descriptions, name)[of_piece[of_piece >= 0]] = column
-    return descriptions
+            getattr(joined, name)[of_piece[of_piece >= 0]] = column
+    return joined

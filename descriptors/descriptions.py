@@ -31,6 +31,10 @@ class Descriptions:
         """Gives these rows alone."""
         return Descriptions(*(column[rows] for column in vars(self).values()))
 
+    def of_unit_length(self):
+        """Gives the same with descriptors of length 1."""
+        return replace(self, descriptors=unit_length(self.descriptors))
+
     @property
     def places(self):
         """(n, 3) int64: shard number, offset and size, to find the pictures again."""

@@ -4,7 +4,7 @@ drawn with what they were named."""
 import glob
 import os
 from collections import namedtuple
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -121,8 +121,7 @@ def load_described(session):
             except ExpectedError as error:
                 say(f"{error}: not searched")
                 continue
-            images = replace(images, descriptors=unit_length(images.descriptors))
-            files.append((split, fingerprint.get("model"), images))
+            files.append((split, fingerprint.get("model"), images.of_unit_length()))
     return files
 
 

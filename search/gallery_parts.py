@@ -1,13 +1,13 @@
 """Parts of the gallery: their files, and the gallery that they make together."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from data import arrays
 from data.arrays import column
-from descriptors.descriptions import load_queries, unit_length
+from descriptors.descriptions import load_queries
 from runs.session import DESCRIPTORS, QUERIES
 from search.gallery import Gallery, neighbors_at
 from search.part_files import is_part, load_all
@@ -76,8 +76,7 @@ def find_queries_of(session, shared, given=None):
     """
 
     def load(path):
-        queries = load_queries(path)[0]
-        queries = replace(queries, descriptors=unit_length(queries.descriptors))
+        queries = load_queries(path)[0].of_unit_length()
         return queries, arrays.digest_of_rows(queries.image_ids, queries.descriptors)
 
     if given:

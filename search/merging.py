@@ -58,11 +58,10 @@ class Ranking:
 
     def as_rows(self, query_ids):
         """Gives a submission's rows: dict, image id of each query -> its images' ids, as words."""
-        rows = {image_id: [] for image_id in map(format_image_id, query_ids)}
         ids, ends = list(map(format_image_id, self.image_ids)), self.row_ends.tolist()
-        for query_id, begin, end in zip(self.query_ids, [0, *ends], ends, strict=False):
-            rows[format_image_id(query_id)] = ids[begin:end]
-        return rows
+        found = (ids[begin:end] for begin, end in zip([0, *ends], ends, strict=False))
+        found = zip(map(format_image_id, self.query_ids), found, strict=True)
+        return {image_id: [] for image_id in map(format_image_id, query_ids)} | dict(found)
 
 
 def load_parts(paths):

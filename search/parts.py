@@ -13,7 +13,7 @@ from data.arrays import columns_of, digest_of, digest_of_rows, load_page, save_a
 from data.landmarks import read_image_ids
 from data.sources import TEST_CSV, digest_of_shards, share_of
 from descriptors.describe import describe_shards, describe_split, gather
-from descriptors.descriptions import load_image_ids, load_queries, unit_length
+from descriptors.descriptions import load_image_ids, load_queries
 from runs.session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
 from search import exact
 from search.expansion import expand, index_of
@@ -60,13 +60,9 @@ class WantedSearch:
         """Gives what a part's fingerprint says of it: nothing more than in 2019 for 2019."""
         facts = {"split": self.split, "parts": self.num_parts, "top": self.num_nearest,
                  "normalise": self.normalise}  # fmt: skip
-        if self.has_all_reranks:
-            facts["rerank"] = self.rerank
-        if self.namer.facts:
-            facts["names"] = self.namer.facts
-        if self.expansion:
-            facts["expansion"] = self.expansion.facts()
-        return facts
+        more = {"rerank": self.has_all_reranks and self.rerank, "names": self.namer.facts,
+                "expansion": self.expansion and self.expansion.facts()}  # fmt: skip
+        return facts | {name: fact for name, fact in more.items() if fact}
 
 
 def search_part(session, describer, wanted, queries, part, image_ids):
@@ -210,9 +206,7 @@ def find_queries(session, describer, given=None, normalise=False):
     queries = _load_usable(session, expected, given)
     if queries is None:
         queries = describe_split(session, describer, "test", test_ids, QUERIES)
-    if normalise:
-        queries = replace(queries, descriptors=unit_length(queries.descriptors))
-    return queries
+    return queries.of_unit_length() if normalise else queries
 
 
 def _test_shards(source):

@@ -136,7 +136,9 @@ def _find_agreeing(queries, query_names, index, index_names, num_nearest):
 
 
 RERANKS = {
-    "none": Rerank("the squared distance", lambda part, first, last, _: _by_distance(part, first, last, 1)),
+    "none": Rerank(
+        "the squared distance", lambda part, first, last, _: _by_distance(part, first, last, 1)
+    ),
     "divide": Rerank(
         "the squared distance, divided where query and image are said to show one landmark",
         _by_distance,
