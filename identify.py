@@ -157,9 +157,10 @@ def identify(session, model_path, paths, args):
                 image = images.make_thumbnail(data, photos.THUMBNAIL, formats=images.PHOTO_FORMATS)
                 rows.append((answer, image, []))
     path, source = session.path(IDENTIFIED_PICTURE), session.source
-    for answer, _, near_images in rows:  # the answers stand without the pictures near them
-        for near in answer.nearest:
-            near_images.append(source and find_thumbnail(source, near.picture, "not drawn"))
+    for answer, _, shown in rows:  # the answers stand without the pictures near them
+        for near in answer.nearest if source else ():
+            if image := find_thumbnail(source, near.picture, "not drawn"):
+                shown.append((near, image))
     if rows and draw_picture(path, lambda: photos.draw_answers(rows), dpi=110):
         (say if args.json else print)(path)
     return named

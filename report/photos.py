@@ -44,10 +44,10 @@ class Answer:
         nearest = [{"image_id": near.picture.image_id, "split": near.picture.shard.split,
                     "distance": near.distance, "landmark_id": near.landmark_id, "name": near.name}
                    for near in self.nearest]  # fmt: skip
-        runners_up = [{key: one[key] for key in ("landmark_id", "name", "confidence")}
-                      for one in others]  # fmt: skip
+        for one in others:
+            del one["category"]
         return {"file": str(self.path), **best, "is_landmark": self.is_landmark,
-                "runners_up": runners_up, "nearest": nearest}  # fmt: skip
+                "runners_up": others, "nearest": nearest}  # fmt: skip
 
     def as_text(self):
         """Writes the answer as a person reads it: one line, and one each for what there is more."""
@@ -155,11 +155,11 @@ def find_nearest(files, descriptor, num_nearest):
 def draw_answers(rows):
     """Draws photos with what they were named and the pictures near them: a matplotlib Figure.
 
-    `rows` are (`Answer`, PIL image, list of those of its `nearest`, None for a missing one).
+    `rows` are (`Answer`, PIL image, list of (`Near`, PIL image)).
     """
     from matplotlib.figure import Figure  # slow to import
 
-    num_near = max((sum(near is not None for near in nearest) for _, _, nearest in rows), default=0)
+    num_near = max(len(nearest) for _, _, nearest in rows)
     num_abreast = 1 if num_near else min(len(rows), MAX_ABREAST)
     widths = [1.1, 1.5, *[0.8] * num_near] * num_abreast
     num_lines = -(-len(rows) // num_abreast)
@@ -171,8 +171,7 @@ def draw_answers(rows):
     for (answer, photo, nearest), line in zip(rows, places, strict=False):
         line[0].imshow(photo)
         _draw_guesses(line[1], answer)
-        shown = [pair for pair in zip(answer.nearest, nearest, strict=True) if pair[1] is not None]
-        for axes, (near, image) in zip(line[2:], shown, strict=False):
+        for axes, (near, image) in zip(line[2:], nearest, strict=False):
             axes.imshow(image)
             title = f"{near.picture.shard.split}, {near.distance:.2f}"
             axes.set_title(title, fontsize=8, color="#666666")
