@@ -62,7 +62,6 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
 .query { border-color: var(--blue); }
 .missing { display: grid; place-items: center; font-size: .8rem; color: var(--ink-2); }
 .mark { font-weight: 700; } .mark.yes { color: var(--green); } .mark.no { color: var(--red); }
-.changed td { font-weight: 600; }
 details { margin: 10px 0; } summary { cursor: pointer; }
 footer { padding: 40px 20px 28px; font-size: .9rem; }
 @media (max-width: 500px) { main, header, footer { padding-left: 14px; padding-right: 14px; }
