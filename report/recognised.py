@@ -127,15 +127,11 @@ class Rows:
             confidences[landmark] += confidence
         chosen = sorted(self.num_true, key=lambda one: (-self.num_true[one], one))[:MAX_LANDMARKS]
         return [
-            {
-                "landmark": one,
-                "images": self.num_true[one],
-                "named": named[one],
-                "right": right[one],
-                "confidence": round(confidences[one] / named[one], 4) if named[one] else None,
-            }
+            {"landmark": one, "images": self.num_true[one], "named": named[one],
+             "right": right[one],
+             "confidence": round(confidences[one] / named[one], 4) if named[one] else None}
             for one in chosen
-        ]
+        ]  # fmt: skip
 
     def confused(self):
         """Lists the pairs (shown, named) that were mistaken most often, with pictures."""
@@ -146,21 +142,14 @@ class Rows:
             for shown in sorted(truth) if named not in truth else ():
                 counts[shown, named] += 1
                 places.setdefault((shown, named), place)
-        pairs = sorted(counts, key=lambda pair: -counts[pair])  # stable: the surest first
-        return [
-            {
-                "shown": shown,
-                "named": named,
-                "times": counts[shown, named],
-                "confidence": self.confidences[places[shown, named]],
-                "pictures": {
-                    "mistaken": self._show(places[shown, named]),
-                    "shown": self._show(right.get(shown)),
-                    "named": self._show(right.get(named)),
-                },
-            }
-            for shown, named in pairs[:MAX_PAIRS]
-        ]
+        pairs = []
+        for (shown, named), times in counts.most_common(MAX_PAIRS):  # of equal ones the surest
+            place = places[shown, named]
+            pictures = {"mistaken": place, "shown": right.get(shown), "named": right.get(named)}
+            pictures = {kind: self._show(place) for kind, place in pictures.items()}
+            pairs.append({"shown": shown, "named": named, "times": times,
+                          "confidence": self.confidences[place], "pictures": pictures})  # fmt: skip
+        return pairs
 
     def false_alarms(self):
         """Lists the pictures without a landmark that were named surest."""
