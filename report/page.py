@@ -21,24 +21,24 @@ h3 { font-size: 1rem; margin: 24px 0 6px; }
 p { margin: 0 0 12px; max-width: 72ch; }
 .quiet, figcaption, footer { color: var(--ink-2); }
 a { color: var(--blue); }
-nav { margin: 14px 0 0; display: flex; flex-wrap: wrap; gap: 4px 18px; }
-nav a { padding: 4px 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 14px;
-  margin: 18px 0 8px; padding: 0; list-style: none; }
+nav { margin: 14px 0 0; display: flex; flex-wrap: wrap; gap: 4px 18px; } nav a { padding: 4px 0; }
+.tiles, .charts, .cards, .pictures { display: grid; gap: 14px; margin: 14px 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(var(--least), 100%), 1fr)); }
+.cards, .pictures {
+  grid-template-columns: repeat(auto-fill, minmax(min(var(--least), 100%), 1fr)); }
+.tiles { --least: 190px; padding: 0; list-style: none; } .charts { --least: 330px; }
+.cards { --least: 540px; } .pictures { --least: 160px; gap: 8px; margin: 0; }
 .tiles li, .card, figure.chart { background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; }
 .tiles li { padding: 12px 16px; }
 .tiles b { display: block; font-size: 1.9rem; line-height: 1.2;
   font-variant-numeric: tabular-nums; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr));
-  gap: 14px; margin: 14px 0; }
 figure { margin: 0; }
 figure.chart { padding: 12px 12px 6px; }
 figure.chart img { display: block; width: 100%; height: auto; }
 figure.chart figcaption { font-weight: 600; color: var(--ink); margin-bottom: 4px; }
 .scrolls { overflow-x: auto; margin: 10px 0; max-width: 100%; }
-.tall { max-height: 32rem; overflow-y: auto; }
-.tall .scrolls { overflow: visible; }
+.tall { max-height: 32rem; overflow-y: auto; } .tall .scrolls { overflow: visible; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 14px 5px 0; text-align: left; border-bottom: 1px solid var(--line);
   vertical-align: top; }
@@ -49,12 +49,7 @@ th button { all: unset; cursor: pointer; text-decoration: underline dotted; }
 th button:focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(540px, 100%), 1fr));
-  gap: 14px; margin: 12px 0; }
-.card { padding: 12px; }
-.card p { margin: 0 0 8px; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr));
-  gap: 8px; }
+.card { padding: 12px; } .card p { margin: 0 0 8px; }
 .pictures figcaption { font-size: .8rem; line-height: 1.25; overflow-wrap: anywhere; }
 .frame { width: 100%; aspect-ratio: 1; display: block; object-fit: contain;
   background: var(--page); border: 3px solid var(--line); border-radius: 6px; }
@@ -65,8 +60,8 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
 details { margin: 10px 0; } summary { cursor: pointer; }
 footer { padding: 40px 20px 28px; font-size: .9rem; }
 @media (max-width: 500px) { main, header, footer { padding-left: 14px; padding-right: 14px; }
-  .pictures { grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); }
-  table { font-size: .85rem; } th { white-space: normal; } th, td { padding-right: 9px; } }
+  .pictures { --least: 96px; } table { font-size: .85rem; } th { white-space: normal; }
+  th, td { padding-right: 9px; } }
 """
 
 # Sorts the tables of the class `sorts`; without it they stand in the order of the most images.

@@ -20,10 +20,7 @@ NUM_UNTRACED = 12  # photos; tracing MobileNetV2 takes as long as 18, and a trac
 
 
 class PhotoNamer:
-    """A recogniser in the form that answers for one photo, and tells so many pictures near it.
-
-    The source of the session may be None; `described` is of `photos.load_described`.
-    """
+    """A recogniser that answers for one photo after another; the session's source may be None."""
 
     def __init__(self, session, model_path, described, num_nearest):
         self.model = load_recogniser(model_path, lambda: _classes_of_2019(session.source))

@@ -153,10 +153,7 @@ def find_nearest(files, descriptor, num_nearest):
 
 
 def draw_answers(rows):
-    """Draws photos with what they were named and the pictures near them: a matplotlib Figure.
-
-    `rows` are (`Answer`, PIL image, list of (`Near`, PIL image)).
-    """
+    """Draws (`Answer`, PIL image, list of (`Near`, PIL image)) as rows: a matplotlib Figure."""
     from matplotlib.figure import Figure  # slow to import
 
     num_near = max(len(nearest) for _, _, nearest in rows)

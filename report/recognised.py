@@ -19,10 +19,7 @@ NUM_BINS = 25
 
 
 def gather(session, describer, found, calibration, scores, solution):
-    """Gathers the facts of a prediction that is written: a dict.
-
-    `found` are `Descriptions` of the test images; scores and solution are those of `scores.score`.
-    """
+    """Gathers the facts of a prediction, `Descriptions`: a dict; scores as of `scores.score`."""
     source, num_landmarks = session.source, len(describer.class_table)
     num_missing = len(read_image_ids(source.fetch(TEST_CSV))) - len(found)
     empty_shards = set(range(source.count_shards("test"))) - set(found.shard_numbers.tolist())
@@ -72,12 +69,7 @@ def _categories(session, facts):
 
 
 class Rows:
-    """The predictions of the scored test images, the surest first, and what is true of them.
-
-    Args:
-        found: `Descriptions` of the test images that are named.
-        solution: dict of `read_recognition_solution`.
-    """
+    """Predictions, `Descriptions`, of scored test images, the surest first, and what is true."""
 
     def __init__(self, found, solution):
         self.image_ids = list(map(format_image_id, found.image_ids))

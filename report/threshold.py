@@ -64,8 +64,8 @@ def calibrate(model, found, solution):
 def choose_threshold(confidences, is_kept):
     """Chooses the threshold with the best mean of the shares kept rightly and refused rightly.
 
-    It is in the middle between two confidences. `is_kept`, (n,) bool, says which should be at or
-    above it; some are and some are not.
+    It is in the middle between two confidences. `is_kept`, (n,) bool, of both kinds, says which
+    should be at or above it.
     """
     order = np.argsort(confidences)
     ordered, is_kept = confidences[order].astype(np.float64), is_kept[order]

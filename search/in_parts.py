@@ -37,10 +37,7 @@ def numbers_of_parts(args):
 
 
 def make_describer(session, args, split):
-    """Loads the network that the command line names.
-
-    Raises ExpectedError if faiss or the split is missing, before hours are spent.
-    """
+    """Loads the network; raises ExpectedError where faiss or the split is missing, before hours."""
     require_package("faiss", "faiss-cpu")
     session.source.select_shards(split)
     from descriptors import describe  # loads Keras
