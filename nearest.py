@@ -134,14 +134,13 @@ def name_queries(session, files, args):
     write_recognised(session, test_ids, queries if is_worse else named, class_table)
     left_out = sorted({name for _, facts in parts for name in facts["left_out"]})
     facts = {
-        "title": "Nearest train images",
-        "num_landmarks": len(class_table),
+        "title": "Nearest train images", "num_landmarks": len(class_table),
         "known_to": "the head or a train image",
         "left_out": [f"{name}: no image of this train shard names others." for name in left_out],
         "model": shared["described"]["model"],
         "details": [["non-landmarks compared", num_compared]],
         "scores": [{"name": name, "usages": one} for name, one in scores.items()],
-    }
+    }  # fmt: skip
     write_report(
         session, "nearest",
         lambda: facts | recognised.judge(session, named, solution, len(class_table)),

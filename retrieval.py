@@ -142,9 +142,8 @@ def _choose_namer(session, describer, args, queries):
 
     default = default_rerank(describer.recipe) if args.normalise else "divide"
     has_all_reranks = any(RERANKS[name].columns for name in {default, args.rerank or default})
-    namer = naming.Namer()
-    if has_all_reranks or args.names:
-        namer = naming.find_namer(session, describer.fingerprint, queries, args.names)
+    named_by = args.names or (None if has_all_reranks else "head")
+    namer = naming.find_namer(session, describer.fingerprint, queries, named_by)
     return default, has_all_reranks, namer, namer.name(queries, are_queries=True)
 
 
@@ -173,12 +172,10 @@ def merge(session, files, divisor, rerank=None):
     rows = draw(session, parts, ranking, scored)
     divided = f"squared distances within the landmark / {divisor:g}"
     facts = {
+        "num_indexed": num_indexed, "left_out": left_out, "rerank": rerank,
         "scores": [{"name": name, "usages": usages} for name, usages in scores.items()],
-        "num_indexed": num_indexed,
-        "left_out": left_out,
-        "rerank": rerank,
         "details": [["parts", len(parts)], ["rerank", divided if rerank == "divide" else rerank]],
-    }
+    }  # fmt: skip
     write_report(
         session, "retrieval",
         lambda: retrieved.gather(session, facts, fingerprint, solution, scored, rows),

@@ -48,12 +48,9 @@ class Describer:
         self.data = dataclasses.replace(self.recipe.data, image_size=recogniser.image_size)
         # Two files of descriptions go together only if all of this is equal.
         self.fingerprint = {
-            "model": recogniser.fingerprint,
-            "batch_size": batch_size,
-            "flipped_too": flipped_too,
-            "descriptor_dtype": dtype,
-            "keeps_aspect": self.data.keep_aspect,
-        }
+            "model": recogniser.fingerprint, "batch_size": batch_size, "flipped_too": flipped_too,
+            "descriptor_dtype": dtype, "keeps_aspect": self.data.keep_aspect,
+        }  # fmt: skip
 
     # What `describe_shards` asks for besides; `training.frozen` has a describer of its own.
     problem = "left empty"  # what becomes of an image that cannot be described
@@ -85,13 +82,10 @@ class Describer:
         outputs = self.devices.predict_on_batch(self.predictor, batch.images)
         class_indices, confidences, descriptors = (output[:n] for output in outputs)
         described = Descriptions(
-            batch.image_ids,
-            self.class_table.landmark_ids[class_indices],
-            confidences.astype(np.float32),
-            descriptors.astype(dtype),
-            np.full(n, shard.number, np.int16),
-            batch.locations,
-        )
+            batch.image_ids, self.class_table.landmark_ids[class_indices],
+            confidences.astype(np.float32), descriptors.astype(dtype),
+            np.full(n, shard.number, np.int16), batch.locations,
+        )  # fmt: skip
         is_finite = np.isfinite(described.descriptors).all(axis=1) & np.isfinite(confidences)
         for image_id in batch.image_ids[~is_finite].tolist():
             image = f"{shard.path}: image {format_image_id(image_id)}"

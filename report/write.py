@@ -30,7 +30,7 @@ def _add_to_report(session, name, gather):
     all_facts = read_facts(session)
     all_facts[name] = gather() | {"run": describe_run(session)}
     all_facts = of_model(all_facts, all_facts[name].get("model"))
-    names = sorted(all_facts, key=lambda one: ORDER.index(one) if one in ORDER else len(ORDER))
+    names = sorted(all_facts, key=lambda one: (*ORDER, one).index(one))
     # As JSON gives them back, now and later.
     all_facts = {one: json.loads(json.dumps(all_facts[one])) for one in names}
     page = draw_page(session, name, all_facts)  # first: it may leave some facts out
@@ -41,9 +41,8 @@ def _add_to_report(session, name, gather):
 
 def of_model(all_facts, model):
     """Keeps what is of this model, or names none, as that of earlier versions."""
-    return {
-        one: all_facts[one] for one in all_facts if all_facts[one].get("model") in (None, model)
-    }
+    known = (None, model)
+    return {one: facts for one, facts in all_facts.items() if facts.get("model") in known}
 
 
 def draw_page(session, name, all_facts):

@@ -31,9 +31,6 @@ class GalleryNeighbors:
     landmark_ids: np.ndarray  # (n, k) int64, the true landmarks
     distances: np.ndarray  # (n, k) float32, squared L2
 
-    def __len__(self):
-        return len(self.image_ids)
-
     @property
     def cosines(self):
         """(n, k) float32, between image and gallery image; -1 where there is none."""
@@ -61,7 +58,7 @@ def merge_neighbors(found, num_neighbors=NUM_NEIGHBORS):
     The result is the same in whatever pieces, in whatever order. An image that is in several counts
     once, where it is nearest.
     """
-    found = [*found, no_neighbors(len(found[0]), num_neighbors)]
+    found = [*found, no_neighbors(len(found[0].image_ids), num_neighbors)]
     columns = [
         np.concatenate([getattr(one, field.name) for one in found], axis=1)
         for field in fields(GalleryNeighbors)
