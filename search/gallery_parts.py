@@ -10,7 +10,7 @@ from data.arrays import column
 from descriptors.descriptions import load_queries
 from runs.session import DESCRIPTORS, QUERIES
 from search.gallery import Gallery, neighbors_at
-from search.part_files import is_part, load_all
+from search.merging import is_part, load_all
 from utils import ExpectedError
 
 
