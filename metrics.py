@@ -108,10 +108,8 @@ def score_usages(metric, submission, truths, paths):
         paths: of the submission and the solution, for an ExpectedError if they do not fit.
     """
     if unknown := submission.keys() - truths.keys():
-        raise ExpectedError(
-            f"{paths[0]}: {len(unknown)} ids, first {min(unknown)!r}, are not in {paths[1]}; "
-            "expected ids of that test set; give the matching files"
-        )
+        what = f"{paths[0]}: {len(unknown)} ids, first {min(unknown)!r}, are not in {paths[1]}"
+        raise ExpectedError(f"{what}; expected ids of that test set; give the matching files")
     scores = {}
     for name, rows in by_usage(truths):
         solution = {key: truth for key, (truth, _) in rows.items()}
@@ -120,10 +118,8 @@ def score_usages(metric, submission, truths, paths):
                 {key: submission[key] for key in submission if key in rows}, solution
             )
     if not scores:
-        raise ExpectedError(
-            f"{paths[1]}: no row with a true id and Usage Public or Private; expected the "
-            "released ground truth; check the file"
-        )
+        what = f"{paths[1]}: no row with a true id and Usage Public or Private"
+        raise ExpectedError(f"{what}; expected the released ground truth; check the file")
     return scores
 
 

@@ -156,11 +156,8 @@ def require_same_labels(source, file, searched_with):
         if searched_with in known:
             return
     if known:
-        raise ExpectedError(
-            f"{file}: searched with other labels than the train tables of {source} have now; "
-            "expected equal ones; search the parts again",
-            setting="source",
-        )
+        what = f"{file}: searched with other labels than the train tables of {source} have now"
+        raise ExpectedError(f"{what}; expected equal ones; search the parts again", "source")
 
 
 def _name(session, queries, found, shared):

@@ -188,16 +188,11 @@ def _require_fitting(session, file, fingerprint, part, rerank):
     with contextlib.suppress(ExpectedError):  # not there, or damaged: a search makes it again
         own = load_page(path)[1]
     if own.get("model") != fingerprint.get("model"):
-        raise ExpectedError(
-            f"{file}: of another model than {path}; expected parts of the model that predicts; "
-            "search the parts again",
-            setting="old_parts",
-        )
+        what = f"{file}: of another model than {path}; expected parts of the model that predicts"
+        raise ExpectedError(f"{what}; search the parts again", "old_parts")
     if rerank not in RERANKS or not RERANKS[rerank].columns.keys() <= part.more.keys():
-        raise ExpectedError(
-            f"{file}: it has no candidates of the rerank {rerank}; expected those of all reranks",
-            setting="rerank",
-        )
+        what = f"{file}: it has no candidates of the rerank {rerank}"
+        raise ExpectedError(f"{what}; expected those of all reranks", "rerank")
 
 
 def _write(session, parts, ranking, test_ids):

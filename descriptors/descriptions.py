@@ -67,10 +67,8 @@ def load_descriptions(path, order=None):
     columns = columns_of(Descriptions)
     columns["image_ids"] = replace(columns["image_ids"], order=order)
     if arrays.keys() != columns.keys():
-        raise ExpectedError(
-            f"{path}: it holds {', '.join(sorted(arrays))[:80]}; expected descriptions; "
-            "give a queries.npz or a file of descriptors/"
-        )
+        what = f"{path}: it holds {', '.join(sorted(arrays))[:80]}; expected descriptions"
+        raise ExpectedError(f"{what}; give a queries.npz or a file of descriptors/")
     check_arrays(path, arrays, columns)
     return Descriptions(**arrays), fingerprint
 

@@ -64,11 +64,8 @@ def name_landmark(landmark_id, categories):
 
 def _classes_of_2019(source):
     if source is None:
-        raise ExpectedError(
-            "the model published in 2019 does not hold its landmarks; expected a source with its "
-            f"{TRAIN_CSV}",
-            setting="source",
-        )
+        what = "the model published in 2019 does not hold its landmarks"
+        raise ExpectedError(f"{what}; expected a source with its {TRAIN_CSV}", "source")
     return read_2019_classes(source.fetch(TRAIN_CSV))
 
 

@@ -88,10 +88,8 @@ def find_photos(words):
             paths = map(Path, sorted(glob.glob(word, recursive=True)))
             paths = [path for path in paths if path.is_file()]
         if not paths:
-            raise ExpectedError(
-                f"{word}: no picture in it; expected photos, a folder or a pattern of them; check "
-                "the path"
-            )
+            what = f"{word}: no picture in it; expected photos, a folder or a pattern of them"
+            raise ExpectedError(f"{what}; check the path")
         found |= dict.fromkeys(paths)
     return list(found)
 

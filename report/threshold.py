@@ -99,7 +99,5 @@ def load_calibration(path):
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         reason = f"no {reason} in it" if isinstance(error, KeyError) else reason
-        raise ExpectedError(
-            f"{path}: {reason[:160]}; expected a calibration that recognition.py wrote; predict "
-            "again, or remove it"
-        ) from error
+        what = f"{path}: {reason[:160]}; expected a calibration that recognition.py wrote"
+        raise ExpectedError(f"{what}; predict again, or remove it") from error

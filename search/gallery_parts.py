@@ -55,10 +55,8 @@ def load_part(path):
     is_ours &= all(isinstance(fingerprint.get(name), kind) for name, kind in kinds.items())
     file_name = rf"{DESCRIPTORS}/train_\d{{3}}\.npz"
     if not is_ours or not all(re.fullmatch(file_name, name) for name in files):
-        raise ExpectedError(
-            f"{path}: not a part of a gallery; expected a gallery-part-K-of-N.npz of nearest.py; "
-            "leave it out"
-        )
+        what = f"{path}: not a part of a gallery; expected a gallery-part-K-of-N.npz of nearest.py"
+        raise ExpectedError(f"{what}; leave it out")
     arrays.check_arrays(path, found, columns)
     return GalleryPart(**found), fingerprint
 
@@ -85,11 +83,9 @@ def find_queries_of(session, shared, given=None):
             return queries
     elif found := session.find_fitting(QUERIES, shared["queries"], load):
         return found[1]
-    raise ExpectedError(
-        f"{given or session.path(QUERIES)}: not the queries that the parts were searched with; "
-        "expected their queries.npz; search the parts again, or name the file",
-        setting="queries" if given else None,
-    )
+    what = f"{given or session.path(QUERIES)}: not the queries that the parts were searched with"
+    advice = "expected their queries.npz; search the parts again, or name the file"
+    raise ExpectedError(f"{what}; {advice}", "queries" if given else None)
 
 
 def open_gallery(session, parts):
@@ -119,9 +115,7 @@ def find_described(session, wanted, load, whose):
     """
     found = {name: session.find_fitting(name, facts, load) for name, facts in wanted.items()}
     if missing := [name for name in wanted if not found[name]]:
-        raise ExpectedError(
-            f"{missing[0]}: not in {session.output}, nor in another kernel's output "
-            f"({len(missing)} of {len(wanted)} such files are missing); expected the descriptors "
-            f"of {whose}"
-        )
+        what = f"{missing[0]}: not in {session.output}, nor in another kernel's output"
+        missing = f"{len(missing)} of {len(wanted)} such files are missing"
+        raise ExpectedError(f"{what} ({missing}); expected the descriptors of {whose}")
     return {found[name][0]: facts for name, facts in wanted.items()}

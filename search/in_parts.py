@@ -50,11 +50,8 @@ def read_test_ids(source, file, query_ids):
     """Reads the test ids, (n,) uint64; raises ExpectedError if queries of a part are no such."""
     test_ids = read_image_ids(source.fetch(TEST_CSV))
     if not np.isin(query_ids, test_ids).all():
-        raise ExpectedError(
-            f"{file}: it has queries that are not in {TEST_CSV} of {source}; expected parts of "
-            "this source",
-            setting="source",
-        )
+        what = f"{file}: it has queries that are not in {TEST_CSV} of {source}"
+        raise ExpectedError(f"{what}; expected parts of this source", "source")
     return test_ids
 
 

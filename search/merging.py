@@ -96,10 +96,9 @@ def load_all(paths, load, columns, images, whole):
         parts[number] = part, fingerprint
     shared = first[2]
     if missing := sorted(set(range(shared["parts"])) - parts.keys()):
-        raise ExpectedError(
-            f"part {', '.join(map(str, missing))} of {shared['parts']} is missing; expected all "
-            f"parts of the {whole}; search part {missing[0]} of {shared['parts']} first"
-        )
+        what = f"part {', '.join(map(str, missing))} of {shared['parts']} is missing"
+        advice = f"search part {missing[0]} of {shared['parts']} first"
+        raise ExpectedError(f"{what}; expected all parts of the {whole}; {advice}")
     if not any(len(getattr(part, images)) for part, _ in parts.values()):
         raise ExpectedError(
             f"{first[0]}: no image is in any of the {shared['parts']} parts of the {whole}; "
@@ -115,10 +114,8 @@ def _require_one(path, part, shared, first, columns, whole):
     advice = f"expected parts of one {whole}; search the odd one again, with the same queries.npz"
     for key in shared.keys() | first_shared.keys():
         if shared.get(key) != first_shared.get(key):
-            raise ExpectedError(
-                f"{path}: {key} is {shared.get(key)}, but {first_shared.get(key)} in "
-                f"{first_path}; {advice}"
-            )
+            what = f"{path}: {key} is {shared.get(key)}, but {first_shared.get(key)}"
+            raise ExpectedError(f"{what} in {first_path}; {advice}")
     for name in columns:
         if not np.array_equal(getattr(part, name), getattr(first_part, name)):
             raise ExpectedError(f"{path}: its {name} are not those of {first_path}; {advice}")
@@ -143,19 +140,15 @@ def load_part(path):
             row_ends, positions, *_ = rerank.columns
             ends[row_ends] = positions
     if not wanted.keys() <= arrays.keys() or not is_ours:
-        raise ExpectedError(
-            f"{path}: not a part of a search; expected a part-K-of-N.npz of retrieval.py; "
-            "leave it out"
-        )
+        what = f"{path}: not a part of a search; expected a part-K-of-N.npz of retrieval.py"
+        raise ExpectedError(f"{what}; leave it out")
     arrays = {name: arrays[name] for name in wanted}  # less those of reranks that are no more
     check_arrays(path, arrays, wanted)
     for name, positions in ends.items():
         num_candidates = len(arrays[positions])
         if arrays[name].max(initial=0) != num_candidates:  # they ascend
-            raise ExpectedError(
-                f"{path}: its rows do not end with its {num_candidates} candidates; expected a "
-                "part as retrieval.py writes it; search it again"
-            )
+            what = f"{path}: its rows do not end with its {num_candidates} candidates"
+            raise ExpectedError(f"{what}; expected a part of retrieval.py; search it again")
     own = {name: arrays.pop(name) for name in columns_of(Part)}
     return Part(**own, more=arrays), fingerprint
 

@@ -88,10 +88,8 @@ def search_part(session, describer, wanted, queries, part, image_ids):
     found, path = find_all_candidates(wanted, queries, index), session.path(name)
     # Left-out shards make the file one that is not whole: the next run searches the part again.
     save_arrays(path, fingerprint | {"left_out": left_out}, **found)
-    say(
-        f"part {part} of {wanted.num_parts}: {len(queries):,} queries, "
-        f"{len(index):,} {wanted.split} images"
-    )
+    counts = f"{len(queries):,} queries, {len(index):,} {wanted.split} images"
+    say(f"part {part} of {wanted.num_parts}: {counts}")
     return path
 
 
@@ -182,10 +180,9 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
     without = [descriptions_name(shard) for shard in shards if shard.number in left_out]
     path, fingerprint = session.path(name), fingerprint | {"left_out": without}
     save_part(path, fingerprint, queries.image_ids, gallery, neighbors)
-    say(
-        f"part {part} of {num_parts}: {len(queries):,} queries, {len(image_ids):,} train images "
-        f"of {len(np.unique(gallery.landmark_ids)):,} landmarks"
-    )
+    counts = f"{len(queries):,} queries, {len(image_ids):,} train images"
+    num_landmarks = len(np.unique(gallery.landmark_ids))
+    say(f"part {part} of {num_parts}: {counts} of {num_landmarks:,} landmarks")
     return path
 
 
@@ -223,12 +220,9 @@ def _load_usable(session, expected, given=None):
             return (queries, fingerprint.get("left_out")), expected
         if path != given:
             raise ExpectedError(f"{path}: of another model or other settings")
-        raise ExpectedError(
-            f"{path}: its queries are of {json.dumps(fingerprint)}; expected those of "
-            f"{json.dumps(expected)}; give the file of this model, this test.csv and these "
-            "settings",
-            setting="queries",
-        )
+        what, wanted = f"its queries are of {json.dumps(fingerprint)}", json.dumps(expected)
+        advice = "give the file of this model, this test.csv and these settings"
+        raise ExpectedError(f"{path}: {what}; expected those of {wanted}; {advice}", "queries")
 
     found = (given, load(given)[0]) if given else session.find_fitting(QUERIES, expected, load)
     path, (queries, left_out) = found or (None, (None, None))
