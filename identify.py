@@ -106,10 +106,9 @@ def main(argv=None):
                 paths = write_photos(session.path(WORLD), session.path(DEMO_PHOTOS))
             readable = identify(session, model_path, readable or paths, args)
     if num_failed := len(paths) - len(readable):
-        what = (
-            f"{num_failed} of {len(paths)} photos could not be read; expected pictures, e.g. JPEG"
-        )
-        raise ExpectedError(f"{what}, PNG, TIFF or HEIC; see the lines above")
+        what = f"{num_failed} of {len(paths)} photos could not be read"
+        expected = "pictures, e.g. JPEG, PNG, TIFF or HEIC"
+        raise ExpectedError(f"{what}; expected {expected}; see the lines above")
 
 
 @contextlib.contextmanager

@@ -77,8 +77,9 @@ def write_take_away(session, model_path, folder):
     recogniser = load_recogniser(model_path)
     recipe = recogniser.recipe
     if recipe.network.backbone.startswith("hub:"):
-        what = f"{model_path}: its backbone is of keras-hub; expected one of Keras, which opens"
-        raise ExpectedError(f"{what} wherever Keras is; take the model as it is")
+        what = f"{model_path}: its backbone is of keras-hub"
+        expected = "one of Keras, which opens wherever Keras is"
+        raise ExpectedError(f"{what}; expected {expected}; take the model as it is")
     folders = (model_path.parent, session.output)
     categories = find_categories(folders, session.source)
     calibration = find_calibration(folders, recogniser.fingerprint)

@@ -106,10 +106,9 @@ class Gallery:
     def _read(self, path, fingerprint):
         described, found = load_descriptions(path)
         if fingerprint is not None and found != fingerprint:
-            raise ExpectedError(
-                f"{path}: of another model, other labels or another shard; expected the "
-                "descriptors that the part was searched with; search its part again"
-            )
+            what = f"{path}: of another model, other labels or another shard"
+            expected = "the descriptors that the part was searched with"
+            raise ExpectedError(f"{what}; expected {expected}; search its part again")
         positions = np.searchsorted(self.image_ids, described.image_ids)
         is_wanted = positions < np.searchsorted(self.image_ids, described.image_ids, "right")
         # By file, so that the rounding of the length depends on nothing else.
