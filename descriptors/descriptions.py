@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data.arrays import check_arrays, column, columns_of, load_arrays
-from utils import ExpectedError
 
 NORMALISED_ROWS = 4096  # at a time: float32 copies of more would not stay small
 
@@ -66,9 +65,6 @@ def load_descriptions(path, order=None):
     arrays, fingerprint = load_arrays(path)
     columns = columns_of(Descriptions)
     columns["image_ids"] = replace(columns["image_ids"], order=order)
-    if arrays.keys() != columns.keys():
-        what = f"{path}: it holds {', '.join(sorted(arrays))[:80]}; expected descriptions"
-        raise ExpectedError(f"{what}; give a queries.npz or a file of descriptors/")
     check_arrays(path, arrays, columns)
     return Descriptions(**arrays), fingerprint
 
