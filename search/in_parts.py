@@ -37,7 +37,7 @@ def numbers_of_parts(args):
 
 
 def make_describer(session, args, split):
-    """Loads the network; raises ExpectedError where faiss or the split is missing, before hours."""
+    """Loads the network; first, raises ExpectedError where faiss or the split is missing."""
     require_package("faiss", "faiss-cpu")
     session.source.select_shards(split)
     from descriptors import describe  # loads Keras
