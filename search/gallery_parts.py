@@ -113,9 +113,10 @@ def find_described(session, wanted, load, whose):
         load: as of `Session.find_fitting`.
         whose: whose descriptors are expected, and what to do, for the ExpectedError.
     """
-    found = {name: session.find_fitting(name, facts, load) for name, facts in wanted.items()}
-    if missing := [name for name in wanted if not found[name]]:
-        what = f"{missing[0]}: not in {session.output}, nor in another kernel's output"
-        missing = f"{len(missing)} of {len(wanted)} such files are missing"
-        raise ExpectedError(f"{what} ({missing}); expected the descriptors of {whose}")
-    return {found[name][0]: facts for name, facts in wanted.items()}
+    files = {}
+    for name, facts in wanted.items():
+        if not (found := session.find_fitting(name, facts, load)):
+            what = f"{name}: not in {session.output}, nor in another kernel's output"
+            raise ExpectedError(f"{what}; expected the descriptors of {whose}")
+        files[found[0]] = facts
+    return files

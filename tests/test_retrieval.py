@@ -1115,9 +1115,9 @@ def test_an_expansion_wants_the_descriptors_of_the_whole_index(
     (resumed / "part-2-of-6.npz").unlink()
     assert run(*arguments) == 1
     assert error_of(capsys.readouterr()) == (
-        f"error: descriptors/index_003.npz: not in {resumed}, nor in another kernel's output (1 of "
-        "7 such files are missing); expected the descriptors of the whole index, which an "
-        "expansion sums up; search all parts without it first"
+        f"error: descriptors/index_003.npz: not in {resumed}, nor in another kernel's output; "
+        "expected the descriptors of the whole index, which an expansion sums up; search all parts "
+        "without it first"
     )
 
 
