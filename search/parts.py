@@ -115,8 +115,9 @@ def find_all_candidates(wanted, queries, index):
     columns = dict(zip(columns_of(Part), (*asked, *index_columns, *found_columns), strict=True))
     if wanted.has_all_reranks:
         both_sides = queries.descriptors, query_labels, vectors, labels
-        for rerank in RERANKS.values():
-            columns |= rerank.find(*both_sides, num_nearest) if rerank.find else {}
+        for rerank in filter(lambda one: one.find, RERANKS.values()):
+            of_rerank = rerank.find(*both_sides, num_nearest)
+            columns |= dict(zip(rerank.columns, of_rerank, strict=True))
     return columns
 
 

@@ -15,11 +15,11 @@ from functools import cached_property
 import numpy as np
 
 from data.arrays import Column
+from search.candidates import best_by_agreement, key_of_agreement
 
 NAMED_BY = ("head", "both")
 # What names an image: its 5 nearest train images, by their cosine to this power, and the head.
 NUM_NAMING, NAMING_POWER, HEAD_SHARE = 5, 8, 0.25
-AGREEMENT_WEIGHT = 4
 NO_LABEL = -1  # fills up rows of labels; of weight 0
 
 
@@ -99,8 +99,8 @@ class Rerank:
     # query's landmark
     columns: dict = field(default_factory=dict)
     # function (queries, their `SoftLabels`, index, its `SoftLabels`, images wanted per query) that
-    # finds these columns, so that the best of all parts together are among what the parts keep;
-    # None where there are none. Descriptors have length 1 then.
+    # finds these columns, in their order, so that the best of all parts together are among what the
+    # parts keep; None where there are none. Descriptors have length 1 then.
     find: Callable | None = None
 
 
@@ -110,11 +110,6 @@ def _by_distance(part, first, last, divisor):
     agrees = part.index_landmarks[positions] == part.query_landmarks[rows]
     distances[agrees] /= divisor
     return rows, positions, distances, distances
-
-
-def key_of_agreement(distances, agreements):
-    """Gives what orders by cos + 4 a: the squared distance, which is 2 - 2 cos, less 8 a."""
-    return distances - 2 * AGREEMENT_WEIGHT * agreements
 
 
 def _by_agreement(part, first, last, divisor):
@@ -128,13 +123,6 @@ def _by_agreement(part, first, last, divisor):
     return rows, positions, key_of_agreement(distances, agreements), distances
 
 
-def _find_agreeing(queries, query_names, index, index_names, num_nearest):
-    from search.candidates import best_by_agreement  # it loads faiss
-
-    found = best_by_agreement(queries, query_names, index, index_names, num_nearest)
-    return dict(zip(AGREEING, found, strict=True))
-
-
 RERANKS = {
     "none": Rerank(
         "the squared distance", lambda part, first, last, _: _by_distance(part, first, last, 1)
@@ -145,7 +133,7 @@ RERANKS = {
     ),
     "agreement": Rerank(
         "the squared distance; images that are said to show the query's landmarks go up",
-        _by_agreement, AGREEING, _find_agreeing,
+        _by_agreement, AGREEING, best_by_agreement,
     ),
 }  # fmt: skip
 
