@@ -86,7 +86,7 @@ def prepare(session, args):
     images = read_images(session.source, args.labels or describer.recipe.data.labels)
     say(f"{session.source}: {len(image_ids):,} train images of {len(images[0]):,} landmarks")
     of_queries = describer.storing("float32")  # as recognition.py stores them
-    queries = parts.find_queries(session, of_queries, args.queries, normalise=True)
+    queries = parts.find_queries(session, of_queries, args.queries).of_unit_length()
     num_wanted = len(image_ids) / args.parts * len(in_parts.numbers_of_parts(args))
     size_bytes = num_wanted * describer.allocate(1).descriptors.nbytes
     say(f"descriptors of the train images: {size_bytes / 1e9:.2f} GB below {session.output}")

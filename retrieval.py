@@ -126,8 +126,8 @@ def prepare(session, args):
     describer, index_ids = open_images(session, args)
     from search import parts
 
-    queries = parts.find_queries(session, describer, args.queries, args.normalise)
-    return describer, index_ids, queries
+    queries = parts.find_queries(session, describer, args.queries)
+    return describer, index_ids, queries.of_unit_length() if args.normalise else queries
 
 
 def open_images(session, args):

@@ -187,13 +187,12 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
     return path
 
 
-def find_queries(session, describer, given=None, normalise=False):
+def find_queries(session, describer, given=None):
     """Finds the descriptions of the test images, or makes them: `Descriptions` by image id.
 
     Args:
         given: file of queries that a person named, which is an ExpectedError if it is of another
             model or other settings; None looks in the output and in those of other kernels.
-        normalise: scale the descriptors to length 1.
     """
     source = session.source
     test_ids = read_image_ids(source.fetch(TEST_CSV))
@@ -204,7 +203,7 @@ def find_queries(session, describer, given=None, normalise=False):
     queries = _load_usable(session, expected, given)
     if queries is None:
         queries = describe_split(session, describer, "test", test_ids, QUERIES)
-    return queries.of_unit_length() if normalise else queries
+    return queries
 
 
 def _test_shards(source):
