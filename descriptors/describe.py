@@ -14,12 +14,12 @@ import numpy as np
 import model
 from data.arrays import digest_of, save_table
 from data.landmarks import format_image_id, read_2019_classes
-from data.sources import TRAIN_CSV, digest_of_shards
+from data.sources import TEST_CSV, TRAIN_CSV, digest_of_shards
 from descriptors.descriptions import Descriptions, concatenate, load_descriptions, load_image_ids
 from generators import NextShard, Reading, stream_batches, tell_problems
 from model import load_recogniser
 from network.devices import choose_devices
-from runs.session import descriptions_name
+from runs.session import QUERIES, descriptions_name
 from utils import ExpectedError, Progress, format_duration, say
 
 _describers = {}  # the last one that `open_describer` made, by what it was made of
@@ -167,27 +167,22 @@ def _describe_shard(describer, shard, stream, stop, done):
     return rows, batches.waited_s
 
 
-def describe_split(session, describer, split, image_ids, name):
-    """Describes all shards of a split into one file: `Descriptions` by ascending image id.
+def describe_queries(session, describer, image_ids):
+    """Describes all test shards into queries.npz: `Descriptions` by ascending image id.
 
-    The fingerprint of the file says which shards were left out. The shards' own files are removed
-    if none was.
+    Its fingerprint says which shards were left out. Their own files are removed if none was.
     """
-    shards = session.source.select_shards(split)
+    source, shards = session.source, session.source.select_shards("test")
     found, left_out = describe_shards(session, describer, shards, image_ids)
     joined = gather(found, describer)
     if not len(joined) and not left_out:
-        raise ExpectedError(
-            f"{session.source}: none of the {len(image_ids):,} {split} images is in its "
-            f"{len(shards)} {split} shards; expected the images that metadata/{split}.csv names; "
-            "check that table and shards belong together",
-            setting="source",
-        )
-    fingerprint = describer.fingerprint_for(session.source, shards, image_ids)
-    save_table(session.path(name), joined, fingerprint | {"left_out": left_out})
-    if not left_out:
-        for shard in shards:
-            session.path(descriptions_name(shard)).unlink(missing_ok=True)
+        what = f"none of the {len(image_ids):,} test images is in its {len(shards)} test shards"
+        expected = f"the images that {TEST_CSV} names; check that table and shards belong together"
+        raise ExpectedError(f"{source}: {what}; expected {expected}", "source")
+    fingerprint = describer.fingerprint_for(source, shards, image_ids) | {"left_out": left_out}
+    save_table(session.path(QUERIES), joined, fingerprint)
+    for shard in () if left_out else shards:
+        session.path(descriptions_name(shard)).unlink(missing_ok=True)
     return joined
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from data.arrays import columns_of, digest_of, digest_of_rows, load_page, save_arrays, save_table
 from data.landmarks import read_image_ids
 from data.sources import TEST_CSV, digest_of_shards, share_of
-from descriptors.describe import describe_shards, describe_split, gather
+from descriptors.describe import describe_queries, describe_shards, gather
 from descriptors.descriptions import load_image_ids, load_queries
 from runs.session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
 from search import exact
@@ -202,7 +202,7 @@ def find_queries(session, describer, given=None):
         del expected["shards"]
     queries = _load_usable(session, expected, given)
     if queries is None:
-        queries = describe_split(session, describer, "test", test_ids, QUERIES)
+        queries = describe_queries(session, describer, test_ids)
     return queries
 
 
