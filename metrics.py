@@ -114,9 +114,8 @@ def score_usages(metric, submission, truths, paths):
     for name, rows in by_usage(truths):
         solution = {key: truth for key, (truth, _) in rows.items()}
         if any(solution.values()):
-            scores[name] = metric(
-                {key: submission[key] for key in submission if key in rows}, solution
-            )
+            scored = {key: row for key, row in submission.items() if key in rows}
+            scores[name] = metric(scored, solution)
     if not scores:
         what = f"{paths[1]}: no row with a true id and Usage Public or Private"
         raise ExpectedError(f"{what}; expected the released ground truth; check the file")

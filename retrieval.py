@@ -112,9 +112,8 @@ def search_parts(session, args):
     if args.expand_queries or args.augment_index:
         whole = parts.find_whole_index(session, describer, index_ids, args.part is None)
         expansion = parts.Expansion(args.expand_queries, args.augment_index, whole)
-    wanted = parts.WantedSearch(
-        SPLIT, args.parts, args.top, args.normalise, *namers, expansion=expansion
-    )
+    asked = SPLIT, args.parts, args.top, args.normalise
+    wanted = parts.WantedSearch(*asked, *namers, expansion=expansion)
     if args.expand_queries:
         queries = parts.expand_queries(session, queries, expansion)
     for part in in_parts.numbers_of_parts(args):

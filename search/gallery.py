@@ -5,7 +5,7 @@ at a time. Similarities are cosines of descriptors of length 1, counted as squar
 cosine is 1 - distance / 2.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -59,10 +59,8 @@ def merge_neighbors(found, num_neighbors=NUM_NEIGHBORS):
     once, where it is nearest.
     """
     found = [*found, no_neighbors(len(found[0].image_ids), num_neighbors)]
-    columns = [
-        np.concatenate([getattr(one, field.name) for one in found], axis=1)
-        for field in fields(GalleryNeighbors)
-    ]
+    columns = zip(*(vars(one).values() for one in found), strict=True)
+    columns = [np.concatenate(column, axis=1) for column in columns]
     image_ids, landmark_ids, distances = columns
     order = np.lexsort((image_ids, distances), axis=1)
     columns = [np.take_along_axis(column, order, axis=1) for column in columns]

@@ -31,9 +31,8 @@ class GalleryPart:
     @property
     def neighbors(self):
         """The part's `GalleryNeighbors`."""
-        return neighbors_at(
-            self.positions, self.distances, self.gallery_ids, self.gallery_landmarks
-        )
+        images = self.gallery_ids, self.gallery_landmarks
+        return neighbors_at(self.positions, self.distances, *images)
 
 
 def save_part(path, fingerprint, query_ids, gallery, neighbors):
@@ -41,9 +40,8 @@ def save_part(path, fingerprint, query_ids, gallery, neighbors):
     positions = np.searchsorted(gallery.image_ids, neighbors.image_ids).astype(np.int32)
     positions = np.where(neighbors.landmark_ids >= 0, positions, np.int32(-1))
     images = gallery.image_ids, gallery.landmark_ids
-    arrays.save_table(
-        path, GalleryPart(query_ids, *images, positions, neighbors.distances), fingerprint
-    )
+    part = GalleryPart(query_ids, *images, positions, neighbors.distances)
+    arrays.save_table(path, part, fingerprint)
 
 
 def load_part(path):

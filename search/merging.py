@@ -90,9 +90,8 @@ def load_all(paths, load, columns, images, whole):
         _require_one(path, part, shared, first, columns, whole)
         number = fingerprint["part"]
         if number in parts:
-            raise ExpectedError(
-                f"{path}: part {number} is given twice; expected each part once; leave one out"
-            )
+            what = f"{path}: part {number} is given twice"
+            raise ExpectedError(f"{what}; expected each part once; leave one out")
         parts[number] = part, fingerprint
     shared = first[2]
     if missing := sorted(set(range(shared["parts"])) - parts.keys()):

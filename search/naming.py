@@ -70,9 +70,7 @@ def find_namer(session, describer_facts, queries, named_by=None):
         return Namer(gallery, neighbors, facts)
     if named_by:
         reason = reasons[0] if reasons else f"{session.output}: no gallery there"
-        raise ExpectedError(
-            f"{reason}; expected the parts of nearest.py; run that first", setting="names"
-        )
+        raise ExpectedError(f"{reason}; expected the parts of nearest.py; run that first", "names")
     for reason in reasons:
         say(f"{reason}: not used")
     say("the head alone names landmarks, since there is no gallery of nearest.py")

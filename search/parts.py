@@ -108,9 +108,8 @@ def find_all_candidates(wanted, queries, index):
         vectors = expand(index.image_ids, vectors, expansion.index, expansion.num_of_index)
     asked = queries.image_ids, query_labels.landmark_ids, queries.places
     index_columns = index.image_ids, labels.landmark_ids, index.places
-    found = exact.find_candidates(
-        queries.descriptors, asked[1], vectors, labels.landmark_ids, num_nearest
-    )
+    both_sides = queries.descriptors, asked[1], vectors, labels.landmark_ids
+    found = exact.find_candidates(*both_sides, num_nearest)
     found_columns = found.row_ends, found.positions, found.distances
     columns = dict(zip(columns_of(Part), (*asked, *index_columns, *found_columns), strict=True))
     if wanted.has_all_reranks:
