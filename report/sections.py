@@ -23,6 +23,12 @@ MEANINGS = {
     "mAP@100": "Mean average precision of the 100 nearest index images of each query that has any. "
     "1 is perfect: all images of its landmark come first.",
 }
+THRESHOLD = (
+    "identify.py says “probably no landmark” below {threshold:.3f}. That was chosen on "
+    "{num_chosen_on:,} Public images. On {num_checked_on:,} Private ones it keeps {kept:.0%} of "
+    "what is named rightly and refuses {refused:.0%} of what shows no landmark. The submission "
+    "does not depend on it."
+)
 USAGES = ("Public", "Private", "all")
 NEAR = {  # by is_right: frame, alt, mark
     True: ("right", "same landmark", tag("span", "✓ ", class_="mark yes")),
@@ -118,11 +124,9 @@ def training(facts):
         chart("Images a second", "images/s", None, ("images/s", "green", "images_per_s")),
     ]  # fmt: skip
     seconds, waited = (sum(filter(None, history[name])) for name in ("seconds", "waited_s"))
-    text = (
-        f"{len(steps):,} mini-epochs, {sum(history['images']):,} images in "
-        f"{format_duration(seconds)}, of which {waited / max(seconds, 1e-9):.0%} was waiting for "
-        "data."
-    )
+    share, took = waited / max(seconds, 1e-9), format_duration(seconds)
+    text = f"{len(steps):,} mini-epochs, {sum(history['images']):,} images in {took}, of which "
+    text += f"{share:.0%} was waiting for data."
     if held_out := [value for value in history["valid_accuracy"] if value is not None]:
         text += f" At the end {held_out[-1]:.1%} of the held-out images were named rightly."
     if facts["recipe"]["loss"] in ("arcface", "cosface"):
@@ -137,10 +141,8 @@ def confidence(facts):
     if not curve or not curve["confidence"]:
         return None
     x, labels = curve["confidence"], ("confidence of the prediction", "share")
-    lines = [
-        ("precision", "blue", x, curve["precision"]),
-        ("GAP collected", "green", x, curve["gap"]),
-    ]
+    lines = [("precision", "blue", x, curve["precision"])]
+    lines.append(("GAP collected", "green", x, curve["gap"]))
     limits = {"xlim": (max(x), min(x)) if max(x) > min(x) else None, "ylim": (0, 1)}
     charts = [line_chart("Precision down to a confidence", labels, lines, **limits)]
     calibration, spread = facts.get("calibration"), facts["spread"]
@@ -155,17 +157,8 @@ def confidence(facts):
         "nothing. The second shows the confidences of what was named rightly, of what was named "
         "wrongly, and of what shows no landmark."
     )
-    written = join(tag("p", text), tag("div", *charts, class_="charts"))
-    return join(written, tag("p", _told(**calibration))) if calibration else written
-
-
-def _told(threshold, num_chosen_on, num_checked_on, kept, refused, **_):
-    return (
-        f"identify.py says “probably no landmark” below {threshold:.3f}. That was chosen on "
-        f"{num_chosen_on:,} Public images. On {num_checked_on:,} Private ones it keeps {kept:.0%} "
-        f"of what is named rightly and refuses {refused:.0%} of what shows no landmark. The "
-        "submission does not depend on it."
-    )
+    told = tag("p", THRESHOLD.format(**calibration)) if calibration else None
+    return join(tag("p", text), tag("div", *charts, class_="charts"), told)
 
 
 def mistakes(facts):
