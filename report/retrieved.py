@@ -14,8 +14,7 @@ def gather(session, facts, fingerprint, solution, scored, rows):
     Args:
         facts: dict, what the merge knows of them; `num_indexed` images.
         fingerprint: what the parts share.
-        solution, scored: of `read_retrieval_solution`, `score_queries`; empty where nobody knows.
-        rows: list of `neighbors.NeighborRow` to show.
+        solution, scored, rows: of `read_retrieval_solution`, `score_queries`, `choose_rows`.
     """
     length = "length 1" if fingerprint["normalise"] else "raw"
     details = [

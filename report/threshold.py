@@ -38,12 +38,8 @@ def calibrate(model, found, solution):
     images happen to show a landmark, and keeps `LEAST_KEPT` of the right names or more. Images
     whose landmark is named wrongly do not count: either answer to them is wrong.
 
-    Args:
-        model: fingerprint of the recogniser.
-        found: `Descriptions` of test images.
-
-    Returns:
-        `Calibration`, or None where a leaderboard lacks either kind of image.
+    Gives the `Calibration` of a model of this fingerprint, whose `Descriptions` were found; None
+    where a leaderboard lacks either kind of image.
     """
     groups = {usage: ([], []) for usage in LEADERBOARDS}  # named rightly, without a landmark
     columns = (found.image_ids, found.landmark_ids.tolist(), found.confidences.tolist())

@@ -43,8 +43,8 @@ def find_namer(session, describer_facts, queries, named_by=None):
     Args:
         describer_facts: fingerprint of the `Describer`; a gallery of another model does not serve.
         queries: `Descriptions` of the test images, of length 1.
-        named_by: one of `reranks.NAMED_BY`; None takes both where there is a gallery, which else
-            is an ExpectedError.
+        named_by: one of `reranks.NAMED_BY`; None takes both where there is a gallery. Without one,
+            "both" is an ExpectedError.
     """
     if named_by == "head":
         return Namer()
