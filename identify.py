@@ -17,28 +17,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from data.images import PHOTO_FORMATS, BadImageError, make_thumbnail, read_photo, register_heic
+from data import images
+from data.images import BadImageError, read_photo
 from data.sources import Source
 from network.loading import require_backend
-from report.neighbors import read_thumbnail
-from report.photo_nearest import load_described
-from report.photos import (
-    MAX_DRAWN,
-    THUMBNAIL,
-    draw_answers,
-    explain_unreadable,
-    find_photos,
-    printable,
-)
-from runs import kernel
-from runs.command_line import (
-    CommandLine,
-    any_path,
-    number,
-    parse_with_files,
-    require_model,
-    run_command_line,
-)
+from report import photos
+from report.neighbors import find_thumbnail
+from runs import command_line, kernel
+from runs.command_line import any_path
 from runs.folders import scratch_folder
 from runs.pictures import draw_picture
 from runs.session import (
@@ -56,43 +42,32 @@ WORLD = f"scratch/{DEMO_WORLD}"  # where `make demo` drew it
 
 def make_parser():
     """Makes the parser of the command line; Keras is not loaded for it."""
-    parser = CommandLine(__doc__, prog="identify.py", usage="%(prog)s PHOTO ... [options]")
-    parser.add_argument(
-        "files", nargs="*", type=any_path, metavar="PHOTO",
-        help="a JPEG, PNG, TIFF, HEIC ..., a folder, or a pattern of them",
-    )  # fmt: skip
-    parser.add_argument(
-        "--model",
-        type=any_path,
-        help="model.keras of recognition.py (default: <output>/model.keras)",
-    )
-    parser.add_argument(
-        "--output", type=any_path,
-        help="folder of the runs, where identify.png goes too (default: output, or output/demo)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--demo", action="store_true",
-        help="with what `make demo` left; without a PHOTO, some test pictures of its world",
-    )  # fmt: skip
-    parser.add_argument(
-        "--source", help="web address or folder in the CVDF layout, of the nearest pictures"
-    )
-    parser.add_argument(
-        "--nearest", type=number(int, 0, 20), default=5, metavar="N",
-        help="pictures near each photo to tell, where there are descriptors",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one JSON object a photo")
-    parser.add_argument(
-        "--take-away", type=any_path, metavar="FOLDER",
-        help="write a folder with model, names, threshold, an example and a card to publish",
-    )  # fmt: skip
+    usage = "%(prog)s PHOTO ... [options]"
+    parser = command_line.CommandLine(__doc__, prog="identify.py", usage=usage)
+    add = parser.add_argument
+    # fmt: off
+    add("files", nargs="*", type=any_path, metavar="PHOTO",
+        help="a JPEG, PNG, TIFF, HEIC ..., a folder, or a pattern of them")
+    add("--model", type=any_path,
+        help="model.keras of recognition.py (default: <output>/model.keras)")
+    add("--output", type=any_path, help="folder of the runs, where identify.png goes too (default: "
+        "output, or output/demo)")
+    add("--demo", action="store_true",
+        help="with what `make demo` left; without a PHOTO, some test pictures of its world")
+    add("--source", help="web address or folder in the CVDF layout, of the nearest pictures")
+    add("--nearest", type=command_line.number(int, 0, 20), default=5, metavar="N",
+        help="pictures near each photo to tell, where there are descriptors")
+    add("--json", action="store_true", help="print one JSON object a photo")
+    add("--take-away", type=any_path, metavar="FOLDER", help="write a folder with model, names, "
+        "threshold, an example and a card to publish")
+    # fmt: on
     return parser
 
 
 def parse_arguments(argv):
     """Parses and checks the command line."""
     parser = make_parser()
-    args = parse_with_files(parser, argv)
+    args = command_line.parse_with_files(parser, argv)
     if args.take_away:
         if args.files:
             parser.error("--take-away goes without a PHOTO")
@@ -108,41 +83,44 @@ def main(argv=None):
     """Names the landmarks, as the module's docstring shows."""
     args = parse_arguments(argv)
     require_backend()
-    model_path = require_model(args)
+    model_path = command_line.require_model(args)
     if args.take_away:
-        return take_away(args, model_path)
-    register_heic()
-    photos = find_photos(args.files) if args.files else None
-    # What is wrong with a photo is told before a network is loaded for it.
-    readable = photos and [path for path in photos if is_readable(path)]
-    if readable != []:
+        from report.take_away import write_take_away  # loads Keras
+
         with open_output(args) as session:
-            photos = photos or write_demo_photos(session)
-            readable = identify(session, model_path, readable or photos, args)
-    if num_failed := len(photos) - len(readable):
-        raise ExpectedError(
-            f"{num_failed} of {len(photos)} photos could not be read; expected pictures, e.g. "
-            "JPEG, PNG, TIFF or HEIC; see the lines above"
-        )
+            write_take_away(session, model_path, args.take_away)
+        return print(args.take_away)
+    images.register_heic()
+    paths = photos.find_photos(args.files) if args.files else None
+    # What is wrong with a photo is told before a network is loaded for it.
+    readable = []
+    for path in paths or ():
+        with telling_unreadable(path):
+            read_photo(path)
+            readable.append(path)
+    if readable or paths is None:
+        with open_output(args) as session:
+            if paths is None:
+                from demo.photos import write_photos
+
+                paths = write_photos(session.path(WORLD), session.path(DEMO_PHOTOS))
+            readable = identify(session, model_path, readable or paths, args)
+    if num_failed := len(paths) - len(readable):
+        what = f"{num_failed} of {len(paths)} photos could not be read"
+        expected = "pictures, e.g. JPEG, PNG, TIFF or HEIC"
+        raise ExpectedError(f"{what}; expected {expected}; see the lines above")
 
 
-def take_away(args, model_path):
-    """Writes the folder to take along."""
-    from report.take_away import write_take_away  # loads Keras
-
-    with open_output(args) as session:
-        write_take_away(session, model_path, args.take_away)
-    print(args.take_away)
-
-
-def is_readable(path):
-    """Tells whether a photo can be read, as far as its beginning tells; says why not."""
+@contextlib.contextmanager
+def telling_unreadable(path):
+    """Says what is wrong with a photo that cannot be read, and goes on after the block."""
     try:
-        read_photo(path)
+        yield
     except BadImageError as error:
-        say(f"{printable(path)}: {explain_unreadable(error)}")
-        return False
-    return True
+        say(
+            f"{photos.printable(path)}: {error}; expected a whole photo, e.g. a JPEG, PNG, TIFF or "
+            f"HEIC, of {images.MAX_DECODED_PIXELS / 1e6:.0f} million pixels at most; check it"
+        )
 
 
 @contextlib.contextmanager
@@ -159,72 +137,33 @@ def open_output(args):
         yield Session(args.output, source, stop=None)
 
 
-def write_demo_photos(session):
-    """Gives some test pictures of the demo's world as files."""
-    from demo.photos import write_photos
-
-    return write_photos(session.path(WORLD), session.path(DEMO_PHOTOS))
-
-
-def identify(session, model_path, photos, args):
-    """Names one photo after another, and draws identify.png.
-
-    Args:
-        model_path: the recogniser's file.
-        photos: list of paths.
-        args: the command line.
-
-    Returns:
-        list of the paths that were named; the others could not be decoded.
-    """
-    loading = in_background(load_described, session) if args.nearest else None  # while Keras loads
+def identify(session, model_path, paths, args):
+    """Names one photo after another, and draws identify.png; lists the paths that could be read."""
+    # While Keras loads.
+    loading = in_background(photos.load_described, session) if args.nearest else None
     from report import photo_answer  # loads Keras: deferred until the arguments are valid
 
     described = loading.result() if loading else []
     namer = photo_answer.PhotoNamer(session, model_path, described, args.nearest)
     rows, named = [], []
-    for path in photos:
-        try:
+    for path in paths:
+        with telling_unreadable(path):
             data = read_photo(path)
             answer = namer.name(path, data)
-        except BadImageError as error:
-            say(f"{printable(path)}: {explain_unreadable(error)}")
-            continue
-        named.append(path)
-        print(json.dumps(answer.as_page()) if args.json else answer.as_text(), flush=True)
-        if len(rows) < MAX_DRAWN:
-            rows.append((answer, make_thumbnail(data, THUMBNAIL, formats=PHOTO_FORMATS)))
-    if rows:
-        draw(session, rows, say if args.json else print)
+            named.append(path)
+            print(json.dumps(answer.as_page()) if args.json else answer.as_text(), flush=True)
+            if len(rows) < photos.MAX_DRAWN:
+                image = images.make_thumbnail(data, photos.THUMBNAIL, formats=images.PHOTO_FORMATS)
+                rows.append((answer, image, []))
+    path, source = session.path(IDENTIFIED_PICTURE), session.source
+    for answer, _, shown in rows:  # the answers stand without the pictures near them
+        for near in answer.nearest if source else ():
+            if image := find_thumbnail(source, near.picture, "not drawn"):
+                shown.append((near, image))
+    if rows and draw_picture(path, lambda: photos.draw_answers(rows), dpi=110):
+        (say if args.json else print)(path)
     return named
 
 
-def draw(session, rows, tell):
-    """Draws identify.png; the answers stand without the pictures near them.
-
-    Args:
-        rows: list of (`Answer`, PIL image).
-        tell: function that names the picture.
-    """
-    path = session.path(IDENTIFIED_PICTURE)
-    with_near = [(answer, photo, read_nearest(session, answer)) for answer, photo in rows]
-    if draw_picture(path, lambda: draw_answers(with_near), dpi=110):
-        tell(path)
-
-
-def read_nearest(session, answer):
-    """Reads the pictures near a photo: list of PIL images, None for one that cannot be fetched."""
-    if session.source is None:
-        return [None] * len(answer.nearest)
-    images = []
-    for near in answer.nearest:
-        try:
-            images.append(read_thumbnail(session.source, near.picture))
-        except ExpectedError as error:
-            say(f"{error}: not drawn")
-            images.append(None)
-    return images
-
-
 if __name__ == "__main__":
-    run_command_line(main)
+    command_line.run_command_line(main)

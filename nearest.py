@@ -9,6 +9,7 @@ Run the same command again and it continues where it stopped. However many the p
 is the same.
 """
 
+import contextlib
 import functools
 import sys
 from dataclasses import replace
@@ -20,30 +21,17 @@ sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves ou
 
 from data.arrays import save_arrays
 from data.landmarks import ClassTable, read_labels
-from data.sources import TRAIN_CLEAN_CSV, TRAIN_CSV
 from network.loading import require_backend
 from recipes import LABELS
 from report import recognised
 from report.scores import rows_of, score, write_recognised
 from report.write import write_report
-from runs.command_line import (
-    find_part_files,
-    parse_in_parts,
-    parser_in_parts,
-    run_command_line,
-    session_settings,
-)
+from runs import command_line
 from runs.kernel import require_package
 from runs.session import DESCRIPTORS, NAMES, RECOGNITION_SUBMISSION, gallery_part_name, open_session
-from search.in_parts import (
-    make_describer,
-    numbers_of_parts,
-    read_test_ids,
-    require_searchable,
-    search_in_parts,
-)
+from search import in_parts
 from search.voting import least_like_gallery, vote
-from utils import ExpectedError, require_free_space, say
+from utils import ExpectedError, MissingFileError, require_free_space, say
 
 SPLIT = "train"  # is searched
 BY_HEAD, BY_VOTES = "GAP of the head", "GAP of the votes"
@@ -62,7 +50,7 @@ def make_parser():
 
 def parse_arguments(argv):
     """Parses and checks the command line."""
-    return parse_in_parts(make_parser(), argv, "vote")
+    return command_line.parse_in_parts(make_parser(), argv, "vote")
 
 
 def main(argv=None):
@@ -70,40 +58,46 @@ def main(argv=None):
     args = parse_arguments(argv)
     name = "nearest" if args.part is None else f"gallery-part-{args.part}"
     require_backend()
-    files = find_part_files(args, gallery_part_name("*", args.parts))
-    with open_session(name, **session_settings(args)) as session:
-        files = files or search_in_parts(session, args, search_parts, "nearest")
+    files = command_line.find_part_files(args, gallery_part_name("*", args.parts))
+    with open_session(name, **command_line.session_settings(args)) as session:
+        files = files or in_parts.search_in_parts(session, args, search_parts, "nearest")
         if args.part is None:
             name_queries(session, files, args)
 
 
 def search_parts(session, args):
     """Searches one part of the train images, or all one after another: yields the part files."""
+    describer, images, queries = prepare(session, args)
     from search import parts  # it loads Keras and faiss
 
-    describer, images, queries = prepare(session, args)
-    for part in numbers_of_parts(args):
+    for part in in_parts.numbers_of_parts(args):
         yield parts.search_gallery_part(session, describer, queries, images, part, args.parts)
 
 
 def prepare(session, args):
-    """Gives what every part takes: `Describer`, (`ClassTable`, `TrainLabels`), the queries."""
-    require_searchable(session, SPLIT)
-    from search import parts  # it loads Keras and faiss
+    """Gives what every part takes: `Describer`, (`ClassTable`, `TrainLabels`), the queries.
 
+    Says how large the descriptors become; raises ExpectedError where the disk is too small.
+    """
     describer, image_ids = open_images(session, args)
+    from search import parts
+
     images = read_images(session.source, args.labels or describer.recipe.data.labels)
     say(f"{session.source}: {len(image_ids):,} train images of {len(images[0]):,} landmarks")
-    # They are stored as recognition.py stores them.
-    of_queries = describer.storing("float32")
-    queries = parts.find_queries(session, of_queries, args.queries, normalise=True)
-    require_room(session, describer, len(image_ids) / args.parts * len(numbers_of_parts(args)))
+    of_queries = describer.storing("float32")  # as recognition.py stores them
+    queries = parts.find_queries(session, of_queries, args.queries).of_unit_length()
+    num_wanted = len(image_ids) / args.parts * len(in_parts.numbers_of_parts(args))
+    size_bytes = num_wanted * describer.allocate(1).descriptors.nbytes
+    say(f"descriptors of the train images: {size_bytes / 1e9:.2f} GB below {session.output}")
+    there = session.output.glob(f"{DESCRIPTORS}/train_*.npz")
+    missing_bytes = size_bytes - sum(path.stat().st_size for path in there)
+    require_free_space(session.output, missing_bytes, "descriptors of train images")
     return describer, images, queries
 
 
 def open_images(session, args):
     """Gives the `Describer` of the train images, and their ids."""
-    describer = make_describer(session, args, args.descriptor_dtype)
+    describer = in_parts.make_describer(session, args, SPLIT)
     labels = read_images(session.source, args.labels or describer.recipe.data.labels)[1]
     return describer, labels.image_ids
 
@@ -114,41 +108,24 @@ def read_images(source, labels):
     return read_labels(source, labels, min_images=1)
 
 
-def require_room(session, describer, num_images):
-    """Says how large the descriptors become; raises ExpectedError where the disk is too small."""
-    size_bytes = num_images * describer.allocate(1).descriptors.nbytes
-    files = session.output.glob(f"{DESCRIPTORS}/train_*.npz")
-    there_bytes = sum(path.stat().st_size for path in files)
-    say(f"descriptors of the train images: {size_bytes / 1e9:.2f} GB below {session.output}")
-    require_free_space(session.output, size_bytes - there_bytes, "descriptors of train images")
-
-
 def name_queries(session, files, args):
-    """Lets the parts vote; writes names.npz and the submission, checks it and scores it.
-
-    Args:
-        files: paths of all the parts.
-        args: the command line.
-
-    Raises:
-        ExpectedError: parts are missing, repeated, damaged or do not belong together.
-    """
+    """Lets all the parts vote; writes names.npz and the submission, checks it and scores it."""
     require_package("faiss", "faiss-cpu")
     from search import gallery_parts
 
     parts, shared = gallery_parts.load_parts(files)
     if args.step == "vote":  # else they were searched with these labels just now
         require_same_labels(session.source, files[0], shared["labels"])
-    test_ids = read_test_ids(session.source, files[0], parts[0][0].query_ids)
+    test_ids = in_parts.read_test_ids(session.source, files[0], parts[0][0].query_ids)
     queries = gallery_parts.find_queries_of(session, shared, args.queries)
     named, num_compared = _name(session, queries, [part.neighbors for part, _ in parts], shared)
     known = np.concatenate([part.gallery_landmarks for part, _ in parts] + [queries.landmark_ids])
     class_table = ClassTable(np.unique(known))
-    scores, solution = score(
-        session, "recognition", {BY_HEAD: rows_of(queries), BY_VOTES: rows_of(named)}
-    )
+    both = {BY_HEAD: rows_of(queries), BY_VOTES: rows_of(named)}
+    scores, solution = score(session, "recognition", both)
     # By the Public images alone, so that the Private score stays one of what was not chosen by it.
-    is_worse = bool(scores) and scores[BY_HEAD].get("Public", 0) > scores[BY_VOTES].get("Public", 0)
+    public = {name: usages.get("Public", 0) for name, usages in scores.items()}
+    is_worse = bool(scores) and public[BY_HEAD] > public[BY_VOTES]
     whose = "names of the votes; the head's stay in queries.npz"
     if is_worse:
         whose = "the head's names, whose public score is higher; names.npz has the votes"
@@ -156,14 +133,13 @@ def name_queries(session, files, args):
     write_recognised(session, test_ids, queries if is_worse else named, class_table)
     left_out = sorted({name for _, facts in parts for name in facts["left_out"]})
     facts = {
-        "title": "Nearest train images",
-        "num_landmarks": len(class_table),
+        "title": "Nearest train images", "num_landmarks": len(class_table),
         "known_to": "the head or a train image",
         "left_out": [f"{name}: no image of this train shard names others." for name in left_out],
         "model": shared["described"]["model"],
         "details": [["non-landmarks compared", num_compared]],
         "scores": [{"name": name, "usages": one} for name, one in scores.items()],
-    }
+    }  # fmt: skip
     write_report(
         session, "nearest",
         lambda: facts | recognised.judge(session, named, solution, len(class_table)),
@@ -171,26 +147,16 @@ def name_queries(session, files, args):
 
 
 def require_same_labels(source, file, searched_with):
-    """Raises ExpectedError if the train tables of the source have other labels than the parts.
-
-    Args:
-        source: `Source`.
-        file: one of the parts.
-        searched_with: what the parts say of their labels.
-    """
-    tables = {"clean": (TRAIN_CLEAN_CSV,), "full": (TRAIN_CSV,)}
-    tables["all-of-clean"] = (TRAIN_CLEAN_CSV, TRAIN_CSV)
-    known = [labels for labels, names in tables.items() if all(map(source.exists, names))]
-    for labels in known:  # the smallest first
-        class_table, images = read_images(source, labels)
-        if f"{class_table.fingerprint}-{images.fingerprint}" == searched_with:
+    """Raises ExpectedError if no train table of a source has labels as a part was searched with."""
+    known = []
+    for labels in ("clean", "full", "all-of-clean"):  # the smallest first
+        with contextlib.suppress(MissingFileError):
+            known.append("-".join(one.fingerprint for one in read_images(source, labels)))
+        if searched_with in known:
             return
     if known:
-        raise ExpectedError(
-            f"{file}: searched with other labels than the train tables of {source} have now; "
-            "expected equal ones; search the parts again",
-            setting="source",
-        )
+        what = f"{file}: searched with other labels than the train tables of {source} have now"
+        raise ExpectedError(f"{what}; expected equal ones; search the parts again", "source")
 
 
 def _name(session, queries, found, shared):
@@ -209,14 +175,10 @@ def _name(session, queries, found, shared):
         cosines=neighbors.cosines,
     )  # fmt: skip
     print(session.path(NAMES))
-    named = replace(
-        queries,
-        landmark_ids=landmark_ids,
-        confidences=confidences,
-        descriptors=queries.descriptors[:, :0],  # not looked at, and large
-    )
+    none = queries.descriptors[:, :0]  # not looked at, and large
+    named = replace(queries, landmark_ids=landmark_ids, confidences=confidences, descriptors=none)
     return named.only(landmark_ids >= 0), len(rows)
 
 
 if __name__ == "__main__":
-    run_command_line(main)
+    command_line.run_command_line(main)

@@ -35,7 +35,7 @@ from runs.command_line import (
     setting_flag,
     shard_range,
 )
-from runs.session import CALIBRATION, CATEGORIES, MODEL, QUERIES, open_session
+from runs.session import CALIBRATION, CATEGORIES, MODEL, open_session
 from utils import ExpectedError, say
 
 LONG_RUN_BYTES = 10e9  # to fetch: what takes so long is told before it begins
@@ -242,7 +242,7 @@ def predict(session, model_path, batch_size, flipped_too):
 
     model_path = model_path or session.find(MODEL)
     describer = describe.Describer(source, model_path, batch_size, flipped_too)
-    found = describe.describe_split(session, describer, "test", test_ids, QUERIES)
+    found = describe.describe_queries(session, describer, test_ids)
     write_recognised(session, test_ids, found, describer.class_table)
     scores, solution = score(session, "recognition", {"GAP": rows_of(found)})
     calibration = None

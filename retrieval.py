@@ -9,7 +9,7 @@ Run the same command again and it continues where it stopped. However many the p
 is the same.
 """
 
-import dataclasses
+import contextlib
 import sys
 from argparse import BooleanOptionalAction
 from pathlib import Path
@@ -18,28 +18,17 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
+from data import submissions
 from data.arrays import load_page
 from data.landmarks import read_image_ids, read_landmark_names
 from data.sources import CATEGORY_CSV, INDEX_CSV, RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
-from data.submissions import (
-    MAX_RETRIEVED,
-    check_retrieval_submission,
-    read_recognition_solution,
-    write_retrieval_submission,
-)
+from data.submissions import MAX_RETRIEVED
 from network.loading import require_backend
-from report import retrieved
-from report.neighbors import choose_rows, draw_neighbors, score_queries
+from report import neighbors, retrieved
 from report.scores import score
 from report.write import write_report
-from runs.command_line import (
-    find_part_files,
-    number,
-    parse_in_parts,
-    parser_in_parts,
-    run_command_line,
-    session_settings,
-)
+from runs import command_line
+from runs.command_line import number
 from runs.pictures import draw_picture
 from runs.session import (
     NEIGHBORS_PICTURE,
@@ -49,15 +38,9 @@ from runs.session import (
     open_session,
     part_name,
 )
-from search.in_parts import (
-    make_describer,
-    numbers_of_parts,
-    read_test_ids,
-    require_searchable,
-    search_in_parts,
-)
+from search import in_parts
 from search.merging import load_parts, merge_parts
-from search.reranks import NAMED_BY, RERANKS, default_rerank, tell_defaults
+from search.reranks import NAMED_BY, RERANKS, default_rerank
 from utils import ExpectedError, say
 
 SPLIT = "index"  # is searched
@@ -66,45 +49,33 @@ MAX_SUMMED = 1000  # descriptors in the sum of an expansion
 
 def make_parser():
     """Makes the parser of the command line; Keras and faiss are not loaded for it."""
-    parser, *_ = parser_in_parts(__doc__, "retrieval", "index", "merge", "float32")
-    group = parser.add_further_group("ranking")
-    default, default_names = tell_defaults()
-    group.add_argument(
-        "--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",
-        help=f"images retrieved for a query, at most {MAX_RETRIEVED}",
-    )  # fmt: skip
-    group.add_argument(
-        "--normalise", action=BooleanOptionalAction, default=True,
-        help="compare descriptors scaled to length 1",
-    )  # fmt: skip
-    group.add_argument(
-        "--rerank-divisor", type=number(float, 1), default=1.5, metavar="D",
-        help="divide the squared distance to images of the query's landmark by D; 1 = off",
-    )  # fmt: skip
-    group.add_argument(
-        "--rerank", choices=RERANKS,
-        help=f"what is done about landmarks, see docs/reranks.md (default: {default})",
-    )  # fmt: skip
-    group.add_argument(
-        "--names", choices=NAMED_BY,
-        help="who says which landmark an image shows: the network's head, or both that and its "
-        f"nearest train images of nearest.py (default: {default_names})",
-    )  # fmt: skip
-    group.add_argument(
-        "--expand-queries", type=number(int, 0, MAX_SUMMED), default=0, metavar="K",
-        help="search with the sum of a query and its K - 1 nearest index images; 0 = off",
-    )  # fmt: skip
-    group.add_argument(
-        "--augment-index", type=number(int, 0, MAX_SUMMED), default=0, metavar="K",
-        help="replace each index image by the sum of itself and its K - 1 nearest; 0 = off",
-    )  # fmt: skip
+    parser, *_ = command_line.parser_in_parts(__doc__, "retrieval", "index", "merge", "float32")
+    # fmt: off
+    add = parser.add_further_group("ranking").add_argument
+    add("--top", type=number(int, 1), default=MAX_RETRIEVED, metavar="N",
+        help=f"images retrieved for a query, at most {MAX_RETRIEVED}")
+    add("--normalise", action=BooleanOptionalAction, default=True,
+        help="compare descriptors scaled to length 1")
+    add("--rerank-divisor", type=number(float, 1), default=1.5, metavar="D",
+        help="divide the squared distance to images of the query's landmark by D; 1 = off")
+    add("--rerank", choices=RERANKS, help="what is done about landmarks, see docs/reranks.md "
+        "(default: divide of a softmax network, agreement of a cosine head)")
+    add("--names", choices=NAMED_BY, help="who says which landmark an image shows: the network's "
+        "head, or both that and its nearest train images of nearest.py (default: agreement takes "
+        "both where nearest.py was run, others head)")
+    summed = {"type": number(int, 0, MAX_SUMMED), "default": 0, "metavar": "K"}
+    add("--expand-queries", **summed, help="search with the sum of a query and its K - 1 nearest "
+        "index images; 0 = off")
+    add("--augment-index", **summed, help="replace each index image by the sum of itself and its "
+        "K - 1 nearest; 0 = off")
+    # fmt: on
     return parser
 
 
 def parse_arguments(argv):
     """Parses and checks the command line."""
     parser = make_parser()
-    args = parse_in_parts(parser, argv, "merge")
+    args = command_line.parse_in_parts(parser, argv, "merge")
     if args.top > MAX_RETRIEVED:
         parser.error(f"argument --top: {args.top}; expected at most {MAX_RETRIEVED}")
     of_unit_length = {
@@ -113,9 +84,8 @@ def parse_arguments(argv):
         "--expand-queries": args.expand_queries,
         "--augment-index": args.augment_index,
     }
-    for flag, is_asked in of_unit_length.items():
-        if is_asked and not args.normalise:
-            parser.error(f"{flag} compares descriptors of length 1; expected no --no-normalise")
+    for flag in filter(of_unit_length.get, () if args.normalise else of_unit_length):
+        parser.error(f"{flag} compares descriptors of length 1; expected no --no-normalise")
     return args
 
 
@@ -123,97 +93,73 @@ def main(argv=None):
     """Searches parts of the index and merges them, as the module's docstring shows."""
     args = parse_arguments(argv)
     name = "retrieval" if args.part is None else f"part-{args.part}"
-    files = find_part_files(args, part_name("*", args.parts))
+    files = command_line.find_part_files(args, part_name("*", args.parts))
     if args.step == "all":
         require_backend()
-    with open_session(name, **session_settings(args)) as session:
-        files = files or search_in_parts(session, args, search_parts, "retrieval")
+    with open_session(name, **command_line.session_settings(args)) as session:
+        files = files or in_parts.search_in_parts(session, args, search_parts, "retrieval")
         if args.part is None:
             merge(session, files, args.rerank_divisor, args.rerank)
 
 
 def search_parts(session, args):
     """Searches one part, or all parts one after another: yields the part files."""
+    describer, index_ids, queries = prepare(session, args)
     from search import parts  # it loads Keras and faiss
 
-    describer, index_ids, queries = prepare(session, args)
     session.copy_earlier(REPORT_FACTS)  # the merge mounts the parts alone
-    wanted = _plan_search(session, describer, args, queries)
+    expansion, namers = None, _choose_namer(session, describer, args, queries)
     if args.expand_queries or args.augment_index:
-        expansion = _plan_expansion(session, describer, args, index_ids)
-        wanted = dataclasses.replace(wanted, expansion=expansion)
-        if args.expand_queries:
-            queries = parts.expand_queries(session, queries, expansion)
-    for part in numbers_of_parts(args):
+        whole = parts.find_whole_index(session, describer, index_ids, args.part is None)
+        expansion = parts.Expansion(args.expand_queries, args.augment_index, whole)
+    asked = SPLIT, args.parts, args.top, args.normalise
+    wanted = parts.WantedSearch(*asked, *namers, expansion=expansion)
+    if args.expand_queries:
+        queries = parts.expand_queries(session, queries, expansion)
+    for part in in_parts.numbers_of_parts(args):
         yield parts.search_part(session, describer, wanted, queries, part, index_ids)
 
 
 def prepare(session, args):
     """Gives what every part takes: `Describer`, ids of the index images, queries."""
-    require_searchable(session, SPLIT)
-    from search import parts  # it loads Keras and faiss
-
     describer, index_ids = open_images(session, args)
-    queries = parts.find_queries(session, describer, args.queries, args.normalise)
-    return describer, index_ids, queries
+    from search import parts
+
+    queries = parts.find_queries(session, describer, args.queries)
+    return describer, index_ids, queries.of_unit_length() if args.normalise else queries
 
 
 def open_images(session, args):
     """Gives the `Describer` and the ids of the index images."""
-    describer = make_describer(session, args, args.descriptor_dtype)
+    describer = in_parts.make_describer(session, args, SPLIT)
     return describer, read_image_ids(session.source.fetch(INDEX_CSV))
 
 
-def _plan_search(session, describer, args, queries):
-    """Decides which candidates are kept and who names landmarks: `parts.WantedSearch`."""
-    from search import naming, parts
+def _choose_namer(session, describer, args, queries):
+    """Decides which candidates are kept and who names landmarks, as `parts.WantedSearch` has it."""
+    from search import naming
 
     default = default_rerank(describer.recipe) if args.normalise else "divide"
     has_all_reranks = any(RERANKS[name].columns for name in {default, args.rerank or default})
-    namer = naming.Namer()
-    if has_all_reranks or args.names:
-        namer = naming.find_namer(session, describer.fingerprint, queries, args.names)
-    return parts.WantedSearch(
-        SPLIT, args.parts, args.top, args.normalise, default, has_all_reranks, namer,
-        namer.name_queries(queries),
-    )  # fmt: skip
-
-
-def _plan_expansion(session, describer, args, index_ids):
-    """Finds the descriptors of the whole index, made first where this run has all parts."""
-    from descriptors import describe
-    from search import parts
-
-    shards = session.source.select_shards(SPLIT)
-    if args.part is None:
-        describe.describe_shards(session, describer, shards, index_ids)
-    whole = parts.find_whole_index(session, describer, shards, index_ids)
-    return parts.Expansion(args.expand_queries, args.augment_index, whole)
+    named_by = args.names or (None if has_all_reranks else "head")
+    namer = naming.find_namer(session, describer.fingerprint, queries, named_by)
+    return default, has_all_reranks, namer, namer.name(queries, are_queries=True)
 
 
 def merge(session, files, divisor, rerank=None):
-    """Merges all parts into the submission, checks it, scores it and draws neighbors.png.
+    """Merges the parts into the submission, checks it, scores it and draws neighbors.png.
 
     Args:
-        files: paths of all the parts.
-        divisor: of the squared distance to images of the query's landmark; 1 = no rerank.
+        files: paths of all the parts; an ExpectedError if they do not belong together.
+        divisor: as of `merge_parts`.
         rerank: one of `reranks.RERANKS`; None is that of the model's recipe.
-
-    Raises:
-        ExpectedError: parts are missing, repeated, damaged or do not belong together.
     """
     parts, fingerprint = load_parts(files)
-    _require_own_model(session, files[0], fingerprint)
     rerank, num_nearest = rerank or fingerprint.get("rerank", "divide"), fingerprint["top"]
-    _require_candidates(files[0], parts[0], rerank)
-    test_ids = read_test_ids(session.source, files[0], parts[0].query_ids)
+    _require_fitting(session, files[0], fingerprint, parts[0], rerank)
+    test_ids = in_parts.read_test_ids(session.source, files[0], parts[0].query_ids)
     ranking = merge_parts(parts, divisor, num_nearest, rerank)
-    path = session.path(RETRIEVAL_SUBMISSION)
-    write_retrieval_submission(
-        path, test_ids, ranking.query_ids, ranking.row_ends, ranking.image_ids
-    )
-    left_out, num_indexed = _tell_left_out(session, path, parts, test_ids)
-    print(path)
+    left_out, num_indexed = _write(session, parts, ranking, test_ids)
     rankings = {"mAP@100": ranking}
     is_reranked = rerank != "none" and (rerank != "divide" or divisor > 1)
     if is_reranked and session.source.exists(RETRIEVAL_SOLUTION):
@@ -221,53 +167,44 @@ def merge(session, files, divisor, rerank=None):
         rankings = {"mAP@100 without the rerank": plain} | rankings
     rankings = {name: found.as_rows(test_ids) for name, found in rankings.items()}
     scores, solution = score(session, "retrieval", rankings)
-    scored = score_queries(ranking, solution)
+    scored = neighbors.score_queries(ranking, solution)
     rows = draw(session, parts, ranking, scored)
     divided = f"squared distances within the landmark / {divisor:g}"
     facts = {
+        "num_indexed": num_indexed, "left_out": left_out, "rerank": rerank,
         "scores": [{"name": name, "usages": usages} for name, usages in scores.items()],
-        "num_indexed": num_indexed,
-        "left_out": left_out,
-        "rerank": rerank,
         "details": [["parts", len(parts)], ["rerank", divided if rerank == "divide" else rerank]],
-    }
+    }  # fmt: skip
     write_report(
         session, "retrieval",
         lambda: retrieved.gather(session, facts, fingerprint, solution, scored, rows),
     )  # fmt: skip
 
 
-def _require_candidates(path, part, rerank):
-    """Raises ExpectedError unless a part has what a rerank needs; an earlier version's may not."""
-    if rerank not in RERANKS or not RERANKS[rerank].columns.keys() <= part.more.keys():
-        raise ExpectedError(
-            f"{path}: it has no candidates of the rerank {rerank}; expected those of all reranks",
-            setting="rerank",
-        )
-
-
-def _require_own_model(session, file, fingerprint):
-    """Raises ExpectedError if the output was predicted by another model than the parts."""
-    path = session.path(QUERIES)
-    try:
+def _require_fitting(session, file, fingerprint, part, rerank):
+    """Raises ExpectedError if a part is of another model, or lacks what the rerank needs."""
+    path, own = session.path(QUERIES), fingerprint
+    with contextlib.suppress(ExpectedError):  # not there, or damaged: a search makes it again
         own = load_page(path)[1]
-    except ExpectedError:  # not there, or damaged: a search makes it again
-        return
     if own.get("model") != fingerprint.get("model"):
-        raise ExpectedError(
-            f"{file}: of another model than {path}; expected parts of the model that predicts; "
-            "search the parts again",
-            setting="old_parts",
-        )
+        what = f"{file}: of another model than {path}; expected parts of the model that predicts"
+        raise ExpectedError(f"{what}; search the parts again", "old_parts")
+    if rerank not in RERANKS or not RERANKS[rerank].columns.keys() <= part.more.keys():
+        what = f"{file}: it has no candidates of the rerank {rerank}"
+        raise ExpectedError(f"{what}; expected those of all reranks", "rerank")
 
 
-def _tell_left_out(session, path, parts, test_ids):
-    """Checks the submission; gives lines on what is not in it, and how many are searched."""
-    num_answered = check_retrieval_submission(path, test_ids)
+def _write(session, parts, ranking, test_ids):
+    """Writes and checks the submission; gives what is not in it, as lines, and images searched."""
+    path = session.path(RETRIEVAL_SUBMISSION)
+    columns = ranking.query_ids, ranking.row_ends, ranking.image_ids
+    submissions.write_retrieval_submission(path, test_ids, *columns)
+    num_answered = submissions.check_retrieval_submission(path, test_ids)
     num_indexed = len(np.unique(np.concatenate([part.index_ids for part in parts])))
     num_known = len(read_image_ids(session.source.fetch(INDEX_CSV)))
     say(f"{num_indexed:,} of {num_known:,} index images searched")
     say(f"{num_answered:,} of {len(test_ids):,} test images have neighbors")
+    print(path)
     missing = {"index": num_known - num_indexed, "test": len(test_ids) - num_answered}
     told = [f"{n:,} {split} images could not be searched." for split, n in missing.items() if n]
     return told, num_indexed
@@ -278,13 +215,14 @@ def draw(session, parts, ranking, scored):
     source, picture = session.source, session.path(NEIGHBORS_PICTURE)
     rows = []
 
+    def read_if_there(name, read):
+        return read(source.fetch(name)) if source.exists(name) else {}
+
     def draw_rows():
-        has_names = source.exists(CATEGORY_CSV)
-        names = read_landmark_names(source.fetch(CATEGORY_CSV)) if has_names else {}
-        has_truths = source.exists(RECOGNITION_SOLUTION)
-        truths = read_recognition_solution(source.fetch(RECOGNITION_SOLUTION)) if has_truths else {}
-        rows.extend(choose_rows(parts, ranking, scored, names, truths))
-        return draw_neighbors(source, rows)
+        names = read_if_there(CATEGORY_CSV, read_landmark_names)
+        truths = read_if_there(RECOGNITION_SOLUTION, submissions.read_recognition_solution)
+        rows.extend(neighbors.choose_rows(parts, ranking, scored, names, truths))
+        return neighbors.draw_neighbors(source, rows)
 
     if draw_picture(picture, draw_rows):
         print(picture)
@@ -292,4 +230,4 @@ def draw(session, parts, ranking, scored):
 
 
 if __name__ == "__main__":
-    run_command_line(main)
+    command_line.run_command_line(main)

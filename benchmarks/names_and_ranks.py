@@ -23,13 +23,8 @@ from data.submissions import read_recognition_solution, read_retrieval_solution
 from descriptors.descriptions import Descriptions, concatenate, load_descriptions, unit_length
 from metrics import average_precision
 from search import gallery, gallery_parts, voting
-from search.reranks import (
-    AGREEMENT_WEIGHT,
-    NUM_NAMING,
-    name_by_both,
-    name_by_head,
-    name_by_neighbors,
-)
+from search.candidates import AGREEMENT_WEIGHT
+from search.reranks import NUM_NAMING, name_by_both, name_by_head, name_by_neighbors
 
 RECIPES = ("frozen", "strong", "2019")
 SHARES = {"all": None, "93%": (0.93, 20), "99%": (0.99, 40)}  # of non-landmarks, draws

@@ -14,18 +14,12 @@ import numpy as np
 import model
 from data.arrays import digest_of, save_table
 from data.landmarks import format_image_id, read_2019_classes
-from data.sources import TRAIN_CSV, digest_of_shards
-from descriptors.descriptions import (
-    Descriptions,
-    concatenate,
-    load_descriptions,
-    load_image_ids,
-    unit_length,
-)
+from data.sources import TEST_CSV, TRAIN_CSV, digest_of_shards
+from descriptors.descriptions import Descriptions, concatenate, load_descriptions, load_image_ids
 from generators import NextShard, Reading, stream_batches, tell_problems
 from model import load_recogniser
 from network.devices import choose_devices
-from runs.session import descriptions_name
+from runs.session import QUERIES, descriptions_name
 from utils import ExpectedError, Progress, format_duration, say
 
 _describers = {}  # the last one that `open_describer` made, by what it was made of
@@ -36,8 +30,6 @@ class Describer:
 
     Args:
         source: its train.csv has the landmarks of the model published in 2019.
-        model_path: the recogniser's file.
-        batch_size: images in a step.
         flipped_too: average with the mirrored image.
         dtype: of the stored descriptors, "float32" or "float16".
     """
@@ -56,12 +48,9 @@ class Describer:
         self.data = dataclasses.replace(self.recipe.data, image_size=recogniser.image_size)
         # Two files of descriptions go together only if all of this is equal.
         self.fingerprint = {
-            "model": recogniser.fingerprint,
-            "batch_size": batch_size,
-            "flipped_too": flipped_too,
-            "descriptor_dtype": dtype,
-            "keeps_aspect": self.data.keep_aspect,
-        }
+            "model": recogniser.fingerprint, "batch_size": batch_size, "flipped_too": flipped_too,
+            "descriptor_dtype": dtype, "keeps_aspect": self.data.keep_aspect,
+        }  # fmt: skip
 
     # What `describe_shards` asks for besides; `training.frozen` has a describer of its own.
     problem = "left empty"  # what becomes of an image that cannot be described
@@ -84,50 +73,37 @@ class Describer:
 
     def fingerprint_for(self, source, shards, image_ids):
         """Gives the fingerprint of a file that describes those of these images that it finds."""
-        return self.fingerprint | {
-            "images": digest_of(image_ids),
-            "shards": digest_of_shards(source, shards),
-        }
+        digests = {"images": digest_of(image_ids), "shards": digest_of_shards(source, shards)}
+        return self.fingerprint | digests
 
     def describe(self, batch, shard):
         """Describes one `Batch` of a shard."""
         n, dtype = len(batch.image_ids), self.dtype
-        class_indices, confidences, descriptors = self.devices.predict_on_batch(
-            self.predictor, batch.images
-        )
-        descriptors, confidences = descriptors[:n].astype(dtype), confidences[:n]
-        is_finite = np.isfinite(descriptors).all(axis=1) & np.isfinite(confidences)
+        outputs = self.devices.predict_on_batch(self.predictor, batch.images)
+        class_indices, confidences, descriptors = (output[:n] for output in outputs)
+        described = Descriptions(
+            batch.image_ids, self.class_table.landmark_ids[class_indices],
+            confidences.astype(np.float32), descriptors.astype(dtype),
+            np.full(n, shard.number, np.int16), batch.locations,
+        )  # fmt: skip
+        is_finite = np.isfinite(described.descriptors).all(axis=1) & np.isfinite(confidences)
         for image_id in batch.image_ids[~is_finite].tolist():
             image = f"{shard.path}: image {format_image_id(image_id)}"
             say(f"{image} {self.problem}: not finite in {dtype}")
-        return Descriptions(
-            batch.image_ids[is_finite],
-            self.class_table.landmark_ids[class_indices[:n][is_finite]],
-            confidences[is_finite].astype(np.float32),
-            descriptors[is_finite],
-            np.full(is_finite.sum(), shard.number, np.int16),
-            batch.locations[is_finite],
-        )
+        return described.only(is_finite)
 
     def allocate(self, num_images):
         """Allocates `Descriptions` of so many images, not yet filled in."""
-        width = self.predictor.output[2].shape[-1]
-        return Descriptions(
-            np.empty(num_images, np.uint64),
-            np.empty(num_images, np.int64),
-            np.empty(num_images, np.float32),
-            np.empty((num_images, width), self.dtype),
-            np.empty(num_images, np.int16),
-            np.empty((num_images, 2), np.int64),
-        )
+        dtypes = np.uint64, np.int64, np.float32, self.dtype, np.int16, np.int64
+        widths = (), (), (), self.predictor.output[2].shape[-1:], (), (2,)
+        columns = zip(widths, dtypes, strict=True)
+        return Descriptions(*(np.empty((num_images, *width), dtype) for width, dtype in columns))
 
 
 def open_describer(source, model_path, *settings):
     """Makes a `Describer`, once for all jobs of a worker while the model's file is the same."""
-    if not Path(model_path).is_file():
-        return Describer(source, model_path, *settings)  # it says what is wrong
-    facts = os.stat(model_path)
-    key = source, model_path, settings, facts.st_mtime_ns, facts.st_size
+    facts = os.stat(model_path) if Path(model_path).is_file() else None  # which is told below
+    key = source, model_path, settings, facts and (facts.st_mtime_ns, facts.st_size)
     if key not in _describers:
         _describers.clear()  # a network takes memory
         _describers[key] = Describer(source, model_path, *settings)
@@ -157,10 +133,8 @@ def describe_shards(session, describer, shards, image_ids):
     if missing := [shard for shard in shards if shard not in described]:
         describer.prepare(session, missing, image_ids)
     reading = Reading(describer.data, describer.batch_size, image_ids=image_ids)
-    stream = stream_batches(
-        source, [(0, shard) for shard in missing], reading,
-        session.stop.requested, session.num_skippable(len(shards)),
-    )  # fmt: skip
+    limits = session.stop.requested, session.num_skippable(len(shards))
+    stream = stream_batches(source, [(0, shard) for shard in missing], reading, *limits)
     times = []
     for shard in missing:
         done = f"{len(described)} of {len(shards)} {shard.split} shards described"
@@ -193,43 +167,31 @@ def _describe_shard(describer, shard, stream, stop, done):
     return rows, batches.waited_s
 
 
-def describe_split(session, describer, split, image_ids, name):
-    """Describes all shards of a split and gathers them in one file.
+def describe_queries(session, describer, image_ids):
+    """Describes all test shards into queries.npz: `Descriptions` by ascending image id.
 
-    Args:
-        session, describer, image_ids: as for `describe_shards`.
-        split: "train", "index" or "test".
-        name: of the output's file, whose fingerprint says which shards were left out. The shards'
-            own files are removed if none was.
-
-    Returns:
-        `Descriptions` by ascending image id.
+    Its fingerprint says which shards were left out. Their own files are removed if none was.
     """
-    shards = session.source.select_shards(split)
+    source, shards = session.source, session.source.select_shards("test")
     found, left_out = describe_shards(session, describer, shards, image_ids)
-    descriptions = gather(found, describer)
-    if not len(descriptions) and not left_out:
-        raise ExpectedError(
-            f"{session.source}: none of the {len(image_ids):,} {split} images is in its "
-            f"{len(shards)} {split} shards; expected the images that metadata/{split}.csv names; "
-            "check that table and shards belong together",
-            setting="source",
-        )
-    fingerprint = describer.fingerprint_for(session.source, shards, image_ids)
-    save_table(session.path(name), descriptions, fingerprint | {"left_out": left_out})
-    if not left_out:
-        for shard in shards:
-            session.path(descriptions_name(shard)).unlink(missing_ok=True)
-    return descriptions
+    joined = gather(found, describer)
+    if not len(joined) and not left_out:
+        what = f"none of the {len(image_ids):,} test images is in its {len(shards)} test shards"
+        expected = f"the images that {TEST_CSV} names; check that table and shards belong together"
+        raise ExpectedError(f"{source}: {what}; expected {expected}", "source")
+    fingerprint = describer.fingerprint_for(source, shards, image_ids) | {"left_out": left_out}
+    save_table(session.path(QUERIES), joined, fingerprint)
+    for shard in () if left_out else shards:
+        session.path(descriptions_name(shard)).unlink(missing_ok=True)
+    return joined
 
 
 def gather(found, describer, normalise=False, keeps_repeated=False):
-    """Joins the files of shards into `Descriptions` by ascending image id.
+    """Joins the files of shards, as of `describe_shards`, into `Descriptions` by image id.
 
     File after file goes to its place, so that the descriptors are in memory once, not twice.
 
     Args:
-        found: dict of file -> image ids, as `describe_shards` gives it.
         normalise: scale the descriptors to length 1.
         keeps_repeated: keep all pictures of an id that appears twice, not the first alone.
     """
@@ -239,15 +201,11 @@ def gather(found, describer, normalise=False, keeps_repeated=False):
         rows = np.unique(ids, return_index=True)[1]
     places = np.full(len(ids), -1)
     places[rows] = np.arange(len(rows))
-    descriptions = describer.allocate(len(rows))
-    begin = 0
+    joined = describer.allocate(len(rows))
     for path, image_ids in found.items():
+        of_piece, places = np.split(places, [len(image_ids)])
         piece = load_descriptions(path)[0]
-        if normalise:
-            piece = dataclasses.replace(piece, descriptors=unit_length(piece.descriptors))
-        of_piece = places[begin : begin + len(image_ids)]
-        begin += len(image_ids)
-        for field in dataclasses.fields(piece):
-            column = getattr(piece, field.name)[of_piece >= 0]
-            getattr(descriptions, field.name)[of_piece[of_piece >= 0]] = column
-    return descriptions
+        piece = piece.of_unit_length() if normalise else piece
+        for name, column in vars(piece.only(of_piece >= 0)).items():
+            getattr(joined, name)[of_piece[of_piece >= 0]] = column
+    return joined

@@ -1,11 +1,10 @@
 """Per-image outputs of the network, and their files."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from data.arrays import check_arrays, column, columns_of, load_arrays
-from utils import ExpectedError
 
 NORMALISED_ROWS = 4096  # at a time: float32 copies of more would not stay small
 
@@ -17,7 +16,7 @@ class Descriptions:
     image_ids: np.ndarray = column("uint64", "images")
     landmark_ids: np.ndarray = column("int64", "images")  # the best landmark
     confidences: np.ndarray = column("float32", "images", at_least=-1)  # its probability or cosine
-    # e.g. the 2048 values of ResNet50's pooling.
+    # e.g. the 2048 values of ResNet50's pooling
     descriptors: np.ndarray = column("float32 float16", "images", "channels")
     # the shard that holds the image
     shard_numbers: np.ndarray = column("int16", "images", at_least=0)
@@ -29,7 +28,11 @@ class Descriptions:
 
     def only(self, rows):
         """Gives these rows alone."""
-        return Descriptions(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return Descriptions(*(column[rows] for column in vars(self).values()))
+
+    def of_unit_length(self):
+        """Gives the same with descriptors of length 1."""
+        return replace(self, descriptors=unit_length(self.descriptors))
 
     @property
     def places(self):
@@ -39,12 +42,8 @@ class Descriptions:
 
 def concatenate(pieces):
     """Joins a non-empty list of `Descriptions`, or of another dataclass of arrays."""
-    return type(pieces[0])(
-        *(
-            np.concatenate([getattr(piece, field.name) for piece in pieces])
-            for field in fields(pieces[0])
-        )
-    )
+    columns = zip(*(vars(piece).values() for piece in pieces), strict=True)
+    return type(pieces[0])(*map(np.concatenate, columns))
 
 
 def unit_length(descriptors):
@@ -60,21 +59,12 @@ def unit_length(descriptors):
 def load_descriptions(path, order=None):
     """Reads and checks what `save_table` wrote: (`Descriptions`, fingerprint).
 
-    Args:
-        path: the file.
-        order: of the image ids, see `Column`.
-
-    Raises:
-        ExpectedError: it is damaged, or no file of descriptions.
+    `order` is that of the image ids, see `Column`. Raises ExpectedError if it is damaged, or no
+    file of descriptions.
     """
     arrays, fingerprint = load_arrays(path)
     columns = columns_of(Descriptions)
     columns["image_ids"] = replace(columns["image_ids"], order=order)
-    if arrays.keys() != columns.keys():
-        raise ExpectedError(
-            f"{path}: it holds {', '.join(sorted(arrays))[:80]}; expected descriptions; "
-            "give a queries.npz or a file of descriptors/"
-        )
     check_arrays(path, arrays, columns)
     return Descriptions(**arrays), fingerprint
 

@@ -11,9 +11,8 @@ sections        ... what is in each section
 charts          ... charts, as SVG
 markup          ... HTML in strings
 neighbors       neighbors.png
-photos          a person's photos: found, read, drawn with what they were named
+photos          a person's photos: found, drawn with what they were named; described pictures near
 photo_answer    one photo: its landmark, the runners-up, how sure
-photo_nearest   described pictures, and those nearest to one photo
 take_away       a folder to take along: model, names, threshold, example, card
 threshold       below which confidence a photo probably shows no landmark
 """

@@ -16,34 +16,33 @@ def line_chart(title, labels, series, counts=False, **axes_options):
     """Draws lines; gives `Markup`.
 
     Args:
-        title: of the chart.
         labels: (below, beside) the axes.
-        series: list of (name, color of `COLORS`, x, y, marker or None); of many points some are
-            drawn, the first and the last among them.
+        series: list of (name, color of `COLORS`, x, y, perhaps matplotlib's word for dots); None
+            in y is no point. Of many points some are drawn, the first and the last among them.
         counts: whether the axis below has whole numbers alone.
         axes_options: of matplotlib's Axes, e.g. `ylim`.
     """
     figure, axes = _start(labels)
-    for name, color, x, y, marker in series:
-        places = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).astype(int))
-        x, y = np.asarray(x)[places], np.asarray(y)[places]
-        axes.plot(x, y, color=COLORS[color], label=name, marker=marker, markersize=4, lw=1.8)
+    for name, color, x, y, *dots in series:
+        there = np.flatnonzero(~np.isnan(np.asarray(y, float)))
+        places = np.linspace(0, len(there) - 1, min(len(there), MAX_POINTS)).astype(int)
+        x, y = (np.asarray(values, float)[there[places]] for values in (x, y))
+        axes.plot(x, y, *dots, color=COLORS[color], label=name, markersize=4, lw=1.8)
     axes.set(**axes_options)
     if counts:
         axes.xaxis.get_major_locator().set_params(integer=True)
     return _finish(figure, title, [name for name, *_ in series])
 
 
-def histogram(title, labels, groups, line=None):
+def histogram(title, labels, edges, groups, line=None):
     """Draws how values of several groups spread, each group as shares of its own; gives `Markup`.
 
     Args:
-        title, labels: as of `line_chart`.
-        groups: list of (name, color of `COLORS`, (edges, counts)).
+        groups: list of (name, color of `COLORS`, counts between the edges).
         line: (value, name) to mark, or None.
     """
     figure, axes = _start(labels)
-    for name, color, (edges, counts) in groups:
+    for name, color, counts in groups:
         shares = np.array(counts) / max(1, sum(counts))
         axes.stairs(shares, edges, color=COLORS[color], label=name, lw=1.8)
         axes.stairs(shares, edges, color=COLORS[color], fill=True, alpha=0.14)
@@ -75,14 +74,12 @@ def _finish(figure, title, names):
     import matplotlib
 
     if len(names) > 1:
-        figure.legend(
-            loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, fontsize=8.5
-        )
+        look = {"frameon": False, "labelcolor": INK, "fontsize": 8.5}
+        figure.legend(loc="outside upper left", ncols=2, **look)
     buffer = io.BytesIO()
+    options = {"transparent": True, "bbox_inches": "tight", "metadata": {"Date": None}}
     with matplotlib.rc_context({"svg.hashsalt": title}):
-        figure.savefig(
-            buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None}
-        )
+        figure.savefig(buffer, format="svg", **options)
     picture = f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     image = tag("img", src=picture, alt=f"{title}: {', '.join(names)}")
     return tag("figure", tag("figcaption", title), image, class_="chart")

@@ -11,7 +11,6 @@ def tag(name, /, *children, **attributes):
     """Writes an element, e.g. `tag("td", 12, class_="number")`; gives `Markup`.
 
     Args:
-        name: of the element.
         children: `Markup`, or anything else, which is escaped; None is left out.
         attributes: a `_` at the end is dropped, others become `-`; None and False leave an
             attribute out, True gives it no value.
@@ -37,24 +36,19 @@ def table(header, rows, numeric=(), **attributes):
     """Writes a table that scrolls by itself where the screen is narrow.
 
     Args:
-        header: list of column names.
         rows: list of lists of cells; a cell may be (value to sort by, what is shown).
         numeric: places of the columns of numbers, which are set to the right.
-        attributes: of the table.
     """
-    heads = [tag("th", name, scope="col", class_=_kind(i, numeric))
-             for i, name in enumerate(header)]  # fmt: skip
-    lines = [tag("tr", *(_cell(cell, _kind(i, numeric)) for i, cell in enumerate(row)))
-             for row in rows]  # fmt: skip
+    kinds = ["number" if column in numeric else None for column in range(len(header))]
+    heads = [tag("th", name, scope="col", class_=kind)
+             for name, kind in zip(header, kinds, strict=True)]  # fmt: skip
+    lines = []
+    for row in rows:
+        cells = []
+        for cell, kind in zip(row, kinds, strict=True):
+            key, shown = cell if isinstance(cell, tuple) else (None, cell)
+            cells.append(tag("td", shown, class_=kind, data_key=key))
+        lines.append(tag("tr", *cells))
     body = join(tag("thead", tag("tr", *heads)), tag("tbody", *lines))
     return tag("div", tag("table", body, **attributes), class_="scrolls", tabindex="0",
                role="region", aria_label=f"table: {', '.join(map(str, header))}")  # fmt: skip
-
-
-def _kind(column, numeric):
-    return "number" if column in numeric else None
-
-
-def _cell(cell, kind):
-    key, shown = cell if isinstance(cell, tuple) else (None, cell)
-    return tag("td", shown, class_=kind, data_key=key)

@@ -1,7 +1,8 @@
 """neighbors.png: some queries with their nearest index images, right ones framed green."""
 
 import functools
-from dataclasses import dataclass, replace
+from collections import namedtuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from data.images import BadImageError, make_thumbnail
 from data.landmarks import format_image_id
 from data.sources import Shard
 from metrics import average_precision
-from utils import ExpectedError
+from utils import ExpectedError, say
 
 NUM_SHOWN = 10  # nearest images in a row
 NUM_ROWS_EACH = 2  # best, median and worst queries
@@ -22,52 +23,42 @@ class Picture:
     """An image of the source and what is written about it."""
 
     image_id: str  # 16 hex characters
-    shard: Shard  # `Shard` that holds it
+    shard: Shard  # that holds it
     location: tuple  # its (offset, size) in bytes there
     caption: str = ""  # lines to write under it
     is_right: bool | None = None  # it shows what the query shows; None where nobody knows
 
 
-@dataclass(frozen=True)
-class NeighborRow:
-    """A query `Picture`, a title such as `best: AP 1.00`, and its nearest images' `Picture`s."""
-
-    query: Picture
-    title: str
-    nearest: tuple
+# A `Picture`, a title such as `best: AP 1.00`, and a tuple of the nearest images' `Picture`s.
+NeighborRow = namedtuple("NeighborRow", "query title nearest")
 
 
 def choose_rows(parts, ranking, scored, names, truths):
-    """Chooses the best, median and worst queries by average precision.
+    """Chooses the best, median and worst queries by average precision: list of `NeighborRow`.
 
     Args:
         parts: list of `merging.Part`.
-        scored: list of `score_queries`; empty where nobody knows, which makes the choice one of
-            evenly spaced queries.
-        names: dict, landmark id -> name; may be empty.
-        truths: dict, image id (str) -> RecognitionTruth; empty where nobody knows.
-
-    Returns:
-        list of `NeighborRow`.
+        scored: list of `score_queries`; where it is empty, evenly spaced queries are chosen.
+        names, truths: dicts, landmark id -> name, image id (str) -> RecognitionTruth; may be empty.
     """
     begins = np.concatenate([[0], ranking.row_ends])
 
-    def make_row(query, title, relevant):
+    def make_row(query, title="", relevant=None):
         nearest = []
         for rank in range(begins[query], min(begins[query] + NUM_SHOWN, begins[query + 1])):
             part, position = parts[ranking.parts[rank]], ranking.positions[rank]
-            found = make_picture("index", ranking.image_ids[rank], part.index_places[position])
+            image_id, place = ranking.image_ids[rank], part.index_places[position]
             named = name(part.index_landmarks[position])
             caption = f"{ranking.distances[rank]:.4g}, named\n{named}"
-            is_right = None if relevant is None else found.image_id in relevant
-            nearest.append(replace(found, caption=caption, is_right=is_right))
-        asked = make_picture("test", ranking.query_ids[query], parts[0].query_places[query])
-        truth = truths.get(asked.image_id)
+            is_right = relevant and format_image_id(image_id) in relevant
+            nearest.append(make_picture("index", image_id, place, caption, is_right))
+        image_id = ranking.query_ids[query]
+        truth = truths.get(format_image_id(image_id))
         if truth and truth.landmark_ids:
             caption = f"query\n{name(min(truth.landmark_ids))}"
         else:
             caption = f"query, named\n{name(parts[0].query_landmarks[query])}"
-        asked = replace(asked, caption=caption)
+        asked = make_picture("test", image_id, parts[0].query_places[query], caption)
         return NeighborRow(asked, title, tuple(nearest))
 
     def name(landmark_id):
@@ -76,17 +67,13 @@ def choose_rows(parts, ranking, scored, names, truths):
     if not scored:
         num_queries = len(ranking.query_ids)
         chosen = np.linspace(0, num_queries - 1, min(num_queries, 3 * NUM_ROWS_EACH)).astype(int)
-        return [make_row(query, "", None) for query in chosen]
+        return list(map(make_row, chosen))
     middle = max(0, (len(scored) - NUM_ROWS_EACH) // 2)
-    groups = {
-        "best": scored[:NUM_ROWS_EACH],
-        "median": scored[middle : middle + NUM_ROWS_EACH],
-        "worst": scored[-NUM_ROWS_EACH:],
-    }
+    begins_of_kind = {"best": 0, "median": middle, "worst": max(0, len(scored) - NUM_ROWS_EACH)}
     return [
         make_row(query, f"{kind}: AP {precision:.2f}", relevant)
-        for kind, group in groups.items()
-        for precision, query, relevant in group
+        for kind, first in begins_of_kind.items()
+        for precision, query, relevant in scored[first : first + NUM_ROWS_EACH]
     ]
 
 
@@ -108,35 +95,29 @@ def picture_of(split, images, row):
     return make_picture(split, images.image_ids[row], place)
 
 
-def make_picture(split, image_id, place):
-    """Gives the `Picture` of an image at (shard number, offset, size)."""
+def make_picture(split, image_id, place, *told):
+    """Gives the `Picture` of an image at (shard number, offset, size), and what is told of it."""
     number, offset, size = place.tolist()
-    return Picture(format_image_id(image_id), Shard(split, number), (offset, size))
+    return Picture(format_image_id(image_id), Shard(split, number), (offset, size), *told)
 
 
 def draw_neighbors(source, rows):
-    """Draws rows of a query and its nearest images, which are read by byte range.
-
-    Args:
-        rows: list of `NeighborRow`.
-
-    Returns:
-        matplotlib Figure.
-
-    Raises:
-        ExpectedError: the source does not give an image, or gives one that cannot be decoded.
-    """
+    """Draws `NeighborRow`s, see `read_thumbnail`; gives a matplotlib Figure."""
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(18, 2.25 * len(rows) + 0.4), layout="constrained")
     grid = figure.subplots(len(rows), NUM_SHOWN + 1, squeeze=False) if rows else []
     for row, line in zip(rows, grid, strict=True):
-        _draw_picture(source, row.query, line[0], "black")
         line[0].set_title(row.title, fontsize=10, fontweight="bold")
-        for axes, picture in zip(line[1:], row.nearest, strict=False):
-            color, mark = LOOKS[picture.is_right]
-            _draw_picture(source, replace(picture, caption=mark + picture.caption), axes, color)
-        for axes in line[1 + len(row.nearest) :]:
+        looks = [("black", ""), *(LOOKS[picture.is_right] for picture in row.nearest)]
+        pictures = zip(line, (row.query, *row.nearest), looks, strict=False)
+        for axes, picture, (color, mark) in pictures:
+            axes.imshow(read_thumbnail(source, picture))
+            axes.set(xticks=[], yticks=[])
+            axes.set_xlabel(mark + picture.caption, fontsize=8)
+            for spine in axes.spines.values():
+                spine.set(color=color, linewidth=3.5)
+        for axes in line[len(looks) :]:
             axes.axis("off")
     figure.suptitle(
         "each query with its landmark, and its nearest index images: ✓ the same one, ✗ another; "
@@ -145,20 +126,11 @@ def draw_neighbors(source, rows):
     return figure
 
 
-def _draw_picture(source, picture, axes, color):
-    axes.imshow(read_thumbnail(source, picture))
-    axes.set(xticks=[], yticks=[])
-    axes.set_xlabel(picture.caption, fontsize=8)
-    for spine in axes.spines.values():
-        spine.set(color=color, linewidth=3.5)
-
-
 @functools.lru_cache(256)  # drawn here, the same pictures are in the report
 def read_thumbnail(source, picture):
     """Reads a `Picture` by byte range as a PIL image of at most 256 x 256 pixels.
 
-    Raises:
-        ExpectedError: the source does not give it, or gives one that cannot be decoded.
+    Raises ExpectedError if the source does not give it, or it cannot be decoded.
     """
     try:
         return make_thumbnail(source.read_range(picture.shard, *picture.location), 256)
@@ -168,3 +140,12 @@ def read_thumbnail(source, picture):
             f"{picture.shard.path}: image {picture.image_id}: {reason}; expected a picture at byte "
             f"{picture.location[0]}; take another copy of the shard, or search it again"
         ) from error
+
+
+def find_thumbnail(source, picture, told):
+    """Reads as `read_thumbnail` does; where that fails, it says so and gives None."""
+    try:
+        return read_thumbnail(source, picture)
+    except (ExpectedError, OSError) as error:
+        say(f"{error}: {told}")
+        return None

@@ -21,24 +21,24 @@ h3 { font-size: 1rem; margin: 24px 0 6px; }
 p { margin: 0 0 12px; max-width: 72ch; }
 .quiet, figcaption, footer { color: var(--ink-2); }
 a { color: var(--blue); }
-nav { margin: 14px 0 0; display: flex; flex-wrap: wrap; gap: 4px 18px; }
-nav a { padding: 4px 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 14px;
-  margin: 18px 0 8px; padding: 0; list-style: none; }
+nav { margin: 14px 0 0; display: flex; flex-wrap: wrap; gap: 4px 18px; } nav a { padding: 4px 0; }
+.tiles, .charts, .cards, .pictures { display: grid; gap: 14px; margin: 14px 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(var(--least), 100%), 1fr)); }
+.cards, .pictures {
+  grid-template-columns: repeat(auto-fill, minmax(min(var(--least), 100%), 1fr)); }
+.tiles { --least: 190px; padding: 0; list-style: none; } .charts { --least: 330px; }
+.cards { --least: 540px; } .pictures { --least: 160px; gap: 8px; margin: 0; }
 .tiles li, .card, figure.chart { background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; }
 .tiles li { padding: 12px 16px; }
 .tiles b { display: block; font-size: 1.9rem; line-height: 1.2;
   font-variant-numeric: tabular-nums; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr));
-  gap: 14px; margin: 14px 0; }
 figure { margin: 0; }
 figure.chart { padding: 12px 12px 6px; }
 figure.chart img { display: block; width: 100%; height: auto; }
 figure.chart figcaption { font-weight: 600; color: var(--ink); margin-bottom: 4px; }
 .scrolls { overflow-x: auto; margin: 10px 0; max-width: 100%; }
-.tall { max-height: 32rem; overflow-y: auto; }
-.tall .scrolls { overflow: visible; }
+.tall { max-height: 32rem; overflow-y: auto; } .tall .scrolls { overflow: visible; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 14px 5px 0; text-align: left; border-bottom: 1px solid var(--line);
   vertical-align: top; }
@@ -49,12 +49,7 @@ th button { all: unset; cursor: pointer; text-decoration: underline dotted; }
 th button:focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(540px, 100%), 1fr));
-  gap: 14px; margin: 12px 0; }
-.card { padding: 12px; }
-.card p { margin: 0 0 8px; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr));
-  gap: 8px; }
+.card { padding: 12px; } .card p { margin: 0 0 8px; }
 .pictures figcaption { font-size: .8rem; line-height: 1.25; overflow-wrap: anywhere; }
 .frame { width: 100%; aspect-ratio: 1; display: block; object-fit: contain;
   background: var(--page); border: 3px solid var(--line); border-radius: 6px; }
@@ -62,12 +57,11 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
 .query { border-color: var(--blue); }
 .missing { display: grid; place-items: center; font-size: .8rem; color: var(--ink-2); }
 .mark { font-weight: 700; } .mark.yes { color: var(--green); } .mark.no { color: var(--red); }
-.changed td { font-weight: 600; }
 details { margin: 10px 0; } summary { cursor: pointer; }
 footer { padding: 40px 20px 28px; font-size: .9rem; }
 @media (max-width: 500px) { main, header, footer { padding-left: 14px; padding-right: 14px; }
-  .pictures { grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); }
-  table { font-size: .85rem; } th { white-space: normal; } th, td { padding-right: 9px; } }
+  .pictures { --least: 96px; } table { font-size: .85rem; } th { white-space: normal; }
+  th, td { padding-right: 9px; } }
 """
 
 # Sorts the tables of the class `sorts`; without it they stand in the order of the most images.
@@ -83,16 +77,10 @@ for (const table of document.querySelectorAll("table.sorts")) {
       const down = head.getAttribute("aria-sort") !== "descending";
       heads.forEach(other => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const key = row => {
-        const cell = row.cells[column];
-        return cell.dataset.key === undefined ? cell.textContent : Number(cell.dataset.key);
-      };
-      const rows = [...body.rows].sort((a, b) => {
-        const x = key(a), y = key(b);
-        const order = typeof x === "number" ? x - y : x.localeCompare(y);
-        return down ? -order : order;
-      });
-      body.append(...rows);
+      const key = row => row.cells[column].dataset.key, name = row => row.cells[column].textContent;
+      const rows = [...body.rows].sort((a, b) =>
+        key(a) ? key(a) - key(b) : name(a).localeCompare(name(b)));
+      body.append(...(down ? rows.reverse() : rows));
     });
   });
 }
@@ -111,14 +99,13 @@ OF_A_RUN = {
 def render(all_facts):
     """Writes the page, a whole HTML document: str.
 
-    Args:
-        all_facts: dict, name of a script -> its facts: `title`, `run` as of `run.describe_run`, and
-            what `recognised` or `retrieved` gathers; all but these two may be missing.
+    `all_facts` is a dict, name of a script -> its facts: `title`, `run` as of `run.describe_run`,
+    and what `recognised` or `retrieved` gathers; all but these two may be missing.
     """
-    parts = _parts(all_facts)
-    links = [tag("a", title, href=f"#{name}") for title, name, _ in parts]
-    bodies = [tag("section", tag("h2", title, id=name), content)
-              for title, name, content in parts]  # fmt: skip
+    links, bodies = [], []
+    for title, name, content in _parts(all_facts):
+        links.append(tag("a", title, href=f"#{name}"))
+        bodies.append(tag("section", tag("h2", title, id=name), content))
     titles = " and ".join(facts["title"].lower() for facts in all_facts.values())
     last = list(all_facts.values())[-1]["run"]
     head = join(
@@ -142,13 +129,13 @@ def render(all_facts):
 
 
 def _parts(all_facts):
-    """Lists (title, name, content) of the sections that there are."""
-    parts = [("Scores", "scores", sections.scores(all_facts))]
+    """Yields (title, name, content) of the sections that there are."""
+    yield "Scores", "scores", sections.scores(all_facts)
     for title, write in OF_A_RUN.items():
         written = {name: write(facts) for name, facts in all_facts.items()}
         written = {name: content for name, content in written.items() if content}
         for name, content in written.items():
             of = f": {all_facts[name]['title'].lower()}" if len(written) > 1 else ""
-            parts.append((title + of, f"{title.split()[0].lower()}-{name}", content))
-    parts.append(("Left out", "left-out", sections.left_out(all_facts)))
-    return [*parts, ("What ran", "what-ran", sections.runs(all_facts))]
+            yield title + of, f"{title.split()[0].lower()}-{name}", content
+    yield "Left out", "left-out", sections.left_out(all_facts)
+    yield "What ran", "what-ran", sections.runs(all_facts)

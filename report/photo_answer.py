@@ -10,8 +10,7 @@ from data.images import PHOTO_FORMATS, decode_image
 from data.landmarks import name_of_category, read_2019_classes, read_categories
 from data.sources import CATEGORY_CSV, TRAIN_CSV
 from model import load_recogniser
-from report.photo_nearest import find_nearest, of_model
-from report.photos import Answer, Guess, Near
+from report.photos import Answer, Guess, Near, find_nearest, of_model
 from report.threshold import load_calibration
 from runs.session import CALIBRATION, CATEGORIES
 from utils import ExpectedError, say
@@ -21,52 +20,34 @@ NUM_UNTRACED = 12  # photos; tracing MobileNetV2 takes as long as 18, and a trac
 
 
 class PhotoNamer:
-    """A recogniser in the form that answers for one photo.
-
-    Args:
-        session: `Session`; its source may be None.
-        model_path: the recogniser's file.
-        described: list of `photo_nearest.load_described`.
-        num_nearest: pictures to name beside each photo.
-    """
+    """A recogniser that answers for one photo after another; the session's source may be None."""
 
     def __init__(self, session, model_path, described, num_nearest):
-        recogniser = load_recogniser(model_path, lambda: _classes_of_2019(session.source))
-        self.network = model.build_with_descriptor(recogniser.classifier)
-        self.landmark_ids = recogniser.class_table.landmark_ids
-        self.image_size = recogniser.image_size
-        self.keeps_aspect = recogniser.recipe.data.keep_aspect
+        self.model = load_recogniser(model_path, lambda: _classes_of_2019(session.source))
+        self.network = model.build_with_descriptor(self.model.classifier)
         folders = (model_path.parent, session.output)
-        self.calibration = find_calibration(folders, recogniser.fingerprint)
+        self.calibration = find_calibration(folders, self.model.fingerprint)
         self.categories = find_categories(folders, session.source)
-        self.described = of_model(described, recogniser.fingerprint)
+        self.described = of_model(described, self.model.fingerprint)
         self.num_nearest, self.num_photos = num_nearest, 0
 
     def name(self, path, data):
-        """Names the landmark of one photo; gives `Answer`.
-
-        Args:
-            path: the photo's file.
-            data: its bytes.
-
-        Raises:
-            BadImageError: it cannot be decoded.
-        """
-        pixels = decode_image(data, self.image_size, self.keeps_aspect, formats=PHOTO_FORMATS)
+        """Names the landmark of a file and its bytes: `Answer`; raises BadImageError."""
+        fitted = self.model.image_size, self.model.recipe.data.keep_aspect
+        pixels = decode_image(data, *fitted, formats=PHOTO_FORMATS)
         outputs = self._forward(pixels[None])
         confidences, descriptor = (model.to_numpy(output)[0] for output in outputs)
-        best = np.argsort(-confidences, kind="stable")[:NUM_GUESSES]
-        guesses = tuple(self._guess(self.landmark_ids[i], confidences[i]) for i in best)
+        guesses = []
+        for place in np.argsort(-confidences, kind="stable")[:NUM_GUESSES].tolist():
+            one = int(self.model.class_table.landmark_ids[place])
+            about = name_landmark(one, self.categories), self.categories.get(one)
+            guesses.append(Guess(one, *about, float(confidences[place])))
         is_landmark = None
         if self.calibration:
-            is_landmark = bool(confidences[best[0]] >= self.calibration.threshold)
-        nearest = tuple(
-            Near(picture, distance, landmark_id, self._name_of(landmark_id))
-            for picture, distance, landmark_id in find_nearest(
-                self.described, descriptor, self.num_nearest
-            )
-        )
-        return Answer(path, guesses, is_landmark, nearest)
+            is_landmark = bool(confidences.max() >= self.calibration.threshold)
+        nearest = find_nearest(self.described, descriptor, self.num_nearest)
+        nearest = [Near(*near, name_landmark(near[-1], self.categories)) for near in nearest]
+        return Answer(path, tuple(guesses), is_landmark, tuple(nearest))
 
     def _forward(self, images):
         """Calls the network layer by layer for the first photos: tracing it would take longer."""
@@ -75,22 +56,16 @@ class PhotoNamer:
             return self.network(images, training=False)
         return self.network.predict_on_batch(images)
 
-    def _guess(self, landmark_id, confidence):
-        category = self.categories.get(int(landmark_id))
-        return Guess(int(landmark_id), self._name_of(landmark_id), category, float(confidence))
 
-    def _name_of(self, landmark_id):
-        category = self.categories.get(int(landmark_id))
-        return name_of_category(category) if category else f"landmark {landmark_id}"
+def name_landmark(landmark_id, categories):
+    """Gives the name in the address of a landmark's category; of a dict of them, maybe empty."""
+    return name_of_category(categories.get(landmark_id, "")) or f"landmark {landmark_id}"
 
 
 def _classes_of_2019(source):
     if source is None:
-        raise ExpectedError(
-            "the model published in 2019 does not hold its landmarks; expected a source with its "
-            f"{TRAIN_CSV}",
-            setting="source",
-        )
+        what = "the model published in 2019 does not hold its landmarks"
+        raise ExpectedError(f"{what}; expected a source with its {TRAIN_CSV}", "source")
     return read_2019_classes(source.fetch(TRAIN_CSV))
 
 

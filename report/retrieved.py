@@ -14,9 +14,7 @@ def gather(session, facts, fingerprint, solution, scored, rows):
     Args:
         facts: dict, what the merge knows of them; `num_indexed` images.
         fingerprint: what the parts share.
-        solution: dict of `read_retrieval_solution`; empty where nobody knows.
-        scored: list of `neighbors.score_queries`.
-        rows: list of `neighbors.NeighborRow` to show.
+        solution, scored, rows: of `read_retrieval_solution`, `score_queries`, `choose_rows`.
     """
     length = "length 1" if fingerprint["normalise"] else "raw"
     details = [
@@ -26,14 +24,11 @@ def gather(session, facts, fingerprint, solution, scored, rows):
     ]
     facts = facts | {"title": "Retrieval", "model": fingerprint.get("model"), "details": details}
     if solution:
-        facts["usages"] = count_usages(solution, lambda truth: truth.image_ids)
+        facts["usages"] = count_usages(solution)
         facts["chance"] = {"mAP@100": map_by_chance(solution, facts["num_indexed"])}
-        precisions = [precision for precision, *_ in scored]
         edges = np.linspace(0, 1, NUM_BINS + 1)
-        facts["spread"] = {
-            "edges": edges.tolist(),
-            "counts": np.histogram(precisions, edges)[0].tolist(),
-        }
+        counts = np.histogram([precision for precision, *_ in scored], edges)[0]
+        facts["spread"] = {"edges": edges.tolist(), "counts": counts.tolist()}
     pictures = {one.image_id: one for row in rows for one in (row.query, *row.nearest)}
     facts["pictures"] = encode_pictures(session.source, pictures.values())
     facts["rows"] = [
@@ -44,8 +39,5 @@ def gather(session, facts, fingerprint, solution, scored, rows):
 
 
 def _facts(picture):
-    return {
-        "picture": picture.image_id,
-        "caption": picture.caption.split("\n"),
-        "is_right": picture.is_right,
-    }
+    lines = picture.caption.split("\n")
+    return {"picture": picture.image_id, "caption": lines, "is_right": picture.is_right}

@@ -6,15 +6,15 @@ import importlib.metadata
 import io
 import os
 import platform
+import re
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data.submissions import USAGES
-from report.neighbors import read_thumbnail
+from report.neighbors import find_thumbnail
 from runs.session import HISTORY, HISTORY_COLUMNS
-from utils import ExpectedError, say
 
 PACKAGES = ("tensorflow", "jax", "torch", "keras", "keras-hub", "numpy", "pandas", "pillow",
             "faiss-cpu", "matplotlib")  # fmt: skip
@@ -42,9 +42,9 @@ def describe_machine():
     """Names processor, memory and GPUs, as far as the system tells."""
     words = [f"{os.cpu_count()} cores"]
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        words = [f"{words[0]} of {names[0]}"] if names else words
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if name := re.search(r"^model name\s*: *(.+)", text, re.MULTILINE):
+            words[0] += f" of {name[1].strip()}"
     with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf
         size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         words.append(f"{size / 1e9:.0f} GB of memory")
@@ -68,34 +68,25 @@ def read_history(session):
     return table.where(table.notna(), None)[list(HISTORY_COLUMNS)].to_dict("list")
 
 
-def count_usages(solution, is_answerable):
+def count_usages(solution):
     """Counts the rows of a ground truth by usage: dict, usage -> [rows, those with an answer]."""
     counts = {usage: [0, 0] for usage in USAGES}
-    for truth in solution.values():
-        counts[truth.usage][0] += 1
-        counts[truth.usage][1] += bool(is_answerable(truth))
+    for answers, usage in solution.values():
+        counts[usage][0] += 1
+        counts[usage][1] += bool(answers)
     return counts
 
 
 def encode_pictures(source, pictures):
-    """Fetches pictures as small JPEGs: dict, image id -> base64 of one, without those that fail.
-
-    Args:
-        pictures: iterable of `neighbors.Picture`.
-    """
+    """Fetches `neighbors.Picture`s as small JPEGs: dict, image id -> base64, without what fails."""
 
     def encode(picture):
-        try:
-            image = read_thumbnail(source, picture).copy()
-        except (ExpectedError, OSError) as error:
-            say(f"{error}: not in the report")
-            return None
-        image.thumbnail((SIDE, SIDE))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
-        return base64.b64encode(buffer.getvalue()).decode()
+        image, buffer = find_thumbnail(source, picture, "not in the report"), io.BytesIO()
+        if image is not None:
+            image = image.copy()
+            image.thumbnail((SIDE, SIDE))
+            image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+        return picture.image_id, base64.b64encode(buffer.getvalue()).decode()
 
-    pictures = list(pictures)
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        encoded = dict(zip((p.image_id for p in pictures), pool.map(encode, pictures), strict=True))
-    return {image_id: text for image_id, text in encoded.items() if text}
+        return {image_id: text for image_id, text in pool.map(encode, pictures) if text}

@@ -9,30 +9,32 @@ from utils import format_duration
 
 NUM_GLDV2_TESTS = 117_577
 MAX_LEFT_OUT = 200  # lines of what was left out
-# Re-scored on ground truth v2.1, in percent: (name, private, public).
-# Source: Weyand et al., arXiv:2004.01804
-RESCORED_2019 = {
-    "GAP": (
-        ("smlyaka", 69.39, 65.85), ("JL", 66.53, 61.86), ("Cookpad", 33.66, 31.12),
-        ("ods.ai", 24.02, 22.28),
-    ),
-    "mAP@100": (
-        ("smlyaka", 37.14, 35.63), ("imagesearch", 34.38, 32.04), ("VRG Prague", 25.48, 23.71),
-        ("JL", 24.98, 22.73),
-    ),
-}  # fmt: skip
+# Re-scored on ground truth v2.1. Source: Weyand et al., arXiv:2004.01804
+RESCORED_2019 = [  # team, score, Public, Private
+    ["smlyaka", "GAP", "0.6585", "0.6939"], ["JL", "GAP", "0.6186", "0.6653"],
+    ["Cookpad", "GAP", "0.3112", "0.3366"], ["ods.ai", "GAP", "0.2228", "0.2402"],
+    ["smlyaka", "mAP@100", "0.3563", "0.3714"], ["imagesearch", "mAP@100", "0.3204", "0.3438"],
+    ["VRG Prague", "mAP@100", "0.2371", "0.2548"], ["JL", "mAP@100", "0.2273", "0.2498"],
+]  # fmt: skip
 MEANINGS = {
-    "GAP": (
-        "Global average precision: all predictions are ranked by confidence, and each right one "
-        "earns the precision down to its rank. 1 is perfect. A landmark named with confidence "
-        "where there is none costs everything ranked below it."
-    ),
-    "mAP@100": (
-        "Mean average precision of the 100 nearest index images of each query that has any. "
-        "1 is perfect: all images of its landmark come first."
-    ),
+    "GAP": "Global average precision: all predictions are ranked by confidence, and each right one "
+    "earns the precision down to its rank. 1 is perfect. A landmark named with confidence where "
+    "there is none costs everything ranked below it.",
+    "mAP@100": "Mean average precision of the 100 nearest index images of each query that has any. "
+    "1 is perfect: all images of its landmark come first.",
 }
+THRESHOLD = (
+    "identify.py says “probably no landmark” below {threshold:.3f}. That was chosen on "
+    "{num_chosen_on:,} Public images. On {num_checked_on:,} Private ones it keeps {kept:.0%} of "
+    "what is named rightly and refuses {refused:.0%} of what shows no landmark. The submission "
+    "does not depend on it."
+)
 USAGES = ("Public", "Private", "all")
+NEAR = {  # by is_right: frame, alt, mark
+    True: ("right", "same landmark", tag("span", "✓ ", class_="mark yes")),
+    False: ("wrong", "another landmark", tag("span", "✗ ", class_="mark no")),
+    None: ("", "neighbor", None),
+}
 SPREAD_COLORS = {"named rightly": "green", "named wrongly": "orange", "no landmark in it": "blue"}
 
 
@@ -41,60 +43,47 @@ def tiles(all_facts):
     tiles = []
     for facts in all_facts.values():
         for score in facts.get("scores", [])[-1:]:
-            usages = score["usages"]
-            others = ", ".join(f"{usage} {value:.4f}" for usage, value in usages.items()
-                               if usage != "all")  # fmt: skip
+            others = dict(score["usages"])
+            whole = f"{others.pop('all'):.4f}"
+            text = ", ".join(f"{usage} {value:.4f}" for usage, value in others.items())
             for chance in facts.get("chance", {}).values():
-                others += f"; by chance {chance['all']:.4f}"
-            tiles.append(tag("li", score["name"], tag("b", f"{usages['all']:.4f}"),
-                             tag("span", others, class_="quiet")))  # fmt: skip
+                text += f"; by chance {chance['all']:.4f}"
+            about = tag("span", text, class_="quiet")
+            tiles.append(tag("li", score["name"], tag("b", whole), about))
     return tag("ul", *tiles, class_="tiles") if tiles else None
 
 
 def scores(all_facts):
     """Writes the table of all scores and what they mean."""
-    rows = [score for facts in all_facts.values() for score in facts.get("scores", [])]
-    if not rows:
+    scored, by_chance = [], {}
+    for facts in all_facts.values():
+        scored += [(score["name"], score["usages"]) for score in facts.get("scores", [])]
+        by_chance |= {f"{name} by chance": one for name, one in facts.get("chance", {}).items()}
+    if not scored:
         return tag("p", "The source has no ground truth, so that nothing is scored.")
-    by_chance = {
-        f"{name} by chance": usages
-        for facts in all_facts.values()
-        for name, usages in facts.get("chance", {}).items()
-    }
     lines = [
         [name, *(f"{usages[u]:.4f}" if u in usages else "-" for u in USAGES)]
-        for name, usages in [*((row["name"], row["usages"]) for row in rows), *by_chance.items()]
+        for name, usages in (*scored, *by_chance.items())
     ]
-    names = {score["name"].split()[0] for score in rows}
-    meanings = (
-        tag("p", tag("b", name), ": ", meaning)
-        for name, meaning in MEANINGS.items()
-        if name in names
-    )
-    return join(
-        table(["score", *USAGES], lines, numeric=(1, 2, 3)),
-        *meanings,
-        _counts(all_facts),
-        _rescored(all_facts, names),
-    )
+    names = {name.split()[0] for name, _ in scored}
+    told = [tag("p", tag("b", name), ": ", MEANINGS[name]) for name in MEANINGS if name in names]
+    whole = table(["score", *USAGES], lines, numeric=(1, 2, 3))
+    return join(whole, *told, _counts(all_facts), _rescored(all_facts, names))
 
 
 def _counts(all_facts):
     """Says how many test images each leaderboard has."""
-    lines = []
-    for facts in all_facts.values():
-        if "usages" in facts:
-            counts = [
-                f"{rows:,} {usage} ({answers:,} of them with an answer)"
-                for usage, (rows, answers) in facts["usages"].items()
-                if rows
-            ]
-            lines.append(f"{facts['title']}: {', '.join(counts)}.")
-    leaderboards = (
+    lines = [
         "Public and Private are the two leaderboards of the challenge; test images that are marked "
         "Ignored count for neither."
-    )
-    return tag("p", " ".join([leaderboards, *lines]), class_="quiet")
+    ]
+    for facts in all_facts.values():
+        counts = [f"{rows:,} {usage} ({answers:,} of them with an answer)"
+                  for usage, (rows, answers) in facts.get("usages", {}).items()
+                  if rows]  # fmt: skip
+        if counts:
+            lines.append(f"{facts['title']}: {', '.join(counts)}.")
+    return tag("p", " ".join(lines), class_="quiet")
 
 
 def _rescored(all_facts, names):
@@ -106,17 +95,12 @@ def _rescored(all_facts, names):
             f"They are of Google Landmarks v2 and its {NUM_GLDV2_TESTS:,} test images; this run "
             f"had {num_tests:,} others, so that its scores do not compare with them."
         )
-    rows = [
-        [team, name, f"{public / 100:.4f}", f"{private / 100:.4f}"]
-        for name, teams in RESCORED_2019.items() if name in names
-        for team, private, public in teams
-    ]  # fmt: skip
     header = ["team of 2019", "score", "Public", "Private"]
     return tag(
         "details",
         tag("summary", "The teams of 2019, scored again on the same ground truth v2.1"),
         tag("p", compares, " Source: Weyand et al., arXiv:2004.01804.", class_="quiet"),
-        table(header, rows, numeric=(2, 3)),
+        table(header, [row for row in RESCORED_2019 if row[1] in names], numeric=(2, 3)),
         open=num_tests == NUM_GLDV2_TESTS,
     )
 
@@ -128,33 +112,26 @@ def training(facts):
         return None
     steps = history["mini_epoch"]
 
-    def curve(name, label, color, marker=None):
-        points = [(x, y) for x, y in zip(steps, history[name], strict=True) if y is not None]
-        return label, color, [x for x, _ in points], [y for _, y in points], marker
+    def chart(title, unit, highest, *lines):
+        series = [(name, color, steps, history[key], *dots) for name, color, key, *dots in lines]
+        return line_chart(title, ("mini-epoch", unit), series, counts=True, ylim=(0, highest))
 
     charts = [
-        line_chart(title, ("mini-epoch", title.lower()), [
-            curve(title.lower(), "train", "blue"),
-            curve(f"valid_{title.lower()}", "held out", "orange", "o"),
-        ], counts=True, ylim=limits)
-        for title, limits in (("Loss", (0, None)), ("Accuracy", (0, 1)))
+        chart("Loss", "loss", None,
+              ("train", "blue", "loss"), ("held out", "orange", "valid_loss", "o-")),
+        chart("Accuracy", "accuracy", 1,
+              ("train", "blue", "accuracy"), ("held out", "orange", "valid_accuracy", "o-")),
+        chart("Images a second", "images/s", None, ("images/s", "green", "images_per_s")),
     ]  # fmt: skip
-    charts.append(line_chart("Images a second", ("mini-epoch", "images/s"), [
-        curve("images_per_s", "images/s", "green")
-    ], counts=True, ylim=(0, None)))  # fmt: skip
     seconds, waited = (sum(filter(None, history[name])) for name in ("seconds", "waited_s"))
-    held_out = [value for value in history["valid_accuracy"] if value is not None]
-    held_out = f" At the end {held_out[-1]:.1%} of the held-out images were named rightly." if (
-        held_out) else ""  # fmt: skip
-    text = (
-        f"{len(steps):,} mini-epochs, {sum(history['images']):,} images in "
-        f"{format_duration(seconds)}, of which {waited / max(seconds, 1e-9):.0%} was waiting for "
-        f"data.{held_out}"
-    )
+    share, took = waited / max(seconds, 1e-9), format_duration(seconds)
+    text = f"{len(steps):,} mini-epochs, {sum(history['images']):,} images in {took}, of which "
+    text += f"{share:.0%} was waiting for data."
+    if held_out := [value for value in history["valid_accuracy"] if value is not None]:
+        text += f" At the end {held_out[-1]:.1%} of the held-out images were named rightly."
     if facts["recipe"]["loss"] in ("arcface", "cosface"):
-        text += (
-            " The margin makes the loss of the train images larger than that of the held-out ones."
-        )
+        text += " The margin makes the loss of the train images larger than that of the held-out "
+        text += "ones."
     return join(tag("p", text), tag("div", *charts, class_="charts"))
 
 
@@ -163,58 +140,39 @@ def confidence(facts):
     curve = facts.get("curve")
     if not curve or not curve["confidence"]:
         return None
-    x = curve["confidence"]
-    charts = [
-        line_chart(
-            "Precision down to a confidence", ("confidence of the prediction", "share"),
-            [("precision", "blue", x, curve["precision"], None),
-             ("GAP collected", "green", x, curve["gap"], None)],
-            xlim=(max(x), min(x)) if max(x) > min(x) else None, ylim=(0, 1),
-        ),
-    ]  # fmt: skip
+    x, labels = curve["confidence"], ("confidence of the prediction", "share")
+    lines = [("precision", "blue", x, curve["precision"])]
+    lines.append(("GAP collected", "green", x, curve["gap"]))
+    limits = {"xlim": (max(x), min(x)) if max(x) > min(x) else None, "ylim": (0, 1)}
+    charts = [line_chart("Precision down to a confidence", labels, lines, **limits)]
     calibration, spread = facts.get("calibration"), facts["spread"]
     line = (calibration["threshold"], "threshold") if calibration else None
-    groups = [(f"{kind} ({sum(counts):,})", SPREAD_COLORS[kind], (spread["edges"], counts))
+    groups = [(f"{kind} ({sum(counts):,})", SPREAD_COLORS[kind], counts)
               for kind, counts in spread["counts"].items()]  # fmt: skip
-    charts.append(histogram("Landmarks and non-landmarks", ("confidence", "share of its kind"),
-                            groups, line))  # fmt: skip
+    labels = ("confidence", "share of its kind")
+    charts.append(histogram("Landmarks and non-landmarks", labels, spread["edges"], groups, line))
     text = (
         "The first chart goes from the surest prediction downwards: how many so far are right, and "
         "how much of the GAP they have earned. Where the green line is flat, predictions add "
         "nothing. The second shows the confidences of what was named rightly, of what was named "
         "wrongly, and of what shows no landmark."
     )
-    return join(tag("p", text), tag("div", *charts, class_="charts"), _calibration(calibration))
-
-
-def _calibration(calibration):
-    if not calibration:
-        return None
-    text = (
-        f"identify.py says “probably no landmark” below {calibration['threshold']:.3f}. That was "
-        f"chosen on {calibration['num_chosen_on']:,} Public images. On "
-        f"{calibration['num_checked_on']:,} Private ones it keeps {calibration['kept']:.0%} of "
-        f"what is named rightly and refuses {calibration['refused']:.0%} of what shows no "
-        "landmark. The submission does not depend on it."
-    )
-    return tag("p", text)
+    told = tag("p", THRESHOLD.format(**calibration)) if calibration else None
+    return join(tag("p", text), tag("div", *charts, class_="charts"), told)
 
 
 def mistakes(facts):
     """Writes what was mistaken most often, and most surely."""
-    pairs, false = facts.get("pairs"), facts.get("false_alarms")
-    if not pairs and not false:
-        return None
     parts = []
-    if pairs:
+    if cards := [_pair(facts, pair) for pair in facts.get("pairs", ())]:
         parts += [tag("h3", "Landmarks taken for another most often"),
-                  tag("div", *(_pair(facts, pair) for pair in pairs), class_="cards")]  # fmt: skip
-    if false:
-        pictures = [
-            _picture(facts, one["picture"], f"named {_name(facts, one['named'])}",
-                     f"{one['confidence']:.2f} {_name(facts, one['named'])}", "wrong")
-            for one in false
-        ]  # fmt: skip
+                  tag("div", *cards, class_="cards")]  # fmt: skip
+    pictures = []
+    for one in facts.get("false_alarms", ()):
+        name, confidence = _name(facts, one["named"]), f"{one['confidence']:.2f}"
+        shown = one["picture"], f"named {name}", f"{confidence} {name}", "wrong"
+        pictures.append(_picture(facts, *shown))
+    if pictures:
         parts += [tag("h3", "No landmark in it, but named with the highest confidence"),
                   tag("div", *pictures, class_="pictures")]  # fmt: skip
     return join(*parts)
@@ -223,26 +181,20 @@ def mistakes(facts):
 def _pair(facts, pair):
     shown, named = (_name(facts, pair[kind]) for kind in ("shown", "named"))
     times = f"{pair['times']} times" if pair["times"] > 1 else "once"
-    pictures = [
-        _picture(
-            facts, pair["pictures"]["mistaken"], "the mistaken one",
-            f"mistaken, {pair['confidence']:.2f}", "wrong",
-        )
-    ]  # fmt: skip
+    confidence, of_kind = f"mistaken, {pair['confidence']:.2f}", pair["pictures"]
+    pictures = [_picture(facts, of_kind["mistaken"], "the mistaken one", confidence, "wrong")]
     for kind, name in (("shown", shown), ("named", named)):
-        caption = f"{name}{'' if pair['pictures'][kind] else ', never named rightly'}"
-        pictures.append(_picture(facts, pair["pictures"][kind], caption, caption, "right"))
+        caption = f"{name}{'' if of_kind[kind] else ', never named rightly'}"
+        pictures.append(_picture(facts, of_kind[kind], caption, caption, "right"))
     words = tag("p", tag("b", shown), " taken for ", tag("b", named), f" {times}")
     return tag("div", words, tag("div", *pictures, class_="pictures"), class_="card")
 
 
 def _picture(facts, image_id, alt, caption, frame=""):
-    data = facts.get("pictures", {}).get(image_id or "")
-    if data:
+    shown = tag("div", "no picture", class_="frame missing")
+    if data := facts.get("pictures", {}).get(image_id):
         shown = tag("img", src=f"data:image/jpeg;base64,{data}", alt=f"image {image_id}: {alt}",
                     class_=f"frame {frame}".strip())  # fmt: skip
-    else:
-        shown = tag("div", "no picture", class_="frame missing")
     return tag("figure", shown, tag("figcaption", caption))
 
 
@@ -258,32 +210,24 @@ def queries(facts):
     measure = RERANKS.get(facts.get("rerank"), RERANKS["none"]).measure
     text = (
         "The query comes first, then its nearest index images. ✓ shows the same landmark, ✗ does "
-        f"not. Below each: {measure}, and the "
-        "landmark that it is said to show."
+        f"not. Below each: {measure}, and the landmark that it is said to show."
     )
     parts = [tag("p", text)]
     if spread := facts.get("spread"):
-        group = (f"{sum(spread['counts']):,} queries", "blue", (spread["edges"], spread["counts"]))
-        chart = histogram(
-            "Average precision of the queries", ("average precision", "share"), [group]
-        )
+        title, labels = "Average precision of the queries", ("average precision", "share")
+        group = (f"{sum(spread['counts']):,} queries", "blue", spread["counts"])
+        chart = histogram(title, labels, spread["edges"], [group])
         parts.append(tag("div", chart, class_="charts"))
     for row in facts["rows"]:
         query = row["query"]
         pictures = [_picture(facts, query["picture"], "query", " ".join(query["caption"]), "query")]
-        pictures += [_near(facts, near) for near in row["nearest"]]
+        for near in row["nearest"]:
+            frame, alt, mark = NEAR[near["is_right"]]
+            caption = join(mark, " ".join(near["caption"]))
+            pictures.append(_picture(facts, near["picture"], alt, caption, frame))
         parts += [tag("h3", row["title"] or f"query {query['picture']}"),
                   tag("div", *pictures, class_="pictures")]  # fmt: skip
     return join(*parts)
-
-
-def _near(facts, near):
-    frame, alt, mark = {
-        True: ("right", "same landmark", tag("span", "✓ ", class_="mark yes")),
-        False: ("wrong", "another landmark", tag("span", "✗ ", class_="mark no")),
-        None: ("", "neighbor", None),
-    }[near["is_right"]]
-    return _picture(facts, near["picture"], alt, join(mark, " ".join(near["caption"])), frame)
 
 
 def landmarks(facts):
@@ -296,23 +240,19 @@ def landmarks(facts):
         name = _name(facts, one["landmark"])
         if category.startswith(("http://commons.wikimedia.org/", "https://commons.wikimedia.org/")):
             name = tag("a", name, href=category, rel="noreferrer")
-        found, precise = one["right"] / one["images"], one["right"] / max(1, one["named"])
-        rows.append([
-            name, (one["images"], f"{one['images']:,}"), (one["right"], f"{one['right']:,}"),
-            (found, f"{found:.0%}"), (one["named"], f"{one['named']:,}"),
-            (precise if one["named"] else -1, f"{precise:.0%}" if one["named"] else "-"),
-            (one["confidence"] if one["named"] else -9,
-             f"{one['confidence']:.2f}" if one["named"] else "-"),
-        ])  # fmt: skip
+        images, right, named = (one[key] for key in ("images", "right", "named"))
+        numbers = [
+            (images, "{:,}"), (right, "{:,}"), (right / images, "{:.0%}"), (named, "{:,}"),
+            (right / named, "{:.0%}") if named else (-1, "-"),
+            (one["confidence"], "{:.2f}") if named else (-9, "-"),
+        ]  # fmt: skip
+        rows.append([name, *((value, shown.format(value)) for value, shown in numbers)])
     header = ["landmark", "test images", "named rightly", "found", "named in all", "precision",
               "mean confidence"]  # fmt: skip
-    shown = (
-        f"the {len(rows):,} with the most test images of "
-        if facts["num_truths"] > len(rows)
-        else ""
-    )
+    num_truths = facts["num_truths"]
+    most = f"the {len(rows):,} with the most test images of " if num_truths > len(rows) else ""
     text = (
-        f"Of {shown}{facts['num_truths']:,} landmarks in the ground truth; "
+        f"Of {most}{num_truths:,} landmarks in the ground truth; "
         f"{facts.get('known_to', 'the network')} knows {facts['num_landmarks']:,}. An image with "
         "two landmarks counts for both."
     )
@@ -360,11 +300,8 @@ def _recipe(settings):
     of_2019 = Recipe().settings()
     settings = {key: tuple(one) if isinstance(one, list) else one for key, one in settings.items()}
     changed = {key: value for key, value in settings.items() if of_2019.get(key) != value}
-    lines = [
-        [name, _shown(value), _shown(of_2019.get(name, "-"))] for name, value in changed.items()
-    ]
-    same = ", ".join(f"{name} {_shown(value)}" for name, value in settings.items()
-                     if name not in changed)  # fmt: skip
+    lines = [[name, _shown(changed[name]), _shown(of_2019.get(name, "-"))] for name in changed]
+    same = ", ".join(f"{name} {_shown(settings[name])}" for name in settings if name not in changed)
     return join(
         tag("p", "The recipe, where it is not that of 2019:"),
         table(["setting", "here", "2019"], lines),

@@ -1,14 +1,12 @@
 """A folder to take along: model, names, threshold, an example with Keras alone, and a card."""
 
-import csv
-import io
 import json
 from pathlib import Path
 
-from data.landmarks import name_of_category
+from data.tables import write_table
 from model import load_recogniser
 from network.plain import without_own_layers
-from report.photo_answer import find_calibration, find_categories
+from report.photo_answer import find_calibration, find_categories, name_landmark
 from report.write import of_model, read_facts
 from utils import ExpectedError, atomic_write
 
@@ -63,16 +61,12 @@ OWN = "Write here whose photographs these are, and under which licence the model
 def write_take_away(session, model_path, folder):
     """Writes the folder; what is there of an earlier one is replaced.
 
-    Args:
-        session: `Session`; its source may be None.
-        model_path: the recogniser's file.
-        folder: `pathlib.Path`.
-
     Raises:
         ExpectedError: the network has layers that Keras alone does not open, or the folder holds
             something else, which would be overwritten.
     """
     import keras
+    import pandas as pd
 
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists():
         raise ExpectedError(
@@ -83,28 +77,21 @@ def write_take_away(session, model_path, folder):
     recogniser = load_recogniser(model_path)
     recipe = recogniser.recipe
     if recipe.network.backbone.startswith("hub:"):
-        raise ExpectedError(
-            f"{model_path}: its backbone is of keras-hub; expected one of Keras, which opens "
-            "wherever Keras is; take the model as it is"
-        )
+        what = f"{model_path}: its backbone is of keras-hub"
+        expected = "one of Keras, which opens wherever Keras is"
+        raise ExpectedError(f"{what}; expected {expected}; take the model as it is")
     folders = (model_path.parent, session.output)
     categories = find_categories(folders, session.source)
     calibration = find_calibration(folders, recogniser.fingerprint)
-    names = io.StringIO()
-    table = csv.writer(names, lineterminator="\n")
-    table.writerow(("landmark_id", "name"))
-    for landmark_id in recogniser.class_table.landmark_ids.tolist():
-        name = name_of_category(categories[landmark_id]) if landmark_id in categories else ""
-        table.writerow((landmark_id, name or f"landmark {landmark_id}"))
-    settings = {
-        "image_size": recogniser.image_size,
-        "keep_aspect": recipe.data.keep_aspect,
-        "threshold": calibration.threshold if calibration else None,
-    }
+    ids = recogniser.class_table.landmark_ids.tolist()
+    table = {"landmark_id": ids, "name": [name_landmark(one, categories) for one in ids]}
+    threshold = calibration.threshold if calibration else None
+    settings = {"image_size": recogniser.image_size, "keep_aspect": recipe.data.keep_aspect,
+                "threshold": threshold}  # fmt: skip
     with atomic_write(folder / "model.keras") as temporary:
         without_own_layers(recogniser.classifier).save(temporary)
+    write_table(folder / "landmarks.csv", pd.DataFrame(table))
     texts = {
-        "landmarks.csv": names.getvalue(),
         "settings.json": json.dumps(settings, indent=1) + "\n",
         MARKER: EXAMPLE,
         "README.md": write_card(session, recogniser, calibration, keras.__version__),
@@ -122,13 +109,10 @@ def write_card(session, recogniser, calibration, keras_version):
     is_google = "google-landmark" in source
     if "://" not in source:  # where its folder lies is nobody's business
         source = f"the photographs of {Path(source).name}"
-    scores = [
-        f"{one['name']}: "
-        + ", ".join(f"{usage} {value:.3f}" for usage, value in one["usages"].items())
-        for script in found.values()
-        for one in script.get("scores", [])
-    ]
-    threshold = ""
+    scores, threshold = [], ""
+    for one in (one for script in found.values() for one in script.get("scores", [])):
+        values = (f"{usage} {value:.3f}" for usage, value in one["usages"].items())
+        scores.append(f"- {one['name']}: {', '.join(values)}")
     if calibration:
         threshold = (
             f"- At that threshold {calibration.kept:.0%} of the test photographs that were named "
@@ -146,6 +130,6 @@ def write_card(session, recogniser, calibration, keras_version):
         kind="the cosine" if is_cosine else "the probability",
         source=source,
         licence=GOOGLE if is_google else OWN,
-        scores="\n".join(f"- {line}" for line in scores) or "Nobody measured any.",
+        scores="\n".join(scores) or "Nobody measured any.",
         threshold=threshold,
     )

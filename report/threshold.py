@@ -15,10 +15,8 @@ from utils import ExpectedError, atomic_write
 
 LEAST_KEPT = 0.75  # of the photos named rightly, among those that the threshold is chosen on
 # Of each number in the file. A cosine or a probability is 1 at most; the threshold may be above.
-LIMITS = {
-    "threshold": (-2, 2), "num_chosen_on": (0, 1e9), "num_checked_on": (0, 1e9),
-    "kept": (0, 1), "refused": (0, 1),
-}  # fmt: skip
+LIMITS = {"threshold": (-2, 2), "num_chosen_on": (0, 1e9), "num_checked_on": (0, 1e9),
+          "kept": (0, 1), "refused": (0, 1)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,44 +38,30 @@ def calibrate(model, found, solution):
     images happen to show a landmark, and keeps `LEAST_KEPT` of the right names or more. Images
     whose landmark is named wrongly do not count: either answer to them is wrong.
 
-    Args:
-        model: fingerprint of the recogniser.
-        found: `Descriptions` of test images.
-        solution: dict of `submissions.read_recognition_solution`.
-
-    Returns:
-        `Calibration`, or None where a leaderboard lacks either kind of image.
+    Gives the `Calibration` of a model of this fingerprint, whose `Descriptions` were found; None
+    where a leaderboard lacks either kind of image.
     """
     groups = {usage: ([], []) for usage in LEADERBOARDS}  # named rightly, without a landmark
     columns = (found.image_ids, found.landmark_ids.tolist(), found.confidences.tolist())
     for image_id, landmark_id, confidence in zip(*columns, strict=True):
-        truth = solution[format_image_id(image_id)]
-        if truth.usage in groups and not truth.landmark_ids:
-            groups[truth.usage][1].append(confidence)
-        elif truth.usage in groups and landmark_id in truth.landmark_ids:
-            groups[truth.usage][0].append(confidence)
+        shown, usage = solution[format_image_id(image_id)]
+        if usage in groups and (not shown or landmark_id in shown):
+            groups[usage][not shown].append(confidence)
     if not all(kind for group in groups.values() for kind in group):
         return None
-    (right, without), (other_right, other_without) = groups["Public"], groups["Private"]
-    threshold = choose_threshold(
-        np.array(right + without), np.array([True] * len(right) + [False] * len(without))
-    )
-    return Calibration(
-        model,
-        threshold,
-        len(right) + len(without),
-        len(other_right) + len(other_without),
-        float(np.mean(np.array(other_right) >= threshold)),
-        float(np.mean(np.array(other_without) < threshold)),
-    )
+    (right, without), others = groups["Public"], groups["Private"]
+    confidences = np.array(right + without)
+    threshold = choose_threshold(confidences, np.arange(len(confidences)) < len(right))
+    kept, refused = np.array(others[0]) >= threshold, np.array(others[1]) < threshold
+    nums = len(confidences), len(kept) + len(refused)
+    return Calibration(model, threshold, *nums, float(kept.mean()), float(refused.mean()))
 
 
 def choose_threshold(confidences, is_kept):
     """Chooses the threshold with the best mean of the shares kept rightly and refused rightly.
 
-    It is in the middle between two confidences. Of those that keep less than `LEAST_KEPT`, none is
-    taken: right names are what a person asks for. `is_kept`, (n,) bool, says which should be at or
-    above it; some are and some are not.
+    It is in the middle between two confidences. `is_kept`, (n,) bool, of both kinds, says which
+    should be at or above it.
     """
     order = np.argsort(confidences)
     ordered, is_kept = confidences[order].astype(np.float64), is_kept[order]
@@ -99,11 +83,7 @@ def save_calibration(path, calibration):
 
 
 def load_calibration(path):
-    """Reads and checks what `save_calibration` wrote.
-
-    Raises:
-        ExpectedError: it is no such file, or a number in it is impossible.
-    """
+    """Reads what `save_calibration` wrote; raises ExpectedError if it is none, or impossible."""
     try:
         page = json.loads(path.read_text(encoding="utf-8"))
         found = Calibration(*(page[field.name] for field in fields(Calibration)))
@@ -115,7 +95,5 @@ def load_calibration(path):
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         reason = f"no {reason} in it" if isinstance(error, KeyError) else reason
-        raise ExpectedError(
-            f"{path}: {reason[:160]}; expected a calibration that recognition.py wrote; predict "
-            "again, or remove it"
-        ) from error
+        what = f"{path}: {reason[:160]}; expected a calibration that recognition.py wrote"
+        raise ExpectedError(f"{what}; predict again, or remove it") from error

@@ -30,12 +30,11 @@ def _add_to_report(session, name, gather):
     all_facts = read_facts(session)
     all_facts[name] = gather() | {"run": describe_run(session)}
     all_facts = of_model(all_facts, all_facts[name].get("model"))
-    names = sorted(all_facts, key=lambda one: ORDER.index(one) if one in ORDER else len(ORDER))
+    names = sorted(all_facts, key=lambda one: (*ORDER, one).index(one))
     # As JSON gives them back, now and later.
     all_facts = {one: json.loads(json.dumps(all_facts[one])) for one in names}
-    page = draw_page(session, name, all_facts)
-    files = {REPORT_FACTS: json.dumps(all_facts), REPORT: page}
-    for file_name, content in files.items():
+    page = draw_page(session, name, all_facts)  # first: it may leave some facts out
+    for file_name, content in ((REPORT_FACTS, json.dumps(all_facts)), (REPORT, page)):
         with atomic_write(session.path(file_name)) as temporary:
             temporary.write_text(content, encoding="utf-8")
 

@@ -5,8 +5,7 @@ in_parts        what retrieval.py and nearest.py share: their steps, here or on 
 exact           exact nearest neighbors of one part (the only file that knows faiss); asks a GPU
 on_gpu          proposals for the exact search, from a GPU
 candidates      which index images of a part each rerank can need
-part_files      all the parts of one search or gallery: complete, none twice
-merging         parts -> ranking: exact rerank, ties, cut to 100
+merging         parts, complete, none twice -> ranking: exact rerank, ties, cut to 100
 reranks         the reranks, one object each; landmarks that an image may show
 expansion       query expansion, database augmentation
 naming          who names landmarks: the head, the nearest train images, both

@@ -6,10 +6,14 @@ together are among them. What makes these lists complete is told where each is m
 
 import numpy as np
 
-from search.reranks import key_of_agreement
-
 MAX_PAIRS = 1 << 22  # of a query and an index image with a common label, at a time: 0.3 GB
 PAIR_BLOCK = 4096  # pairs whose distances are computed at a time
+AGREEMENT_WEIGHT = 4
+
+
+def key_of_agreement(distances, agreements):
+    """Gives what orders by cos + 4 a: the squared distance, which is 2 - 2 cos, less 8 a."""
+    return distances - 2 * AGREEMENT_WEIGHT * agreements
 
 
 def best_by_agreement(queries, query_names, index, index_names, num_nearest):
@@ -23,7 +27,6 @@ def best_by_agreement(queries, query_names, index, index_names, num_nearest):
     Args:
         queries, index: (num_queries, d) and (n, d) descriptors of length 1.
         query_names, index_names: their `reranks.SoftLabels`.
-        num_nearest: images wanted per query.
 
     Returns:
         Ragged rows, one for each query: (where each ends (num_queries,) int64; positions (n,)
@@ -31,14 +34,14 @@ def best_by_agreement(queries, query_names, index, index_names, num_nearest):
         products of both weights; squared distances (n,) float32).
     """
     lists = _invert(index_names)
-    pieces, num_pairs = [], _count_pairs(query_names, lists)
-    block = np.cumsum(num_pairs) // MAX_PAIRS
+    begins = np.searchsorted(lists[0], query_names.labels, "left")
+    ends = np.searchsorted(lists[0], query_names.labels, "right")
+    num_pairs = np.where(query_names.weights > 0, ends - begins, 0).sum(axis=1)
+    pieces, block = [], np.cumsum(num_pairs) // MAX_PAIRS
     for rows in np.split(np.arange(len(queries)), np.flatnonzero(np.diff(block)) + 1):
         pairs = _pairs_with_common_labels(query_names, rows, lists)
         pieces.append(_best_pairs(queries, index, *pairs, num_nearest))
-    rows, positions, scores, distances = (
-        np.concatenate(column) for column in zip(*pieces, strict=True)
-    )
+    rows, positions, scores, distances = map(np.concatenate, zip(*pieces, strict=True))
     counts = np.bincount(rows, minlength=len(queries))
     return np.cumsum(counts), positions.astype(np.int32), scores, distances
 
@@ -49,12 +52,6 @@ def _invert(names):
     order = np.argsort(names.labels[positions, ranks], kind="stable")
     positions, ranks = positions[order], ranks[order]
     return names.labels[positions, ranks], positions, names.weights[positions, ranks]
-
-
-def _count_pairs(names, lists):
-    """Counts the entries of the inverted list that each image has to be paired with: (n,)."""
-    found = [np.searchsorted(lists[0], names.labels, side) for side in ("left", "right")]
-    return np.where(names.weights > 0, found[1] - found[0], 0).sum(axis=1)
 
 
 def _pairs_with_common_labels(names, rows, lists):
@@ -69,12 +66,11 @@ def _pairs_with_common_labels(names, rows, lists):
     products = np.repeat(names.weights[query_rows, columns], counts) * weights[entries]
     query_rows, positions = np.repeat(query_rows, counts), positions[entries]
     # Pairs in one number sort faster; stable, so that the products of a pair go by label.
-    order = np.argsort(query_rows * (positions.max(initial=0) + 1) + positions, kind="stable")
-    query_rows, positions, products = query_rows[order], positions[order], products[order]
-    is_first = np.ones(len(order), bool)
-    is_first[1:] = (np.diff(query_rows) != 0) | (np.diff(positions) != 0)
-    scores = np.add.reduceat(products, np.flatnonzero(is_first)) if len(products) else products
-    return query_rows[is_first], positions[is_first], scores
+    pairs = query_rows * (positions.max(initial=0) + 1) + positions
+    order = np.argsort(pairs, kind="stable")
+    begins = np.flatnonzero(np.diff(pairs[order], prepend=-1))
+    scores = np.add.reduceat(products[order], begins) if len(begins) else products
+    return query_rows[order[begins]], positions[order[begins]], scores
 
 
 def _best_pairs(queries, index, rows, positions, scores, num_nearest):

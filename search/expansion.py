@@ -32,10 +32,7 @@ def expand(image_ids, descriptors, index, num_summed):
         image_ids: (n,) uint64, whose the descriptors are; an image is no neighbor of its own.
         descriptors: (n, d) float32 or float16, of length 1.
         index: `Gallery` of `index_of`.
-        num_summed: descriptors in a sum, itself included.
-
-    Returns:
-        (n, d) of length 1, of the same dtype; with num_summed 1 the same up to rounding.
+        num_summed: descriptors in a sum, itself included; 1 gives the same up to rounding.
     """
     found = find_neighbors(index, descriptors, num_summed)
     # One more than needed was asked for: the image itself, or the farthest if it is not there.
@@ -45,19 +42,15 @@ def expand(image_ids, descriptors, index, num_summed):
     sums = np.rint(descriptors.astype(np.float64) * GRAIN)
     is_left = weights > 0
     for positions, chunk in index.chunks():
-        of_chunk = _rows_in(found.image_ids, index.image_ids[positions], is_left)
-        is_left &= of_chunk < 0  # an image that is in two shards counts once
-        _add(sums, weights, chunk, of_chunk)
+        rows = np.searchsorted(index.image_ids[positions], found.image_ids)
+        rows = np.minimum(rows, len(positions) - 1)
+        is_here = is_left & (index.image_ids[positions[rows]] == found.image_ids)
+        is_left &= ~is_here  # an image that is in two shards counts once
+        _add(sums, weights, chunk, np.where(is_here, rows, -1))
     for begin in range(0, len(sums), BLOCK_ROWS):
         rows = sums[begin : begin + BLOCK_ROWS]
         rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1)
     return sums.astype(descriptors.dtype)
-
-
-def _rows_in(image_ids, of_chunk, is_wanted):
-    """Gives the rows of a chunk where images are: like `image_ids`, -1 where not, or not wanted."""
-    positions = np.minimum(np.searchsorted(of_chunk, image_ids), len(of_chunk) - 1)
-    return np.where(is_wanted & (of_chunk[positions] == image_ids), positions, -1)
 
 
 def _add(sums, weights, chunk, positions):

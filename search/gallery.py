@@ -31,54 +31,48 @@ class GalleryNeighbors:
     landmark_ids: np.ndarray  # (n, k) int64, the true landmarks
     distances: np.ndarray  # (n, k) float32, squared L2
 
-    def __len__(self):
-        return len(self.image_ids)
-
     @property
     def cosines(self):
         """(n, k) float32, between image and gallery image; -1 where there is none."""
         return np.where(self.landmark_ids >= 0, 1 - self.distances / 2, np.float32(-1))
 
 
-def no_neighbors(num_images, num_neighbors):
-    """Gives `GalleryNeighbors` of a gallery without images."""
-    shape = (num_images, num_neighbors)
+def neighbors_at(positions, distances, image_ids, landmark_ids):
+    """Gives the `GalleryNeighbors` at positions (n, k), -1 for none, of a gallery's images."""
     return GalleryNeighbors(
-        np.full(shape, NO_IMAGE, np.uint64), np.full(shape, -1), np.full(shape, FARTHEST)
+        np.append(image_ids, np.uint64(NO_IMAGE))[positions],  # -1 takes the last
+        np.append(landmark_ids, -1)[positions],
+        np.where(positions >= 0, distances, FARTHEST),
     )
 
 
+def no_neighbors(num_images, num_neighbors):
+    """Gives `GalleryNeighbors` of a gallery without images."""
+    nowhere, none = np.full((num_images, num_neighbors), -1), np.empty(0, np.int64)
+    return neighbors_at(nowhere, FARTHEST, none.astype(np.uint64), none)
+
+
 def merge_neighbors(found, num_neighbors=NUM_NEIGHBORS):
-    """Merges what was found in several pieces of the gallery for the same images.
+    """Merges a list of `GalleryNeighbors` of the same images in several pieces of the gallery.
 
-    Args:
-        found: list of `GalleryNeighbors`, in any order. An image that is in several counts once,
-            where it is nearest.
-        num_neighbors: of each image, to keep.
-
-    Returns:
-        `GalleryNeighbors`, the same in whatever pieces the gallery was.
+    The result is the same in whatever pieces, in whatever order. An image that is in several counts
+    once, where it is nearest.
     """
-    found = [*found, no_neighbors(len(found[0]), num_neighbors)]
-    columns = [
-        np.concatenate([getattr(one, name) for one in found], axis=1)
-        for name in ("image_ids", "landmark_ids", "distances")
-    ]
+    found = [*found, no_neighbors(len(found[0].image_ids), num_neighbors)]
+    columns = zip(*(vars(one).values() for one in found), strict=True)
+    columns = [np.concatenate(column, axis=1) for column in columns]
     image_ids, landmark_ids, distances = columns
     order = np.lexsort((image_ids, distances), axis=1)
     columns = [np.take_along_axis(column, order, axis=1) for column in columns]
-    image_ids, landmark_ids = columns[:2]
+    image_ids, landmark_ids, _ = columns
     is_new = landmark_ids >= 0
     for rank in range(1, image_ids.shape[1]):
         is_new[:, rank] &= (image_ids[:, :rank] != image_ids[:, rank : rank + 1]).all(axis=1)
     # Those that are there before those that are not; stable, so that they stay sorted.
     order = np.argsort(~is_new, axis=1, kind="stable")[:, :num_neighbors]
-    is_new = np.take_along_axis(is_new, order, axis=1)
-    merged = GalleryNeighbors(*(np.take_along_axis(column, order, axis=1) for column in columns))
-    empty = no_neighbors(*is_new.shape)
-    return GalleryNeighbors(
-        *(np.where(is_new, getattr(merged, name), getattr(empty, name)) for name in vars(merged))
-    )
+    none = NO_IMAGE, -1, FARTHEST
+    kept = [np.where(is_new, column, value) for column, value in zip(columns, none, strict=True)]
+    return GalleryNeighbors(*(np.take_along_axis(column, order, axis=1) for column in kept))
 
 
 @dataclass(frozen=True)
@@ -100,26 +94,21 @@ class Gallery:
         waiting, num_bytes = [], 0
         for path, fingerprint in self.files.items():
             positions, descriptors = self._read(path, fingerprint)
-            if waiting and num_bytes + descriptors.nbytes > CHUNK_BYTES:
+            if num_bytes + descriptors.nbytes > CHUNK_BYTES:
                 yield from _sort_chunk(waiting)
-                waiting, num_bytes = [], 0
+                num_bytes = 0
             waiting.append((positions, descriptors))
             num_bytes += descriptors.nbytes
-        if waiting:
-            yield from _sort_chunk(waiting)
+        yield from _sort_chunk(waiting)
 
     def _read(self, path, fingerprint):
         described, found = load_descriptions(path)
         if fingerprint is not None and found != fingerprint:
-            raise ExpectedError(
-                f"{path}: of another model, other labels or another shard; expected the "
-                "descriptors that the part was searched with; search its part again"
-            )
+            what = f"{path}: of another model, other labels or another shard"
+            expected = "the descriptors that the part was searched with"
+            raise ExpectedError(f"{what}; expected {expected}; search its part again")
         positions = np.searchsorted(self.image_ids, described.image_ids)
-        positions = np.minimum(positions, len(self.image_ids) - 1)
-        is_wanted = np.zeros(len(described), bool)
-        if len(self.image_ids):
-            is_wanted = self.image_ids[positions] == described.image_ids
+        is_wanted = positions < np.searchsorted(self.image_ids, described.image_ids, "right")
         # By file, so that the rounding of the length depends on nothing else.
         descriptors = unit_length(described.descriptors.astype(np.float32))
         return positions[is_wanted], descriptors[is_wanted]
@@ -127,6 +116,8 @@ class Gallery:
 
 def _sort_chunk(pieces):
     """Sorts pieces of (positions, descriptors) by position; what repeats comes in a second one."""
+    if not pieces:
+        return
     positions, descriptors = (np.concatenate(column) for column in zip(*pieces, strict=True))
     pieces.clear()  # their memory
     order = np.argsort(positions, kind="stable")
@@ -138,39 +129,24 @@ def _sort_chunk(pieces):
 
 
 def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS):
-    """Finds the gallery images that are nearest to some images, exactly; gives `GalleryNeighbors`.
-
-    Args:
-        descriptors: (n, d) float32 or float16, of length 1, of test or index images.
-        num_neighbors: of each image.
-    """
+    """Finds the gallery images nearest to descriptors (n, d) of length 1, exactly."""
     from search import exact  # it loads faiss, which whoever reads names alone does without
 
     found = no_neighbors(len(descriptors), num_neighbors)
     for positions, index in gallery.chunks():
         rows, distances = exact.nearest(descriptors, index, num_neighbors)
-        is_there = rows >= 0
-        in_gallery = positions[rows]
-        of_chunk = GalleryNeighbors(
-            np.where(is_there, gallery.image_ids[in_gallery], np.uint64(NO_IMAGE)),
-            np.where(is_there, gallery.landmark_ids[in_gallery], -1),
-            np.where(is_there, distances, FARTHEST),
-        )
-        found = merge_neighbors([found, of_chunk], num_neighbors)
+        of_chunk = gallery.image_ids[positions], gallery.landmark_ids[positions]
+        found = merge_neighbors([found, neighbors_at(rows, distances, *of_chunk)], num_neighbors)
     return found
 
 
 def likeness_to(descriptors, rows):
-    """Tells how much images are like some of them: the mean of the 10 largest cosines.
+    """Tells how much images are like some of them: the mean of the 10 largest cosines, (n,).
 
     Args:
         descriptors: (n, d) float32 of length 1.
-        rows: (m,) int64, increasing, of those to compare with; never an image with itself.
-
-    Returns:
-        (n,) float32, 0 where there is nothing to compare with.
-
-    Source: psinger/kaggle-landmark-recognition-2020-1st-place
+        rows: (m,) int64, increasing, of those to compare with; never an image with itself. Where
+            there are none, the likeness is 0.
     """
     from search import exact
 

@@ -22,9 +22,7 @@ from utils import ExpectedError
 def search_in_parts(session, args, search_parts, script):
     """Searches one part, or all of them; prints and gives the part files.
 
-    Args:
-        args: the command line, see `command_line.parser_in_parts`.
-        search_parts, script: that function of the script, and the name of its module.
+    `search_parts` is that function of the script, and `script` the name of its module.
     """
     on_workers, files = args.scheduler is not None, []
     for path in _on_workers(session, args, script) if on_workers else search_parts(session, args):
@@ -38,34 +36,22 @@ def numbers_of_parts(args):
     return range(args.parts) if args.part is None else [args.part]
 
 
-def require_searchable(session, split):
-    """Raises ExpectedError if faiss or a split is missing, before hours are spent."""
+def make_describer(session, args, split):
+    """Loads the network; first, raises ExpectedError where faiss or the split is missing."""
     require_package("faiss", "faiss-cpu")
     session.source.select_shards(split)
-
-
-def make_describer(session, args, dtype):
-    """Loads the network that the command line names; descriptors are stored as `dtype`."""
     from descriptors import describe  # loads Keras
 
-    model_path = args.model or session.find(MODEL)
-    settings = args.batch_size, args.flipped_too, dtype
-    return describe.open_describer(session.source, model_path, *settings)
+    settings = args.batch_size, args.flipped_too, args.descriptor_dtype
+    return describe.open_describer(session.source, args.model or session.find(MODEL), *settings)
 
 
 def read_test_ids(source, file, query_ids):
-    """Reads the ids of the test images: (n,) uint64.
-
-    Raises:
-        ExpectedError: a query of this part file is not among them.
-    """
+    """Reads the test ids, (n,) uint64; raises ExpectedError if queries of a part are no such."""
     test_ids = read_image_ids(source.fetch(TEST_CSV))
     if not np.isin(query_ids, test_ids).all():
-        raise ExpectedError(
-            f"{file}: it has queries that are not in {TEST_CSV} of {source}; expected parts of "
-            "this source",
-            setting="source",
-        )
+        what = f"{file}: it has queries that are not in {TEST_CSV} of {source}"
+        raise ExpectedError(f"{what}; expected parts of this source", "source")
     return test_ids
 
 

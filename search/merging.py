@@ -1,4 +1,4 @@
-"""Merges the parts of a search: the result is the same however many there were."""
+"""Reads and merges the parts of a search: the result is the same however many there were."""
 
 from dataclasses import dataclass, field
 
@@ -6,11 +6,11 @@ import numpy as np
 
 from data.arrays import check_arrays, column, columns_of, load_arrays
 from data.landmarks import format_image_id
-from search.part_files import load_all
 from search.reranks import RERANKS
 from utils import ExpectedError
 
 QUERY_BLOCK = 4096  # queries at a time: with 6 parts of 200 candidates, 0.3 GB
+OF_A_PART = ("part", "shards", "left_out", "files")  # facts that parts do not share
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Part:
     query_landmarks: np.ndarray = column("int64", "queries")  # as the recogniser names them
     # shard number, offset and size of each picture
     query_places: np.ndarray = column("int64", "queries", 3, at_least=0)
-    # index_ids, index_landmarks, index_places: the same of the part's index images
+    # the same of the part's index images
     index_ids: np.ndarray = column("uint64", "index images", order="ascending")
     index_landmarks: np.ndarray = column("int64", "index images")
     index_places: np.ndarray = column("int64", "index images", 3, at_least=0)
-    # row_ends, positions, distances: as in `exact.Candidates`
+    # as in `exact.Candidates`
     row_ends: np.ndarray = column("int64", "queries", at_least=0, order="ascending")
     positions: np.ndarray = column("int32", "candidates", at_least=0, below="index images")
     distances: np.ndarray = column("float32", "candidates", at_least=0)
@@ -44,9 +44,6 @@ class Part:
         return rows, *(self[name][begin : ends[-1]] for name in names)
 
 
-OF_ALL_PARTS = ("query_ids", "query_landmarks", "query_places")  # columns that parts share
-
-
 @dataclass(frozen=True)
 class Ranking:
     """The best index images of every query."""
@@ -55,55 +52,102 @@ class Ranking:
     row_ends: np.ndarray  # (num_queries,) int64; the images of query q end there
     image_ids: np.ndarray  # (n,) uint64, query after query, best first
     distances: np.ndarray  # (n,) float64, after the rerank
-    # parts, positions: (n,) int, where each image stands: the part, and its row in it
+    # (n,) int, where each image stands: the part, and its row in it
     parts: np.ndarray
     positions: np.ndarray
 
     def as_rows(self, query_ids):
         """Gives a submission's rows: dict, image id of each query -> its images' ids, as words."""
-        rows = {image_id: [] for image_id in map(format_image_id, query_ids)}
         ids, ends = list(map(format_image_id, self.image_ids)), self.row_ends.tolist()
-        for query_id, begin, end in zip(self.query_ids, [0, *ends], ends, strict=False):
-            rows[format_image_id(query_id)] = ids[begin:end]
-        return rows
+        found = (ids[begin:end] for begin, end in zip([0, *ends], ends, strict=False))
+        found = zip(map(format_image_id, self.query_ids), found, strict=True)
+        return {image_id: [] for image_id in map(format_image_id, query_ids)} | dict(found)
+
+
+def is_part(fingerprint):
+    """Tells whether a page of facts says which part it is, of how many."""
+    number, num_parts = fingerprint.get("part"), fingerprint.get("parts")
+    return type(number) is int and type(num_parts) is int and 0 <= number < num_parts
+
+
+def load_all(paths, load, columns, images, whole):
+    """Reads part files and checks that they belong together, are all, and hold an image.
+
+    Args:
+        load: function of a path that gives (part, its fingerprint).
+        columns: names of the attributes that all parts share.
+        images: name of the attribute with the images that were searched.
+        whole: what they are parts of, e.g. `search`.
+
+    Returns:
+        (list of (part, its fingerprint) by number, dict of the facts that all share).
+    """
+    parts, first = {}, None
+    for path in paths:
+        part, fingerprint = load(path)
+        shared = {key: fact for key, fact in fingerprint.items() if key not in OF_A_PART}
+        first = first or (path, part, shared)
+        _require_one(path, part, shared, first, columns, whole)
+        number = fingerprint["part"]
+        if number in parts:
+            what = f"{path}: part {number} is given twice"
+            raise ExpectedError(f"{what}; expected each part once; leave one out")
+        parts[number] = part, fingerprint
+    shared = first[2]
+    if missing := sorted(set(range(shared["parts"])) - parts.keys()):
+        what = f"part {', '.join(map(str, missing))} of {shared['parts']} is missing"
+        advice = f"search part {missing[0]} of {shared['parts']} first"
+        raise ExpectedError(f"{what}; expected all parts of the {whole}; {advice}")
+    if not any(len(getattr(part, images)) for part, _ in parts.values()):
+        raise ExpectedError(
+            f"{first[0]}: no image is in any of the {shared['parts']} parts of the {whole}; "
+            "expected the images that the source's table names; check that table and shards "
+            "belong together, and search again"
+        )
+    return [parts[number] for number in sorted(parts)], shared
+
+
+def _require_one(path, part, shared, first, columns, whole):
+    """Raises ExpectedError if a part does not belong to the first one."""
+    first_path, first_part, first_shared = first
+    advice = f"expected parts of one {whole}; search the odd one again, with the same queries.npz"
+    for key in shared.keys() | first_shared.keys():
+        if shared.get(key) != first_shared.get(key):
+            what = f"{path}: {key} is {shared.get(key)}, but {first_shared.get(key)}"
+            raise ExpectedError(f"{what} in {first_path}; {advice}")
+    for name in columns:
+        if not np.array_equal(getattr(part, name), getattr(first_part, name)):
+            raise ExpectedError(f"{path}: its {name} are not those of {first_path}; {advice}")
 
 
 def load_parts(paths):
     """Reads part files, see `load_all`: (list of `Part` by number, the facts that all share)."""
-    parts, shared = load_all(paths, load_part, OF_ALL_PARTS, "index_ids", "search")
+    of_all = "query_ids", "query_landmarks", "query_places"
+    parts, shared = load_all(paths, load_part, of_all, "index_ids", "search")
     return [part for part, _ in parts], shared
 
 
 def load_part(path):
-    """Reads a part file and checks what is in it, whoever wrote it: (`Part`, its fingerprint).
-
-    Raises:
-        ExpectedError: it is damaged, or not a part.
-    """
+    """Reads and checks a part file: (`Part`, fingerprint); raises ExpectedError if it is none."""
     arrays, fingerprint = load_arrays(path)
-    number, num_parts, top = (fingerprint.get(key) for key in ("part", "parts", "top"))
-    is_part = all(type(value) is int for value in (number, num_parts, top))
-    is_part &= isinstance(fingerprint.get("rerank", "divide"), str)
+    top, is_ours = fingerprint.get("top"), is_part(fingerprint)
+    is_ours &= type(top) is int and top > 0 and isinstance(fingerprint.get("rerank", ""), str)
     wanted, ends = columns_of(Part), {"row_ends": "positions"}
     for rerank in RERANKS.values():
         if rerank.columns and rerank.columns.keys() <= arrays.keys():
             wanted |= rerank.columns
             row_ends, positions, *_ = rerank.columns
             ends[row_ends] = positions
-    if not wanted.keys() <= arrays.keys() or not (is_part and 0 <= number < num_parts and top > 0):
-        raise ExpectedError(
-            f"{path}: not a part of a search; expected a part-K-of-N.npz of retrieval.py; "
-            "leave it out"
-        )
+    if not wanted.keys() <= arrays.keys() or not is_ours:
+        what = f"{path}: not a part of a search; expected a part-K-of-N.npz of retrieval.py"
+        raise ExpectedError(f"{what}; leave it out")
     arrays = {name: arrays[name] for name in wanted}  # less those of reranks that are no more
     check_arrays(path, arrays, wanted)
     for name, positions in ends.items():
         num_candidates = len(arrays[positions])
-        if (arrays[name][-1] if len(arrays[name]) else 0) != num_candidates:
-            raise ExpectedError(
-                f"{path}: its rows do not end with its {num_candidates} candidates; expected a "
-                "part as retrieval.py writes it; search it again"
-            )
+        if arrays[name].max(initial=0) != num_candidates:  # they ascend
+            what = f"{path}: its rows do not end with its {num_candidates} candidates"
+            raise ExpectedError(f"{what}; expected a part of retrieval.py; search it again")
     own = {name: arrays.pop(name) for name in columns_of(Part)}
     return Part(**own, more=arrays), fingerprint
 
@@ -113,13 +157,13 @@ def merge_parts(parts, divisor, num_nearest, rerank="divide"):
 
     Args:
         parts: list of all `Part`s; with the columns of the rerank.
-        divisor: of the squared distance to images of the query's landmark; 1 = no rerank.
+        divisor: of the squared distance to images of the query's landmark, for the rerank "divide".
         num_nearest: images wanted per query.
-        rerank: one of `reranks.RERANKS`; only "divide" looks at the divisor.
+        rerank: one of `reranks.RERANKS`.
     """
     order = RERANKS[rerank].order
     query_ids, num_queries = parts[0].query_ids, len(parts[0].query_ids)
-    counts, pieces = np.zeros(num_queries, np.int64), [[] for _ in range(4)]
+    counts, pieces = np.zeros(num_queries, np.int64), []
     for first in range(0, num_queries, QUERY_BLOCK):
         last = min(first + QUERY_BLOCK, num_queries)
         found = [order(part, first, last, divisor) for part in parts]
@@ -127,14 +171,12 @@ def merge_parts(parts, divisor, num_nearest, rerank="divide"):
         numbers = np.repeat(np.arange(len(parts)), [len(of_part) for of_part in rows])
         ids = [part.index_ids[own] for part, own in zip(parts, positions, strict=True)]
         rows, ids = np.concatenate(rows), np.concatenate(ids)
-        keys = [np.concatenate(key) for key in zip(*keys, strict=True)]
-        kept = _keep_best(rows, ids, keys, num_nearest)
+        kept = _keep_best(rows, ids, np.concatenate(keys), num_nearest)
         counts += np.bincount(rows[kept], minlength=num_queries)
         columns = ids, np.concatenate(distances), numbers, np.concatenate(positions)
-        for piece, of_block in zip(pieces, columns, strict=True):
-            piece.append(of_block[kept])
-    columns = [np.concatenate(piece) if piece else np.empty(0, np.uint64) for piece in pieces]
-    return Ranking(query_ids, np.cumsum(counts), *columns)
+        pieces.append([column[kept] for column in columns])
+    pieces = pieces or [4 * [np.empty(0, np.uint64)]]
+    return Ranking(query_ids, np.cumsum(counts), *map(np.concatenate, zip(*pieces, strict=True)))
 
 
 def _keep_best(rows, image_ids, keys, num_nearest):
@@ -142,8 +184,7 @@ def _keep_best(rows, image_ids, keys, num_nearest):
     table = _table_of(rows)
     ids = image_ids[table]
     # Rows of a table are sorted several times faster than all candidates at once.
-    keys = [np.where(table >= 0, key[table], np.inf) for key in keys]
-    order = np.lexsort((ids, *reversed(keys)), axis=1)
+    order = np.lexsort((ids, np.where(table >= 0, keys[table], np.inf)), axis=1)
     table, ids = np.take_along_axis(table, order, axis=1), np.take_along_axis(ids, order, axis=1)
     # The same image may lie in two shards, or in two lists: its first, best place counts.
     by_image = np.argsort(ids, axis=1, kind="stable")

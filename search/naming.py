@@ -22,27 +22,19 @@ OF_THE_NETWORK = ("model", "flipped_too", "keeps_aspect")
 class Namer:
     """Names the landmarks of images."""
 
-    gallery: Gallery | None = None  # `Gallery`, or None where the head alone names
-    # `GalleryNeighbors` of the test images in it, or None
-    of_queries: GalleryNeighbors | None = None
-    facts: dict | None = None  # dict for a fingerprint; another gallery has another one
+    gallery: Gallery | None = None  # None where the head alone names
+    of_queries: GalleryNeighbors | None = None  # of the test images in it
+    facts: dict | None = None  # for a fingerprint; another gallery has another one
 
-    def name_queries(self, queries):
-        """Gives the `reranks.SoftLabels` of test images, `Descriptions` of length 1."""
-        return self._name(queries, self.of_queries)
-
-    def name(self, images):
-        """Gives the `reranks.SoftLabels` of other images, `Descriptions` of length 1."""
-        if self.gallery is None:
-            return self._name(images, None)
-        return self._name(images, find_neighbors(self.gallery, images.descriptors, NUM_NAMING))
-
-    def _name(self, images, neighbors):
+    def name(self, images, are_queries=False):
+        """Gives the `reranks.SoftLabels` of images, `Descriptions` of length 1."""
         of_head = name_by_head(images.landmark_ids, images.confidences)
-        if neighbors is None:
+        if self.gallery is None:
             return of_head
-        of_gallery = name_by_neighbors(neighbors.landmark_ids, neighbors.cosines)
-        return name_by_both(of_head, of_gallery)
+        near = self.of_queries
+        if not are_queries:
+            near = find_neighbors(self.gallery, images.descriptors, NUM_NAMING)
+        return name_by_both(of_head, name_by_neighbors(near.landmark_ids, near.cosines))
 
 
 def find_namer(session, describer_facts, queries, named_by=None):
@@ -51,10 +43,8 @@ def find_namer(session, describer_facts, queries, named_by=None):
     Args:
         describer_facts: fingerprint of the `Describer`; a gallery of another model does not serve.
         queries: `Descriptions` of the test images, of length 1.
-        named_by: one of `reranks.NAMED_BY`; None takes both where there is a gallery.
-
-    Raises:
-        ExpectedError: a gallery is wanted, but there is none.
+        named_by: one of `reranks.NAMED_BY`; None takes both where there is a gallery. Without one,
+            "both" is an ExpectedError.
     """
     if named_by == "head":
         return Namer()
@@ -79,11 +69,8 @@ def find_namer(session, describer_facts, queries, named_by=None):
         facts = {"named_by": named_by, "labels": shared["labels"], "gallery": versions}
         return Namer(gallery, neighbors, facts)
     if named_by:
-        raise ExpectedError(
-            f"{reasons[0] if reasons else f'{session.output}: no gallery there'}; expected the "
-            "parts of nearest.py; run that first",
-            setting="names",
-        )
+        reason = reasons[0] if reasons else f"{session.output}: no gallery there"
+        raise ExpectedError(f"{reason}; expected the parts of nearest.py; run that first", "names")
     for reason in reasons:
         say(f"{reason}: not used")
     say("the head alone names landmarks, since there is no gallery of nearest.py")

@@ -12,14 +12,14 @@ import numpy as np
 from data.arrays import columns_of, digest_of, digest_of_rows, load_page, save_arrays, save_table
 from data.landmarks import read_image_ids
 from data.sources import TEST_CSV, digest_of_shards, share_of
-from descriptors.describe import describe_shards, describe_split, gather
-from descriptors.descriptions import load_image_ids, load_queries, unit_length
+from descriptors.describe import describe_queries, describe_shards, gather
+from descriptors.descriptions import load_image_ids, load_queries
 from runs.session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
 from search import exact
 from search.expansion import expand, index_of
 from search.gallery import NUM_NEIGHBORS, Gallery, find_neighbors
+from search.gallery_parts import find_described, save_part
 from search.gallery_parts import load_part as load_gallery_part
-from search.gallery_parts import save_part
 from search.merging import Part, load_part
 from search.naming import Namer
 from search.reranks import RERANKS, SoftLabels
@@ -30,19 +30,16 @@ from utils import ExpectedError, say
 class Expansion:
     """What the descriptors become before they are compared, see `expansion`."""
 
-    # num_of_query, num_of_index: descriptors in a sum, itself included; 0 leaves them
+    # descriptors in a sum, itself included; 0 leaves them
     num_of_query: int
     num_of_index: int
-    index: Gallery  # `Gallery`, the whole index
+    index: Gallery  # the whole index
 
     def facts(self):
         """Gives what tells expansions apart: a dict for a fingerprint."""
         versions = sorted(fact["shards"] for fact in self.index.files.values())
-        return {
-            "queries": self.num_of_query,
-            "index": self.num_of_index,
-            "shards": digest_of(np.array(versions, "U")),
-        }
+        shards = digest_of(np.array(versions, "U"))
+        return {"queries": self.num_of_query, "index": self.num_of_index, "shards": shards}
 
 
 @dataclass(frozen=True)
@@ -54,28 +51,18 @@ class WantedSearch:
     num_nearest: int  # images wanted for a query
     normalise: bool  # compare descriptors scaled to length 1
     rerank: str = "divide"  # that of the merge, unless it is told another one
-    # keep the candidates of every rerank, not of "divide" and "none" alone
-    has_all_reranks: bool = False
-    namer: Namer = Namer()  # `naming.Namer` of the index images
-    # `reranks.SoftLabels` of the queries; None is what they say themselves
-    query_labels: SoftLabels | None = None
-    expansion: Expansion | None = None  # `Expansion`, or None for descriptors as they are
+    has_all_reranks: bool = False  # keep the candidates of all, not of "divide" and "none" alone
+    namer: Namer = Namer()  # of the index images
+    query_labels: SoftLabels | None = None  # None is what the queries say themselves
+    expansion: Expansion | None = None  # None for descriptors as they are
 
     def facts(self):
         """Gives what a part's fingerprint says of it: nothing more than in 2019 for 2019."""
-        facts = {
-            "split": self.split,
-            "parts": self.num_parts,
-            "top": self.num_nearest,
-            "normalise": self.normalise,
-        }
-        if self.has_all_reranks:
-            facts["rerank"] = self.rerank
-        if self.namer.facts:
-            facts["names"] = self.namer.facts
-        if self.expansion:
-            facts["expansion"] = self.expansion.facts()
-        return facts
+        facts = {"split": self.split, "parts": self.num_parts, "top": self.num_nearest,
+                 "normalise": self.normalise}  # fmt: skip
+        more = {"rerank": self.has_all_reranks and self.rerank, "names": self.namer.facts,
+                "expansion": self.expansion and self.expansion.facts()}  # fmt: skip
+        return facts | {name: fact for name, fact in more.items() if fact}
 
 
 def search_part(session, describer, wanted, queries, part, image_ids):
@@ -84,7 +71,6 @@ def search_part(session, describer, wanted, queries, part, image_ids):
     Args:
         wanted: `WantedSearch`.
         queries: `Descriptions`, of length 1 where the search wants that.
-        part: number of the part, from 0.
         image_ids: (n,) uint64, all images of the split that count.
     """
     name, source = part_name(part, wanted.num_parts), session.source
@@ -102,10 +88,8 @@ def search_part(session, describer, wanted, queries, part, image_ids):
     found, path = find_all_candidates(wanted, queries, index), session.path(name)
     # Left-out shards make the file one that is not whole: the next run searches the part again.
     save_arrays(path, fingerprint | {"left_out": left_out}, **found)
-    say(
-        f"part {part} of {wanted.num_parts}: {len(queries):,} queries, "
-        f"{len(index):,} {wanted.split} images"
-    )
+    counts = f"{len(queries):,} queries, {len(index):,} {wanted.split} images"
+    say(f"part {part} of {wanted.num_parts}: {counts}")
     return path
 
 
@@ -117,71 +101,44 @@ def find_all_candidates(wanted, queries, index):
     many pictures as repeat an id, so that enough ids are in it.
     """
     num_nearest = wanted.num_nearest + len(index) - len(np.unique(index.image_ids))
-    query_labels = wanted.query_labels or Namer().name_queries(queries)
+    query_labels = wanted.query_labels or Namer().name(queries)
     labels = wanted.namer.name(index)
-    vectors = index.descriptors
-    if wanted.expansion and wanted.expansion.num_of_index:
-        whole, num_summed = wanted.expansion.index, wanted.expansion.num_of_index
-        vectors = expand(index.image_ids, vectors, whole, num_summed)
-    found = exact.find_candidates(
-        queries.descriptors, query_labels.landmark_ids, vectors, labels.landmark_ids,
-        num_nearest,
-    )  # fmt: skip
-    found_columns = (
-        queries.image_ids, query_labels.landmark_ids, queries.places,
-        index.image_ids, labels.landmark_ids, index.places,
-        found.row_ends, found.positions, found.distances,
-    )  # fmt: skip
-    columns = dict(zip(columns_of(Part), found_columns, strict=True))
+    vectors, expansion = index.descriptors, wanted.expansion
+    if expansion and expansion.num_of_index:
+        vectors = expand(index.image_ids, vectors, expansion.index, expansion.num_of_index)
+    asked = queries.image_ids, query_labels.landmark_ids, queries.places
+    index_columns = index.image_ids, labels.landmark_ids, index.places
+    both_sides = queries.descriptors, asked[1], vectors, labels.landmark_ids
+    found = exact.find_candidates(*both_sides, num_nearest)
+    found_columns = found.row_ends, found.positions, found.distances
+    columns = dict(zip(columns_of(Part), (*asked, *index_columns, *found_columns), strict=True))
     if wanted.has_all_reranks:
         both_sides = queries.descriptors, query_labels, vectors, labels
-        for rerank in RERANKS.values():
-            columns |= rerank.find(*both_sides, num_nearest) if rerank.find else {}
+        for rerank in filter(lambda one: one.find, RERANKS.values()):
+            of_rerank = rerank.find(*both_sides, num_nearest)
+            columns |= dict(zip(rerank.columns, of_rerank, strict=True))
     return columns
 
 
-def find_whole_index(session, describer, shards, image_ids):
-    """Finds the descriptors of all index shards, in the output or in those of other kernels.
-
-    Args:
-        shards: list of all `Shard`s of the index.
-        image_ids: (n,) uint64, all index images.
-
-    Returns:
-        `Gallery`.
-
-    Raises:
-        ExpectedError: those of a shard are nowhere.
-    """
-    files, missing = {}, []
-    for shard in shards:
-        facts = describer.fingerprint_for(session.source, [shard], image_ids)
-        if found := session.find_fitting(descriptions_name(shard), facts, load_image_ids):
-            files[found[0]] = facts
-        else:
-            missing.append(descriptions_name(shard))
-    if missing:
-        raise ExpectedError(
-            f"{missing[0]}: not in {session.output}, nor in another kernel's output "
-            f"({len(missing)} of {len(shards)} such files are missing); expected the descriptors "
-            "of the whole index, which an expansion sums up; search all parts without it first"
-        )
-    return index_of(files, image_ids)
+def find_whole_index(session, describer, image_ids, describes_it):
+    """Finds the descriptors of all index shards as a `Gallery`; raises as `find_described`."""
+    shards, source = session.source.select_shards("index"), session.source
+    if describes_it:
+        describe_shards(session, describer, shards, image_ids)
+    wanted = {descriptions_name(shard): describer.fingerprint_for(source, [shard], image_ids)
+              for shard in shards}  # fmt: skip
+    whose = "the whole index, which an expansion sums up; search all parts without it first"
+    return index_of(find_described(session, wanted, load_image_ids, whose), image_ids)
 
 
 def expand_queries(session, queries, expansion):
-    """Expands the queries, unless this was done before; gives `Descriptions`.
-
-    Args:
-        queries: `Descriptions` of length 1.
-    """
-    facts = expansion.facts() | {"of": digest_of_rows(queries.image_ids, queries.descriptors)}
+    """Expands the queries, `Descriptions` of length 1, unless this was done before; gives such."""
+    image_ids, descriptors = queries.image_ids, queries.descriptors
+    facts = expansion.facts() | {"of": digest_of_rows(image_ids, descriptors)}
     del facts["index"]  # which is searched as it is
     if found := session.find_fitting(EXPANDED_QUERIES, facts, load_queries):
         return found[1]
-    descriptors = expand(
-        queries.image_ids, queries.descriptors, expansion.index, expansion.num_of_query
-    )
+    descriptors = expand(image_ids, descriptors, expansion.index, expansion.num_of_query)
     queries = replace(queries, descriptors=descriptors)
     save_table(session.path(EXPANDED_QUERIES), queries, facts)
     return queries
@@ -193,8 +150,6 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
     Args:
         queries: `Descriptions` of length 1.
         images: (`ClassTable`, `TrainLabels`) of all train images that count.
-        part: number of the part, from 0.
-        num_parts: parts of the train shards.
     """
     name, source = gallery_part_name(part, num_parts), session.source
     class_table, labels = images
@@ -223,28 +178,20 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
     gallery = Gallery(dict.fromkeys(described), image_ids, class_table.landmark_ids[classes])
     neighbors = find_neighbors(gallery, queries.descriptors)
     without = [descriptions_name(shard) for shard in shards if shard.number in left_out]
-    path = session.path(name)
-    save_part(path, fingerprint | {"left_out": without}, queries.image_ids, gallery, neighbors)
-    say(
-        f"part {part} of {num_parts}: {len(queries):,} queries, {len(image_ids):,} train images "
-        f"of {len(np.unique(gallery.landmark_ids)):,} landmarks"
-    )
+    path, fingerprint = session.path(name), fingerprint | {"left_out": without}
+    save_part(path, fingerprint, queries.image_ids, gallery, neighbors)
+    counts = f"{len(queries):,} queries, {len(image_ids):,} train images"
+    num_landmarks = len(np.unique(gallery.landmark_ids))
+    say(f"part {part} of {num_parts}: {counts} of {num_landmarks:,} landmarks")
     return path
 
 
-def find_queries(session, describer, given=None, normalise=False):
-    """Finds the descriptions of the test images, or makes them.
+def find_queries(session, describer, given=None):
+    """Finds the descriptions of the test images, or makes them: `Descriptions` by image id.
 
     Args:
-        given: file of queries that a person named; None looks in the output and in those of other
-            kernels.
-        normalise: scale the descriptors to length 1.
-
-    Returns:
-        `Descriptions` by ascending image id.
-
-    Raises:
-        ExpectedError: the given file was described by another model or with other settings.
+        given: file of queries that a person named, which is an ExpectedError if it is of another
+            model or other settings; None looks in the output and in those of other kernels.
     """
     source = session.source
     test_ids = read_image_ids(source.fetch(TEST_CSV))
@@ -252,11 +199,9 @@ def find_queries(session, describer, given=None, normalise=False):
     expected = describer.fingerprint_for(source, shards, test_ids)
     if not shards:
         del expected["shards"]
-    queries = _load_given(given, expected) if given else _find_usable(session, expected)
+    queries = _load_usable(session, expected, given)
     if queries is None:
-        queries = describe_split(session, describer, "test", test_ids, QUERIES)
-    if normalise:
-        queries = replace(queries, descriptors=unit_length(queries.descriptors))
+        queries = describe_queries(session, describer, test_ids)
     return queries
 
 
@@ -265,38 +210,23 @@ def _test_shards(source):
     return source.select_shards("test") if source.count_shards("test") else []
 
 
-def _load_given(path, expected):
-    """Loads the queries that a person named."""
-    queries, fingerprint = load_queries(path)
-    if not expected.items() <= fingerprint.items():
-        raise ExpectedError(
-            f"{path}: its queries are of {json.dumps(fingerprint)}; expected those of "
-            f"{json.dumps(expected)}; give the file of this model, this test.csv and these "
-            "settings",
-            setting="queries",
-        )
-    _tell(path, queries, fingerprint["left_out"])
-    return queries
-
-
-def _find_usable(session, expected):
-    """Loads the first whole file of queries of this fingerprint, or gives None."""
+def _load_usable(session, expected, given=None):
+    """Loads the given queries, or the first whole file of this fingerprint; None of no such."""
 
     def load(path):
         queries, fingerprint = load_queries(path)
-        if not expected.items() <= fingerprint.items():
+        if expected.items() <= fingerprint.items():
+            return (queries, fingerprint.get("left_out")), expected
+        if path != given:
             raise ExpectedError(f"{path}: of another model or other settings")
-        return (queries, fingerprint.get("left_out")), expected
+        what, wanted = f"its queries are of {json.dumps(fingerprint)}", json.dumps(expected)
+        advice = "give the file of this model, this test.csv and these settings"
+        raise ExpectedError(f"{path}: {what}; expected those of {wanted}; {advice}", "queries")
 
-    if not (found := session.find_fitting(QUERIES, expected, load)):
-        return None
-    path, (queries, left_out) = found
-    if left_out and path == session.path(QUERIES):
-        return None  # those shards may be whole by now
-    _tell(path, queries, left_out)
-    return queries
-
-
-def _tell(path, queries, left_out):
+    found = (given, load(given)[0]) if given else session.find_fitting(QUERIES, expected, load)
+    path, (queries, left_out) = found or (None, (None, None))
+    if queries is None or (left_out and not given and path == session.path(QUERIES)):
+        return None  # left-out shards may be whole by now
     without = f", without test shards {left_out}" if left_out else ""
     say(f"{path}: {len(queries):,} queries{without}")
+    return queries

@@ -15,12 +15,11 @@ from functools import cached_property
 import numpy as np
 
 from data.arrays import Column
+from search.candidates import best_by_agreement, key_of_agreement
 
 NAMED_BY = ("head", "both")
-HEADS = ("a softmax network", "a cosine head")
 # What names an image: its 5 nearest train images, by their cosine to this power, and the head.
 NUM_NAMING, NAMING_POWER, HEAD_SHARE = 5, 8, 0.25
-AGREEMENT_WEIGHT = 4
 NO_LABEL = -1  # fills up rows of labels; of weight 0
 
 
@@ -40,12 +39,7 @@ class SoftLabels:
 
 
 def name_by_head(landmark_ids, confidences):
-    """Names images by the network's head alone; gives `SoftLabels` of one label each.
-
-    Args:
-        landmark_ids: (n,) int64.
-        confidences: (n,) float32, probabilities or cosines.
-    """
+    """Names images by the network's head alone; gives `SoftLabels` of one label each."""
     return SoftLabels(landmark_ids[:, None], np.clip(confidences[:, None].astype(np.float64), 0, 1))
 
 
@@ -84,24 +78,30 @@ def _sum_by_label(labels, weights):
     return SoftLabels(labels, np.minimum(weights, 1))  # 1 + 2e-16 would be a distance below 0
 
 
+AGREEING = {  # columns of a list of candidates, with the agreement of each
+    "agreeing_ends": Column("int64", ("queries",), 0, order="ascending"),
+    "agreeing_positions": Column("int32", ("agreeing",), 0, below="index images"),
+    "agreeing_agreements": Column("float64", ("agreeing",), 0),
+    "agreeing_distances": Column("float32", ("agreeing",), 0),
+}
+
+
 @dataclass(frozen=True)
 class Rerank:
     """One way to order the images of a query; all that there is to it, see `RERANKS`."""
 
     measure: str  # what the report says that the number below each picture is
     # function (part, first query, last + 1, divisor) of a `merging.Part`: the candidates as (rows,
-    # positions, list of keys, the lower the better and the first decides, distances to show). Of an
-    # image that is there twice the best place counts.
+    # positions, keys, the lower the better, distances to show). Of an image that is there twice the
+    # best place counts.
     order: Callable
     # dict, name -> `Column`, what a part keeps for it beside the nearest of all and those of the
     # query's landmark
     columns: dict = field(default_factory=dict)
     # function (queries, their `SoftLabels`, index, its `SoftLabels`, images wanted per query) that
-    # finds these columns, so that the best of all parts together are among what the parts keep;
-    # None where there are none. Descriptors have length 1 then.
+    # finds these columns, in their order, so that the best of all parts together are among what the
+    # parts keep; None where there are none. Descriptors have length 1 then.
     find: Callable | None = None
-    # of `HEADS`, with whose descriptors it does best, see docs/reranks.md; "" for none
-    best_for: str = ""
 
 
 def _by_distance(part, first, last, divisor):
@@ -109,72 +109,35 @@ def _by_distance(part, first, last, divisor):
     distances = distances.astype(np.float64)
     agrees = part.index_landmarks[positions] == part.query_landmarks[rows]
     distances[agrees] /= divisor
-    return rows, positions, [distances], distances
-
-
-def _by_plain_distance(part, first, last, divisor):
-    return _by_distance(part, first, last, 1)
-
-
-def key_of_agreement(distances, agreements):
-    """Gives what orders by cos + 4 a: the squared distance, which is 2 - 2 cos, less 8 a."""
-    return distances - 2 * AGREEMENT_WEIGHT * agreements
+    return rows, positions, distances, distances
 
 
 def _by_agreement(part, first, last, divisor):
     """Orders what shares a landmark with the query, and the nearest of all beside it."""
-    names = "agreeing_ends", "agreeing_positions", "agreeing_agreements", "agreeing_distances"
-    agreeing = part.cut(first, last, *names)
+    agreeing = part.cut(first, last, *AGREEING)
     rows, positions, distances = part.cut(first, last, "row_ends", "positions", "distances")
     others = rows, positions, np.zeros(len(rows)), distances
     pairs = zip(agreeing, others, strict=True)
     rows, positions, agreements, distances = (np.concatenate(pair) for pair in pairs)
     distances = distances.astype(np.float64)
-    return rows, positions, [key_of_agreement(distances, agreements)], distances
-
-
-def _find_agreeing(queries, query_names, index, index_names, num_nearest):
-    from search.candidates import best_by_agreement  # it loads faiss
-
-    found = best_by_agreement(queries, query_names, index, index_names, num_nearest)
-    return dict(zip(RERANKS["agreement"].columns, found, strict=True))
-
-
-def _ragged(name, **values):
-    """Declares the columns of a list of candidates: where rows end, positions, and values."""
-    columns = {
-        "ends": Column("int64", ("queries",), at_least=0, order="ascending"),
-        "positions": Column("int32", (name,), at_least=0, below="index images"),
-    }
-    columns |= {key: Column(dtype, (name,), least) for key, (dtype, least) in values.items()}
-    return {f"{name}_{key}": column for key, column in columns.items()}
+    return rows, positions, key_of_agreement(distances, agreements), distances
 
 
 RERANKS = {
-    "none": Rerank("the squared distance", _by_plain_distance),
+    "none": Rerank(
+        "the squared distance", lambda part, first, last, _: _by_distance(part, first, last, 1)
+    ),
     "divide": Rerank(
         "the squared distance, divided where query and image are said to show one landmark",
         _by_distance,
-        best_for=HEADS[0],
     ),
     "agreement": Rerank(
         "the squared distance; images that are said to show the query's landmarks go up",
-        _by_agreement,
-        _ragged("agreeing", agreements=("float64", 0), distances=("float32", 0)),
-        _find_agreeing,
-        best_for=HEADS[1],
+        _by_agreement, AGREEING, best_by_agreement,
     ),
-}
+}  # fmt: skip
 
 
 def default_rerank(recipe):
-    """Gives the rerank that does best with the descriptors of a `Recipe`."""
-    head = HEADS[recipe.loss.loss != "softmax"]
-    return next(name for name, rerank in RERANKS.items() if rerank.best_for == head)
-
-
-def tell_defaults():
-    """Says in words for --help which rerank is the default, and which namer."""
-    best = [f"{name} of {one.best_for}" for name, one in RERANKS.items() if one.best_for]
-    by_both = [name for name, one in RERANKS.items() if one.columns]
-    return ", ".join(best), f"{', '.join(by_both)} takes both where nearest.py was run, others head"
+    """Gives the rerank that does best with the descriptors of a `Recipe`, see docs/reranks.md."""
+    return "divide" if recipe.loss.loss == "softmax" else "agreement"

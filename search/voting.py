@@ -11,11 +11,7 @@ NON_LANDMARK_SHARE = 0.2
 
 
 def least_like_gallery(neighbors, share=NON_LANDMARK_SHARE):
-    """Chooses the queries that stand for what is no landmark; knows no label of them.
-
-    Returns:
-        (m,) int64, increasing rows of the queries whose nearest gallery image is farthest.
-    """
+    """Chooses rows of queries that stand for what is no landmark: the farthest from the gallery."""
     order = np.argsort(-neighbors.distances[:, 0], kind="stable")
     return np.sort(order[: round(share * len(order))])
 

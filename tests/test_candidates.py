@@ -51,7 +51,8 @@ class World:
         found = find_candidates(
             self.queries, self.query_names.landmark_ids, self.index[rows], names.landmark_ids, TOP
         )
-        agreeing = RERANKS["agreement"].find(*sides, TOP)
+        rerank = RERANKS["agreement"]
+        agreeing = dict(zip(rerank.columns, rerank.find(*sides, TOP), strict=True))
         num_queries = len(self.queries)
         return Part(
             np.arange(num_queries, dtype=np.uint64), self.query_names.landmark_ids,

@@ -74,7 +74,7 @@ def test_other_arrays_are_no_descriptions(tmp_path):
     save_arrays(tmp_path / "part.npz", FINGERPRINT, row_ends=np.arange(3))
     with pytest.raises(ExpectedError) as caught:
         load_descriptions(tmp_path / "part.npz")
-    assert "it holds row_ends; expected descriptions; " in one_line(caught.value)
+    assert "it holds row_ends; expected image_ids, " in one_line(caught.value)
 
 
 def test_queries_are_in_the_order_of_their_ids(tmp_path):

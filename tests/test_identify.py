@@ -23,7 +23,7 @@ from data.sources import Shard, Source
 from data.tars import list_members
 from descriptors.descriptions import Descriptions, unit_length
 from recipes import RECIPES
-from report import photo_nearest, photos
+from report import photos
 from report.threshold import Calibration, save_calibration
 from runs.command_line import explain
 from runs.pictures import draw_picture
@@ -60,7 +60,7 @@ def photo(tmp_path):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Draws nothing, since that takes longer than all the rest."""
-    monkeypatch.setattr(identify, "draw", lambda *_: None)
+    monkeypatch.setattr(identify, "draw_picture", lambda *_, **__: False)
 
 
 def ask(capsys, *words):
@@ -242,8 +242,9 @@ def test_photos_of_which_none_can_be_read_are_told_before_keras_is_loaded(
 
 def test_the_picture_has_so_many_photos_and_no_more(output, photo, tmp_path, monkeypatch, capsys):
     drawn = []
-    monkeypatch.setattr(identify, "MAX_DRAWN", 2)
-    monkeypatch.setattr(identify, "draw", lambda session, rows, tell: drawn.append(len(rows)))
+    monkeypatch.setattr(photos, "MAX_DRAWN", 2)
+    monkeypatch.setattr(photos, "draw_answers", lambda rows: drawn.append(len(rows)))
+    monkeypatch.setattr(identify, "draw_picture", lambda path, draw, **_: draw())
     copies = [shutil.copy(photo, tmp_path / f"{number}.jpg") for number in range(3)]
     assert len(ask(capsys, *copies, "--output", output, "--nearest", 0)) == 3
     assert drawn == [2]
@@ -253,7 +254,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_cost_the_answers(
     output, photo, capsys, monkeypatch
 ):
     monkeypatch.undo()
-    monkeypatch.setattr(identify, "draw_answers", lambda rows: 1 / 0)
+    monkeypatch.setattr(photos, "draw_answers", lambda rows: 1 / 0)
     identify.main([str(photo), "--output", str(output), "--nearest", "0"])
     told = capsys.readouterr()
     assert told.out.startswith(f"{photo}: No ")
@@ -319,13 +320,13 @@ def make_gallery(tmp_path, num_shards, rng):
 def test_the_nearest_are_those_of_brute_force_however_many_the_shards(tmp_path, num_shards):
     rng = np.random.default_rng(0)
     session, ids, rows = make_gallery(tmp_path, num_shards, rng)
-    files = photo_nearest.of_model(photo_nearest.load_described(session), "ours")
+    files = photos.of_model(photos.load_described(session), "ours")
     query = 3 * rows[0] + rng.normal(size=8).astype(np.float32) / 10
     scaled = unit_length(rows).astype(np.float64)
     wanted = query.astype(np.float64) / np.linalg.norm(query)
     distances = ((scaled - wanted) ** 2).sum(axis=1)
     expected = np.lexsort((ids, distances.astype(np.float32)))[:7]
-    found = photo_nearest.find_nearest(files, query, 7)
+    found = photos.find_nearest(files, query, 7)
     assert [one[0].image_id for one in found] == [format_image_id(i) for i in ids[expected]]
     assert [one[1] for one in found] == pytest.approx(distances[expected], abs=1e-5)
 
@@ -333,9 +334,9 @@ def test_the_nearest_are_those_of_brute_force_however_many_the_shards(tmp_path, 
 def test_descriptors_of_other_models_and_damaged_files_are_told_and_left_out(tmp_path, capsys):
     session, *_ = make_gallery(tmp_path, 3, np.random.default_rng(0))
     (tmp_path / DESCRIPTORS / "index_009.npz").write_bytes(b"damaged")
-    loaded = photo_nearest.load_described(session)
-    assert len(loaded) == 3 and photo_nearest.of_model(loaded, "theirs") == []
-    assert photo_nearest.find_nearest([], np.ones(8), 7) == []
+    loaded = photos.load_described(session)
+    assert len(loaded) == 3 and photos.of_model(loaded, "theirs") == []
+    assert photos.find_nearest([], np.ones(8), 7) == []
     told = capsys.readouterr().err
     assert "index_009.npz: " in told and "3 files of descriptors/ are of another model" in told
 
@@ -352,7 +353,7 @@ def test_the_picture_has_a_row_for_each_photo():
         photos.Answer(Path("a.jpg"), (guess, guess), True, (near, near)),
         photos.Answer(Path("b.jpg"), (guess,), False, ()),
     ]
-    figure = photos.draw_answers([(answers[0], image, [image, None]), (answers[1], image, [])])
+    figure = photos.draw_answers([(answers[0], image, [(near, image)]), (answers[1], image, [])])
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert "probably no landmark" in texts and "a.jpg" in texts
     assert sum(bool(axes.images) for axes in figure.axes) == 3
@@ -397,12 +398,12 @@ def test_pictures_near_a_photo_are_drawn_where_the_source_is_known(
 ):
     drawn = []
     monkeypatch.undo()
-    monkeypatch.setattr(identify, "draw_answers", lambda rows: drawn.extend(rows) or Blank())
+    monkeypatch.setattr(photos, "draw_answers", lambda rows: drawn.extend(rows) or Blank())
     words = [photo, "--output", output, *(["--source", data_set.folder] if with_source else [])]
     identify.main(list(map(str, words)))
     ((_, thumbnail, nearest),) = drawn
     assert thumbnail.size == (48, 36)
-    assert [image is not None for image in nearest] == 5 * [with_source]
+    assert len(nearest) == (5 if with_source else 0)
     assert (output / "identify.png").read_bytes() == b"PNG"
 
 

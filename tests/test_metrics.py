@@ -13,8 +13,7 @@ from metrics import (
     format_scores,
     global_average_precision,
     mean_average_precision,
-    score_recognition,
-    score_retrieval,
+    score_file,
 )
 from runs.command_line import run_command_line
 
@@ -254,7 +253,9 @@ def write(tmp_path):
 
 
 def test_recognition_is_scored_for_each_leaderboard(write):
-    scores = score_recognition(write("s.csv", RECOGNITION), write("t.csv", RECOGNITION_TRUTH))
+    scores = score_file(
+        "recognition", write("s.csv", RECOGNITION), write("t.csv", RECOGNITION_TRUTH)
+    )
     # all: d wrong, a right at rank 2, b wrong; three landmark images.
     assert scores == {
         "Public": pytest.approx(1 / 2),
@@ -264,7 +265,7 @@ def test_recognition_is_scored_for_each_leaderboard(write):
 
 
 def test_retrieval_is_scored_for_each_leaderboard(write):
-    scores = score_retrieval(write("s.csv", RETRIEVAL), write("t.csv", RETRIEVAL_TRUTH))
+    scores = score_file("retrieval", write("s.csv", RETRIEVAL), write("t.csv", RETRIEVAL_TRUTH))
     a, b, d = (1 + 2 / 3) / 2, 1 / 2, 0
     assert scores == {
         "Public": pytest.approx((a + d) / 2),
@@ -275,14 +276,14 @@ def test_retrieval_is_scored_for_each_leaderboard(write):
 
 def test_an_ignored_row_changes_no_score(write):
     truth = write("t.csv", RECOGNITION_TRUTH)
-    with_it = score_recognition(write("s.csv", RECOGNITION), truth)
-    assert score_recognition(write("s.csv", RECOGNITION[:-1]), truth) == with_it
+    with_it = score_file("recognition", write("s.csv", RECOGNITION), truth)
+    assert score_file("recognition", write("s.csv", RECOGNITION[:-1]), truth) == with_it
 
 
 def test_a_leaderboard_without_true_rows_has_no_score(write):
     truth = write("t.csv", [row for row in RECOGNITION_TRUTH if "Private" not in row])
     submission = write("s.csv", ["id,landmarks", f"{A},1 0.9"])
-    assert score_recognition(submission, truth) == {"Public": 1.0, "all": 1.0}
+    assert score_file("recognition", submission, truth) == {"Public": 1.0, "all": 1.0}
 
 
 def test_scores_are_written_in_one_line():

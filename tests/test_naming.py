@@ -60,13 +60,13 @@ def test_test_and_index_images_are_named_alike(session):
     """By the parts' neighbors and by a search of the gallery: the same images, the same names."""
     for named_by in ("head", "both"):
         namer = find_namer(session, NETWORK, session.queries, named_by)
-        as_queries, as_index = namer.name_queries(session.queries), namer.name(session.queries)
+        as_queries, as_index = namer.name(session.queries, True), namer.name(session.queries)
         np.testing.assert_array_equal(as_queries.labels, as_index.labels)
         np.testing.assert_array_equal(as_queries.weights, as_index.weights)
 
 
 def test_the_gallery_names_by_brute_force(session):
-    naming = find_namer(session, NETWORK, session.queries).name_queries(session.queries)
+    naming = find_namer(session, NETWORK, session.queries).name(session.queries, True)
     of_head = session.queries.landmark_ids, session.queries.confidences
     cosines = session.queries.descriptors.astype(float) @ session.train.astype(float).T
     for row, of_query in enumerate(cosines):

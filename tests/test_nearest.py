@@ -18,7 +18,7 @@ from data.arrays import load_arrays, save_arrays
 from data.sources import RECOGNITION_SOLUTION, TRAIN_CLEAN_CSV, TRAIN_CSV, Shard, Source
 from data.submissions import read_recognition_submission
 from descriptors.descriptions import load_descriptions, load_queries, unit_length
-from metrics import format_scores, score_recognition
+from metrics import format_scores, score_file
 from report import write
 from runs import kernel as kernel_side
 from runs.command_line import run_command_line
@@ -136,14 +136,15 @@ def test_stdout_has_the_paths_and_both_scores_and_whose_submission_it_is_is_told
     shutil.copy(recognised / "recognition_submission.csv", output)
     assert run(*common, "--output", output, *PAIR) == 0
     solution = data_set.folder / RECOGNITION_SOLUTION
-    of_head = score_recognition(recognised / "recognition_submission.csv", solution)
+    of_head = score_file("recognition", recognised / "recognition_submission.csv", solution)
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
         *(str(output / f"gallery-part-{number}-of-2.npz") for number in (0, 1)),
         str(output / "names.npz"),
         format_scores("GAP of the head", of_head),
         format_scores(
-            "GAP of the votes", score_recognition(output / "recognition_submission.csv", solution)
+            "GAP of the votes",
+            score_file("recognition", output / "recognition_submission.csv", solution),
         ),
         str(output / "recognition_submission.csv"),
         str(output / "report.html"),

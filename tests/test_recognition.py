@@ -21,7 +21,7 @@ from data.sources import RECOGNITION_SOLUTION, TEST_CSV, TRAIN_CSV, Shard
 from data.submissions import read_recognition_submission
 from demo.server import serve
 from descriptors.descriptions import load_descriptions
-from metrics import format_scores, score_recognition
+from metrics import format_scores, score_file
 from recipes import Recipe
 from report import write
 from runs.command_line import run_command_line
@@ -90,7 +90,7 @@ def test_a_run_writes_every_file_that_is_promised_and_no_other(recognition_run):
 def test_stdout_has_the_paths_and_the_score_and_nothing_else(data_set, recognition_run):
     output = recognition_run.output
     submission = output / "recognition_submission.csv"
-    scores = score_recognition(submission, data_set.folder / RECOGNITION_SOLUTION)
+    scores = score_file("recognition", submission, data_set.folder / RECOGNITION_SOLUTION)
     assert set(scores) == {"Public", "Private", "all"}
     assert recognition_run.stdout.splitlines() == [
         str(output / "model.keras"),

@@ -92,13 +92,14 @@ def test_mistaken_pairs_are_counted_with_a_picture_of_each():
     assert [(pair["shown"], pair["named"], pair["times"]) for pair in pairs] == [
         (7, 8, 2), (9, 8, 1),
     ]  # fmt: skip
-    assert pairs[0]["rows"] == {"mistaken": 2, "shown": 0, "named": None}
-    assert pairs[1]["rows"] == {"mistaken": 2, "shown": 4, "named": None}
+    first, third, fifth = map(format_image_id, (0, 2, 4))
+    assert pairs[0]["pictures"] == {"mistaken": third, "shown": first, "named": None}
+    assert pairs[1]["pictures"] == {"mistaken": third, "shown": fifth, "named": None}
 
 
 def test_the_surest_false_alarms_come_first():
     rows = make_rows(ROWS)[0].false_alarms()
-    assert [row for row, _ in rows] == [1, 6]
+    assert [row["picture"] for row in rows] == [format_image_id(1), format_image_id(6)]
 
 
 def test_every_confidence_is_in_the_histogram_a_cosine_below_0_too():
@@ -163,7 +164,6 @@ def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
     }  # fmt: skip
     pairs = rows.confused()
     for pair in pairs:
-        del pair["rows"]
         pair["pictures"] = {"mistaken": pictures[0].image_id, "shown": pictures[1].image_id,
                             "named": None}  # fmt: skip
     recognition = {
@@ -323,7 +323,7 @@ def test_children_and_attributes_are_escaped_unless_they_are_markup():
 
 
 def test_charts_are_pictures_in_the_colors_of_the_page_with_words_in_their_place():
-    series = [(name, "blue", [1, 2], [1, 2], None) for name in ("train", "<held out>")]
+    series = [(name, "blue", [1, 2], [1, 2]) for name in ("train", "<held out>")]
     chart = charts.line_chart("Loss", ("x", "y"), series)
     assert chart == charts.line_chart("Loss", ("x", "y"), series)
     assert 'alt="Loss: train, &lt;held out&gt;"' in chart

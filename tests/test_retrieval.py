@@ -35,8 +35,9 @@ from data.submissions import RecognitionTruth, read_retrieval_solution, read_ret
 from data.tars import list_members
 from demo.server import serve
 from descriptors.descriptions import concatenate, load_descriptions
-from metrics import format_scores, score_retrieval
+from metrics import format_scores, score_file
 from report import neighbors, write
+from report.neighbors import draw_neighbors
 from runs import kernel as kernel_side
 from runs.command_line import run_command_line
 from search.merging import load_parts, merge_parts
@@ -142,7 +143,7 @@ def searched(world, model, tmp_path_factory):
     """The output folder of a run in the 6 parts of the default."""
     output = tmp_path_factory.mktemp("retrieval") / "output"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
+        patch.setattr(neighbors, "draw_neighbors", lambda *_: Figure((1, 1)))
         patch.setattr(write, "render", lambda all_facts: "")
         assert run(*common(world, model), "--output", output) == 0
     return output
@@ -151,7 +152,7 @@ def searched(world, model, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Draws nothing, since that takes longer than all the rest."""
-    monkeypatch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
+    monkeypatch.setattr(neighbors, "draw_neighbors", lambda *_: Figure((1, 1)))
     monkeypatch.setattr(write, "render", lambda all_facts: "")
 
 
@@ -210,7 +211,7 @@ def test_stdout_has_the_paths_and_both_scores_and_nothing_else(world, model, tmp
     assert run(*common(world, model), "--parts", 2, "--output", tmp_path) == 0
     captured = capsys.readouterr()
     solution = world.folder / RETRIEVAL_SOLUTION
-    scores = score_retrieval(tmp_path / "retrieval_submission.csv", solution)
+    scores = score_file("retrieval", tmp_path / "retrieval_submission.csv", solution)
     lines = captured.out.splitlines()
     assert lines[:3] + lines[4:] == [
         str(tmp_path / "part-0-of-2.npz"),
@@ -761,7 +762,7 @@ def test_queries_without_a_shard_are_made_again_only_where_they_were_made(
     own, path = Path("own"), Path("own" if is_own else "of another kernel")
     found = path, ([], left_out)
     session = SimpleNamespace(path=lambda name: own, find_fitting=lambda *args: found)
-    assert (parts._find_usable(session, {}) is not None) == is_taken
+    assert (parts._load_usable(session, {}) is not None) == is_taken
 
 
 # ---------------------------------------------------------------------------------------- errors
@@ -971,7 +972,7 @@ def for_all_reranks(world, model, searched, tmp_path_factory):
     """The output folder of a search whose parts serve every rerank."""
     output = shutil.copytree(searched, tmp_path_factory.mktemp("reranks") / "output")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval, "draw_neighbors", lambda *_: Figure((1, 1)))
+        patch.setattr(neighbors, "draw_neighbors", lambda *_: Figure((1, 1)))
         assert run(*common(world, model), "--output", output, "--rerank", "agreement") == 0
     return output
 
@@ -1114,9 +1115,9 @@ def test_an_expansion_wants_the_descriptors_of_the_whole_index(
     (resumed / "part-2-of-6.npz").unlink()
     assert run(*arguments) == 1
     assert error_of(capsys.readouterr()) == (
-        f"error: descriptors/index_003.npz: not in {resumed}, nor in another kernel's output (1 of "
-        "7 such files are missing); expected the descriptors of the whole index, which an "
-        "expansion sums up; search all parts without it first"
+        f"error: descriptors/index_003.npz: not in {resumed}, nor in another kernel's output; "
+        "expected the descriptors of the whole index, which an expansion sums up; search all parts "
+        "without it first"
     )
 
 
@@ -1134,7 +1135,7 @@ def test_expanded_queries_are_kept(world, model, resumed, monkeypatch):
 
 
 def test_neighbors_png_is_a_picture_with_frames_of_right_and_wrong(world, resumed, monkeypatch):
-    monkeypatch.setattr(retrieval, "draw_neighbors", neighbors.draw_neighbors)
+    monkeypatch.setattr(neighbors, "draw_neighbors", draw_neighbors)
     assert run("merge", "--source", world.folder, "--output", resumed) == 0
     with Image.open(resumed / "neighbors.png") as image:
         assert image.format == "PNG"
@@ -1147,7 +1148,7 @@ def test_neighbors_png_is_a_picture_with_frames_of_right_and_wrong(world, resume
 
 
 def test_the_picture_reads_what_it_shows_by_byte_range(world, resumed, monkeypatch, fetched):
-    monkeypatch.setattr(retrieval, "draw_neighbors", neighbors.draw_neighbors)
+    monkeypatch.setattr(neighbors, "draw_neighbors", draw_neighbors)
     with serve(world.folder) as address:
         assert run("merge", "--source", address, "--output", resumed) == 0
     assert fetched == []
@@ -1187,7 +1188,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_cost_the_merge(
     def fail(*_):
         raise ExpectedError("HTTP 503; expected a picture; try later")
 
-    monkeypatch.setattr(retrieval, "draw_neighbors", fail)
+    monkeypatch.setattr(neighbors, "draw_neighbors", fail)
     for name in ("retrieval_submission.csv", "neighbors.png"):
         (resumed / name).unlink()
     assert run("merge", "--source", world.folder, "--output", resumed) == 0
