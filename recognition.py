@@ -117,6 +117,11 @@ def _check_recipe(parser, args):
                 f"{setting_flag(other, getattr(args, other))}; expected "
                 f"{' or '.join(setting_flag(other, value) for value in values)}"
             )
+    if args.kept not in (0, parser.get_default("kept")) and not args.neck:
+        parser.error(
+            f"--kept {args.kept} changes nothing beside --neck 0, whose descriptor is the pooled "
+            "vector itself; expected a neck, such as --neck 512"
+        )
     if args.pooling == "token" and not args.backbone.startswith(HUB):
         parser.error(
             f"argument --pooling: token, which {args.backbone} does not have; expected max, "

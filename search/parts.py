@@ -22,7 +22,7 @@ from search.gallery_parts import load_part as load_gallery_part
 from search.gallery_parts import save_part
 from search.merging import Part, load_part
 from search.naming import Namer
-from search.reranks import RERANKS, SoftLabels
+from search.reranks import AGREEMENT_WEIGHT, RERANKS, SoftLabels
 from utils import ExpectedError, say
 
 
@@ -70,7 +70,7 @@ class WantedSearch:
             "normalise": self.normalise,
         }
         if self.has_all_reranks:
-            facts["rerank"] = self.rerank
+            facts |= {"rerank": self.rerank, "weight": AGREEMENT_WEIGHT}
         if self.namer.facts:
             facts["names"] = self.namer.facts
         if self.expansion:
