@@ -124,7 +124,7 @@ def nearest(queries, index, num_nearest):
             rows = slice(begin, begin + QUERY_BLOCK)
             proposals = first and [part[rows] for part in first]
             positions[rows, :wanted], distances[rows, :wanted] = _nearest_of_block(
-                queries[rows].astype(np.float32), index, wanted, proposals
+                _to_float32(queries[rows]), index, wanted, proposals
             )
             if progress:
                 progress.update(len(queries[rows]))
