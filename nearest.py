@@ -39,7 +39,9 @@ BY_HEAD, BY_VOTES = "GAP of the head", "GAP of the votes"
 
 def make_parser():
     """Makes the parser of the command line; Keras and faiss are not loaded for it."""
-    parser, descriptors = parser_in_parts(__doc__, "nearest", "train shards", "vote", "float16")
+    parser, descriptors = command_line.parser_in_parts(
+        __doc__, "nearest", "train shards", "vote", "float16"
+    )
     descriptors.add_argument(
         "--labels", choices=LABELS,
         help="landmarks of the train images: train.csv, train_clean.csv, or all images of the "

@@ -112,6 +112,9 @@ def _check_recipe(parser, args):
             problem = f"{setting_flag(name, value)} changes nothing beside"
             expected = " or ".join(setting_flag(other, value) for value in values)
             parser.error(f"{problem} {setting_flag(other, beside)}; expected {expected}")
+    if args.kept not in (0, parser.get_default("kept")) and not args.neck:
+        problem = f"--kept {args.kept} changes nothing beside --neck 0"
+        parser.error(f"{problem}; expected values of a neck, such as --neck 512")
     if args.pooling == "token" and not args.backbone.startswith(HUB):
         problem = f"argument --pooling: token, which {args.backbone} does not have"
         parser.error(f"{problem}; expected max, average or gem")

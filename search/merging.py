@@ -6,7 +6,7 @@ import numpy as np
 
 from data.arrays import check_arrays, column, columns_of, load_arrays
 from data.landmarks import format_image_id
-from search.reranks import RERANKS
+from search.reranks import AGREEMENT_WEIGHT, RERANKS
 from utils import ExpectedError
 
 QUERY_BLOCK = 4096  # queries at a time: with 6 parts of 200 candidates, 0.3 GB
@@ -133,8 +133,10 @@ def load_part(path):
     top, is_ours = fingerprint.get("top"), is_part(fingerprint)
     is_ours &= type(top) is int and top > 0 and isinstance(fingerprint.get("rerank", ""), str)
     wanted, ends = columns_of(Part), {"row_ends": "positions"}
+    # The best by another weight are other images: a merge does without such candidates.
+    is_of_weight = fingerprint.get("weight") == AGREEMENT_WEIGHT
     for rerank in RERANKS.values():
-        if rerank.columns and rerank.columns.keys() <= arrays.keys():
+        if is_of_weight and rerank.columns and rerank.columns.keys() <= arrays.keys():
             wanted |= rerank.columns
             row_ends, positions, *_ = rerank.columns
             ends[row_ends] = positions

@@ -22,7 +22,7 @@ from search.gallery_parts import find_described, save_part
 from search.gallery_parts import load_part as load_gallery_part
 from search.merging import Part, load_part
 from search.naming import Namer
-from search.reranks import RERANKS, SoftLabels
+from search.reranks import AGREEMENT_WEIGHT, RERANKS, SoftLabels
 from utils import ExpectedError, say
 
 
@@ -60,7 +60,8 @@ class WantedSearch:
         """Gives what a part's fingerprint says of it: nothing more than in 2019 for 2019."""
         facts = {"split": self.split, "parts": self.num_parts, "top": self.num_nearest,
                  "normalise": self.normalise}  # fmt: skip
-        more = {"rerank": self.has_all_reranks and self.rerank, "names": self.namer.facts,
+        more = {"rerank": self.has_all_reranks and self.rerank,
+                "weight": self.has_all_reranks and AGREEMENT_WEIGHT, "names": self.namer.facts,
                 "expansion": self.expansion and self.expansion.facts()}  # fmt: skip
         return facts | {name: fact for name, fact in more.items() if fact}
 

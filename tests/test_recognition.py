@@ -594,6 +594,11 @@ STRONG, FROZEN = ("--recipe", "strong"), ("--recipe", "frozen")
             "adamw or --optimizer sgd",
         ),
         (
+            (*FROZEN, "--neck", "0", "--kept", "64"),
+            "--kept 64 changes nothing beside --neck 0, whose descriptor is the pooled vector "
+            "itself; expected a neck, such as --neck 512",
+        ),
+        (
             (*STRONG, "--pooling", "token"),
             "argument --pooling: token, which resnet50 does not have; expected max, average or gem",
         ),

@@ -1059,7 +1059,7 @@ def test_parts_for_every_rerank_serve_those_of_2019_too(world, searched, reranke
 def test_the_parts_of_2019_are_as_they_were(searched):
     arrays, facts = load_arrays(searched / "part-0-of-6.npz")
     assert arrays.keys() == OF_2019
-    assert not facts.keys() & {"rerank", "names", "expansion"}
+    assert not facts.keys() & {"rerank", "weight", "names", "expansion"}
 
 
 def test_parts_of_2019_cannot_be_reranked_otherwise(world, resumed, capsys):
@@ -1071,6 +1071,25 @@ def test_parts_of_2019_cannot_be_reranked_otherwise(world, resumed, capsys):
         "expected those of all reranks; search the parts with this --rerank again"
     )
     assert submission_of(resumed) == before
+
+
+def test_candidates_of_another_weight_are_not_merged_but_searched_again(
+    world, model, reranked, capsys
+):
+    arguments = ["--source", world.folder, "--output", reranked, "--rerank", "agreement"]
+    assert run("merge", *arguments) == 0
+    expected, path = submission_of(reranked), reranked / "part-0-of-6.npz"
+    for part in reranked.glob("part-*-of-6.npz"):
+        arrays, facts = load_arrays(part)
+        save_arrays(part, facts | {"weight": 3}, **arrays)
+    assert run("merge", *arguments) == 1
+    assert error_of(capsys.readouterr()) == (
+        f"error: {path}: it has no candidates of the rerank agreement; expected those of all "
+        "reranks; search the parts with this --rerank again"
+    )
+    assert run("merge", "--source", world.folder, "--output", reranked, "--rerank", "none") == 0
+    assert run(*common(world, model), "--output", reranked, "--rerank", "agreement") == 0
+    assert submission_of(reranked) == expected
 
 
 def test_a_cosine_head_is_reranked_by_agreement_unless_told_otherwise(
