@@ -99,7 +99,7 @@ def main(argv=None):
     with open_session(name, **command_line.session_settings(args)) as session:
         files = files or in_parts.search_in_parts(session, args, search_parts, "retrieval")
         if args.part is None:
-            merge(session, files, args.rerank_divisor, args.rerank)
+            merge(session, files, args.rerank_divisor, args.rerank, _comparison(session, args))
 
 
 def search_parts(session, args):
@@ -146,13 +146,23 @@ def _choose_namer(session, describer, args, queries):
     return default, has_all_reranks, namer, namer.name(queries, are_queries=True)
 
 
-def merge(session, files, divisor, rerank=None):
+def _comparison(session, args):
+    """Gives what scores the network before its training: a function, None where that costs much."""
+    if not session.is_demo or args.step != "all":
+        return None
+    from report.untrained import score_untrained
+
+    return lambda: score_untrained(session, in_parts.make_describer(session, args, SPLIT))
+
+
+def merge(session, files, divisor, rerank=None, score_untrained=None):
     """Merges the parts into the submission, checks it, scores it and draws neighbors.png.
 
     Args:
         files: paths of all the parts; an ExpectedError if they do not belong together.
         divisor: as of `merge_parts`.
         rerank: one of `reranks.RERANKS`; None is that of the model's recipe.
+        score_untrained: function that gives scores to compare with, for the report.
     """
     parts, fingerprint = load_parts(files)
     rerank, num_nearest = rerank or fingerprint.get("rerank", "divide"), fingerprint["top"]
@@ -177,7 +187,8 @@ def merge(session, files, divisor, rerank=None):
     }  # fmt: skip
     write_report(
         session, "retrieval",
-        lambda: retrieved.gather(session, facts, fingerprint, solution, scored, rows),
+        lambda: retrieved.gather(session, facts, fingerprint, solution, scored, rows)
+        | {"untrained": score_untrained() if score_untrained else {}},
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ write           report.html: every finished run adds to it
 recognised      ... what it says of a recognition
 retrieved       ... of a retrieval
 chance          what it would reach by chance
+untrained       ... and what its network scored before the training
 scores          what a submission reaches, computed in memory
 run             ... of any run; pictures made small
 page            ... the document, its looks

@@ -40,14 +40,15 @@ SPREAD_COLORS = {"named rightly": "green", "named wrongly": "orange", "no landma
 
 def tiles(all_facts):
     """Writes the last score of each run, large."""
-    tiles = []
+    tiles, compared = [], _compared(all_facts)
     for facts in all_facts.values():
         for score in facts.get("scores", [])[-1:]:
             others = dict(score["usages"])
             whole = f"{others.pop('all'):.4f}"
             text = ", ".join(f"{usage} {value:.4f}" for usage, value in others.items())
-            for chance in facts.get("chance", {}).values():
-                text += f"; by chance {chance['all']:.4f}"
+            for what, usages in compared.items():
+                if what.startswith(score["name"].split()[0]) and "all" in usages:
+                    text += f"; {what.partition(' ')[2]} {usages['all']:.4f}"
             about = tag("span", text, class_="quiet")
             tiles.append(tag("li", score["name"], tag("b", whole), about))
     return tag("ul", *tiles, class_="tiles") if tiles else None
@@ -55,20 +56,32 @@ def tiles(all_facts):
 
 def scores(all_facts):
     """Writes the table of all scores and what they mean."""
-    scored, by_chance = [], {}
-    for facts in all_facts.values():
-        scored += [(score["name"], score["usages"]) for score in facts.get("scores", [])]
-        by_chance |= {f"{name} by chance": one for name, one in facts.get("chance", {}).items()}
+    scored = [
+        (one["name"], one["usages"])
+        for facts in all_facts.values()
+        for one in facts.get("scores", [])
+    ]
     if not scored:
         return tag("p", "The source has no ground truth, so that nothing is scored.")
     lines = [
         [name, *(f"{usages[u]:.4f}" if u in usages else "-" for u in USAGES)]
-        for name, usages in (*scored, *by_chance.items())
+        for name, usages in (*scored, *_compared(all_facts).items())
     ]
     names = {name.split()[0] for name, _ in scored}
     told = [tag("p", tag("b", name), ": ", MEANINGS[name]) for name in MEANINGS if name in names]
     whole = table(["score", *USAGES], lines, numeric=(1, 2, 3))
     return join(whole, *told, _counts(all_facts), _rescored(all_facts, names))
+
+
+def _compared(all_facts):
+    """Gives the scores to compare with: dict, e.g. "GAP by chance" -> scores."""
+    kinds = {"untrained": "before training", "chance": "by chance"}
+    return {
+        f"{name} {words}": usages
+        for kind, words in kinds.items()
+        for facts in all_facts.values()
+        for name, usages in facts.get(kind, {}).items()
+    }
 
 
 def _counts(all_facts):

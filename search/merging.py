@@ -6,7 +6,8 @@ import numpy as np
 
 from data.arrays import check_arrays, column, columns_of, load_arrays
 from data.landmarks import format_image_id
-from search.reranks import AGREEMENT_WEIGHT, RERANKS
+from search.candidates import AGREEMENT_WEIGHT
+from search.reranks import RERANKS
 from utils import ExpectedError
 
 QUERY_BLOCK = 4096  # queries at a time: with 6 parts of 200 candidates, 0.3 GB

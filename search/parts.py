@@ -16,13 +16,14 @@ from descriptors.describe import describe_queries, describe_shards, gather
 from descriptors.descriptions import load_image_ids, load_queries
 from runs.session import EXPANDED_QUERIES, QUERIES, descriptions_name, gallery_part_name, part_name
 from search import exact
+from search.candidates import AGREEMENT_WEIGHT
 from search.expansion import expand, index_of
 from search.gallery import NUM_NEIGHBORS, Gallery, find_neighbors
 from search.gallery_parts import find_described, save_part
 from search.gallery_parts import load_part as load_gallery_part
 from search.merging import Part, load_part
 from search.naming import Namer
-from search.reranks import AGREEMENT_WEIGHT, RERANKS, SoftLabels
+from search.reranks import RERANKS, SoftLabels
 from utils import ExpectedError, say
 
 

@@ -33,6 +33,7 @@ ALONE_WITH_FRAMEWORK = {
     "search.on_gpu",
     "report.photo_answer",
     "report.take_away",
+    "report.untrained",
 }
 MODULES = {
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
