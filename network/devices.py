@@ -312,8 +312,6 @@ def choose_devices(batch_size):
     """
     backend = keras.backend.backend()
     devices = {"tensorflow": list_gpus, "jax": _list_devices}.get(backend, list)()
-    if backend == "tensorflow" and not devices:
-        _trace_quickly()
     if len(devices) < 2:
         return OneDevice()
     kind = devices[0].partition(":")[0].upper()
@@ -324,17 +322,6 @@ def choose_devices(batch_size):
     if backend == "tensorflow":
         return MirroredDevices([f"GPU:{number}" for number in range(len(devices))])
     return SplitDevices(devices)
-
-
-def _trace_quickly():
-    """Lets TensorFlow run graphs as they were traced, without rewriting them first.
-
-    On a processor the rewriting takes a third of the first step and makes no later one faster:
-    benchmarks/README.md, "The first step".
-    """
-    import tensorflow as tf
-
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 def agree_on_overflow(optimizer):
