@@ -33,7 +33,7 @@ def score_untrained(session, describer):
     network = model.build_network(recipe, len(describer.class_table), 1)
     untrained = copy.copy(describer)
     untrained.predictor = model.build_predictor(model.build_classifier(network, recipe.loss))
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         apart = dataclasses.replace(session, output=Path(folder))
         tests, index = (_describe(apart, untrained, table) for table in (TEST_CSV, INDEX_CSV))
     found, _ = exact.nearest(tests.descriptors, index.descriptors, MAX_RETRIEVED)
