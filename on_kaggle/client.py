@@ -101,11 +101,6 @@ def patiently(attempt):
     return attempt()
 
 
-def ask(method, *arguments, **options):
-    """Asks the client for something that can be asked twice; see `ask_once`."""
-    return patiently(lambda: ask_once(method, *arguments, **options))
-
-
 def download(kernel_id, folder, names):
     """Downloads these files of a kernel's output, no others, and its log, where they are there."""
     pattern = f"^({'|'.join(map(re.escape, names))})$"
