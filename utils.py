@@ -325,13 +325,10 @@ _line = {"told": 0.0, "width": 0}  # when something was told last; of the line t
 class Progress:
     """How far a long job is: on a terminal one line that moves, elsewhere a plain line at times.
 
-    Of several jobs the innermost is shown; one that is done ahead of need only while no other is.
+    Of several jobs the innermost is shown; one that `is_ahead` of need only while no other is.
     The rate counts from the second update on: the first step of a network takes long.
 
-    Args:
-        total: how much there is to do, or None.
-        unit: of it, e.g. `images`; `B` for bytes; empty where nothing can be counted.
-        is_ahead: whether it is done ahead of need, as a download.
+    The unit is `B` for bytes, empty where nothing can be counted. A download is ahead of need.
     """
 
     def __init__(self, what, total=None, unit="images", is_ahead=False):

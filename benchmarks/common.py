@@ -40,13 +40,8 @@ TEXTURE = 7.0  # standard deviation of the 1/f texture on them, of 255
 def measure(ways, rounds, warm_up=True):
     """Runs each way once in every round, A B C A B C ..., so that noise meets all of them alike.
 
-    Args:
-        ways: dict, name -> function without arguments; a float that it returns counts instead of
-            the seconds it took.
-        warm_up: run each way once before, unmeasured.
-
-    Returns:
-        dict, name -> list of `rounds` numbers.
+    Ways are functions without arguments; a float that one returns counts instead of its seconds.
+    Gives a dict, name -> list of `rounds` numbers.
     """
     return measure_both(ways, rounds, warm_up)[0]
 
@@ -87,12 +82,7 @@ def timed(function, *args):
 
 
 def parse_arguments(doc, **options):
-    """Parses the command line.
-
-    Args:
-        doc: the script's docstring; its first line is the description.
-        options: name -> (default, help); a list takes several values of its first one's type.
-    """
+    """Parses options: name -> (default, help); a list takes several values of its first's type."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     for name, (default, what) in options.items():
         is_list = isinstance(default, list)

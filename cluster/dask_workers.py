@@ -46,16 +46,13 @@ class Workers:
         return [result for _, result in sorted(self.as_done(function, jobs, what, on_gpu))]
 
     def as_done(self, function, jobs, what, on_gpu=False):
-        """Does all jobs; says how it goes.
+        """Does all jobs; says how it goes; yields (number of a job, its result), as each ends.
 
         Args:
             function: (`Session`, job) -> a small result; of a module that workers can import.
             jobs: list of anything that can be pickled.
             what: the jobs, for a person, e.g. `parts searched`.
             on_gpu: on the workers that have a GPU, where any has.
-
-        Yields:
-            (number of a job, its result), as each ends.
 
         Raises:
             StoppedError: the session was asked to stop.

@@ -61,25 +61,21 @@ def find_photos(folder, non_landmarks=None):
     """
     register_heic()
     tops, left_out = [], []
-    if non_landmarks is not None:
-        _list(non_landmarks)  # is it there?
+    if non_landmarks is not None and not _list(non_landmarks):
+        raise ExpectedError(
+            f"{non_landmarks}: nothing in it; expected pictures that show no landmark; check "
+            "--non-landmarks"
+        )
     for path in _list(folder):
         split = SPLIT_OF.get(path.name.lower())
-        if path.is_dir() and split and any(below.is_dir() for below in _list(path)):
-            inside = _list(path)
-        else:
-            split, inside = None, [path]
-        for below in inside:
+        if not (path.is_dir() and split and any(below.is_dir() for below in _list(path))):
+            split = None
+        for below in _list(path) if split else [path]:
             if not below.is_dir():
                 left_out.append((below, "not in the folder of a landmark"))
             elif non_landmarks is None or not below.samefile(non_landmarks):
                 tops.append((below, landmark_name(below.name), split))
     if non_landmarks is not None:
-        if not _list(non_landmarks):
-            raise ExpectedError(
-                f"{non_landmarks}: nothing in it; expected pictures that show no landmark; check "
-                "--non-landmarks"
-            )
         tops.append((Path(non_landmarks), "", None))
     photos = []
     for top, landmark, split in tops:

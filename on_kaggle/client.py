@@ -24,10 +24,7 @@ class NetworkError(ClientError):
 def ask_once(method, *arguments, timeout_s=600, **options):
     """Calls a method of the client's `KaggleApi`, e.g. `kernels_status`; gives what it returns.
 
-    Raises:
-        NetworkError: a failure that may pass.
-        ClientError: any other failure, in one line.
-        ExpectedError: there is no client.
+    NetworkError: a failure that may pass; ClientError: any other; ExpectedError: no client.
     """
     words, printed = f"kaggle {method.replace('_', ' ')}", io.StringIO()
     try:
@@ -99,11 +96,6 @@ def patiently(attempt):
             say(f"{error}: next try in {pause_s} s")
             time.sleep(pause_s)
     return attempt()
-
-
-def ask(method, *arguments, **options):
-    """Asks the client for something that can be asked twice; see `ask_once`."""
-    return patiently(lambda: ask_once(method, *arguments, **options))
 
 
 def download(kernel_id, folder, names):

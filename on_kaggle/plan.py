@@ -78,10 +78,7 @@ GALLERY = tuple(f"gallery-{part}" for part in range(NUM_GALLERY_PARTS))
 def name_by_gallery(recipe, described_as):
     """Puts kernels behind recognition that name test and index images by the train images.
 
-    Args:
-        recipe: of recognition, one with descriptors to name by.
-        described_as: arguments that all kernels share that read queries.npz: it is of no use to
-            another batch size, say.
+    All kernels that read queries.npz share `described_as`: it is of no use to another batch size.
     """
     first = replace(KERNELS["recognition"], arguments=("--recipe", recipe))
     galleries = _in_parts(

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from on_kaggle.client import ClientError, ask, download, patiently, printable
+from on_kaggle.client import ClientError, ask_once, download, patiently, printable
 from on_kaggle.packing import CHAIN_FILE, REPORT
 from on_kaggle.plan import Kernel
 from utils import ExpectedError, say
@@ -64,7 +64,7 @@ def read_built(folder):
 def look(built):
     """Asks Kaggle for a kernel's `State`."""
     try:
-        answer = ask("kernels_status", built.id)
+        answer = patiently(lambda: ask_once("kernels_status", built.id))
         status = answer.status.name
     except ClientError as error:
         if error.status not in (401, 403, 404):  # Kaggle may deny access to what is not there

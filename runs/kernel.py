@@ -20,13 +20,9 @@ def is_kernel():
 
 
 def find_inputs(name):
-    """Finds files of other kernels and data sets below /kaggle/input, wherever Kaggle mounts them.
+    """Lists files of other kernels and data sets, wherever Kaggle mounts them, newest first.
 
-    Args:
-        name: path below a kernel's output, e.g. `checkpoint/training.npz`; may have wildcards.
-
-    Returns:
-        list of paths, newest first; empty outside Kaggle.
+    The name is a path below a kernel's output, perhaps with wildcards. Empty outside Kaggle.
     """
     # The mounts moved in 2026; the last pattern finds any other place, but may have to walk far.
     for mounts in (("notebooks/*/*", "datasets/*/*", "*"), ("**",)) if is_kernel() else ():

@@ -134,12 +134,8 @@ class Session:
         """Finds a file from here or from an earlier session, if it fits: (path, contents) or None.
 
         The output's own goes first, then the newest. One that is damaged is told and passed over.
-
-        Args:
-            facts: what the file must say of itself; any value that compares.
-            load: function of a path that gives (contents, facts), or raises ExpectedError.
-            copied: copy that of an earlier session into the output, since the next session mounts
-                only the output of this one.
+        `load(path)` gives (contents, facts), or raises ExpectedError. With `copied`, that of an
+        earlier session is copied here, since the next one mounts only the output of this one.
         """
         for path in self._copies(name):
             try:

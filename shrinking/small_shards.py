@@ -105,7 +105,8 @@ def shrink(session, settings, share, run=None):
     missing = [one for one in share.shards if one not in pages and not sought.is_over(one)]
     left, num_broken = list(missing), 0
     sizes = _ask_sizes(session.source, missing)
-    _tell_cost(settings, sizes)
+    if missing:
+        _tell_cost(settings, sizes)
     check_room(session, share, pages, sizes, left, looks_ahead=not settings.is_slice)
     begin = time.perf_counter()
     run = run or partial(shrink_in_order, session, settings, is_over=sought.is_over)
@@ -170,8 +171,6 @@ class Sought:
 
 def _tell_cost(settings, sizes):
     """Says what is to be read, a dict `Shard` -> bytes, and what that takes at a round rate."""
-    if not sizes:
-        return
     size_mb, until = sum(sizes.values()) / 1e6, ""
     if settings.is_slice:
         counts = [f"{len(ids):,} {split}" for split, ids in settings.kept.items()]
