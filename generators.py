@@ -11,7 +11,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import compress, islice
 
 import numpy as np
 
@@ -161,7 +161,13 @@ def fetch_ahead(source, shards, connections):
 
 def read_shard(reading, shard, path, epoch, pool):
     """Yields the batches of one shard, then its `ShardEnd`; see `stream_shards`."""
-    members = choose_members(list_members(path), reading)
+    members, class_of = list_members(path), reading.class_of
+    if class_of is None:
+        ids = np.array([member.image_id for member in members], np.uint64)
+        members = list(compress(members, np.isin(ids, reading.image_ids)))
+    else:
+        classes = ((member, class_of(member.image_id)) for member in members)
+        members = [replace(member, class_index=one) for member, one in classes if one is not None]
     if reading.is_training:
         rng = np.random.default_rng([reading.seed, epoch, shard.number])
         rng.shuffle(members)
@@ -222,16 +228,6 @@ def check_bad_images(shard, bad_images, num_images):
         problem = f"{shard.path}: {len(bad_images)} of {num_images} images cannot be read, first "
         problem += f"{format_image_id(image_id)} ({reason}); expected at most {MAX_BAD_SHARE:.0%}"
         raise ExpectedError(problem, "skip_bad_shards")
-
-
-def choose_members(members, reading):
-    """Keeps the members to read, with their class indices."""
-    if reading.class_of is None:
-        ids = np.array([member.image_id for member in members], np.uint64)
-        is_wanted = np.isin(ids, reading.image_ids)
-        return [member for member, wanted in zip(members, is_wanted, strict=True) if wanted]
-    classes = ((member, reading.class_of(member.image_id)) for member in members)
-    return [replace(member, class_index=one) for member, one in classes if one is not None]
 
 
 def decode_members(descriptor, members, reading, epoch, pool):

@@ -150,8 +150,11 @@ def compile_network(network, recipe, class_sizes):
 
 
 def build_classifier(network, loss):
-    """Adds what makes outputs confidences: images -> (batch, num_classes) float32."""
-    outputs = heads.add_confidences(loss, network.output)
+    """Makes outputs confidences: cosines stay, logits become probabilities, float32."""
+    outputs = network.output
+    if loss.loss == "softmax":
+        softmax = keras.layers.Activation("softmax", dtype="float32", name="probabilities")
+        outputs = softmax(outputs)
     return keras.Model(network.input, outputs, name=network.name)
 
 
