@@ -260,8 +260,9 @@ def batch_images(images, reading):
         first = first or counted
         # A shard smaller than a batch repeats its own images.
         filling = [first[i % len(first)] for i in range(reading.batch_size - len(counted))]
-        pixels = np.stack([image for _, image in counted + filling])
-        members = [member for member, _ in counted + filling * reading.is_training]
+        whole = counted + filling
+        pixels = np.stack([image for _, image in whole])
+        members = [member for member, _ in (whole if reading.is_training else counted)]
         classes = [member.class_index for member in members]
         yield Batch(
             pixels,
