@@ -11,7 +11,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import compress, islice
 
 import numpy as np
 
@@ -161,7 +161,13 @@ def fetch_ahead(source, shards, connections):
 
 def read_shard(reading, shard, path, epoch, pool):
     """Yields the batches of one shard, then its `ShardEnd`; see `stream_shards`."""
-    members = choose_members(list_members(path), reading)
+    members, class_of = list_members(path), reading.class_of
+    if class_of is None:
+        ids = np.array([member.image_id for member in members], np.uint64)
+        members = list(compress(members, np.isin(ids, reading.image_ids)))
+    else:
+        classes = ((member, class_of(member.image_id)) for member in members)
+        members = [replace(member, class_index=one) for member, one in classes if one is not None]
     if reading.is_training:
         rng = np.random.default_rng([reading.seed, epoch, shard.number])
         rng.shuffle(members)
@@ -224,16 +230,6 @@ def check_bad_images(shard, bad_images, num_images):
         raise ExpectedError(problem, "skip_bad_shards")
 
 
-def choose_members(members, reading):
-    """Keeps the members to read, with their class indices."""
-    if reading.class_of is None:
-        ids = np.array([member.image_id for member in members], np.uint64)
-        is_wanted = np.isin(ids, reading.image_ids)
-        return [member for member, wanted in zip(members, is_wanted, strict=True) if wanted]
-    classes = ((member, reading.class_of(member.image_id)) for member in members)
-    return [replace(member, class_index=one) for member, one in classes if one is not None]
-
-
 def decode_members(descriptor, members, reading, epoch, pool):
     """Yields (member, image or BadImageError) in the order of `members`, decoded by the pool."""
     data = reading.data
@@ -264,8 +260,9 @@ def batch_images(images, reading):
         first = first or counted
         # A shard smaller than a batch repeats its own images.
         filling = [first[i % len(first)] for i in range(reading.batch_size - len(counted))]
-        pixels = np.stack([image for _, image in counted + filling])
-        members = [member for member, _ in counted + filling * reading.is_training]
+        whole = counted + filling
+        pixels = np.stack([image for _, image in whole])
+        members = [member for member, _ in (whole if reading.is_training else counted)]
         classes = [member.class_index for member in members]
         yield Batch(
             pixels,

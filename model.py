@@ -150,8 +150,11 @@ def compile_network(network, recipe, class_sizes):
 
 
 def build_classifier(network, loss):
-    """Adds what makes outputs confidences: images -> (batch, num_classes) float32."""
-    outputs = heads.add_confidences(loss, network.output)
+    """Makes outputs confidences: cosines stay, logits become probabilities, float32."""
+    outputs = network.output
+    if loss.loss == "softmax":
+        softmax = keras.layers.Activation("softmax", dtype="float32", name="probabilities")
+        outputs = softmax(outputs)
     return keras.Model(network.input, outputs, name=network.name)
 
 
@@ -366,10 +369,9 @@ def _explained(path, writer, expected=WHOLE):
             yield
     except Exception as error:  # a file of somebody else can fail anywhere in Keras
         if "safe_mode" in str(error):  # Keras advises to pass safe_mode=False, which runs the code
-            raise ExpectedError(
-                f"{path}: it carries code (a Lambda layer or the like), so it is never loaded; "
-                "expected nothing but Keras' own layers; take another model, or train one"
-            ) from error
+            problem = "it carries code (a Lambda layer or the like), so it is never loaded"
+            expected = "nothing but Keras' own layers; take another model, or train one"
+            raise ExpectedError(f"{path}: {problem}; expected {expected}") from error
         remedy = "" if writer == keras.__version__ else f"open it with Keras {writer}, "
         raise ExpectedError(
             f"{path}: {_reason(error)} (written by Keras {writer}, read by {keras.__version__}); "

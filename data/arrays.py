@@ -73,10 +73,8 @@ def load_arrays(path, only_page=False):
         reason = str(getattr(error, "strerror", None) or error or type(error).__name__)
         reason = reason.splitlines()[0]
         reason = "not an .npz file" if "pickle" in reason else reason  # NumPy's guess
-        raise ExpectedError(
-            f"{path}: {reason}; expected a whole file written by this project; "
-            "write or copy it again"
-        ) from error
+        expected = "a whole file written by this project; write or copy it again"
+        raise ExpectedError(f"{path}: {reason}; expected {expected}") from error
 
 
 def require_true_sizes(archive):
@@ -134,10 +132,8 @@ def check_arrays(path, arrays, columns):
         for name, column in columns.items():
             _check_values(name, arrays[name], column, lengths)
     except ValueError as error:
-        raise ExpectedError(
-            f"{path}: {error}; expected {', '.join(columns)} as this project writes them; "
-            "write it again"
-        ) from error
+        expected = f"{', '.join(columns)} as this project writes them; write it again"
+        raise ExpectedError(f"{path}: {error}; expected {expected}") from error
 
 
 def _check_shape(name, array, column, lengths):

@@ -47,10 +47,8 @@ def check_unique(image_ids, path):
     ordered = np.sort(image_ids)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(repeated):
-        raise ExpectedError(
-            f"{path}: image id {format_image_id(repeated[0])!r} appears twice; expected each image "
-            "once; check the file"
-        )
+        problem = f"image id {format_image_id(repeated[0])!r} appears twice"
+        raise ExpectedError(f"{path}: {problem}; expected each image once; check the file")
 
 
 def format_image_id(image_id):
@@ -80,10 +78,8 @@ def read_categories(path):
     table = read_table(path, landmark_id=int, category=str)
     repeated = table["landmark_id"][table["landmark_id"].duplicated()]
     if len(repeated):
-        raise ExpectedError(
-            f"{path}: landmark {repeated.iloc[0]} appears twice; expected each landmark once; "
-            "check the file"
-        )
+        problem = f"landmark {repeated.iloc[0]} appears twice"
+        raise ExpectedError(f"{path}: {problem}; expected each landmark once; check the file")
     return dict(zip(table["landmark_id"].tolist(), table["category"].tolist(), strict=True))
 
 
@@ -204,8 +200,6 @@ def _read_train_csv(path):
     image_ids, landmark_ids = parse_image_ids(table["id"], path), table["landmark_id"].to_numpy()
     check_unique(image_ids, path)
     if landmark_ids.min() < 0:  # of which no model is read
-        raise ExpectedError(
-            f"{path}: landmark id {landmark_ids.min()}; expected landmark ids from 0 up; check the "
-            "file"
-        )
+        problem = f"landmark id {landmark_ids.min()}"
+        raise ExpectedError(f"{path}: {problem}; expected landmark ids from 0 up; check the file")
     return pd.DataFrame({"image_id": image_ids, "landmark_id": landmark_ids})

@@ -17,7 +17,7 @@ import numpy as np
 from data.arrays import digest_of
 from data.connections import MAX_CONNECTIONS, Connections
 from data.download import SHARD_PATIENCE, download, download_range, online_size, refuse_disguised
-from data.tars import pack_again, read_unpacked, unpacked_size
+from data.tars import list_unpacked, pack_again, read_unpacked
 from utils import ExpectedError, MissingFileError, file_md5, masked, require_free_space, say
 
 CVDF_URL = "https://s3.amazonaws.com/google-landmark/"
@@ -301,8 +301,10 @@ class _Folder(Place):
         return self.unpacked(shard) is not None
 
     def size_of(self, shard):
-        folder = self.unpacked(shard)
-        return unpacked_size(folder) if folder else self.fetch(shard.path).stat().st_size
+        if folder := self.unpacked(shard):
+            last = list_unpacked(folder)[-1]
+            return last.offset + last.size  # but for its end
+        return self.fetch(shard.path).stat().st_size
 
     def version_of(self, shard):
         # Its images lie elsewhere in it than in the tar that was unpacked.
@@ -323,11 +325,10 @@ class _Folder(Place):
         return local
 
     def read_range(self, shard, offset, size_bytes):
-        folder = self.unpacked(shard)
-        local = folder or self.fetch(shard.path)
-        if folder:
-            data = read_unpacked(folder, offset, size_bytes)
+        if local := self.unpacked(shard):
+            data = read_unpacked(local, offset, size_bytes)
         else:
+            local = self.fetch(shard.path)
             with open(local, "rb") as file:
                 file.seek(offset)
                 data = file.read(size_bytes)

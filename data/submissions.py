@@ -33,10 +33,8 @@ def _parse_cells(cells, parse, expected, path):
         try:
             parsed.append(parse(cell))
         except ValueError as error:
-            raise ExpectedError(
-                f"{path}: line {line} has {cell[:60]!r} as {cells.name}; expected {expected}; "
-                "check the file"
-            ) from error
+            problem = f"{path}: line {line} has {cell[:60]!r} as {cells.name}"
+            raise ExpectedError(f"{problem}; expected {expected}; check the file") from error
     return parsed
 
 
@@ -90,10 +88,8 @@ def check_recognition_submission(path, test_ids, class_table):
     predicted = [prediction[0] for prediction in predictions.values() if prediction]
     unknown = np.setdiff1d(predicted, class_table.landmark_ids)
     if len(unknown):
-        raise ExpectedError(
-            f"{path}: landmark {unknown[0]:.0f}; expected a landmark of the class table; "
-            "predict again with the model of this source"
-        )
+        expected = "a landmark of the class table; predict again with the model of this source"
+        raise ExpectedError(f"{path}: landmark {unknown[0]:.0f}; expected {expected}")
     return len(predicted)
 
 

@@ -21,10 +21,9 @@ def read_header(path, expected):
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
             return next(csv.reader(file), [])
     except (OSError, csv.Error) as error:
-        raise ExpectedError(
-            f"{path}: {getattr(error, 'strerror', None) or error}; expected a CSV with the columns "
-            f"{', '.join(expected)}; check the path"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        problem = f"{path}: {reason}; expected a CSV with the columns {', '.join(expected)}"
+        raise ExpectedError(f"{problem}; check the path") from error
 
 
 def read_table(path, **types):
@@ -50,10 +49,9 @@ def read_table(path, **types):
     header = read_header(path, types)
     missing = [name for name in types if name not in header]
     if missing:
-        raise ExpectedError(
-            f"{path}: no column {missing[0]!r} in {','.join(header)[:80]!r}; expected a CSV with "
-            f"the columns {', '.join(types)}; check the file"
-        )
+        problem = f"{path}: no column {missing[0]!r} in {','.join(header)[:80]!r}"
+        expected = f"a CSV with the columns {', '.join(types)}"
+        raise ExpectedError(f"{problem}; expected {expected}; check the file")
     try:
         with Progress(f"reading {Path(path).name}", unit=""):
             try:
@@ -61,15 +59,12 @@ def read_table(path, **types):
             except pa.ArrowInvalid:
                 table = _parse(path, types, use_threads=False)  # fails again, and names the line
     except (pa.ArrowInvalid, OSError) as error:
-        reason = re.sub(r"Row #(\d+)", r"line \1", str(error).splitlines()[0])
-        raise ExpectedError(
-            f"{path}: {reason[:160]}; expected a CSV in UTF-8 with the columns {', '.join(types)}; "
-            "check the file"
-        ) from error
+        reason = re.sub(r"Row #(\d+)", r"line \1", str(error).splitlines()[0])[:160]
+        expected = f"a CSV in UTF-8 with the columns {', '.join(types)}; check the file"
+        raise ExpectedError(f"{path}: {reason}; expected {expected}") from error
     if table.num_rows == 0:
-        raise ExpectedError(
-            f"{path}: no row after the header; expected one or more; check the file"
-        )
+        problem = "no row after the header; expected one or more; check the file"
+        raise ExpectedError(f"{path}: {problem}")
     return table.to_pandas(types_mapper={pa.string(): pd.ArrowDtype(pa.string())}.get)
 
 

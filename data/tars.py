@@ -163,12 +163,6 @@ def pack_again(folder, path):
             add_image(tar, member.image_id, _read_file(folder, member))
 
 
-def unpacked_size(folder):
-    """Gives the bytes of the tar that an unpacked one would be, but for its end."""
-    last = list_unpacked(folder)[-1]
-    return last.offset + last.size
-
-
 def read_unpacked(folder, offset, size_bytes):
     """Reads the image that the tar would have at `offset`; b"" where it has none there."""
     found = [_read_file(folder, one) for one in list_unpacked(folder) if one.offset == offset]

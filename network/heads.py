@@ -83,10 +83,3 @@ def scale_of(loss, num_classes):
     if loss.loss == "softmax":
         return 1.0
     return loss.scale or layers.adacos_scale(num_classes)
-
-
-def add_confidences(loss, outputs):
-    """Makes outputs confidences: cosines stay, logits become probabilities."""
-    if loss.loss != "softmax":
-        return outputs
-    return keras.layers.Activation("softmax", dtype="float32", name="probabilities")(outputs)

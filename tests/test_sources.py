@@ -527,6 +527,7 @@ def test_a_tar_that_a_mount_unpacked_is_read_as_a_tar(folder, tmp_path, capsys, 
     assert local == tmp_path / "scratch" / SHARD.path
     members = list_members(local)
     assert [f"{member.image_id:016x}" for member in members] == sorted(PICTURES)
+    assert source.size_of(SHARD) == members[-1].offset + members[-1].size
     for member in members:
         data = source.read_range(SHARD, member.offset, member.size)
         assert data == PICTURES[f"{member.image_id:016x}"]

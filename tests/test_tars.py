@@ -60,13 +60,11 @@ def test_an_unpacked_tar_is_packed_again_in_the_order_of_names(tmp_path, size):
     tars.pack_again(folder, tmp_path / "again.tar")
     assert read_tar(tmp_path / "again.tar") == [(member_name(i), contents[i]) for i in IDS]
     members = list_members(tmp_path / "again.tar")
-    listed = tars.list_unpacked(folder)
-    assert [(m.offset, m.size) for m in members] == [(f.offset, f.size) for f in listed]
+    assert tars.list_unpacked(folder) == members
     for member in members:
         data = tars.read_unpacked(folder, member.offset, member.size)
         assert data == contents[f"{member.image_id:016x}"]
     assert tars.read_unpacked(folder, 17, 4) == b""
-    assert tars.unpacked_size(folder) == members[-1].offset + members[-1].size
 
 
 def test_links_and_other_files_of_an_unpacked_tar_are_left_alone(tmp_path):

@@ -83,10 +83,9 @@ def load_checkpoint(session):
         try:
             saved = load_arrays(path)
             if not {"recipe", "precision", "landmarks", "history"} <= saved[1].keys():
-                raise ExpectedError(
-                    f"{path}: not a checkpoint of this version; expected one that recognition.py "
-                    "wrote; remove it"
-                )
+                expected = "one that recognition.py wrote; remove it"
+                problem = f"{path}: not a checkpoint of this version; expected {expected}"
+                raise ExpectedError(problem)
         except ExpectedError as error:
             failure = error
             say(f"{error}; trying the checkpoint before it")

@@ -332,5 +332,7 @@ def validate(devices, network, batches, scale=1.0):
         logits -= logits.max(axis=1, keepdims=True)
         right = logits[np.arange(len(logits)), batch.class_indices]
         losses.append(np.log(np.exp(logits).sum(axis=1)) - right)
-    means = {"valid_loss": losses, "valid_accuracy": hits}
-    return {name: float(np.mean(np.concatenate(of))) for name, of in means.items() if batches}
+    if not losses:
+        return {}
+    loss, accuracy = (float(np.mean(np.concatenate(each))) for each in (losses, hits))
+    return {"valid_loss": loss, "valid_accuracy": accuracy}
