@@ -22,7 +22,7 @@ from data.landmarks import ClassTable
 from network import backbones
 from network.loading import loading_keras, muted_stderr
 from recipes import HUB, Recipe, find_given_up
-from utils import ExpectedError, atomic_write
+from utils import ExpectedError, atomic_write, os_errors_as
 
 with loading_keras():
     import keras
@@ -440,13 +440,17 @@ def _check_network(path, network):
 
 def _load_hdf5(path):
     """Loads a whole-model HDF5 file with its own graph, which takes raw RGB 0..255 as float32."""
-    with h5py.File(path) as file:
+    whole = "a whole model saved by Keras 2"
+    with (
+        os_errors_as(f"{path}: cannot be read", f"{whole}; take another copy"),
+        h5py.File(path) as file,
+    ):
         writer = file.attrs.get("keras_version", b"2")
         writer = writer.decode() if isinstance(writer, bytes) else str(writer)
     with tempfile.TemporaryDirectory() as folder:
         named = Path(folder, "model.h5")  # Keras goes by the name, and the file is a `.model`
         named.symlink_to(Path(path).resolve())
-        with _explained(path, writer, "a whole model saved by Keras 2"):
+        with _explained(path, writer, whole):
             loaded = keras.models.load_model(named, compile=False)
     inputs, outputs = getattr(loaded, "inputs", None), getattr(loaded, "outputs", None)
     if inputs and outputs and len(inputs) == len(outputs) == 1:  # Keras 2 put each into a list

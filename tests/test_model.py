@@ -644,6 +644,19 @@ def test_a_model_that_carries_code_is_never_loaded(tmp_path, name):
     )
 
 
+def test_half_of_the_hdf5_file_of_2019_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "2019.model"
+    with h5py.File(path, "w") as file:
+        file["weights"] = np.zeros(1000)
+    path.write_bytes(path.read_bytes()[:-4000])
+    with pytest.raises(ExpectedError) as caught:
+        load_recogniser(path, lambda: pytest.fail("loaded"))
+    message = one_line(caught.value)
+    assert message.startswith(f"{path}: cannot be read (")
+    assert "truncated file" in message
+    assert message.endswith("; expected a whole model saved by Keras 2; take another copy")
+
+
 def test_a_model_that_would_fill_the_memory_is_refused_unread(model_file, monkeypatch):
     with zipfile.ZipFile(model_file, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros", bytes(1 << 20))
