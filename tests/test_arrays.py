@@ -161,7 +161,7 @@ def test_an_array_that_is_not_as_it_should_be_is_named(told, change):
         check_arrays("a.npz", good_columns() | dict([change]), COLUMNS)
     assert one_line(caught.value) == (
         f"a.npz: {told}; expected ids, rows, ends, positions as this project writes them; "
-        "write it again"
+        "write it again, or give another file"
     )
 
 
