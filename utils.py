@@ -319,6 +319,7 @@ def map_ahead(pool, function, items, num_ahead):
 LEAST_S, MOST_S = 10.0, 25.0  # between two lines of progress where nothing moves
 TICK_S = 0.5
 _jobs = []  # the `Progress` that are at work, the innermost last
+_starting = threading.Lock()
 _line = {"told": 0.0, "width": 0}  # when something was told last; of the line that moves
 
 
@@ -340,7 +341,8 @@ class Progress:
         if not _jobs:
             _line["told"] = time.monotonic()
         _jobs.append(self)
-        _start_showing()
+        with _starting:  # downloads begin together, and a cache does not wait
+            _start_showing()
         return self
 
     def __exit__(self, *exception):

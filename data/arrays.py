@@ -132,8 +132,9 @@ def check_arrays(path, arrays, columns):
         for name, column in columns.items():
             _check_values(name, arrays[name], column, lengths)
     except ValueError as error:
-        expected = f"{', '.join(columns)} as this project writes them; write it again, or give another file"
-        raise ExpectedError(f"{path}: {error}; expected {expected}") from error
+        expected = f"{', '.join(columns)} as this project writes them"
+        advice = "write it again, or give another file"
+        raise ExpectedError(f"{path}: {error}; expected {expected}; {advice}") from error
 
 
 def _check_shape(name, array, column, lengths):

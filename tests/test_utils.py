@@ -1,6 +1,7 @@
 """Tests of the helpers: atomic files, stopping, muted libraries, background work."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -8,6 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -370,6 +373,25 @@ def test_jobs_that_follow_each_other_share_one_thread():
         with Progress("a short job"):
             names = [thread.name for thread in threading.enumerate()]
     assert names.count("progress") == 1
+
+
+def test_jobs_that_begin_together_share_one_thread(monkeypatch):
+    started, all_here = [], threading.Barrier(4)
+
+    @functools.cache
+    def start_slowly():
+        time.sleep(0.1)
+        started.append("progress")
+
+    def job(number):
+        all_here.wait(10)
+        with Progress("a download", is_ahead=True):
+            pass
+
+    monkeypatch.setattr(utils, "_start_showing", start_slowly)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(job, range(4)))
+    assert started == ["progress"]
 
 
 # Two jobs of a second each, the second after the first has ended; a line is said within it.
