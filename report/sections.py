@@ -40,8 +40,9 @@ SPREAD_COLORS = {"named rightly": "green", "named wrongly": "orange", "no landma
 
 def tiles(all_facts):
     """Writes the last score of each run, large."""
-    tiles, compared = [], _compared(all_facts)
+    tiles = []
     for facts in all_facts.values():
+        compared = _compared([*all_facts.values(), facts])  # its own win
         for score in facts.get("scores", [])[-1:]:
             others = dict(score["usages"])
             whole = f"{others.pop('all'):.4f}"
@@ -65,7 +66,7 @@ def scores(all_facts):
         return tag("p", "The source has no ground truth, so that nothing is scored.")
     lines = [
         [name, *(f"{usages[u]:.4f}" if u in usages else "-" for u in USAGES)]
-        for name, usages in (*scored, *_compared(all_facts).items())
+        for name, usages in (*scored, *_compared(all_facts.values()).items())
     ]
     names = {name.split()[0] for name, _ in scored}
     told = [tag("p", tag("b", name), ": ", MEANINGS[name]) for name in MEANINGS if name in names]
@@ -73,13 +74,13 @@ def scores(all_facts):
     return join(whole, *told, _counts(all_facts), _rescored(all_facts, names))
 
 
-def _compared(all_facts):
-    """Gives the scores to compare with: dict, e.g. "GAP by chance" -> scores."""
+def _compared(runs):
+    """Gives what to compare with, of the last run that has it: "GAP by chance" -> scores."""
     kinds = {"untrained": "before training", "chance": "by chance"}
     return {
         f"{name} {words}": usages
         for kind, words in kinds.items()
-        for facts in all_facts.values()
+        for facts in runs
         for name, usages in facts.get(kind, {}).items()
     }
 

@@ -225,6 +225,17 @@ def test_beside_each_score_stands_what_chance_scores(whole_page):
     assert "Private 0.2500; by chance 0.1250</span>" in whole_page
 
 
+def test_beside_the_score_of_a_run_stands_the_chance_of_that_run():
+    # nearest.py knows landmarks of which the network has none, so that its chance is another one.
+    def facts_of(chance):
+        scores = [{"name": "GAP", "usages": {"all": 0.5}}]
+        return {"scores": scores, "chance": {"GAP": {"all": chance}}}
+
+    runs = {"recognition": facts_of(0.25), "nearest": facts_of(0.125)}
+    told = re.findall(r"by chance ([\d.]+)", str(sections.tiles(runs)))
+    assert told == ["0.2500", "0.1250"]
+
+
 def test_no_name_or_file_can_break_the_page(whole_page):
     assert whole_page.count("<script") == whole_page.count("</script>") == 1
     assert NASTY not in whole_page
