@@ -188,6 +188,7 @@ def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
         "scores": [{"name": "mAP@100", "usages": {"Public": 0.5, "all": 0.5}}],
         "num_indexed": 2,
         "rerank": "divide",
+        "untrained": {"GAP": {"all": 0.0625}, "mAP@100": {"all": 0.125}},
         "left_out": ["5 index images could not be searched."],
         "details": [["parts", 6], ["rerank", "squared distances within the landmark / 1.5"]],
     }
@@ -218,11 +219,12 @@ def test_the_page_has_every_section_and_links_to_it(whole_page):
     assert len(ids) == len(set(ids))
 
 
-def test_beside_each_score_stands_what_chance_scores(whole_page):
+def test_beside_each_score_stands_what_chance_and_an_untrained_network_score(whole_page):
     # One of two index images: it stands first or second.
     assert '<td>mAP@100 by chance</td><td class="number">0.7500</td>' in whole_page
     assert '<td>GAP by chance</td><td class="number">0.2500</td>' in whole_page
-    assert "Private 0.2500; by chance 0.1250</span>" in whole_page
+    assert "Private 0.2500; before training 0.0625; by chance 0.1250</span>" in whole_page
+    assert "Public 0.5000; before training 0.1250; by chance 0.7500</span>" in whole_page
 
 
 def test_no_name_or_file_can_break_the_page(whole_page):
