@@ -24,14 +24,9 @@ def best_by_agreement(queries, query_names, index, index_names, num_nearest):
     their distance alone. What is nearer than one of those goes before it, since a is never
     below 0; so it is among the `num_nearest` nearest of all if it is so in the end.
 
-    Args:
-        queries, index: (num_queries, d) and (n, d) descriptors of length 1.
-        query_names, index_names: their `reranks.SoftLabels`.
-
-    Returns:
-        Ragged rows, one for each query: (where each ends (num_queries,) int64; positions (n,)
-        int32, rows of the index; agreements (n,) float64, the sum over the common landmarks of the
-        products of both weights; squared distances (n,) float32).
+    Takes descriptors of length 1 and their `reranks.SoftLabels`; gives ragged rows as
+    `exact.Candidates`, with the agreements (n,) float64 before the distances: the sum over the
+    common landmarks of the products of both weights.
     """
     lists = _invert(index_names)
     begins = np.searchsorted(lists[0], query_names.labels, "left")
@@ -79,14 +74,14 @@ def _best_pairs(queries, index, rows, positions, scores, num_nearest):
     # would exceed it even at distance 0 is left out before its distance is computed.
     order = np.lexsort((-scores, rows))
     most = order[_rank_in_row(rows[order]) < num_nearest]
-    distances = _distances(queries, index, rows[most], positions[most]).astype(np.float64)
+    distances = distances_of(queries, index, rows[most], positions[most]).astype(np.float64)
     keys = key_of_agreement(distances, scores[most])
     limits = np.full(len(queries), -np.inf)
     np.maximum.at(limits, rows[most], keys)
     limits[np.bincount(rows, minlength=len(queries)) <= num_nearest] = np.inf
     chosen = key_of_agreement(0, scores) <= limits[rows]
     rows, positions, scores = rows[chosen], positions[chosen], scores[chosen]
-    distances = _distances(queries, index, rows, positions)
+    distances = distances_of(queries, index, rows, positions)
     order = np.lexsort((positions, key_of_agreement(distances.astype(np.float64), scores), rows))
     order = order[_rank_in_row(rows[order]) < num_nearest]
     return rows[order], positions[order], scores[order], distances[order]
@@ -98,7 +93,7 @@ def _rank_in_row(rows):
     return np.arange(len(rows)) - np.repeat(begins, np.diff(begins, append=len(rows)))
 
 
-def _distances(queries, index, rows, positions):
+def distances_of(queries, index, rows, positions):
     """Computes the squared distance of each pair, in float64 and rounded once: (n,) float32."""
     distances = np.empty(len(rows), np.float32)
     for begin in range(0, len(rows), PAIR_BLOCK):

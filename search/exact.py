@@ -10,12 +10,13 @@ The only module that knows faiss.
 
 import contextlib
 import os
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import faiss
 import numpy as np
 
+from search.candidates import distances_of
 from utils import Progress
 
 QUERY_BLOCK = 4096  # queries at a time: large matrix products are what makes the search fast
@@ -32,20 +33,9 @@ CACHED = 2**18  # float64 numbers that a thread works on at a time: 2 MB, about 
 EPSILON = 2.0**-53  # relative error of one operation in float64
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """For each query, the index images that can be among its best, as ragged rows.
-
-    Attributes:
-        row_ends: (num_queries,) int64; the candidates of query q end there, and begin where those
-            of q - 1 end.
-        positions: (n,) int32, rows of the index.
-        distances: (n,) float32, squared L2.
-    """
-
-    row_ends: np.ndarray
-    positions: np.ndarray
-    distances: np.ndarray
+# Ragged rows, one for each query: where it ends (num_queries,) int64, and begins where the one
+# before ends; rows of the index (n,) int32; squared L2 distances (n,) float32.
+Candidates = namedtuple("Candidates", "row_ends positions distances")
 
 
 def find_candidates(queries, query_landmarks, index, index_landmarks, num_nearest):
@@ -55,22 +45,16 @@ def find_candidates(queries, query_landmarks, index, index_landmarks, num_neares
     up, the best `num_nearest` are among these: the nearest of all, and the nearest of the same
     landmark.
 
-    Args:
-        queries: (num_queries, d) float32 or float16 descriptors.
-        query_landmarks: (num_queries,) int64.
-        index: (n, d) float32 or float16 descriptors, rows by ascending image id.
-        index_landmarks: (n,) int64.
-        num_nearest: images wanted per query.
-
-    Returns:
-        `Candidates`, at most 2 * num_nearest a query.
+    Takes descriptors as `nearest` does, those of the index by ascending image id, and landmarks
+    (num_queries,) and (n,) int64. Gives `Candidates`, at most 2 * num_nearest a query.
     """
-    lists = [nearest(queries, index, num_nearest)]
-    lists.append(nearest_of_same_landmark(
+    of_all = nearest(queries, index, num_nearest)
+    of_same = _nearest_of_same_landmark(
         queries, query_landmarks, index, index_landmarks, num_nearest
-    ))  # fmt: skip
-    positions = np.concatenate([found[0] for found in lists], axis=1)
-    distances = np.concatenate([found[1] for found in lists], axis=1)
+    )
+    positions, distances = (
+        np.concatenate(both, axis=1) for both in zip(of_all, of_same, strict=True)
+    )
     # One row a query, each position once: sort by position, drop what repeats its left neighbour.
     order = np.argsort(positions, axis=1, kind="stable")
     positions = np.take_along_axis(positions, order, axis=1)
@@ -80,7 +64,7 @@ def find_candidates(queries, query_landmarks, index, index_landmarks, num_neares
     return Candidates(np.cumsum(kept.sum(axis=1)), positions[kept], distances[kept])
 
 
-def nearest_of_same_landmark(queries, query_landmarks, index, index_landmarks, num_nearest):
+def _nearest_of_same_landmark(queries, query_landmarks, index, index_landmarks, num_nearest):
     """Gives the nearest images among those of the query's landmark, as `nearest` does."""
     positions = np.full((len(queries), num_nearest), -1, np.int32)
     distances = np.full((len(queries), num_nearest), np.inf, np.float32)
@@ -116,10 +100,12 @@ def nearest(queries, index, num_nearest):
     wanted = min(num_nearest, len(index))
     if not wanted or not len(queries):
         return positions, distances
-    first = _ask_gpu(queries, index, min(wanted + MARGIN, len(index)))
+    is_large = len(queries) * len(index) >= MIN_SCORES
+    first = is_large and _ask_gpu(queries, index, min(wanted + MARGIN, len(index)))
     if len(index) <= INDEX_BLOCK:  # widened once, not for each block of queries and of candidates
         index = _to_float32(index)
-    with _progress_of(queries, index) as progress:
+    shown = Progress(f"searching {len(index):,} images", len(queries), "queries")
+    with shown if is_large else contextlib.nullcontext() as progress:
         for begin in range(0, len(queries), QUERY_BLOCK):
             rows = slice(begin, begin + QUERY_BLOCK)
             proposals = first and [part[rows] for part in first]
@@ -131,21 +117,12 @@ def nearest(queries, index, num_nearest):
     return positions, distances
 
 
-def _progress_of(queries, index):
-    """Gives the `Progress` of a search; None of the many small ones, a landmark's each."""
-    if len(queries) * len(index) < MIN_SCORES:
-        return contextlib.nullcontext()
-    return Progress(f"searching {len(index):,} images", len(queries), "queries")
-
-
-def _ask_gpu(queries, index, num_proposed):
-    """Lets a GPU make the first proposals, where there is one and enough work; else gives None."""
-    if len(queries) * len(index) < MIN_SCORES:
-        return None
+def _ask_gpu(*asked):
+    """Lets a GPU make the first proposals; gives None where there is none."""
     from search import on_gpu  # it loads Keras
 
     propose = on_gpu.find_proposer()
-    return propose and propose(queries, index, num_proposed)
+    return propose and propose(*asked)
 
 
 def _nearest_of_block(queries, index, wanted, proposals=None):
@@ -283,9 +260,8 @@ def _round_once(queries, index, proposed, squared, error):
     rows, columns = np.nonzero(exact != (squared - error).astype(np.float32))
 
     def add_up(pairs):
-        difference = index[proposed[rows[pairs], columns[pairs]]].astype(np.float64)
-        difference -= queries[rows[pairs]].astype(np.float64)
-        exact[rows[pairs], columns[pairs]] = np.einsum("ij,ij->i", difference, difference)
+        places = rows[pairs], columns[pairs]
+        exact[places] = distances_of(queries, index, rows[pairs], proposed[places])
 
     _map_threads(add_up, _cut(np.arange(len(rows)), max(1, CACHED // index.shape[1])))
     return exact

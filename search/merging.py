@@ -184,26 +184,28 @@ def merge_parts(parts, divisor, num_nearest, rerank="divide"):
 
 def _keep_best(rows, image_ids, keys, num_nearest):
     """Keeps each query's best candidates, every image once: (m,) int64, by query, best first."""
-    table = _table_of(rows)
-    ids = image_ids[table]
-    # Rows of a table are sorted several times faster than all candidates at once.
-    order = np.lexsort((ids, np.where(table >= 0, keys[table], np.inf)), axis=1)
-    table, ids = np.take_along_axis(table, order, axis=1), np.take_along_axis(ids, order, axis=1)
-    # The same image may lie in two shards, or in two lists: its first, best place counts.
-    by_image = np.argsort(ids, axis=1, kind="stable")
-    ids = np.take_along_axis(ids, by_image, axis=1)
-    is_repeated = np.zeros(table.shape, bool)
-    np.put_along_axis(is_repeated, by_image[:, 1:], ids[:, 1:] == ids[:, :-1], axis=1)
-    is_kept = (table >= 0) & ~is_repeated
-    is_kept &= np.cumsum(is_kept, axis=1) <= num_nearest
-    return table[is_kept]
-
-
-def _table_of(rows):
-    """Gives where values of `rows` are, a row of the table for each value; -1 fills up."""
+    # Rows of a table, which -1 fills up, are sorted several times faster than all at once.
     order = np.argsort(rows, kind="stable")
     _, begins, counts = np.unique(rows[order], return_index=True, return_counts=True)
     table = np.full((len(counts), counts.max(initial=0)), -1)
     columns = np.arange(len(rows)) - np.repeat(begins, counts)
     table[np.repeat(np.arange(len(counts)), counts), columns] = order
-    return table
+    keys = np.where(table >= 0, keys[table], np.inf)
+    order, is_kept = rank_once(keys, image_ids[table], num_nearest)
+    return np.take_along_axis(table, order, axis=1)[is_kept]
+
+
+def rank_once(keys, image_ids, num_kept):
+    """Ranks images in each row by key, then by id: (order, which of that are kept), both (n, k).
+
+    An image counts once, at its best place: it may lie in two shards, or in two lists. An infinite
+    key stands for no image.
+    """
+    order = np.lexsort((image_ids, keys), axis=1)
+    ids = np.take_along_axis(image_ids, order, axis=1)
+    by_image = np.argsort(ids, axis=1, kind="stable")
+    ids = np.take_along_axis(ids, by_image, axis=1)
+    is_repeated = np.zeros(ids.shape, bool)
+    np.put_along_axis(is_repeated, by_image[:, 1:], ids[:, 1:] == ids[:, :-1], axis=1)
+    is_kept = (np.take_along_axis(keys, order, axis=1) < np.inf) & ~is_repeated
+    return order, is_kept & (np.cumsum(is_kept, axis=1) <= num_kept)
