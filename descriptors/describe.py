@@ -189,11 +189,8 @@ def describe_queries(session, describer, image_ids):
 def gather(found, describer, normalise=False, keeps_repeated=False):
     """Joins the files of shards, as of `describe_shards`, into `Descriptions` by image id.
 
-    File after file goes to its place, so that the descriptors are in memory once, not twice.
-
-    Args:
-        normalise: scale the descriptors to length 1.
-        keeps_repeated: keep all pictures of an id that appears twice, not the first alone.
+    File after file goes to its place, so that the descriptors are in memory once, not twice. Of an
+    id that appears twice the first picture is taken, or all of them.
     """
     ids = np.concatenate([np.empty(0, np.uint64), *found.values()])
     rows = np.argsort(ids, kind="stable")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.images import BadImageError, make_thumbnail
-from data.landmarks import format_image_id
+from data.landmarks import format_image_id, name_landmark
 from data.sources import Shard
 from metrics import average_precision
 from utils import ExpectedError, say
@@ -33,13 +33,13 @@ class Picture:
 NeighborRow = namedtuple("NeighborRow", "query title nearest")
 
 
-def choose_rows(parts, ranking, scored, names, truths):
+def choose_rows(parts, ranking, scored, categories, truths):
     """Chooses the best, median and worst queries by average precision: list of `NeighborRow`.
 
     Args:
         parts: list of `merging.Part`.
         scored: list of `score_queries`; where it is empty, evenly spaced queries are chosen.
-        names, truths: dicts, landmark id -> name, image id (str) -> RecognitionTruth; may be empty.
+        categories, truths: dicts of `read_categories`, `read_recognition_solution`; may be empty.
     """
     begins = np.concatenate([[0], ranking.row_ends])
 
@@ -62,7 +62,7 @@ def choose_rows(parts, ranking, scored, names, truths):
         return NeighborRow(asked, title, tuple(nearest))
 
     def name(landmark_id):
-        return names.get(int(landmark_id), f"landmark {landmark_id}")[:24]
+        return name_landmark(int(landmark_id), categories)[:24]
 
     if not scored:
         num_queries = len(ranking.query_ids)

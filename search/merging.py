@@ -74,14 +74,9 @@ def is_part(fingerprint):
 def load_all(paths, load, columns, images, whole):
     """Reads part files and checks that they belong together, are all, and hold an image.
 
-    Args:
-        load: function of a path that gives (part, its fingerprint).
-        columns: names of the attributes that all parts share.
-        images: name of the attribute with the images that were searched.
-        whole: what they are parts of, e.g. `search`.
-
-    Returns:
-        (list of (part, its fingerprint) by number, dict of the facts that all share).
+    `load` gives (part, its fingerprint) of a path; all parts share the attributes `columns`, and
+    `images` is that of the images that were searched; `whole` is what they are parts of, in words.
+    Gives (list of (part, its fingerprint) by number, dict of the facts that all share).
     """
     parts, first = {}, None
     for path in paths:
@@ -158,11 +153,8 @@ def load_part(path):
 def merge_parts(parts, divisor, num_nearest, rerank="divide"):
     """Merges the candidates of all parts into each query's best images; gives `Ranking`.
 
-    Args:
-        parts: list of all `Part`s; with the columns of the rerank.
-        divisor: of the squared distance to images of the query's landmark, for the rerank "divide".
-        num_nearest: images wanted per query.
-        rerank: one of `reranks.RERANKS`.
+    Takes all `Part`s, with the columns of the rerank, one of `reranks.RERANKS`; the divisor is of
+    the squared distance to images of the query's landmark, for "divide".
     """
     order = RERANKS[rerank].order
     query_ids, num_queries = parts[0].query_ids, len(parts[0].query_ids)

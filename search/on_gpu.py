@@ -73,7 +73,9 @@ def _propose(queries, index, num_proposed):
     if asked is None:
         return None
     blocks = [slice(begin, begin + QUERY_ROWS) for begin in range(0, len(queries), QUERY_ROWS)]
-    shares = [ops.convert_to_tensor(_fill_up(asked.rows[rows])) for rows in blocks]
+    # Zeros fill the last one up, since every other shape is compiled anew.
+    rows = np.pad(asked.rows, ((0, -len(queries) % QUERY_ROWS), (0, 0)))
+    shares = [ops.convert_to_tensor(rows[block]) for block in blocks]
     best = [None] * len(shares)
     longest = worst = 0.0
     for begin in range(0, len(index), INDEX_ROWS):
@@ -139,11 +141,6 @@ def bound_noise(asked, longest, worst, last, width):
 # --------------------------------------------------------------------------------- on the device
 
 
-def _fill_up(rows):
-    """Fills a block of queries up with zeros, since every other shape is compiled anew."""
-    return np.pad(rows, ((0, QUERY_ROWS - len(rows)), (0, 0))) if len(rows) < QUERY_ROWS else rows
-
-
 def _put_on_device(block):
     """Puts a block of the index on the device, in whole strips: (columns, squared norms)."""
     missing = -len(block.rows) % STRIP
@@ -170,14 +167,8 @@ def keep_best(best, scores, first, num_kept):
 
     The num_kept greatest of a block lie in the num_kept strips with the greatest maxima.
 
-    Args:
-        best: (scores (q, k), positions (q, k)) so far, or None.
-        scores: (q, n) float32 of the block, n in whole strips.
-        first: position of the block's first row.
-        num_kept: how many to keep.
-
-    Returns:
-        (scores, positions), the greatest first, num_kept of them or all.
+    Takes (scores (q, k), positions (q, k)) so far or None, those of the block (q, n), n in whole
+    strips, and the position of its first row; gives (scores, positions), the greatest first.
     """
     num_strips = scores.shape[1] // STRIP
     strips = ops.reshape(scores, (-1, num_strips, STRIP))
