@@ -28,7 +28,11 @@ def best_by_agreement(queries, query_names, index, index_names, num_nearest):
     `exact.Candidates`, with the agreements (n,) float64 before the distances: the sum over the
     common landmarks of the products of both weights.
     """
-    lists = _invert(index_names)
+    # (label, position, weight) of all images by label, then by position
+    positions, ranks = np.nonzero(index_names.weights > 0)
+    order = np.argsort(index_names.labels[positions, ranks], kind="stable")
+    places = positions[order], ranks[order]
+    lists = index_names.labels[places], places[0], index_names.weights[places]
     begins = np.searchsorted(lists[0], query_names.labels, "left")
     ends = np.searchsorted(lists[0], query_names.labels, "right")
     num_pairs = np.where(query_names.weights > 0, ends - begins, 0).sum(axis=1)
@@ -39,14 +43,6 @@ def best_by_agreement(queries, query_names, index, index_names, num_nearest):
     rows, positions, scores, distances = map(np.concatenate, zip(*pieces, strict=True))
     counts = np.bincount(rows, minlength=len(queries))
     return np.cumsum(counts), positions.astype(np.int32), scores, distances
-
-
-def _invert(names):
-    """Lists (label, position, weight) of all images by label, then by position."""
-    positions, ranks = np.nonzero(names.weights > 0)
-    order = np.argsort(names.labels[positions, ranks], kind="stable")
-    positions, ranks = positions[order], ranks[order]
-    return names.labels[positions, ranks], positions, names.weights[positions, ranks]
 
 
 def _pairs_with_common_labels(names, rows, lists):
@@ -74,14 +70,14 @@ def _best_pairs(queries, index, rows, positions, scores, num_nearest):
     # would exceed it even at distance 0 is left out before its distance is computed.
     order = np.lexsort((-scores, rows))
     most = order[_rank_in_row(rows[order]) < num_nearest]
-    distances = distances_of(queries, index, rows[most], positions[most]).astype(np.float64)
+    distances = _distances(queries, index, rows[most], positions[most]).astype(np.float64)
     keys = key_of_agreement(distances, scores[most])
     limits = np.full(len(queries), -np.inf)
     np.maximum.at(limits, rows[most], keys)
     limits[np.bincount(rows, minlength=len(queries)) <= num_nearest] = np.inf
     chosen = key_of_agreement(0, scores) <= limits[rows]
     rows, positions, scores = rows[chosen], positions[chosen], scores[chosen]
-    distances = distances_of(queries, index, rows, positions)
+    distances = _distances(queries, index, rows, positions)
     order = np.lexsort((positions, key_of_agreement(distances.astype(np.float64), scores), rows))
     order = order[_rank_in_row(rows[order]) < num_nearest]
     return rows[order], positions[order], scores[order], distances[order]
@@ -93,7 +89,7 @@ def _rank_in_row(rows):
     return np.arange(len(rows)) - np.repeat(begins, np.diff(begins, append=len(rows)))
 
 
-def distances_of(queries, index, rows, positions):
+def _distances(queries, index, rows, positions):
     """Computes the squared distance of each pair, in float64 and rounded once: (n,) float32."""
     distances = np.empty(len(rows), np.float32)
     for begin in range(0, len(rows), PAIR_BLOCK):

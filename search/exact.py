@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 import faiss
 import numpy as np
 
-from search.candidates import distances_of
 from utils import Progress
 
 QUERY_BLOCK = 4096  # queries at a time: large matrix products are what makes the search fast
@@ -30,9 +29,6 @@ faiss.cvar.distance_compute_blas_database_bs = 8192
 # Rounding noise of a blocked float32 distance, as a share of |x|^2 + |y|^2; 5 times what was seen.
 NOISE = 1e-5
 CACHED = 2**18  # float64 numbers that a thread works on at a time: 2 MB, about the second cache
-EPSILON = 2.0**-53  # relative error of one operation in float64
-
-
 # Ragged rows, one for each query: where it ends (num_queries,) int64, and begins where the one
 # before ends; rows of the index (n,) int32; squared L2 distances (n,) float32.
 Candidates = namedtuple("Candidates", "row_ends positions distances")
@@ -86,14 +82,9 @@ def _nearest_of_same_landmark(queries, query_landmarks, index, index_landmarks, 
 def nearest(queries, index, num_nearest):
     """Finds the nearest index rows of each query, exactly.
 
-    Args:
-        queries: (num_queries, d) float32 or float16.
-        index: (n, d) float32 or float16.
-        num_nearest: rows wanted per query.
-
-    Returns:
-        (positions (num_queries, num_nearest) int32, squared L2 distances alike, float32), nearest
-        first, equal distances by position. Where the index is smaller, -1 and inf fill up.
+    Takes descriptors (num_queries, d) and (n, d), float32 or float16. Gives (positions
+    (num_queries, num_nearest) int32, squared L2 distances alike, float32), nearest first, equal
+    distances by position. Where the index is smaller, -1 and inf fill up.
     """
     positions = np.full((len(queries), num_nearest), -1, np.int32)
     distances = np.full((len(queries), num_nearest), np.inf, np.float32)
@@ -126,11 +117,7 @@ def _ask_gpu(*asked):
 
 
 def _nearest_of_block(queries, index, wanted, proposals=None):
-    """Finds the nearest rows of a block of queries; asks for more until it is proven complete.
-
-    Args:
-        proposals: the first ones, as `_propose` gives them; None asks faiss.
-    """
+    """Finds the nearest rows of a block of queries; asks faiss for more until that is proven."""
     positions = np.empty((len(queries), wanted), np.int32)
     distances = np.empty((len(queries), wanted), np.float32)
     is_proven = np.zeros(len(queries), bool)
@@ -161,9 +148,8 @@ def _nearest_of_proposed(queries, index, proposals, wanted):
 def _propose(queries, index, num_proposed):
     """Lets faiss propose candidates, one block of the index after another.
 
-    Returns:
-        (positions (q, num_proposed) int64, rough distances alike, ascending; noise (q,) float32,
-        the bound on their error).
+    Gives (positions (q, num_proposed) int64, rough squared distances alike, float32, ascending;
+    noise (q,) float32, the bound on their error).
     """
     proposed, rough, largest_norm = [], [], 0.0
     for begin in range(0, len(index), INDEX_BLOCK):
@@ -190,81 +176,36 @@ def _to_float32(rows):
 
 
 def _refine(queries, index, proposed, num_possible, wanted):
-    """Computes the candidates' distances in one fixed way; gives the best, ties by position.
+    """Computes distances in one fixed way; gives the best (positions (q, wanted), distances).
 
-    Args:
-        proposed: (q, num_proposed) positions, roughly nearest first.
-        num_possible: (q,), how many of them can be among the nearest; at least `wanted`.
-
-    Returns:
-        (positions (q, wanted), distances (q, wanted) float32).
+    Each is a sum of squared differences in float64, rounded once: it depends on nothing but the two
+    descriptors. Of the positions proposed, (q, n), so many, (q,), can be among the nearest.
     """
     proposed = proposed[:, : num_possible.max()]
-    squared, both = _expand(queries, index, proposed, num_possible)
-    # Each of two norms and a product, and the sums of `_round_once`, are off by less than this.
-    error = (4 * index.shape[1] + 32) * EPSILON * both
-    exact = _round_once(queries, index, proposed, squared, error)
+    exact = np.full(proposed.shape, np.inf, np.float32)
+    few = max(1, CACHED // (proposed.shape[1] * index.shape[1]))  # queries
+
+    def compute(order):
+        """Takes few queries at a time, so that their candidates stay in the cache."""
+        kept = np.empty((few * proposed.shape[1], index.shape[1]))
+        for rows in _cut(order, few):
+            candidates = proposed[rows, : num_possible[rows].max()]
+            differences = kept[: candidates.size]
+            differences[:] = _to_float32(index[candidates.ravel()])
+            of_query = differences.reshape(*candidates.shape, -1)
+            of_query -= queries[rows, None].astype(np.float64)
+            sums = np.einsum("ij,ij->i", differences, differences)
+            exact[rows, : candidates.shape[1]] = sums.reshape(candidates.shape)
+
+    # Queries of the same nearest row follow each other: they share many candidates.
+    order = np.argsort(proposed[:, 0], kind="stable")
+    _map_threads(compute, _cut(order, 16 * few))
     # Distances are not negative: their bits sort as they do, and ties go by position.
     keys = exact.view(np.uint32).astype(np.uint64) << np.uint64(32)
     keys |= proposed.astype(np.uint64)
     keys = np.sort(keys, axis=1)[:, :wanted]
     positions, bits = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
     return positions.view(np.int32), bits.view(np.float32)
-
-
-def _expand(queries, index, proposed, num_possible):
-    """Expands the candidates' |x - y|^2 to |x|^2 + |y|^2 - 2xy, in float64.
-
-    Returns:
-        (squared distances (q, n) float64, inf where no candidate is possible; |x|^2 + |y|^2 alike).
-    """
-    squared, both = np.full(proposed.shape, np.inf), np.zeros(proposed.shape)
-    few = max(1, CACHED // (proposed.shape[1] * index.shape[1]))  # queries
-
-    def expand(order):
-        """Takes few queries at a time, so that their candidates stay in the cache."""
-        kept = np.empty((few * proposed.shape[1], index.shape[1]))
-        for begin in range(0, len(order), few):
-            rows = order[begin : begin + few]
-            candidates = proposed[rows, : num_possible[rows].max()]
-            vectors = kept[: candidates.size]
-            vectors[:] = _to_float32(index[candidates.ravel()])
-            sides = queries[rows].astype(np.float64)
-            norms = np.vecdot(vectors, vectors).reshape(candidates.shape)
-            sums = np.vecdot(sides, sides)[:, None] + norms
-            products = np.vecdot(vectors.reshape(*candidates.shape, -1), sides[:, None])
-            squared[rows, : sums.shape[1]] = sums - 2 * products
-            both[rows, : sums.shape[1]] = sums
-
-    # Queries of the same nearest row follow each other: they share many candidates.
-    order = np.argsort(proposed[:, 0], kind="stable")
-    _map_threads(expand, _cut(order, 16 * few))
-    return squared, both
-
-
-def _round_once(queries, index, proposed, squared, error):
-    """Rounds distances to float32 as if all were sums of squared differences in float64.
-
-    Such a sum, which depends on nothing but the two descriptors, is made where the error could
-    change the rounding: so the same two have the same distance in every part.
-
-    Args:
-        proposed: (q, n) positions.
-        squared: (q, n) float64, roughly the squared distances.
-        error: (q, n), the most by which they and such sums can differ.
-
-    Returns:
-        (q, n) float32.
-    """
-    exact = (squared + error).astype(np.float32)
-    rows, columns = np.nonzero(exact != (squared - error).astype(np.float32))
-
-    def add_up(pairs):
-        places = rows[pairs], columns[pairs]
-        exact[places] = distances_of(queries, index, rows[pairs], proposed[places])
-
-    _map_threads(add_up, _cut(np.arange(len(rows)), max(1, CACHED // index.shape[1])))
-    return exact
 
 
 def _cut(whole, size):
