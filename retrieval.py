@@ -158,11 +158,9 @@ def _comparison(session, args):
 def merge(session, files, divisor, rerank=None, score_untrained=None):
     """Merges the parts into the submission, checks it, scores it and draws neighbors.png.
 
-    Args:
-        files: paths of all the parts; an ExpectedError if they do not belong together.
-        divisor: as of `merge_parts`.
-        rerank: one of `reranks.RERANKS`; None is that of the model's recipe.
-        score_untrained: function that gives scores to compare with, for the report.
+    The files are all the parts, an ExpectedError if they do not belong together; the divisor as of
+    `merge_parts`; no rerank is that of the model's recipe. `score_untrained()` gives scores to
+    compare with, for the report.
     """
     parts, fingerprint = load_parts(files)
     rerank, num_nearest = rerank or fingerprint.get("rerank", "divide"), fingerprint["top"]

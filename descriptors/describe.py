@@ -26,12 +26,10 @@ _describers = {}  # the last one that `open_describer` made, by what it was made
 
 
 class Describer:
-    """The network in the form that describes.
+    """The network in the form that describes; averages with the mirrored image where wanted.
 
-    Args:
-        source: its train.csv has the landmarks of the model published in 2019.
-        flipped_too: average with the mirrored image.
-        dtype: of the stored descriptors, "float32" or "float16".
+    The source's train.csv has the landmarks of the model published in 2019. Descriptors are stored
+    as "float32" or "float16".
     """
 
     def __init__(self, source, model_path, batch_size, flipped_too=False, dtype="float32"):

@@ -36,10 +36,8 @@ NeighborRow = namedtuple("NeighborRow", "query title nearest")
 def choose_rows(parts, ranking, scored, categories, truths):
     """Chooses the best, median and worst queries by average precision: list of `NeighborRow`.
 
-    Args:
-        parts: list of `merging.Part`.
-        scored: list of `score_queries`; where it is empty, evenly spaced queries are chosen.
-        categories, truths: dicts of `read_categories`, `read_recognition_solution`; may be empty.
+    Takes `merging.Part`s, their `Ranking`, the list of `score_queries` (evenly spaced queries where
+    it is empty), and dicts of `read_categories` and `read_recognition_solution`, maybe empty.
     """
     begins = np.concatenate([[0], ranking.row_ends])
 

@@ -62,8 +62,7 @@ def find_candidates(queries, query_landmarks, index, index_landmarks, num_neares
 
 def _nearest_of_same_landmark(queries, query_landmarks, index, index_landmarks, num_nearest):
     """Gives the nearest images among those of the query's landmark, as `nearest` does."""
-    positions = np.full((len(queries), num_nearest), -1, np.int32)
-    distances = np.full((len(queries), num_nearest), np.inf, np.float32)
+    positions, distances = nearest(queries, index[:0], num_nearest)  # none yet
     index_order = np.argsort(index_landmarks, kind="stable")
     sorted_landmarks = index_landmarks[index_order]
     query_order = np.argsort(query_landmarks, kind="stable")
@@ -159,10 +158,8 @@ def _propose(queries, index, num_proposed):
         rough.append(D)
         largest_norm = max(largest_norm, np.vecdot(block, block).max())
     proposed, rough = np.concatenate(proposed, axis=1), np.concatenate(rough, axis=1)
-    if len(index) > INDEX_BLOCK:
-        chosen = np.argsort(rough, axis=1, kind="stable")[:, :num_proposed]
-        proposed = np.take_along_axis(proposed, chosen, axis=1)
-        rough = np.take_along_axis(rough, chosen, axis=1)
+    order = np.argsort(rough, axis=1, kind="stable")[:, :num_proposed]
+    proposed, rough = (np.take_along_axis(one, order, axis=1) for one in (proposed, rough))
     noise = NOISE * (np.vecdot(queries, queries) + largest_norm)
     return proposed, rough, noise
 
