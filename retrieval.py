@@ -175,7 +175,7 @@ def merge(session, files, divisor, rerank=None, score_untrained=None):
         rankings = {"mAP@100 without the rerank": plain} | rankings
     rankings = {name: found.as_rows(test_ids) for name, found in rankings.items()}
     scores, solution = score(session, "retrieval", rankings)
-    scored = neighbors.score_queries(ranking, solution)
+    scored = neighbors.score_queries(ranking.query_ids, rankings["mAP@100"], solution)
     rows = draw(session, parts, ranking, scored)
     divided = f"squared distances within the landmark / {divisor:g}"
     facts = {

@@ -75,15 +75,12 @@ def choose_rows(parts, ranking, scored, categories, truths):
     ]
 
 
-def score_queries(ranking, solution):
+def score_queries(query_ids, retrieved, solution):
     """Lists (average precision, query, relevant image ids) of the scored queries, best first."""
-    scored, begins = [], np.concatenate([[0], ranking.row_ends])
-    for query, image_id in enumerate(map(format_image_id, ranking.query_ids)):
-        relevant = solution[image_id].image_ids if image_id in solution else None
-        if relevant:
-            retrieved = ranking.image_ids[begins[query] : begins[query + 1]]
-            retrieved = [format_image_id(other) for other in retrieved]
-            scored.append((average_precision(retrieved, relevant), query, relevant))
+    scored = []
+    for query, image_id in enumerate(map(format_image_id, query_ids)):
+        if image_id in solution and (relevant := solution[image_id].image_ids):
+            scored.append((average_precision(retrieved[image_id], relevant), query, relevant))
     return sorted(scored, key=lambda row: (-row[0], row[1]))
 
 

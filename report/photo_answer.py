@@ -34,7 +34,9 @@ class PhotoNamer:
         """Names the landmark of a file and its bytes: `Answer`; raises BadImageError."""
         fitted = self.model.image_size, self.model.recipe.data.keep_aspect
         pixels = decode_image(data, *fitted, formats=PHOTO_FORMATS)
-        outputs = self._forward(pixels[None])
+        self.num_photos += 1
+        is_traced = self.num_photos > NUM_UNTRACED  # before, layer by layer takes less time
+        outputs = (self.network.predict_on_batch if is_traced else self.network)(pixels[None])
         confidences, descriptor = (model.to_numpy(output)[0] for output in outputs)
         guesses = []
         for place in np.argsort(-confidences, kind="stable")[:NUM_GUESSES].tolist():
@@ -47,13 +49,6 @@ class PhotoNamer:
         nearest = find_nearest(self.described, descriptor, self.num_nearest)
         nearest = [Near(*near, name_landmark(near[-1], self.categories)) for near in nearest]
         return Answer(path, tuple(guesses), is_landmark, tuple(nearest))
-
-    def _forward(self, images):
-        """Calls the network layer by layer for the first photos: tracing it would take longer."""
-        self.num_photos += 1
-        if self.num_photos <= NUM_UNTRACED:
-            return self.network(images, training=False)
-        return self.network.predict_on_batch(images)
 
 
 def _classes_of_2019(source):
