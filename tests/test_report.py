@@ -179,10 +179,7 @@ def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
         "false_alarms": [{"picture": pictures[2].image_id, "named": 7, "confidence": 0.5}],
         "pictures": run.encode_pictures(source, pictures),
     }  # fmt: skip
-    ranking = SimpleNamespace(
-        query_ids=np.array([1], np.uint64), row_ends=np.array([2]),
-        image_ids=np.array([3, 4], np.uint64),
-    )  # fmt: skip
+    found = {format_image_id(1): [format_image_id(3), format_image_id(4)]}
     solution = {format_image_id(1): RetrievalTruth({format_image_id(4)}, "Public")}
     merged = {
         "scores": [{"name": "mAP@100", "usages": {"Public": 0.5, "all": 0.5}}],
@@ -195,7 +192,7 @@ def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
     retrieval = retrieved.gather(
         SimpleNamespace(source=source), merged,
         {"normalise": True, "descriptor_dtype": "float32", "top": 100},
-        solution, score_queries(ranking, solution),
+        solution, score_queries([1], found, solution),
         [NeighborRow(pictures[0], "best: AP 1.00", tuple(pictures[1:]))],
     )  # fmt: skip
     return json.loads(
