@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from data.landmarks import read_categories, read_image_ids, read_labels, write_categories
-from data.sources import CATEGORY_CSV, TEST_CSV
+from data.landmarks import categories_of, read_image_ids, read_labels, write_categories
+from data.sources import TEST_CSV
 from network.loading import require_backend
 from recipes import ACTS_BESIDE, HUB, RECIPES, Data, Loss, Network, Recipe, Training
 from report import recognised
@@ -260,13 +260,11 @@ def predict(session, model_path, batch_size, flipped_too):
 
 def keep_for_photos(session, class_table, calibration):
     """Writes what identify.py takes besides the model, for as far as the source has it."""
-    source = session.source
     if calibration:
         save_calibration(session.path(CALIBRATION), calibration)
-    if source.exists(CATEGORY_CSV):
-        categories = read_categories(source.fetch(CATEGORY_CSV))
-        if not categories.keys().isdisjoint(class_table.landmark_ids.tolist()):
-            write_categories(session.path(CATEGORIES), categories, class_table)
+    categories = categories_of(session.source)
+    if not categories.keys().isdisjoint(class_table.landmark_ids.tolist()):
+        write_categories(session.path(CATEGORIES), categories, class_table)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves ou
 
 from data import submissions
 from data.arrays import load_page
-from data.landmarks import read_image_ids, read_landmark_names
-from data.sources import CATEGORY_CSV, INDEX_CSV, RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
+from data.landmarks import categories_of, read_image_ids
+from data.sources import INDEX_CSV, RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
 from data.submissions import MAX_RETRIEVED
 from network.loading import require_backend
 from report import neighbors, retrieved
@@ -112,8 +112,8 @@ def search_parts(session, args):
     if args.expand_queries or args.augment_index:
         whole = parts.find_whole_index(session, describer, index_ids, args.part is None)
         expansion = parts.Expansion(args.expand_queries, args.augment_index, whole)
-    asked = SPLIT, args.parts, args.top, args.normalise
-    wanted = parts.WantedSearch(*asked, *namers, expansion=expansion)
+    asked = args.parts, args.top, args.normalise, *namers
+    wanted = parts.WantedSearch(*asked, expansion=expansion)
     if args.expand_queries:
         queries = parts.expand_queries(session, queries, expansion)
     for part in in_parts.numbers_of_parts(args):
@@ -158,11 +158,9 @@ def _comparison(session, args):
 def merge(session, files, divisor, rerank=None, score_untrained=None):
     """Merges the parts into the submission, checks it, scores it and draws neighbors.png.
 
-    Args:
-        files: paths of all the parts; an ExpectedError if they do not belong together.
-        divisor: as of `merge_parts`.
-        rerank: one of `reranks.RERANKS`; None is that of the model's recipe.
-        score_untrained: function that gives scores to compare with, for the report.
+    The files are all the parts, an ExpectedError if they do not belong together; the divisor as of
+    `merge_parts`; no rerank is that of the model's recipe. `score_untrained()` gives scores to
+    compare with, for the report.
     """
     parts, fingerprint = load_parts(files)
     rerank, num_nearest = rerank or fingerprint.get("rerank", "divide"), fingerprint["top"]
@@ -177,7 +175,7 @@ def merge(session, files, divisor, rerank=None, score_untrained=None):
         rankings = {"mAP@100 without the rerank": plain} | rankings
     rankings = {name: found.as_rows(test_ids) for name, found in rankings.items()}
     scores, solution = score(session, "retrieval", rankings)
-    scored = neighbors.score_queries(ranking, solution)
+    scored = neighbors.score_queries(ranking.query_ids, rankings["mAP@100"], solution)
     rows = draw(session, parts, ranking, scored)
     divided = f"squared distances within the landmark / {divisor:g}"
     facts = {
@@ -224,15 +222,14 @@ def _write(session, parts, ranking, test_ids):
 def draw(session, parts, ranking, scored):
     """Draws neighbors.png, without which the submission stands; gives the rows that are in it."""
     source, picture = session.source, session.path(NEIGHBORS_PICTURE)
-    rows = []
-
-    def read_if_there(name, read):
-        return read(source.fetch(name)) if source.exists(name) else {}
+    rows, truths = [], {}
 
     def draw_rows():
-        names = read_if_there(CATEGORY_CSV, read_landmark_names)
-        truths = read_if_there(RECOGNITION_SOLUTION, submissions.read_recognition_solution)
-        rows.extend(neighbors.choose_rows(parts, ranking, scored, names, truths))
+        if source.exists(RECOGNITION_SOLUTION):
+            path = source.fetch(RECOGNITION_SOLUTION)
+            truths.update(submissions.read_recognition_solution(path))
+        known = categories_of(source), truths
+        rows.extend(neighbors.choose_rows(parts, ranking, scored, *known))
         return neighbors.draw_neighbors(source, rows)
 
     if draw_picture(picture, draw_rows):

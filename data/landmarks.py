@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from data.sources import TRAIN_CLEAN_CSV, TRAIN_CSV
+from data.sources import CATEGORY_CSV, TRAIN_CLEAN_CSV, TRAIN_CSV
 from data.tables import read_header, read_table, write_table
 from utils import ExpectedError
 
@@ -83,6 +83,11 @@ def read_categories(path):
     return dict(zip(table["landmark_id"].tolist(), table["category"].tolist(), strict=True))
 
 
+def categories_of(source):
+    """Reads the categories that a source has, as `read_categories`; there may be none."""
+    return read_categories(source.fetch(CATEGORY_CSV)) if source.exists(CATEGORY_CSV) else {}
+
+
 def write_categories(path, categories, class_table):
     """Writes the categories of a network's landmarks, a dict, as `read_categories` reads them."""
     import pandas as pd
@@ -95,6 +100,11 @@ def write_categories(path, categories, class_table):
 def name_of_category(address):
     """Gives the name in the address of a category, e.g. `Berlin Cathedral`."""
     return address.rpartition("Category:")[2].replace("_", " ")
+
+
+def name_landmark(landmark_id, categories):
+    """Gives the name in the address of a landmark's category; of a dict of them, maybe empty."""
+    return name_of_category(categories.get(landmark_id, "")) or f"landmark {landmark_id}"
 
 
 @dataclass(frozen=True)

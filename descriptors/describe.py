@@ -26,12 +26,10 @@ _describers = {}  # the last one that `open_describer` made, by what it was made
 
 
 class Describer:
-    """The network in the form that describes.
+    """The network in the form that describes; averages with the mirrored image where wanted.
 
-    Args:
-        source: its train.csv has the landmarks of the model published in 2019.
-        flipped_too: average with the mirrored image.
-        dtype: of the stored descriptors, "float32" or "float16".
+    The source's train.csv has the landmarks of the model published in 2019. Descriptors are stored
+    as "float32" or "float16".
     """
 
     def __init__(self, source, model_path, batch_size, flipped_too=False, dtype="float32"):
@@ -189,11 +187,8 @@ def describe_queries(session, describer, image_ids):
 def gather(found, describer, normalise=False, keeps_repeated=False):
     """Joins the files of shards, as of `describe_shards`, into `Descriptions` by image id.
 
-    File after file goes to its place, so that the descriptors are in memory once, not twice.
-
-    Args:
-        normalise: scale the descriptors to length 1.
-        keeps_repeated: keep all pictures of an id that appears twice, not the first alone.
+    File after file goes to its place, so that the descriptors are in memory once, not twice. Of an
+    id that appears twice the first picture is taken, or all of them.
     """
     ids = np.concatenate([np.empty(0, np.uint64), *found.values()])
     rows = np.argsort(ids, kind="stable")

@@ -7,8 +7,8 @@ from runs import session
 from runs.kernel import MAX_OUTPUT_GB
 
 NUM_PARTS = 6
-# Neither output nor time asks for more: 1.6 GB and 5 h in all of cleaned labels, 4.2 GB of all
-# images, see docs/kaggle.md. Two GPU sessions run at once, and each part needs its start-up.
+# Neither output nor time asks for more: docs/kaggle.md has both. Two GPU sessions run at once, and
+# each part needs its start-up.
 NUM_GALLERY_PARTS = 2
 # Of Google Landmarks v2, from its page; "clean" are the train images of train_clean.csv.
 NUM_IMAGES = {"full": 4_132_914, "clean": 1_580_470, "index": 761_757, "test": 117_577}

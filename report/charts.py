@@ -37,9 +37,7 @@ def line_chart(title, labels, series, counts=False, **axes_options):
 def histogram(title, labels, edges, groups, line=None):
     """Draws how values of several groups spread, each group as shares of its own; gives `Markup`.
 
-    Args:
-        groups: list of (name, color of `COLORS`, counts between the edges).
-        line: (value, name) to mark, or None.
+    A group is (name, color of `COLORS`, counts between the edges); a line to mark (value, name).
     """
     figure, axes = _start(labels)
     for name, color, counts in groups:

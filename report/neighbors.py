@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.images import BadImageError, make_thumbnail
-from data.landmarks import format_image_id
+from data.landmarks import format_image_id, name_landmark
 from data.sources import Shard
 from metrics import average_precision
 from utils import ExpectedError, say
@@ -33,13 +33,11 @@ class Picture:
 NeighborRow = namedtuple("NeighborRow", "query title nearest")
 
 
-def choose_rows(parts, ranking, scored, names, truths):
+def choose_rows(parts, ranking, scored, categories, truths):
     """Chooses the best, median and worst queries by average precision: list of `NeighborRow`.
 
-    Args:
-        parts: list of `merging.Part`.
-        scored: list of `score_queries`; where it is empty, evenly spaced queries are chosen.
-        names, truths: dicts, landmark id -> name, image id (str) -> RecognitionTruth; may be empty.
+    Takes `merging.Part`s, their `Ranking`, the list of `score_queries` (evenly spaced queries where
+    it is empty), and dicts of `read_categories` and `read_recognition_solution`, maybe empty.
     """
     begins = np.concatenate([[0], ranking.row_ends])
 
@@ -62,7 +60,7 @@ def choose_rows(parts, ranking, scored, names, truths):
         return NeighborRow(asked, title, tuple(nearest))
 
     def name(landmark_id):
-        return names.get(int(landmark_id), f"landmark {landmark_id}")[:24]
+        return name_landmark(int(landmark_id), categories)[:24]
 
     if not scored:
         num_queries = len(ranking.query_ids)
@@ -77,15 +75,12 @@ def choose_rows(parts, ranking, scored, names, truths):
     ]
 
 
-def score_queries(ranking, solution):
+def score_queries(query_ids, retrieved, solution):
     """Lists (average precision, query, relevant image ids) of the scored queries, best first."""
-    scored, begins = [], np.concatenate([[0], ranking.row_ends])
-    for query, image_id in enumerate(map(format_image_id, ranking.query_ids)):
-        relevant = solution[image_id].image_ids if image_id in solution else None
-        if relevant:
-            retrieved = ranking.image_ids[begins[query] : begins[query + 1]]
-            retrieved = [format_image_id(other) for other in retrieved]
-            scored.append((average_precision(retrieved, relevant), query, relevant))
+    scored = []
+    for query, image_id in enumerate(map(format_image_id, query_ids)):
+        if image_id in solution and (relevant := solution[image_id].image_ids):
+            scored.append((average_precision(retrieved[image_id], relevant), query, relevant))
     return sorted(scored, key=lambda row: (-row[0], row[1]))
 
 

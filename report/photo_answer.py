@@ -7,8 +7,8 @@ import numpy as np
 
 import model
 from data.images import PHOTO_FORMATS, decode_image
-from data.landmarks import name_of_category, read_2019_classes, read_categories
-from data.sources import CATEGORY_CSV, TRAIN_CSV
+from data.landmarks import categories_of, name_landmark, read_2019_classes, read_categories
+from data.sources import TRAIN_CSV
 from model import load_recogniser
 from report.photos import Answer, Guess, Near, find_nearest, of_model
 from report.threshold import load_calibration
@@ -25,9 +25,8 @@ class PhotoNamer:
     def __init__(self, session, model_path, described, num_nearest):
         self.model = load_recogniser(model_path, lambda: _classes_of_2019(session.source))
         self.network = model.build_with_descriptor(self.model.classifier)
-        folders = (model_path.parent, session.output)
-        self.calibration = find_calibration(folders, self.model.fingerprint)
-        self.categories = find_categories(folders, session.source)
+        told = find_told(session, model_path, self.model.fingerprint)
+        self.calibration, self.categories = told
         self.described = of_model(described, self.model.fingerprint)
         self.num_nearest, self.num_photos = num_nearest, 0
 
@@ -35,7 +34,9 @@ class PhotoNamer:
         """Names the landmark of a file and its bytes: `Answer`; raises BadImageError."""
         fitted = self.model.image_size, self.model.recipe.data.keep_aspect
         pixels = decode_image(data, *fitted, formats=PHOTO_FORMATS)
-        outputs = self._forward(pixels[None])
+        self.num_photos += 1
+        is_traced = self.num_photos > NUM_UNTRACED  # before, layer by layer takes less time
+        outputs = (self.network.predict_on_batch if is_traced else self.network)(pixels[None])
         confidences, descriptor = (model.to_numpy(output)[0] for output in outputs)
         guesses = []
         for place in np.argsort(-confidences, kind="stable")[:NUM_GUESSES].tolist():
@@ -49,18 +50,6 @@ class PhotoNamer:
         nearest = [Near(*near, name_landmark(near[-1], self.categories)) for near in nearest]
         return Answer(path, tuple(guesses), is_landmark, tuple(nearest))
 
-    def _forward(self, images):
-        """Calls the network layer by layer for the first photos: tracing it would take longer."""
-        self.num_photos += 1
-        if self.num_photos <= NUM_UNTRACED:
-            return self.network(images, training=False)
-        return self.network.predict_on_batch(images)
-
-
-def name_landmark(landmark_id, categories):
-    """Gives the name in the address of a landmark's category; of a dict of them, maybe empty."""
-    return name_of_category(categories.get(landmark_id, "")) or f"landmark {landmark_id}"
-
 
 def _classes_of_2019(source):
     if source is None:
@@ -69,22 +58,23 @@ def _classes_of_2019(source):
     return read_2019_classes(source.fetch(TRAIN_CSV))
 
 
-def find_calibration(folders, fingerprint):
-    """Finds the `Calibration` of a model of this fingerprint in some folders, or gives None."""
-    for path in dict.fromkeys(folder / CALIBRATION for folder in folders):
-        if path.is_file():
-            calibration = load_calibration(path)
-            if calibration.model == fingerprint:
-                return calibration
-            say(f"{path}: of another model, not used")
-    return None
+def find_told(session, model_path, fingerprint):
+    """Finds what is told beside a model of this fingerprint, or in the output.
 
-
-def find_categories(folders, source):
-    """Finds the landmarks' categories on Commons: dict, landmark id -> address; may be empty."""
-    for path in dict.fromkeys(folder / CATEGORIES for folder in folders):
-        if path.is_file():
-            return read_categories(path)
-    if source is not None and source.exists(CATEGORY_CSV):
-        return read_categories(source.fetch(CATEGORY_CSV))
-    return {}
+    Gives its `Calibration` or None, and the landmarks' categories on Commons: dict, landmark id ->
+    address, which may be empty.
+    """
+    folders, source = dict.fromkeys((model_path.parent, session.output)), session.source
+    calibrations, tables = (
+        [folder / name for folder in folders if (folder / name).is_file()]
+        for name in (CALIBRATION, CATEGORIES)
+    )
+    categories = categories_of(source) if source and not tables else {}
+    for path in tables[:1]:  # the model's own
+        categories = read_categories(path)
+    for path in calibrations:
+        calibration = load_calibration(path)
+        if calibration.model == fingerprint:
+            return calibration, categories
+        say(f"{path}: of another model, not used")
+    return None, categories

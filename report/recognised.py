@@ -1,11 +1,12 @@
 """What the report says of a recognition: facts that JSON can hold."""
 
-from collections import Counter, defaultdict
+import itertools
+from collections import Counter
 
 import numpy as np
 
-from data.landmarks import format_image_id, read_categories, read_image_ids
-from data.sources import CATEGORY_CSV, TEST_CSV
+from data.landmarks import categories_of, format_image_id, read_image_ids
+from data.sources import TEST_CSV
 from metrics import LEADERBOARDS
 from report.chance import gap_by_chance
 from report.neighbors import picture_of
@@ -53,19 +54,12 @@ def judge(session, found, solution, num_landmarks):
     }
     pictures = [picture_of("test", found, row) for row in rows.shown]
     facts["pictures"] = encode_pictures(session.source, pictures)
-    facts["categories"] = _categories(session, facts)
-    return facts
-
-
-def _categories(session, facts):
-    """Gives the categories of the landmarks that the facts name: dict, id as text -> address."""
-    if not session.source.exists(CATEGORY_CSV):
-        return {}
-    known = read_categories(session.source.fetch(CATEGORY_CSV))
     named = {row["landmark"] for row in facts["landmarks"]}
     named |= {pair[kind] for pair in facts["pairs"] for kind in ("shown", "named")}
     named |= {row["named"] for row in facts["false_alarms"]}
-    return {str(landmark): known[landmark] for landmark in sorted(named) if landmark in known}
+    known = categories_of(session.source)
+    facts["categories"] = {str(one): known[one] for one in sorted(named & known.keys())}
+    return facts
 
 
 class Rows:
@@ -112,10 +106,9 @@ class Rows:
 
     def landmarks(self):
         """Lists the landmarks with the most test images: what was found of them."""
-        named, right, confidences = Counter(self.named), Counter(), defaultdict(float)
-        columns = self.named, self.is_right.tolist(), self.confidences.tolist()
-        for landmark, is_right, confidence in zip(*columns, strict=True):
-            right[landmark] += is_right
+        named, confidences = Counter(self.named), Counter()
+        right = Counter(itertools.compress(self.named, self.is_right))
+        for landmark, confidence in zip(self.named, self.confidences.tolist(), strict=True):
             confidences[landmark] += confidence
         chosen = sorted(self.num_true, key=lambda one: (-self.num_true[one], one))[:MAX_LANDMARKS]
         return [

@@ -9,12 +9,10 @@ NUM_BINS = 20
 
 
 def gather(session, facts, fingerprint, solution, scored, rows):
-    """Gathers the facts of a merge that is written: a dict.
+    """Gathers the facts of a merge that is written: a dict, with those that the merge knows.
 
-    Args:
-        facts: dict, what the merge knows of them; `num_indexed` images.
-        fingerprint: what the parts share.
-        solution, scored, rows: of `read_retrieval_solution`, `score_queries`, `choose_rows`.
+    The others are what the parts share, and of `read_retrieval_solution`, `score_queries`,
+    `choose_rows`.
     """
     length = "length 1" if fingerprint["normalise"] else "raw"
     details = [

@@ -2,25 +2,15 @@
 
 from data.landmarks import format_image_id
 from data.sources import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
-from data.submissions import (
-    check_recognition_submission,
-    read_recognition_solution,
-    read_retrieval_solution,
-    write_recognition_submission,
-)
-from metrics import format_scores, global_average_precision, mean_average_precision, score_usages
+from data.submissions import check_recognition_submission, write_recognition_submission
+from metrics import CHALLENGES, format_scores, score_usages
 from runs.session import RECOGNITION_SUBMISSION, RETRIEVAL_SUBMISSION
 from utils import say
 
-CHALLENGES = {
-    "recognition": (
-        RECOGNITION_SUBMISSION, RECOGNITION_SOLUTION, read_recognition_solution,
-        global_average_precision,
-    ),
-    "retrieval": (
-        RETRIEVAL_SUBMISSION, RETRIEVAL_SOLUTION, read_retrieval_solution, mean_average_precision,
-    ),
-}  # fmt: skip
+FILES = {
+    "recognition": (RECOGNITION_SUBMISSION, RECOGNITION_SOLUTION),
+    "retrieval": (RETRIEVAL_SUBMISSION, RETRIEVAL_SOLUTION),
+}
 
 
 def write_recognised(session, test_ids, found, class_table):
@@ -38,21 +28,16 @@ def write_recognised(session, test_ids, found, class_table):
 
 
 def score(session, challenge, submissions):
-    """Scores submissions, and prints what they reach.
+    """Scores submissions of one of `metrics.CHALLENGES`, and prints what they reach.
 
-    Args:
-        challenge: "recognition" or "retrieval".
-        submissions: dict, name of the score -> the rows, as of `submissions.read_..._submission`.
-
-    Returns:
-        (dict, name -> scores; the ground truth, as of `submissions.read_..._solution`), both empty
-        where the source has no ground truth.
+    `submissions` is a dict, name of the score -> the rows. Gives (dict, name -> scores; the ground
+    truth), both empty where the source has none.
     """
-    submission_name, solution_name, read, metric = CHALLENGES[challenge]
-    source = session.source
+    (submission_name, solution_name), source = FILES[challenge], session.source
     if not source.exists(solution_name):
         say(f"{source}: no {solution_name}; the submission is not scored")
         return {}, {}
+    _, read, metric, _ = CHALLENGES[challenge]
     paths = session.path(submission_name), source.fetch(solution_name)
     solution, scores = read(paths[1]), {}
     for name, rows in submissions.items():

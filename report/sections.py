@@ -1,6 +1,6 @@
 """What is in each section of the report: facts -> HTML; None where there is nothing to say."""
 
-from data.landmarks import name_of_category
+from data.landmarks import name_landmark
 from recipes import Recipe
 from report.charts import histogram, line_chart
 from report.markup import join, table, tag
@@ -213,8 +213,7 @@ def _picture(facts, image_id, alt, caption, frame=""):
 
 
 def _name(facts, landmark):
-    category = facts.get("categories", {}).get(str(landmark))
-    return name_of_category(category) if category else f"landmark {landmark}"
+    return name_landmark(str(landmark), facts.get("categories", {}))
 
 
 def queries(facts):

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+from data.landmarks import name_landmark
 from data.tables import write_table
 from model import load_recogniser
 from network.plain import without_own_layers
-from report.photo_answer import find_calibration, find_categories, name_landmark
+from report.photo_answer import find_told
 from report.write import of_model, read_facts
 from utils import ExpectedError, atomic_write
 
@@ -65,7 +66,6 @@ def write_take_away(session, model_path, folder):
         ExpectedError: the network has layers that Keras alone does not open, or the folder holds
             something else, which would be overwritten.
     """
-    import keras
     import pandas as pd
 
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists():
@@ -80,9 +80,7 @@ def write_take_away(session, model_path, folder):
         what = f"{model_path}: its backbone is of keras-hub"
         expected = "one of Keras, which opens wherever Keras is"
         raise ExpectedError(f"{what}; expected {expected}; take the model as it is")
-    folders = (model_path.parent, session.output)
-    categories = find_categories(folders, session.source)
-    calibration = find_calibration(folders, recogniser.fingerprint)
+    calibration, categories = find_told(session, model_path, recogniser.fingerprint)
     ids = recogniser.class_table.landmark_ids.tolist()
     table = {"landmark_id": ids, "name": [name_landmark(one, categories) for one in ids]}
     threshold = calibration.threshold if calibration else None
@@ -94,15 +92,17 @@ def write_take_away(session, model_path, folder):
     texts = {
         "settings.json": json.dumps(settings, indent=1) + "\n",
         MARKER: EXAMPLE,
-        "README.md": write_card(session, recogniser, calibration, keras.__version__),
+        "README.md": write_card(session, recogniser, calibration),
     }
     for name, text in texts.items():
         with atomic_write(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
-def write_card(session, recogniser, calibration, keras_version):
+def write_card(session, recogniser, calibration):
     """Writes the card from what the report knows of the run."""
+    import keras
+
     found, recipe = of_model(read_facts(session), recogniser.fingerprint), recogniser.recipe
     facts = found.get("recognition", {})
     source = str(facts.get("run", {}).get("source", "photographs that nobody noted"))
@@ -124,7 +124,7 @@ def write_card(session, recogniser, calibration, keras_version):
     is_cosine = recipe.loss.loss != "softmax" and "probabilities" not in ends
     return CARD.format(
         num_landmarks=len(recogniser.class_table),
-        keras=".".join(keras_version.split(".")[:2]),
+        keras=".".join(keras.__version__.split(".")[:2]),
         backbone=recipe.network.backbone,
         image_size=recogniser.image_size,
         kind="the cosine" if is_cosine else "the probability",

@@ -21,9 +21,8 @@ from utils import say
 def score_untrained(session, describer):
     """Scores the network of a `Describer` as it was before its training.
 
-    Returns:
-        dict, "GAP" and "mAP@100" (descriptors of length 1, no rerank) -> scores of `score_usages`;
-        empty for a network that began with weights from elsewhere.
+    Gives a dict, "GAP" and "mAP@100" (descriptors of length 1, no rerank) -> scores of
+    `score_usages`; empty for a network that began with weights from elsewhere.
     """
     recipe, source = describer.recipe, session.source
     if recipe.network.weights != "none":

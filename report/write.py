@@ -17,9 +17,8 @@ ORDER = ("recognition", "nearest", "retrieval")  # of the page; others follow
 def write_report(session, name, gather):
     """Adds what a run found to the report, and prints its path; the run stands without it.
 
-    Args:
-        name: of the script, e.g. `recognition`; its facts of an earlier run are replaced.
-        gather: function without arguments that gives the facts, see `page.render`.
+    `gather()` gives the facts, see `page.render`; those of an earlier run of the script, e.g.
+    `recognition`, are replaced.
     """
     path = session.path(REPORT)
     if draw_picture(path, lambda: _add_to_report(session, name, gather)):

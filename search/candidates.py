@@ -24,16 +24,15 @@ def best_by_agreement(queries, query_names, index, index_names, num_nearest):
     their distance alone. What is nearer than one of those goes before it, since a is never
     below 0; so it is among the `num_nearest` nearest of all if it is so in the end.
 
-    Args:
-        queries, index: (num_queries, d) and (n, d) descriptors of length 1.
-        query_names, index_names: their `reranks.SoftLabels`.
-
-    Returns:
-        Ragged rows, one for each query: (where each ends (num_queries,) int64; positions (n,)
-        int32, rows of the index; agreements (n,) float64, the sum over the common landmarks of the
-        products of both weights; squared distances (n,) float32).
+    Takes descriptors of length 1 and their `reranks.SoftLabels`; gives ragged rows as
+    `exact.Candidates`, with the agreements (n,) float64 before the distances: the sum over the
+    common landmarks of the products of both weights.
     """
-    lists = _invert(index_names)
+    # (label, position, weight) of all images by label, then by position
+    positions, ranks = np.nonzero(index_names.weights > 0)
+    order = np.argsort(index_names.labels[positions, ranks], kind="stable")
+    places = positions[order], ranks[order]
+    lists = index_names.labels[places], places[0], index_names.weights[places]
     begins = np.searchsorted(lists[0], query_names.labels, "left")
     ends = np.searchsorted(lists[0], query_names.labels, "right")
     num_pairs = np.where(query_names.weights > 0, ends - begins, 0).sum(axis=1)
@@ -44,14 +43,6 @@ def best_by_agreement(queries, query_names, index, index_names, num_nearest):
     rows, positions, scores, distances = map(np.concatenate, zip(*pieces, strict=True))
     counts = np.bincount(rows, minlength=len(queries))
     return np.cumsum(counts), positions.astype(np.int32), scores, distances
-
-
-def _invert(names):
-    """Lists (label, position, weight) of all images by label, then by position."""
-    positions, ranks = np.nonzero(names.weights > 0)
-    order = np.argsort(names.labels[positions, ranks], kind="stable")
-    positions, ranks = positions[order], ranks[order]
-    return names.labels[positions, ranks], positions, names.weights[positions, ranks]
 
 
 def _pairs_with_common_labels(names, rows, lists):

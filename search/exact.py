@@ -10,8 +10,8 @@ The only module that knows faiss.
 
 import contextlib
 import os
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import faiss
 import numpy as np
@@ -29,23 +29,9 @@ faiss.cvar.distance_compute_blas_database_bs = 8192
 # Rounding noise of a blocked float32 distance, as a share of |x|^2 + |y|^2; 5 times what was seen.
 NOISE = 1e-5
 CACHED = 2**18  # float64 numbers that a thread works on at a time: 2 MB, about the second cache
-EPSILON = 2.0**-53  # relative error of one operation in float64
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """For each query, the index images that can be among its best, as ragged rows.
-
-    Attributes:
-        row_ends: (num_queries,) int64; the candidates of query q end there, and begin where those
-            of q - 1 end.
-        positions: (n,) int32, rows of the index.
-        distances: (n,) float32, squared L2.
-    """
-
-    row_ends: np.ndarray
-    positions: np.ndarray
-    distances: np.ndarray
+# Ragged rows, one for each query: where it ends (num_queries,) int64, and begins where the one
+# before ends; rows of the index (n,) int32; squared L2 distances (n,) float32.
+Candidates = namedtuple("Candidates", "row_ends positions distances")
 
 
 def find_candidates(queries, query_landmarks, index, index_landmarks, num_nearest):
@@ -55,22 +41,16 @@ def find_candidates(queries, query_landmarks, index, index_landmarks, num_neares
     up, the best `num_nearest` are among these: the nearest of all, and the nearest of the same
     landmark.
 
-    Args:
-        queries: (num_queries, d) float32 or float16 descriptors.
-        query_landmarks: (num_queries,) int64.
-        index: (n, d) float32 or float16 descriptors, rows by ascending image id.
-        index_landmarks: (n,) int64.
-        num_nearest: images wanted per query.
-
-    Returns:
-        `Candidates`, at most 2 * num_nearest a query.
+    Takes descriptors as `nearest` does, those of the index by ascending image id, and landmarks
+    (num_queries,) and (n,) int64. Gives `Candidates`, at most 2 * num_nearest a query.
     """
-    lists = [nearest(queries, index, num_nearest)]
-    lists.append(nearest_of_same_landmark(
+    of_all = nearest(queries, index, num_nearest)
+    of_same = _nearest_of_same_landmark(
         queries, query_landmarks, index, index_landmarks, num_nearest
-    ))  # fmt: skip
-    positions = np.concatenate([found[0] for found in lists], axis=1)
-    distances = np.concatenate([found[1] for found in lists], axis=1)
+    )
+    positions, distances = (
+        np.concatenate(both, axis=1) for both in zip(of_all, of_same, strict=True)
+    )
     # One row a query, each position once: sort by position, drop what repeats its left neighbour.
     order = np.argsort(positions, axis=1, kind="stable")
     positions = np.take_along_axis(positions, order, axis=1)
@@ -80,10 +60,9 @@ def find_candidates(queries, query_landmarks, index, index_landmarks, num_neares
     return Candidates(np.cumsum(kept.sum(axis=1)), positions[kept], distances[kept])
 
 
-def nearest_of_same_landmark(queries, query_landmarks, index, index_landmarks, num_nearest):
+def _nearest_of_same_landmark(queries, query_landmarks, index, index_landmarks, num_nearest):
     """Gives the nearest images among those of the query's landmark, as `nearest` does."""
-    positions = np.full((len(queries), num_nearest), -1, np.int32)
-    distances = np.full((len(queries), num_nearest), np.inf, np.float32)
+    positions, distances = nearest(queries, index[:0], num_nearest)  # none yet
     index_order = np.argsort(index_landmarks, kind="stable")
     sorted_landmarks = index_landmarks[index_order]
     query_order = np.argsort(query_landmarks, kind="stable")
@@ -102,24 +81,21 @@ def nearest_of_same_landmark(queries, query_landmarks, index, index_landmarks, n
 def nearest(queries, index, num_nearest):
     """Finds the nearest index rows of each query, exactly.
 
-    Args:
-        queries: (num_queries, d) float32 or float16.
-        index: (n, d) float32 or float16.
-        num_nearest: rows wanted per query.
-
-    Returns:
-        (positions (num_queries, num_nearest) int32, squared L2 distances alike, float32), nearest
-        first, equal distances by position. Where the index is smaller, -1 and inf fill up.
+    Takes descriptors (num_queries, d) and (n, d), float32 or float16. Gives (positions
+    (num_queries, num_nearest) int32, squared L2 distances alike, float32), nearest first, equal
+    distances by position. Where the index is smaller, -1 and inf fill up.
     """
     positions = np.full((len(queries), num_nearest), -1, np.int32)
     distances = np.full((len(queries), num_nearest), np.inf, np.float32)
     wanted = min(num_nearest, len(index))
     if not wanted or not len(queries):
         return positions, distances
-    first = _ask_gpu(queries, index, min(wanted + MARGIN, len(index)))
+    is_large = len(queries) * len(index) >= MIN_SCORES
+    first = is_large and _ask_gpu(queries, index, min(wanted + MARGIN, len(index)))
     if len(index) <= INDEX_BLOCK:  # widened once, not for each block of queries and of candidates
         index = _to_float32(index)
-    with _progress_of(queries, index) as progress:
+    shown = Progress(f"searching {len(index):,} images", len(queries), "queries")
+    with shown if is_large else contextlib.nullcontext() as progress:
         for begin in range(0, len(queries), QUERY_BLOCK):
             rows = slice(begin, begin + QUERY_BLOCK)
             proposals = first and [part[rows] for part in first]
@@ -131,29 +107,16 @@ def nearest(queries, index, num_nearest):
     return positions, distances
 
 
-def _progress_of(queries, index):
-    """Gives the `Progress` of a search; None of the many small ones, a landmark's each."""
-    if len(queries) * len(index) < MIN_SCORES:
-        return contextlib.nullcontext()
-    return Progress(f"searching {len(index):,} images", len(queries), "queries")
-
-
-def _ask_gpu(queries, index, num_proposed):
-    """Lets a GPU make the first proposals, where there is one and enough work; else gives None."""
-    if len(queries) * len(index) < MIN_SCORES:
-        return None
+def _ask_gpu(*asked):
+    """Lets a GPU make the first proposals; gives None where there is none."""
     from search import on_gpu  # it loads Keras
 
     propose = on_gpu.find_proposer()
-    return propose and propose(queries, index, num_proposed)
+    return propose and propose(*asked)
 
 
 def _nearest_of_block(queries, index, wanted, proposals=None):
-    """Finds the nearest rows of a block of queries; asks for more until it is proven complete.
-
-    Args:
-        proposals: the first ones, as `_propose` gives them; None asks faiss.
-    """
+    """Finds the nearest rows of a block of queries; asks faiss for more until that is proven."""
     positions = np.empty((len(queries), wanted), np.int32)
     distances = np.empty((len(queries), wanted), np.float32)
     is_proven = np.zeros(len(queries), bool)
@@ -184,9 +147,8 @@ def _nearest_of_proposed(queries, index, proposals, wanted):
 def _propose(queries, index, num_proposed):
     """Lets faiss propose candidates, one block of the index after another.
 
-    Returns:
-        (positions (q, num_proposed) int64, rough distances alike, ascending; noise (q,) float32,
-        the bound on their error).
+    Gives (positions (q, num_proposed) int64, rough squared distances alike, float32, ascending;
+    noise (q,) float32, the bound on their error).
     """
     proposed, rough, largest_norm = [], [], 0.0
     for begin in range(0, len(index), INDEX_BLOCK):
@@ -196,10 +158,8 @@ def _propose(queries, index, num_proposed):
         rough.append(D)
         largest_norm = max(largest_norm, np.vecdot(block, block).max())
     proposed, rough = np.concatenate(proposed, axis=1), np.concatenate(rough, axis=1)
-    if len(index) > INDEX_BLOCK:
-        chosen = np.argsort(rough, axis=1, kind="stable")[:, :num_proposed]
-        proposed = np.take_along_axis(proposed, chosen, axis=1)
-        rough = np.take_along_axis(rough, chosen, axis=1)
+    order = np.argsort(rough, axis=1, kind="stable")[:, :num_proposed]
+    proposed, rough = (np.take_along_axis(one, order, axis=1) for one in (proposed, rough))
     noise = NOISE * (np.vecdot(queries, queries) + largest_norm)
     return proposed, rough, noise
 
@@ -213,82 +173,36 @@ def _to_float32(rows):
 
 
 def _refine(queries, index, proposed, num_possible, wanted):
-    """Computes the candidates' distances in one fixed way; gives the best, ties by position.
+    """Computes distances in one fixed way; gives the best (positions (q, wanted), distances).
 
-    Args:
-        proposed: (q, num_proposed) positions, roughly nearest first.
-        num_possible: (q,), how many of them can be among the nearest; at least `wanted`.
-
-    Returns:
-        (positions (q, wanted), distances (q, wanted) float32).
+    Each is a sum of squared differences in float64, rounded once: it depends on nothing but the two
+    descriptors. Of the positions proposed, (q, n), so many, (q,), can be among the nearest.
     """
     proposed = proposed[:, : num_possible.max()]
-    squared, both = _expand(queries, index, proposed, num_possible)
-    # Each of two norms and a product, and the sums of `_round_once`, are off by less than this.
-    error = (4 * index.shape[1] + 32) * EPSILON * both
-    exact = _round_once(queries, index, proposed, squared, error)
+    exact = np.full(proposed.shape, np.inf, np.float32)
+    few = max(1, CACHED // (proposed.shape[1] * index.shape[1]))  # queries
+
+    def compute(order):
+        """Takes few queries at a time, so that their candidates stay in the cache."""
+        kept = np.empty((few * proposed.shape[1], index.shape[1]))
+        for rows in _cut(order, few):
+            candidates = proposed[rows, : num_possible[rows].max()]
+            differences = kept[: candidates.size]
+            differences[:] = _to_float32(index[candidates.ravel()])
+            of_query = differences.reshape(*candidates.shape, -1)
+            of_query -= queries[rows, None].astype(np.float64)
+            sums = np.einsum("ij,ij->i", differences, differences)
+            exact[rows, : candidates.shape[1]] = sums.reshape(candidates.shape)
+
+    # Queries of the same nearest row follow each other: they share many candidates.
+    order = np.argsort(proposed[:, 0], kind="stable")
+    _map_threads(compute, _cut(order, 16 * few))
     # Distances are not negative: their bits sort as they do, and ties go by position.
     keys = exact.view(np.uint32).astype(np.uint64) << np.uint64(32)
     keys |= proposed.astype(np.uint64)
     keys = np.sort(keys, axis=1)[:, :wanted]
     positions, bits = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
     return positions.view(np.int32), bits.view(np.float32)
-
-
-def _expand(queries, index, proposed, num_possible):
-    """Expands the candidates' |x - y|^2 to |x|^2 + |y|^2 - 2xy, in float64.
-
-    Returns:
-        (squared distances (q, n) float64, inf where no candidate is possible; |x|^2 + |y|^2 alike).
-    """
-    squared, both = np.full(proposed.shape, np.inf), np.zeros(proposed.shape)
-    few = max(1, CACHED // (proposed.shape[1] * index.shape[1]))  # queries
-
-    def expand(order):
-        """Takes few queries at a time, so that their candidates stay in the cache."""
-        kept = np.empty((few * proposed.shape[1], index.shape[1]))
-        for begin in range(0, len(order), few):
-            rows = order[begin : begin + few]
-            candidates = proposed[rows, : num_possible[rows].max()]
-            vectors = kept[: candidates.size]
-            vectors[:] = _to_float32(index[candidates.ravel()])
-            sides = queries[rows].astype(np.float64)
-            norms = np.vecdot(vectors, vectors).reshape(candidates.shape)
-            sums = np.vecdot(sides, sides)[:, None] + norms
-            products = np.vecdot(vectors.reshape(*candidates.shape, -1), sides[:, None])
-            squared[rows, : sums.shape[1]] = sums - 2 * products
-            both[rows, : sums.shape[1]] = sums
-
-    # Queries of the same nearest row follow each other: they share many candidates.
-    order = np.argsort(proposed[:, 0], kind="stable")
-    _map_threads(expand, _cut(order, 16 * few))
-    return squared, both
-
-
-def _round_once(queries, index, proposed, squared, error):
-    """Rounds distances to float32 as if all were sums of squared differences in float64.
-
-    Such a sum, which depends on nothing but the two descriptors, is made where the error could
-    change the rounding: so the same two have the same distance in every part.
-
-    Args:
-        proposed: (q, n) positions.
-        squared: (q, n) float64, roughly the squared distances.
-        error: (q, n), the most by which they and such sums can differ.
-
-    Returns:
-        (q, n) float32.
-    """
-    exact = (squared + error).astype(np.float32)
-    rows, columns = np.nonzero(exact != (squared - error).astype(np.float32))
-
-    def add_up(pairs):
-        difference = index[proposed[rows[pairs], columns[pairs]]].astype(np.float64)
-        difference -= queries[rows[pairs]].astype(np.float64)
-        exact[rows[pairs], columns[pairs]] = np.einsum("ij,ij->i", difference, difference)
-
-    _map_threads(add_up, _cut(np.arange(len(rows)), max(1, CACHED // index.shape[1])))
-    return exact
 
 
 def _cut(whole, size):

@@ -28,11 +28,9 @@ def index_of(files, image_ids):
 def expand(image_ids, descriptors, index, num_summed):
     """Replaces descriptors by the sum of themselves and their nearest index images.
 
-    Args:
-        image_ids: (n,) uint64, whose the descriptors are; an image is no neighbor of its own.
-        descriptors: (n, d) float32 or float16, of length 1.
-        index: `Gallery` of `index_of`.
-        num_summed: descriptors in a sum, itself included; 1 gives the same up to rounding.
+    Takes the ids (n,) of images, which are no neighbors of their own, their descriptors (n, d) of
+    length 1, float32 or float16, the `Gallery` of `index_of`, and how many descriptors are in a
+    sum, itself included; 1 gives the same up to rounding.
     """
     found = find_neighbors(index, descriptors, num_summed)
     # One more than needed was asked for: the image itself, or the farthest if it is not there.

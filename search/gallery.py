@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from descriptors.descriptions import load_descriptions, unit_length
+from search.merging import rank_once
 from utils import ExpectedError
 
 NUM_NEIGHBORS = 10  # kept for each query: every vote and rerank here looks at fewer
@@ -62,17 +63,16 @@ def merge_neighbors(found, num_neighbors=NUM_NEIGHBORS):
     columns = zip(*(vars(one).values() for one in found), strict=True)
     columns = [np.concatenate(column, axis=1) for column in columns]
     image_ids, landmark_ids, distances = columns
-    order = np.lexsort((image_ids, distances), axis=1)
-    columns = [np.take_along_axis(column, order, axis=1) for column in columns]
-    image_ids, landmark_ids, _ = columns
-    is_new = landmark_ids >= 0
-    for rank in range(1, image_ids.shape[1]):
-        is_new[:, rank] &= (image_ids[:, :rank] != image_ids[:, rank : rank + 1]).all(axis=1)
-    # Those that are there before those that are not; stable, so that they stay sorted.
-    order = np.argsort(~is_new, axis=1, kind="stable")[:, :num_neighbors]
-    none = NO_IMAGE, -1, FARTHEST
-    kept = [np.where(is_new, column, value) for column, value in zip(columns, none, strict=True)]
-    return GalleryNeighbors(*(np.take_along_axis(column, order, axis=1) for column in kept))
+    keys = np.where(landmark_ids >= 0, distances, np.inf)
+    order, is_kept = rank_once(keys, image_ids, num_neighbors)
+    # Those that are kept before those that are not; stable, so that they stay sorted.
+    first = np.argsort(~is_kept, axis=1, kind="stable")[:, :num_neighbors]
+    order, is_kept = (np.take_along_axis(one, first, axis=1) for one in (order, is_kept))
+    columns = zip(columns, (NO_IMAGE, -1, FARTHEST), strict=True)
+    return GalleryNeighbors(*(
+        np.where(is_kept, np.take_along_axis(column, order, axis=1), none)
+        for column, none in columns
+    ))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class Gallery:
         """Reads the files one after another.
 
         Yields:
-            (positions in `image_ids` (m,) int64, increasing; descriptors (m, d) float32 of length
-            1), at most CHUNK_BYTES. An image that appears twice comes twice, in different chunks.
+            (positions in `image_ids` (m,) int64, ascending; descriptors (m, d) float32 of length
+            1), at most CHUNK_BYTES. An image that appears twice comes twice.
         """
         waiting, num_bytes = [], 0
         for path, fingerprint in self.files.items():
@@ -115,17 +115,13 @@ class Gallery:
 
 
 def _sort_chunk(pieces):
-    """Sorts pieces of (positions, descriptors) by position; what repeats comes in a second one."""
-    if not pieces:
-        return
-    positions, descriptors = (np.concatenate(column) for column in zip(*pieces, strict=True))
-    pieces.clear()  # their memory
-    order = np.argsort(positions, kind="stable")
-    while len(order):
-        is_first = np.diff(positions[order], prepend=-1) > 0
-        rows = order[is_first]
-        yield positions[rows], descriptors[rows]
-        order = order[~is_first]
+    """Sorts pieces of (positions, descriptors) by position."""
+    if pieces:
+        positions, descriptors = (np.concatenate(column) for column in zip(*pieces, strict=True))
+        pieces.clear()  # their memory
+        order = np.argsort(positions, kind="stable")
+        if len(order):
+            yield positions[order], descriptors[order]
 
 
 def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS):
@@ -134,7 +130,8 @@ def find_neighbors(gallery, descriptors, num_neighbors=NUM_NEIGHBORS):
 
     found = no_neighbors(len(descriptors), num_neighbors)
     for positions, index in gallery.chunks():
-        rows, distances = exact.nearest(descriptors, index, num_neighbors)
+        most_often = int(np.bincount(positions).max())  # so many rows are of one image
+        rows, distances = exact.nearest(descriptors, index, num_neighbors * most_often)
         of_chunk = gallery.image_ids[positions], gallery.landmark_ids[positions]
         found = merge_neighbors([found, neighbors_at(rows, distances, *of_chunk)], num_neighbors)
     return found

@@ -106,10 +106,8 @@ def open_gallery(session, parts):
 def find_described(session, wanted, load, whose):
     """Finds files of descriptions, here or in other kernels' outputs: dict, path -> its facts.
 
-    Args:
-        wanted: dict, name -> what the file must say of itself.
-        load: as of `Session.find_fitting`.
-        whose: whose descriptors are expected, and what to do, for the ExpectedError.
+    `wanted` is a dict, name -> what the file must say of itself; `load` as of
+    `Session.find_fitting`; an ExpectedError says whose descriptors are missing, and what to do.
     """
     files = {}
     for name, facts in wanted.items():

@@ -74,14 +74,9 @@ def is_part(fingerprint):
 def load_all(paths, load, columns, images, whole):
     """Reads part files and checks that they belong together, are all, and hold an image.
 
-    Args:
-        load: function of a path that gives (part, its fingerprint).
-        columns: names of the attributes that all parts share.
-        images: name of the attribute with the images that were searched.
-        whole: what they are parts of, e.g. `search`.
-
-    Returns:
-        (list of (part, its fingerprint) by number, dict of the facts that all share).
+    `load` gives (part, its fingerprint) of a path; all parts share the attributes `columns`, and
+    `images` is that of the images that were searched; `whole` is what they are parts of, in words.
+    Gives (list of (part, its fingerprint) by number, dict of the facts that all share).
     """
     parts, first = {}, None
     for path in paths:
@@ -158,11 +153,8 @@ def load_part(path):
 def merge_parts(parts, divisor, num_nearest, rerank="divide"):
     """Merges the candidates of all parts into each query's best images; gives `Ranking`.
 
-    Args:
-        parts: list of all `Part`s; with the columns of the rerank.
-        divisor: of the squared distance to images of the query's landmark, for the rerank "divide".
-        num_nearest: images wanted per query.
-        rerank: one of `reranks.RERANKS`.
+    Takes all `Part`s, with the columns of the rerank, one of `reranks.RERANKS`; the divisor is of
+    the squared distance to images of the query's landmark, for "divide".
     """
     order = RERANKS[rerank].order
     query_ids, num_queries = parts[0].query_ids, len(parts[0].query_ids)
@@ -184,26 +176,28 @@ def merge_parts(parts, divisor, num_nearest, rerank="divide"):
 
 def _keep_best(rows, image_ids, keys, num_nearest):
     """Keeps each query's best candidates, every image once: (m,) int64, by query, best first."""
-    table = _table_of(rows)
-    ids = image_ids[table]
-    # Rows of a table are sorted several times faster than all candidates at once.
-    order = np.lexsort((ids, np.where(table >= 0, keys[table], np.inf)), axis=1)
-    table, ids = np.take_along_axis(table, order, axis=1), np.take_along_axis(ids, order, axis=1)
-    # The same image may lie in two shards, or in two lists: its first, best place counts.
-    by_image = np.argsort(ids, axis=1, kind="stable")
-    ids = np.take_along_axis(ids, by_image, axis=1)
-    is_repeated = np.zeros(table.shape, bool)
-    np.put_along_axis(is_repeated, by_image[:, 1:], ids[:, 1:] == ids[:, :-1], axis=1)
-    is_kept = (table >= 0) & ~is_repeated
-    is_kept &= np.cumsum(is_kept, axis=1) <= num_nearest
-    return table[is_kept]
-
-
-def _table_of(rows):
-    """Gives where values of `rows` are, a row of the table for each value; -1 fills up."""
+    # Rows of a table, which -1 fills up, are sorted several times faster than all at once.
     order = np.argsort(rows, kind="stable")
     _, begins, counts = np.unique(rows[order], return_index=True, return_counts=True)
     table = np.full((len(counts), counts.max(initial=0)), -1)
     columns = np.arange(len(rows)) - np.repeat(begins, counts)
     table[np.repeat(np.arange(len(counts)), counts), columns] = order
-    return table
+    keys = np.where(table >= 0, keys[table], np.inf)
+    order, is_kept = rank_once(keys, image_ids[table], num_nearest)
+    return np.take_along_axis(table, order, axis=1)[is_kept]
+
+
+def rank_once(keys, image_ids, num_kept):
+    """Ranks images in each row by key, then by id: (order, which of that are kept), both (n, k).
+
+    An image counts once, at its best place: it may lie in two shards, or in two lists. An infinite
+    key stands for no image.
+    """
+    order = np.lexsort((image_ids, keys), axis=1)
+    ids = np.take_along_axis(image_ids, order, axis=1)
+    by_image = np.argsort(ids, axis=1, kind="stable")
+    ids = np.take_along_axis(ids, by_image, axis=1)
+    is_repeated = np.zeros(ids.shape, bool)
+    np.put_along_axis(is_repeated, by_image[:, 1:], ids[:, 1:] == ids[:, :-1], axis=1)
+    is_kept = (np.take_along_axis(keys, order, axis=1) < np.inf) & ~is_repeated
+    return order, is_kept & (np.cumsum(is_kept, axis=1) <= num_kept)

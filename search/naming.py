@@ -40,11 +40,9 @@ class Namer:
 def find_namer(session, describer_facts, queries, named_by=None):
     """Makes the `Namer` that a person wants, or the best one that there are files for.
 
-    Args:
-        describer_facts: fingerprint of the `Describer`; a gallery of another model does not serve.
-        queries: `Descriptions` of the test images, of length 1.
-        named_by: one of `reranks.NAMED_BY`; None takes both where there is a gallery. Without one,
-            "both" is an ExpectedError.
+    A gallery of another model than the `Describer`'s does not serve; the queries have length 1.
+    `named_by` is one of `reranks.NAMED_BY`: None takes both where there is a gallery, and "both" is
+    an ExpectedError where there is none.
     """
     if named_by == "head":
         return Namer()

@@ -31,19 +31,12 @@ EPSILON = 2.0**-24  # relative error of one operation in float32
 
 @dataclass(frozen=True)
 class Halves:
-    """Descriptors rounded to float16, times a power of two.
+    """Descriptors rounded to float16, times a power of two."""
 
-    Attributes:
-        rows: (n, d) float16.
-        scale: the power of two.
-        norms: (n,) float64, length of each row / scale.
-        residuals: (n,) float64, at least the distance of each row / scale from the descriptor.
-    """
-
-    rows: np.ndarray
-    scale: float
-    norms: np.ndarray
-    residuals: np.ndarray
+    rows: np.ndarray  # (n, d) float16
+    scale: float  # the power of two
+    norms: np.ndarray  # (n,) float64, length of each row / scale
+    residuals: np.ndarray  # (n,) float64, at least row / scale's distance from the descriptor
 
 
 @functools.cache
@@ -52,34 +45,20 @@ def find_proposer():
     if not list_gpus():
         return None
     vectors = np.random.default_rng(0).standard_normal((256, 512)).astype(np.float32)
-    if _is_right(vectors, propose(vectors, vectors, 100)):
-        return propose
+    if proposals := propose(vectors, vectors, 100):
+        positions, rough, noise = proposals
+        difference = vectors[positions].astype(np.float64) - vectors[:, None]
+        if (np.abs(rough - np.vecdot(difference, difference)) <= noise[:, None]).all():
+            return propose
     say("the search stays on the CPU: the GPU does not multiply as expected")
     return None
 
 
-def _is_right(vectors, proposals):
-    """Tells whether distances of vectors to themselves are as near as the bound says."""
-    if proposals is None:
-        return False
-    positions, rough, noise = proposals
-    difference = vectors[positions].astype(np.float64) - vectors[:, None]
-    exact = np.vecdot(difference, difference)
-    return bool((np.abs(rough - exact) <= noise[:, None]).all())
-
-
 def propose(queries, index, num_proposed):
-    """Proposes the nearest index rows of each query.
+    """Proposes the nearest index rows of each query, as `exact._propose` does.
 
-    Args:
-        queries: (q, d) float32 or float16.
-        index: (n, d) float32 or float16.
-        num_proposed: rows proposed per query, at most n.
-
-    Returns:
-        (positions (q, num_proposed) int64, rough squared distances alike, float32, ascending;
-        noise (q,) float32, the bound on their error: rows that are not proposed are farther than
-        the last one less noise). None where numbers or device do not allow it: faiss proposes.
+    Descriptors may be float16, too. Rows that are not proposed are farther than the last one less
+    noise. None where numbers or device do not allow it: faiss proposes.
     """
     try:
         return _propose(queries, index, num_proposed)
@@ -94,7 +73,9 @@ def _propose(queries, index, num_proposed):
     if asked is None:
         return None
     blocks = [slice(begin, begin + QUERY_ROWS) for begin in range(0, len(queries), QUERY_ROWS)]
-    shares = [ops.convert_to_tensor(_fill_up(asked.rows[rows])) for rows in blocks]
+    # Zeros fill the last one up, since every other shape is compiled anew.
+    rows = np.pad(asked.rows, ((0, -len(queries) % QUERY_ROWS), (0, 0)))
+    shares = [ops.convert_to_tensor(rows[block]) for block in blocks]
     best = [None] * len(shares)
     longest = worst = 0.0
     for begin in range(0, len(index), INDEX_ROWS):
@@ -147,15 +128,8 @@ def bound_noise(asked, longest, worst, last, width):
     device cuts instead of rounding. A bound for the last proposal holds for all before; rows behind
     it are not nearer than the last one less the bound, since H^2 - 2Hr grows with H beyond r.
 
-    Args:
-        asked: `Halves` of the queries.
-        longest: greatest norm of the index rows.
-        worst: greatest residual of the index rows.
-        last: (q,) float32, greatest rough squared distance of each query.
-        width: number of components.
-
-    Returns:
-        (q,) float32.
+    Takes `Halves` of the queries, the greatest norm and residual of the index rows, the greatest
+    rough squared distance of each query (q,), the number d of components; gives (q,) float32.
     """
     sums = 4 * width * EPSILON * asked.norms * longest
     sums += 16 * EPSILON * (asked.norms**2 + longest**2)  # few operations on whole numbers
@@ -165,11 +139,6 @@ def bound_noise(asked, longest, worst, last, width):
 
 
 # --------------------------------------------------------------------------------- on the device
-
-
-def _fill_up(rows):
-    """Fills a block of queries up with zeros, since every other shape is compiled anew."""
-    return np.pad(rows, ((0, QUERY_ROWS - len(rows)), (0, 0))) if len(rows) < QUERY_ROWS else rows
 
 
 def _put_on_device(block):
@@ -198,14 +167,8 @@ def keep_best(best, scores, first, num_kept):
 
     The num_kept greatest of a block lie in the num_kept strips with the greatest maxima.
 
-    Args:
-        best: (scores (q, k), positions (q, k)) so far, or None.
-        scores: (q, n) float32 of the block, n in whole strips.
-        first: position of the block's first row.
-        num_kept: how many to keep.
-
-    Returns:
-        (scores, positions), the greatest first, num_kept of them or all.
+    Takes (scores (q, k), positions (q, k)) so far or None, those of the block (q, n), n in whole
+    strips, and the position of its first row; gives (scores, positions), the greatest first.
     """
     num_strips = scores.shape[1] // STRIP
     strips = ops.reshape(scores, (-1, num_strips, STRIP))

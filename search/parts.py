@@ -45,10 +45,9 @@ class Expansion:
 
 @dataclass(frozen=True)
 class WantedSearch:
-    """What to search and how; can be pickled."""
+    """What to search in the index and how."""
 
-    split: str  # "train", "index" or "test", which is searched
-    num_parts: int  # parts of the split
+    num_parts: int  # parts of the index
     num_nearest: int  # images wanted for a query
     normalise: bool  # compare descriptors scaled to length 1
     rerank: str = "divide"  # that of the merge, unless it is told another one
@@ -59,7 +58,7 @@ class WantedSearch:
 
     def facts(self):
         """Gives what a part's fingerprint says of it: nothing more than in 2019 for 2019."""
-        facts = {"split": self.split, "parts": self.num_parts, "top": self.num_nearest,
+        facts = {"split": "index", "parts": self.num_parts, "top": self.num_nearest,
                  "normalise": self.normalise}  # fmt: skip
         more = {"rerank": self.has_all_reranks and self.rerank,
                 "weight": self.has_all_reranks and AGREEMENT_WEIGHT, "names": self.namer.facts,
@@ -68,15 +67,13 @@ class WantedSearch:
 
 
 def search_part(session, describer, wanted, queries, part, image_ids):
-    """Describes and searches one part, unless its file is there; gives the part's file.
+    """Describes and searches a part of the index, unless its file is there; gives that.
 
-    Args:
-        wanted: `WantedSearch`.
-        queries: `Descriptions`, of length 1 where the search wants that.
-        image_ids: (n,) uint64, all images of the split that count.
+    The queries have length 1 where the search wants that; `image_ids`, (n,) uint64, are all images
+    of the index that count.
     """
     name, source = part_name(part, wanted.num_parts), session.source
-    shards = share_of(source.select_shards(wanted.split), part, wanted.num_parts)
+    shards = share_of(source.select_shards("index"), part, wanted.num_parts)
     fingerprint = describer.fingerprint_for(source, shards, image_ids) | {
         "part": part,
         **wanted.facts(),
@@ -90,7 +87,7 @@ def search_part(session, describer, wanted, queries, part, image_ids):
     found, path = find_all_candidates(wanted, queries, index), session.path(name)
     # Left-out shards make the file one that is not whole: the next run searches the part again.
     save_arrays(path, fingerprint | {"left_out": left_out}, **found)
-    counts = f"{len(queries):,} queries, {len(index):,} {wanted.split} images"
+    counts = f"{len(queries):,} queries, {len(index):,} index images"
     say(f"part {part} of {wanted.num_parts}: {counts}")
     return path
 
@@ -149,9 +146,7 @@ def expand_queries(session, queries, expansion):
 def search_gallery_part(session, describer, queries, images, part, num_parts):
     """Describes and searches a part of the train shards, unless its file is there; gives that.
 
-    Args:
-        queries: `Descriptions` of length 1.
-        images: (`ClassTable`, `TrainLabels`) of all train images that count.
+    The queries have length 1; `images` are (`ClassTable`, `TrainLabels`) of all that count.
     """
     name, source = gallery_part_name(part, num_parts), session.source
     class_table, labels = images
@@ -191,13 +186,11 @@ def search_gallery_part(session, describer, queries, images, part, num_parts):
 def find_queries(session, describer, given=None):
     """Finds the descriptions of the test images, or makes them: `Descriptions` by image id.
 
-    Args:
-        given: file of queries that a person named, which is an ExpectedError if it is of another
-            model or other settings; None looks in the output and in those of other kernels.
+    A file that a person gives is an ExpectedError if it is of another model or other settings; None
+    looks in the output and in those of other kernels.
     """
     source = session.source
-    test_ids = read_image_ids(source.fetch(TEST_CSV))
-    shards = _test_shards(source)
+    test_ids, shards = read_image_ids(source.fetch(TEST_CSV)), _test_shards(source)
     expected = describer.fingerprint_for(source, shards, test_ids)
     if not shards:
         del expected["shards"]

@@ -145,12 +145,12 @@ def of_part(monkeypatch, of_model, part, images, queries, other, **wanted):
 
 PART = {
     "of_model": "a", "part": 0, "images": IDS, "queries": queries_of(IDS, ROWS), "other": None,
-    "split": "index", "num_parts": 2, "num_nearest": 10, "normalise": True, "rerank": "divide",
+    "num_parts": 2, "num_nearest": 10, "normalise": True, "rerank": "divide",
     "has_all_reranks": True, "namer": Namer(facts={"labels": "a"}),
     "expansion": expansion_of(2, 2, "v"),
 }  # fmt: skip
 OTHER_PARTS = [
-    {"of_model": "b"}, {"part": 1}, {"images": OTHER_IDS}, {"split": "train"}, {"num_parts": 3},
+    {"of_model": "b"}, {"part": 1}, {"images": OTHER_IDS}, {"num_parts": 3},
     {"queries": queries_of(OTHER_IDS, ROWS)}, {"other": "test/images_001.tar"},
     {"num_nearest": 11}, {"normalise": False}, {"rerank": "agreement"},
     {"has_all_reranks": False}, {"namer": Namer(facts={"labels": "b"})}, {"namer": Namer()},

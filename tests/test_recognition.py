@@ -595,8 +595,8 @@ STRONG, FROZEN = ("--recipe", "strong"), ("--recipe", "frozen")
         ),
         (
             (*FROZEN, "--neck", "0", "--kept", "64"),
-            "--kept 64 changes nothing beside --neck 0, whose descriptor is the pooled vector "
-            "itself; expected a neck, such as --neck 512",
+            "--kept 64 changes nothing beside --neck 0; expected values of a neck, such as "
+            "--neck 512",
         ),
         (
             (*STRONG, "--pooling", "token"),

@@ -179,22 +179,20 @@ def make_facts(category=f"http://commons.wikimedia.org/wiki/Category:{NASTY}"):
         "false_alarms": [{"picture": pictures[2].image_id, "named": 7, "confidence": 0.5}],
         "pictures": run.encode_pictures(source, pictures),
     }  # fmt: skip
-    ranking = SimpleNamespace(
-        query_ids=np.array([1], np.uint64), row_ends=np.array([2]),
-        image_ids=np.array([3, 4], np.uint64),
-    )  # fmt: skip
+    found = {format_image_id(1): [format_image_id(3), format_image_id(4)]}
     solution = {format_image_id(1): RetrievalTruth({format_image_id(4)}, "Public")}
     merged = {
         "scores": [{"name": "mAP@100", "usages": {"Public": 0.5, "all": 0.5}}],
         "num_indexed": 2,
         "rerank": "divide",
+        "untrained": {"GAP": {"all": 0.0625}, "mAP@100": {"all": 0.125}},
         "left_out": ["5 index images could not be searched."],
         "details": [["parts", 6], ["rerank", "squared distances within the landmark / 1.5"]],
     }
     retrieval = retrieved.gather(
         SimpleNamespace(source=source), merged,
         {"normalise": True, "descriptor_dtype": "float32", "top": 100},
-        solution, score_queries(ranking, solution),
+        solution, score_queries([1], found, solution),
         [NeighborRow(pictures[0], "best: AP 1.00", tuple(pictures[1:]))],
     )  # fmt: skip
     return json.loads(
@@ -218,11 +216,12 @@ def test_the_page_has_every_section_and_links_to_it(whole_page):
     assert len(ids) == len(set(ids))
 
 
-def test_beside_each_score_stands_what_chance_scores(whole_page):
+def test_beside_each_score_stands_what_chance_and_an_untrained_network_score(whole_page):
     # One of two index images: it stands first or second.
     assert '<td>mAP@100 by chance</td><td class="number">0.7500</td>' in whole_page
     assert '<td>GAP by chance</td><td class="number">0.2500</td>' in whole_page
-    assert "Private 0.2500; by chance 0.1250</span>" in whole_page
+    assert "Private 0.2500; before training 0.0625; by chance 0.1250</span>" in whole_page
+    assert "Public 0.5000; before training 0.1250; by chance 0.7500</span>" in whole_page
 
 
 def test_beside_the_score_of_a_run_stands_the_chance_of_that_run():

@@ -1177,8 +1177,10 @@ def test_the_rows_are_the_best_the_median_and_the_worst(world, searched):
     parts, _ = load_parts(sorted(searched.glob("part-*")))
     ranking = merge_parts(parts, 1.5, 100)
     solution = read_retrieval_solution(world.folder / RETRIEVAL_SOLUTION)
+    retrieved = ranking.as_rows(ranking.query_ids)
     rows = neighbors.choose_rows(
-        parts, ranking, neighbors.score_queries(ranking, solution), {17: "Green Tower"},
+        parts, ranking, neighbors.score_queries(ranking.query_ids, retrieved, solution),
+        {17: "Category:Green_Tower"},
         {query_id: RecognitionTruth({17}, "Public") for query_id in solution},
     )  # fmt: skip
     titles = [row.title for row in rows]

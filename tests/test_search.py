@@ -306,17 +306,6 @@ def test_what_two_errors_may_have_put_behind_another_is_looked_at():
     assert found.tolist() == [[1]] and is_proven.all()
 
 
-def test_the_error_of_a_distance_grows_with_the_number_of_its_terms(monkeypatch):
-    """Two sums of squares and one of products, of 2048 terms each: half an epsilon a term."""
-    errors, round_once = [], exact._round_once
-    monkeypatch.setattr(exact, "_round_once", lambda *a: errors.append(a[-1]) or round_once(*a))
-    queries, index = normal(54, 2, 2048), normal(55, 6, 2048)
-    positions, _ = nearest(queries, index, 3)
-    norms = [np.vecdot(rows, rows, dtype=np.float64) for rows in (queries, index)]
-    least = 2048 * 2.0**-53 * (norms[0][:, None] + norms[1][positions])
-    assert (errors[0][:, :3] > least).all()
-
-
 # ------------------------------------------------------------------- distances, rounded once
 
 
@@ -335,27 +324,6 @@ def test_few_proposals_at_a_time_give_the_same_bits(monkeypatch, asked):
     assert_exact(queries, index, 10)
     assert asked == [(10, 38), (10, 38), (5, 38), *[(2, 152)] * 12, (1, 152), *[(2, 200)] * 12,
                      (1, 200)]  # fmt: skip
-
-
-def test_a_distance_beside_a_border_of_rounding_is_summed_again():
-    """By hand: 1 + 2^-24 + 2^-50 rounds up to 1 + 2^-23; the expansion says a little less."""
-    queries, index = np.zeros((1, 3), np.float32), np.array([[1, 2**-12, 2**-25]], np.float32)
-    squared, error = np.array([[1 + 2.0**-24 - 2.0**-52]]), np.array([[2.0**-48]])
-    rounded = exact._round_once(queries, index, np.array([[0]]), squared, error)
-    assert rounded.tolist() == [[1 + 2.0**-23]]
-
-
-@pytest.mark.parametrize("shift", [0, 1e3])
-@pytest.mark.parametrize("width", [5, 512])
-def test_the_bound_on_the_expansion_holds(width, shift):
-    queries = (normal(52, 10, width) + shift).astype(np.float32)
-    index = (normal(53, 50, width) + shift).astype(np.float32)
-    proposed = np.tile(np.arange(50), (10, 1))
-    squared, both = exact._expand(queries, index, proposed, np.full(10, 50))
-    for row, query in enumerate(queries.astype(np.float64)):
-        summed = ((index.astype(np.float64) - query) ** 2).sum(axis=1)
-        error = (4 * width + 32) * exact.EPSILON * both[row]
-        assert (np.abs(squared[row] - summed) <= error).all()
 
 
 # ----------------------------------------------------------------------------------- two lists
