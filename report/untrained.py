@@ -9,11 +9,11 @@ from pathlib import Path
 
 import model
 from data.landmarks import format_image_id, read_image_ids
-from data.sources import INDEX_CSV, RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION, TEST_CSV
-from data.submissions import MAX_RETRIEVED, read_recognition_solution, read_retrieval_solution
+from data.sources import INDEX_CSV, TEST_CSV
+from data.submissions import MAX_RETRIEVED
 from descriptors import describe
-from metrics import global_average_precision, mean_average_precision, score_usages
-from report.scores import rows_of
+from metrics import CHALLENGES, score_usages
+from report.scores import FILES, rows_of
 from search import exact
 from utils import say
 
@@ -40,13 +40,12 @@ def score_untrained(session, describer):
     queries = map(format_image_id, tests.image_ids)
     retrieved = {query: [index_ids[n] for n in row if n >= 0]
                  for query, row in zip(queries, found, strict=True)}  # fmt: skip
-    named, related = map(source.fetch, (RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION))
-    named, related = read_recognition_solution(named), read_retrieval_solution(related)
-    paths = session.output, source
-    return {
-        "GAP": score_usages(global_average_precision, rows_of(tests), named, paths),
-        "mAP@100": score_usages(mean_average_precision, retrieved, related, paths),
-    }
+    rows, scores = {"recognition": rows_of(tests), "retrieval": retrieved}, {}
+    for challenge, (_, solution_name) in FILES.items():
+        _, read, metric, name = CHALLENGES[challenge]
+        path = source.fetch(solution_name)
+        scores[name] = score_usages(metric, rows[challenge], read(path), (session.output, path))
+    return scores
 
 
 def _describe(session, describer, table):
