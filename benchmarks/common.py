@@ -38,7 +38,7 @@ TEXTURE = 7.0  # standard deviation of the 1/f texture on them, of 255
 
 
 def measure(ways, rounds, warm_up=True):
-    """Runs each way once in every round, A B C A B C ..., so that noise meets all of them alike.
+    """Runs each way once in every round, A B C B C A ..., so that noise meets all of them alike.
 
     Ways are functions without arguments; a float that one returns counts instead of its seconds.
     Gives a dict, name -> list of `rounds` numbers.
@@ -50,9 +50,11 @@ def measure_both(ways, rounds, warm_up=True):
     """Measures as `measure` does; gives two such dicts, the second of processor seconds."""
     results, processor = ({name: [] for name in ways} for _ in range(2))
     for number in range(-1 if warm_up else 0, rounds):
-        for name, way in ways.items():
+        first = number % len(ways)
+        for name in [*ways, *ways][first : first + len(ways)]:
+            time.sleep(0.1)  # until threads of the one before sleep
             begin, used = time.perf_counter(), time.process_time()
-            result = way()
+            result = ways[name]()
             seconds, used = time.perf_counter() - begin, time.process_time() - used
             if number >= 0:
                 results[name].append(result if isinstance(result, float) else seconds)

@@ -1,17 +1,16 @@
 """Exact nearest neighbors that do not depend on how the index was split.
 
 faiss computes |x|^2 + |y|^2 - 2xy in blocks, so that its distances carry rounding noise that
-depends on the block. Here faiss only proposes candidates; their distances are computed again in one
-fixed way, ties go to the smaller image id, and a bound on the noise proves that no nearer image was
-missed, or asks faiss for more. Where there is much to search, a GPU proposes first.
+depends on the block. Here faiss only proposes candidates. The distance of each pair is then summed
+up alone, with the same bits in any block. Ties go to the smaller image id, and a bound on the noise
+proves that no nearer image was missed, or asks for more. Where there is much to search, a GPU
+proposes first.
 
 The only module that knows faiss.
 """
 
 import contextlib
-import os
 from collections import namedtuple
-from concurrent.futures import ThreadPoolExecutor
 
 import faiss
 import numpy as np
@@ -23,12 +22,10 @@ INDEX_BLOCK = 65_536  # index rows at a time: 537 MB as float32, whatever the si
 MIN_SCORES = 2**26  # queries x index rows: 1.5 s of a CPU at 2048-d; below, no GPU is asked
 MARGIN = 28  # candidates beyond those asked for
 MOST_PROPOSALS = 2**23  # proposals that are looked at together, 0.5 GB
-# faiss multiplies blocks of so many queries and index rows; its own 4096 x 1024 are slower.
-faiss.cvar.distance_compute_blas_query_bs = 1024
-faiss.cvar.distance_compute_blas_database_bs = 8192
 # Rounding noise of a blocked float32 distance, as a share of |x|^2 + |y|^2; 5 times what was seen.
 NOISE = 1e-5
-CACHED = 2**18  # float64 numbers that a thread works on at a time: 2 MB, about the second cache
+SUM_NOISE = 1e-6  # that of a sum of squared differences, as a share of it; 4 times what was seen
+FETCHED = 2**24  # numbers of candidates that are fetched at a time, 64 MB
 # Ragged rows, one for each query: where it ends (num_queries,) int64, and begins where the one
 # before ends; rows of the index (n,) int32; squared L2 distances (n,) float32.
 Candidates = namedtuple("Candidates", "row_ends positions distances")
@@ -124,7 +121,7 @@ def _nearest_of_block(queries, index, wanted, proposals=None):
     while not is_proven.all():
         num_proposed = min(num_proposed, len(index))
         for rows in _cut(np.flatnonzero(~is_proven), max(1, MOST_PROPOSALS // num_proposed)):
-            asked = queries[rows]
+            asked = queries if len(rows) == len(queries) else queries[rows]
             given = proposals and [part[rows] for part in proposals]
             given = given or _propose(asked, index, num_proposed)
             found = _nearest_of_proposed(asked, index, given, wanted)
@@ -136,6 +133,7 @@ def _nearest_of_block(queries, index, wanted, proposals=None):
 def _nearest_of_proposed(queries, index, proposals, wanted):
     """Finds the nearest rows among proposals: (positions, distances, whether proven complete)."""
     proposed, rough, noise = proposals
+    noise = noise + SUM_NOISE * rough[:, -1]
     # Whatever is this much farther than `wanted` others is not among the nearest.
     num_possible = (rough <= rough[:, wanted - 1 : wanted] + 2 * noise[:, None]).sum(axis=1)
     found, exact = _refine(queries, index, proposed, num_possible, wanted)
@@ -157,10 +155,12 @@ def _propose(queries, index, num_proposed):
         proposed.append(I + begin)
         rough.append(D)
         largest_norm = max(largest_norm, np.vecdot(block, block).max())
+    noise = NOISE * (np.vecdot(queries, queries) + largest_norm)
+    if len(rough) == 1:
+        return proposed[0], rough[0], noise
     proposed, rough = np.concatenate(proposed, axis=1), np.concatenate(rough, axis=1)
     order = np.argsort(rough, axis=1, kind="stable")[:, :num_proposed]
     proposed, rough = (np.take_along_axis(one, order, axis=1) for one in (proposed, rough))
-    noise = NOISE * (np.vecdot(queries, queries) + largest_norm)
     return proposed, rough, noise
 
 
@@ -173,33 +173,29 @@ def _to_float32(rows):
 
 
 def _refine(queries, index, proposed, num_possible, wanted):
-    """Computes distances in one fixed way; gives the best (positions (q, wanted), distances).
+    """Computes distances pair by pair; gives the best (positions (q, wanted), distances).
 
-    Each is a sum of squared differences in float64, rounded once: it depends on nothing but the two
-    descriptors. Of the positions proposed, (q, n), so many, (q,), can be among the nearest.
+    Each is a float32 sum of squared differences. Its last digit may differ on another kind of
+    processor; storing descriptors as float16 changes a hundred times as much. Of the positions
+    proposed, (q, n), so many, (q,), can be among the nearest.
     """
-    proposed = proposed[:, : num_possible.max()]
-    exact = np.full(proposed.shape, np.inf, np.float32)
-    few = max(1, CACHED // (proposed.shape[1] * index.shape[1]))  # queries
-
-    def compute(order):
-        """Takes few queries at a time, so that their candidates stay in the cache."""
-        kept = np.empty((few * proposed.shape[1], index.shape[1]))
-        for rows in _cut(order, few):
-            candidates = proposed[rows, : num_possible[rows].max()]
-            differences = kept[: candidates.size]
-            differences[:] = _to_float32(index[candidates.ravel()])
-            of_query = differences.reshape(*candidates.shape, -1)
-            of_query -= queries[rows, None].astype(np.float64)
-            sums = np.einsum("ij,ij->i", differences, differences)
-            exact[rows, : candidates.shape[1]] = sums.reshape(candidates.shape)
-
-    # Queries of the same nearest row follow each other: they share many candidates.
-    order = np.argsort(proposed[:, 0], kind="stable")
-    _map_threads(compute, _cut(order, 16 * few))
+    possible = np.arange(num_possible.max()) < num_possible[:, None]
+    proposed = np.where(possible, proposed[:, : possible.shape[1]], -1)  # -1 is infinitely far
+    exact = np.empty(proposed.shape, np.float32)
+    # Rows of float32 are read where they are, others are fetched for few queries at a time.
+    in_place = index.dtype == np.float32 and index.flags.c_contiguous
+    few = len(queries) if in_place else max(1, FETCHED // (proposed.shape[1] * index.shape[1]))
+    for begin in range(0, len(queries), few):
+        rows = slice(begin, begin + few)
+        ids, block = proposed[rows], index
+        if not in_place:
+            block = _to_float32(index[ids.ravel()])
+            ids = np.where(ids < 0, -1, np.arange(ids.size).reshape(ids.shape))
+        given = [faiss.swig_ptr(array) for array in (exact[rows], queries[rows], block, ids)]
+        faiss.fvec_L2sqr_by_idx(*given, index.shape[1], *ids.shape)
     # Distances are not negative: their bits sort as they do, and ties go by position.
     keys = exact.view(np.uint32).astype(np.uint64) << np.uint64(32)
-    keys |= proposed.astype(np.uint64)
+    keys |= proposed.view(np.uint64) & np.uint64(2**32 - 1)
     keys = np.sort(keys, axis=1)[:, :wanted]
     positions, bits = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
     return positions.view(np.int32), bits.view(np.float32)
@@ -208,11 +204,3 @@ def _refine(queries, index, proposed, num_possible, wanted):
 def _cut(whole, size):
     """Cuts a sequence into pieces of this size."""
     return [whole[begin : begin + size] for begin in range(0, len(whole), size)]
-
-
-def _map_threads(work, items):
-    """Calls a function with every item, on all cores."""
-    if len(items) < 2:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(work, items))

@@ -9,6 +9,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import faiss
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -197,3 +198,16 @@ def _write_tables(made):
         path = made.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
+
+
+def squared_distances(query, rows):
+    """Sums the squared differences of one query (d,) and each row (n, d): (n,) float32.
+
+    Each pair alone, by faiss' own sum in float32; checked against a sum in float64.
+    """
+    query, rows = query.astype(np.float32), rows.astype(np.float32)
+    of_query = faiss.swig_ptr(query)
+    squared = [faiss.fvec_L2sqr(of_query, faiss.swig_ptr(row), len(row)) for row in rows]
+    difference = rows.astype(np.float64) - query
+    np.testing.assert_allclose(squared, (difference**2).sum(axis=1), rtol=1e-6)
+    return np.array(squared, np.float32)

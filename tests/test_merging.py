@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from checks import one_line
+from synthetic import squared_distances
 
 from data.arrays import columns_of, load_arrays, save_arrays, save_table
 from descriptors.descriptions import Descriptions
@@ -72,8 +73,7 @@ class World:
         """
         rankings = []
         for query, landmark in zip(self.queries, self.query_landmarks, strict=True):
-            difference = self.index.astype(np.float64) - query.astype(np.float64)
-            squared = (difference**2).sum(axis=1).astype(np.float32).astype(np.float64)
+            squared = squared_distances(query, self.index).astype(np.float64)
             squared[self.index_landmarks == landmark] /= divisor
             order = np.lexsort((self.index_ids, squared))[: self.num_nearest]
             ids, distances = self.index_ids[order].tolist(), squared[order].tolist()

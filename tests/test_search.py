@@ -1,22 +1,20 @@
-"""Tests of the exact search against brute force in float64: blocks, ties, noise, two lists."""
+"""Tests of the exact search against brute force: blocks, ties, noise, two lists."""
 
 import faiss
 import numpy as np
 import pytest
+from synthetic import squared_distances
 
 from search import exact
 from search.exact import find_candidates, nearest
 
 
 def brute_force(queries, index, num_nearest):
-    """What `nearest` must give: all distances in float64, rounded once, sorted with ties in order.
-
-    No library of nearest neighbors takes part, and no block.
-    """
+    """What `nearest` must give: all distances, each pair alone, sorted with ties in order."""
     positions = np.full((len(queries), num_nearest), -1, np.int32)
     distances = np.full((len(queries), num_nearest), np.inf, np.float32)
-    for row, query in enumerate(queries.astype(np.float64)):
-        squared = ((index.astype(np.float64) - query) ** 2).sum(axis=1).astype(np.float32)
+    for row, query in enumerate(queries):
+        squared = squared_distances(query, index)
         order = np.lexsort((np.arange(len(index)), squared))[:num_nearest]
         positions[row, : len(order)], distances[row, : len(order)] = order, squared[order]
     return positions, distances
@@ -306,13 +304,16 @@ def test_what_two_errors_may_have_put_behind_another_is_looked_at():
     assert found.tolist() == [[1]] and is_proven.all()
 
 
-# ------------------------------------------------------------------- distances, rounded once
+# ------------------------------------------------------------------------- distances of pairs
 
 
-@pytest.mark.parametrize("cached", [1, 500, 10**6])
-def test_any_number_of_candidates_at_a_time_gives_the_same_bits(monkeypatch, cached):
-    monkeypatch.setattr(exact, "CACHED", cached)
-    queries, index = normal(50, 40, 24), normal(51, 300, 24)
+@pytest.mark.parametrize("fetched", [1, 5000, 10**7])
+def test_rows_that_are_fetched_a_few_at_a_time_give_the_bits_of_those_in_place(
+    small_blocks, monkeypatch, fetched
+):
+    """Halves, and rows that are not in one piece, are fetched where the index has many blocks."""
+    monkeypatch.setattr(exact, "FETCHED", fetched)
+    queries, index = normal(50, 40, 24), normal(51, 300, 48)[:, ::2]
     index[200:] = index[:100]  # ties, and rows of many candidates beside rows of few
     assert_exact(queries, index, 20)
     assert_exact(queries.astype(np.float16), index.astype(np.float16), 20)
