@@ -85,8 +85,8 @@ def stream_shards(
 
     Args:
         plan: list of (epoch, `Shard`), in the order to read; the epoch seeds what is random.
-        read: generator function of (shard, path of its local tar, epoch, executor that decodes); a
-            `ShardEnd` comes last.
+        read: generator function of (shard, path of its local tar, list of its `Member`s, epoch,
+            executor that decodes); a `ShardEnd` comes last.
         num_threads: of the executor.
         is_stopped: function without arguments; once it says True, None may come instead of a batch.
         num_skippable: broken shards to leave out before one more is an error.
@@ -102,10 +102,10 @@ def stream_shards(
             contextlib.closing(fetch_ahead(source, shards, connections)) as fetched,
             ThreadPoolExecutor(num_threads, "decode") as pool,
         ):
-            for (epoch, shard), path in zip(plan, fetched, strict=True):
+            for (epoch, shard), local in zip(plan, fetched, strict=True):
                 num_images = 0
                 try:
-                    for item in read(shard, path.result(), epoch, pool):
+                    for item in read(shard, *local.result(), epoch, pool):
                         num_images += len(item.image_ids) if isinstance(item, Batch) else 0
                         yield item
                 except ExpectedError as error:
@@ -118,17 +118,21 @@ def stream_shards(
 
 
 def fetch_ahead(source, shards, connections):
-    """Yields the local path of each shard, fetching the next ones while the caller uses this one.
+    """Yields path and images of each shard, fetching the next ones while the caller uses this one.
 
     As many are fetched ahead as there are connections and scratch has room for; a shard is
     discarded when the next is asked for. So `connections.limit + 1` are on disk at most.
     The number of connections follows from how long shards take to come and are used; they are
     stopped when the caller leaves.
 
-    Yields a Future of each path, which is done: its `result()` gives the path or raises
-    ExpectedError.
+    Yields a Future of each shard, which is done: its `result()` gives (path, list of `Member`s) or
+    raises ExpectedError.
     """
     ahead, to_come = {}, deque(shards)  # shard -> Future, in the order of use
+
+    def fetch(shard):
+        path = source.fetch_shard(shard, connections)
+        return path, list_members(path)  # 0.25 s for 8,000 images
 
     def fetch_more(used=None):
         while to_come and len(ahead) < connections.number:
@@ -136,7 +140,7 @@ def fetch_ahead(source, shards, connections):
             if to_come[0] in (used, *ahead) or (ahead and not source.has_space(len(ahead) + 1)):
                 return
             shard = to_come.popleft()
-            ahead[shard] = in_background(source.fetch_shard, shard, connections)
+            ahead[shard] = in_background(fetch, shard)
 
     if shards:
         source.require_space(shards[0])
@@ -159,10 +163,9 @@ def fetch_ahead(source, shards, connections):
             future.add_done_callback(lambda _, left=shard: source.discard_shard(left))
 
 
-def read_shard(reading, shard, path, epoch, pool):
+def read_shard(reading, shard, path, members, epoch, pool):
     """Yields the batches of one shard, then its `ShardEnd`; see `stream_shards`."""
-    members, class_of = list_members(path), reading.class_of
-    if class_of is None:
+    if (class_of := reading.class_of) is None:
         ids = np.array([member.image_id for member in members], np.uint64)
         members = list(compress(members, np.isin(ids, reading.image_ids)))
     else:

@@ -48,7 +48,7 @@ def ours(tar, num_threads, crops=False):
         num_threads=num_threads,
     )
     with ThreadPoolExecutor(num_threads) as pool:
-        for item in read_shard(reading, SHARD, tar, 0, pool):
+        for item in read_shard(reading, SHARD, tar, list_members(tar), 0, pool):
             if not isinstance(item, ShardEnd):
                 yield item.image_ids, item.images
 

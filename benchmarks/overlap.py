@@ -4,14 +4,16 @@
 
 Simulated: sleeps of L, D and T seconds a shard in place of download, decode and step, through the
 real stream and `loop.train_mini_epoch`; downloads sleep side by side. Real: shards of drawn
-photographs served over HTTP on this machine; the step alone is a sleep. The first mini-epochs,
-while the number of connections grows, are left out.
+photographs served over HTTP on this machine; the step alone is a sleep. What decoding a shard takes
+alone is measured. The first mini-epochs, while the number of connections grows, are left out.
 """
 
 import hashlib
 import shutil
 import tempfile
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -23,8 +25,9 @@ from common import print_table, print_verdict
 import generators
 from data.connections import MAX_CONNECTIONS
 from data.sources import Shard, Source
+from data.tars import list_members
 from demo.server import serve
-from generators import Reading, ShardEnd, stream_batches
+from generators import Reading, read_shard, stream_batches
 from network.devices import OneDevice
 from recipes import Data
 from training import loop
@@ -75,8 +78,21 @@ def read_as(image_size, batch_size):
     return Reading(data, batch_size, lambda image_id: 0, is_training=True, num_threads=2)
 
 
+def decode_alone(tar, reading):
+    """Measures the seconds of decoding one shard, which is there and listed."""
+    members, seconds = list_members(tar), []
+    with ThreadPoolExecutor(reading.num_threads) as pool:
+        for _ in range(3):
+            items = read_shard(reading, Shard("train", 0), tar, members, 0, pool)
+            seconds.append(common.timed(deque, items, 0)[1])
+    return float(np.median(seconds))
+
+
 def simulate(tar, step_s, decode_s, download_s, mini_epochs):
-    """Runs with sleeps of these lengths for a shard."""
+    """Runs with sleeps of these lengths for a shard.
+
+    Gives (T; D, measured alone; L; seconds; waited seconds).
+    """
     reading = read_as(TINY_SIZE, TINY_BATCH)
     image = np.zeros((TINY_SIZE, TINY_SIZE, 3), np.uint8)
 
@@ -85,8 +101,9 @@ def simulate(tar, step_s, decode_s, download_s, mini_epochs):
         return image
 
     with mock.patch.object(generators, "decode_image", decode_image):
-        source = common.SleepingSource(tar, download_s)
-        return run(source, reading, step_s * TINY_BATCH / NUM_TINY, mini_epochs)
+        source, alone_s = common.SleepingSource(tar, download_s), decode_alone(tar, reading)
+        found = run(source, reading, step_s * TINY_BATCH / NUM_TINY, mini_epochs)
+        return step_s, alone_s, download_s, *found
 
 
 def write_world(folder, tar, num_shards):
@@ -100,17 +117,13 @@ def write_world(folder, tar, num_shards):
         (folder / shard.md5_path).write_text(f"{digest}  {Path(shard.path).name}\n")
 
 
-def measure_alone(address, tar, scratch, reading):
-    """Measures (decode, download) of a shard, each alone, in seconds."""
-    source, shard = Source(address, scratch), Shard("train", 0)
-    download_s = []
+def download_alone(source):
+    """Measures the seconds of downloading one shard."""
+    shard, seconds = Shard("train", 0), []
     for _ in range(3):
-        download_s.append(common.timed(source.fetch_shard, shard)[1])
+        seconds.append(common.timed(source.fetch_shard, shard)[1])
         source.discard_shard(shard)
-    plan = [(0, Shard("train", number)) for number in range(4)]
-    stream = stream_batches(common.SleepingSource(tar, 0), plan, reading)
-    ends = [time.perf_counter() for item in stream if isinstance(item, ShardEnd)]
-    return float(np.median(np.diff(ends))), float(np.median(download_s))
+    return float(np.median(seconds))
 
 
 def run_real(num_images, mini_epochs):
@@ -125,7 +138,8 @@ def run_real(num_images, mini_epochs):
         write_world(Path(folder, "world"), tar, NUM_LEFT_OUT + mini_epochs)
         with serve(Path(folder, "world")) as address:
             scratch = Path(folder, "scratch")
-            decode_s, download_s = measure_alone(address, tar, scratch, reading)
+            decode_s = decode_alone(tar, reading)
+            download_s = download_alone(Source(address, scratch))
             for name, step_s in (("step", 1.5 * decode_s), ("decode", 0.7 * decode_s)):
                 source = Source(address, scratch)
                 per_batch = step_s / -(-num_images // REAL_BATCH)
@@ -150,8 +164,7 @@ def main():
             results = []
             for proportion in PROPORTIONS:
                 times = [args.unit * share for share in proportion]
-                found = simulate(tar, *times, args.mini_epochs)
-                results.append(("simulated", *times, *found))
+                results.append(("simulated", *simulate(tar, *times, args.mini_epochs)))
             rounds.append(results + run_real(args.images, args.mini_epochs))
     rows = [summarize(same) for same in zip(*rounds, strict=True)]
     header = ("run", "step T, s", "decode D, s", "download L, s", "mini-epoch, s")

@@ -53,7 +53,7 @@ def decode_rates(tars, num_images, rounds, size):
 
     def read(tar):
         with ThreadPoolExecutor(1) as pool:
-            for _ in read_shard(reading, SHARD, tar, 0, pool):
+            for _ in read_shard(reading, SHARD, tar, list_members(tar), 0, pool):
                 pass
 
     ways = {name: functools.partial(read, tar) for name, tar in tars.items()}

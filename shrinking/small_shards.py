@@ -221,9 +221,9 @@ class _BrokenShardError(Exception):
     """A shard cannot be read and may be left out."""
 
 
-def _read_small(settings, shard, path, epoch, pool):
+def _read_small(settings, shard, path, members, epoch, pool):
     """Yields (image id, its bytes before, its bytes after) in the tar's order, then the end."""
-    members, bad_images = list_members(path), []
+    bad_images = []
     if shard.split in settings.kept:
         ids = np.array([member.image_id for member in members], np.uint64)
         members = list(itertools.compress(members, np.isin(ids, settings.kept[shard.split])))

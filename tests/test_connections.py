@@ -10,9 +10,11 @@ from checks import names_in
 from fault_server import Fault, FaultServer
 from synthetic import make_source
 
+import generators
 from data import sources
 from data.connections import NUM_QUIET, NUM_REMEMBERED, Connections
 from data.sources import Shard, Source
+from data.tars import list_members
 from generators import Reading, ShardEnd, fetch_ahead, stream_batches
 from recipes import Data
 from utils import ExpectedError, in_background
@@ -159,7 +161,8 @@ def open_gates(source, shards):
         source.gates[shard].set_result(None)
 
 
-def test_shards_that_come_out_of_order_are_used_in_order():
+def test_shards_that_come_out_of_order_are_used_in_order(monkeypatch):
+    monkeypatch.setattr(generators, "list_members", lambda path: [path])
     source = GatedSource()
     paths = fetch_ahead(source, SHARDS, Connections(3, 3))
     first = in_background(next, paths)
@@ -168,8 +171,18 @@ def test_shards_that_come_out_of_order_are_used_in_order():
     assert not first.done()
     open_gates(source, SHARDS[:1])
     assert [first.result(timeout=60).result(), *(path.result() for path in paths)] == [
-        shard.path for shard in SHARDS
+        (shard.path, [shard.path]) for shard in SHARDS
     ]
+
+
+def test_images_of_the_next_shard_are_listed_while_one_is_used(monkeypatch):
+    listed = []
+    monkeypatch.setattr(generators, "list_members", listed.append)
+    source = GatedSource()
+    open_gates(source, SHARDS)
+    paths = fetch_ahead(source, SHARDS, Connections(1, 1))
+    next(paths)  # the first is in use
+    wait_until(lambda: listed == [shard.path for shard in SHARDS[:2]])
 
 
 @pytest.mark.parametrize(("num", "room", "most"), [(1, 99, 2), (3, 99, 4), (3, 2, 3), (3, 0, 2)])
@@ -258,7 +271,7 @@ def test_a_server_that_refuses_is_met_with_fewer_connections(
     connections = source.open_connections()
     paths = [shard.path for shard in SHARDS]
     for path, fetched in zip(paths, fetch_ahead(source, SHARDS, connections), strict=True):
-        assert fetched.result() == tmp_path / path
+        assert fetched.result() == (tmp_path / path, list_members(tmp_path / path))
     assert connections.number == number
 
 
