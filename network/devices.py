@@ -1,11 +1,10 @@
 """One network on several devices: every batch is split over them.
 
-The only place that speaks to TensorFlow or JAX itself; on one device nothing is done. Under JAX the
-devices may be those of several machines, see `cluster.machines`.
+The only place beside `optimizers.Adam` that speaks to TensorFlow or JAX itself; on one device
+nothing is done. Under JAX the devices may be those of several machines, see `cluster.machines`.
 """
 
 import contextlib
-import functools
 from itertools import chain
 
 import numpy as np
@@ -47,29 +46,6 @@ def make_metrics(network, images, class_indices):
     """Makes the metrics' variables: TensorFlow traces a step that makes some itself twice."""
     logits = np.zeros((len(images), network.output.shape[-1]), np.float32)
     network.compute_metrics(images, class_indices, logits)
-
-
-def once_for_each_shape(function):
-    """Lets a graph of TensorFlow hold a function once for each shape, not once for each call.
-
-    The function is of variables and tensors, all of the first one's shape or scalars. It stays as
-    it is under other backends, and where variables are mirrored.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return function
-    import tensorflow as tf
-
-    @functools.cache  # TensorFlow warns where one function is traced for many shapes
-    def traced(*shape_and_type):
-        return tf.function(function, autograph=False)
-
-    def call(*args):
-        if tf.distribute.has_strategy():
-            return function(*args)
-        args = [arg.value if isinstance(arg, keras.Variable) else arg for arg in args]
-        return traced(tuple(args[0].shape), args[0].dtype)(*args)
-
-    return call
 
 
 class OneDevice:

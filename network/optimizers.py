@@ -5,57 +5,50 @@ from network.loading import loading_keras
 with loading_keras():
     import keras
 
-    from network.devices import agree_on_overflow, once_for_each_shape
+    from network.devices import agree_on_overflow
 
 MOMENTUM = 0.9  # of sgd
 
 
 @keras.saving.register_keras_serializable(package="landmarks")
 class Adam(keras.optimizers.Adam):
-    """Keras' Adam, equal in every bit, with what all variables share computed once a step.
+    """Adam, each variable's step one operation of TensorFlow, where Keras writes twenty.
 
-    Keras writes it into the graph for each of ResNet50's 214 variables, as it does the rest of the
-    step, which is here once for each shape: all of it is half of what the first step takes.
+    With ResNet50's 214 variables that is half of what the first step takes. The formula is that of
+    Keras; the last bits differ.
     """
 
-    _rate = _factor = None  # of the step that is being taken
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._move = once_for_each_shape(self._move)
+    _powers = None  # of beta_1 and beta_2, in the step that is being taken
 
     def apply(self, grads, trainable_variables=None):
         try:
             return super().apply(grads, trainable_variables)
         finally:
-            self._rate = self._factor = None  # of a graph that is whole now
+            self._powers = None  # of a graph that is whole now
 
     def update_step(self, gradient, variable, learning_rate):
-        if self._rate is not learning_rate:  # the backbone's differs from the head's
-            self._rate, self._factor = learning_rate, self._factor_of(learning_rate)
-        place = self._get_variable_index(variable)
-        mean, square = self._momentums[place], self._velocities[place]
-        self._move(variable, mean, square, gradient, self._factor)
+        import tensorflow as tf
 
-    def _move(self, variable, mean, square, gradient, factor):
-        gradient = keras.ops.cast(gradient, variable.dtype)
-        self.assign_add(mean, (gradient - mean) * (1 - self.beta_1))
-        self.assign_add(square, (keras.ops.square(gradient) - square) * (1 - self.beta_2))
-        size = keras.ops.sqrt(square) + self.epsilon
-        self.assign_sub(variable, mean * keras.ops.cast(factor, variable.dtype) / size)
-
-    def _factor_of(self, learning_rate):
-        """Gives the learning rate, corrected for averages that began at zero."""
-        rate, step = (keras.ops.cast(x, "float32") for x in (learning_rate, self.iterations + 1))
-        of_mean, of_square = (
-            1 - keras.ops.power(keras.ops.cast(beta, "float32"), step)
-            for beta in (self.beta_1, self.beta_2)
+        if self._powers is None:
+            step = tf.cast(self.iterations + 1, "float32")
+            self._powers = [tf.pow(beta, step) for beta in (self.beta_1, self.beta_2)]
+        place, dtype = self._get_variable_index(variable), variable.dtype
+        mean, square = self._momentums[place].value, self._velocities[place].value
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=mean.handle,
+            v=square.handle,
+            beta1_power=tf.cast(self._powers[0], dtype),
+            beta2_power=tf.cast(self._powers[1], dtype),
+            lr=tf.cast(learning_rate, dtype),
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=tf.cast(gradient, dtype),
         )
-        return rate * keras.ops.sqrt(of_square) / of_mean
 
 
-# Under PyTorch Keras has an Adam that takes all variables at once, which subclasses do not get.
-ADAM = keras.optimizers.Adam if keras.backend.backend() == "torch" else Adam
+ADAM = Adam if keras.backend.backend() == "tensorflow" else keras.optimizers.Adam
 KINDS = {
     "adam": (ADAM, {}),
     "adamw": (ADAM, {}),  # its decay is below
