@@ -223,11 +223,11 @@ def devices(tiny):
 
     from network.devices import MirroredDevices, OneDevice, SplitDevices
 
-    kinds = {"one": OneDevice}
-    found = keras.distribution.list_devices()
-    if keras.backend.backend() == "tensorflow":
+    kinds, backend = {"one": OneDevice}, keras.backend.backend()
+    found = [] if backend == "torch" else keras.distribution.list_devices()
+    if backend == "tensorflow":
         kinds["mirrored on two"] = lambda: MirroredDevices(found)
-    elif keras.backend.backend() == "jax":  # a GPU cannot be halved: what the split costs on one
+    elif backend == "jax":  # a GPU cannot be halved: what the split costs on one
         kinds[f"split over {len(found)}"] = lambda: SplitDevices(found)
     return {name: guarded(run_devices, tiny, make()) for name, make in kinds.items()}
 

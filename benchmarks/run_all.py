@@ -18,7 +18,8 @@ from common import ROOT
 from utils import atomic_write, say
 
 NAMES = (
-    "decode", "small_pictures", "connections", "overlap", "search_speed", "step", "epoch_estimate",
+    "decode", "small_pictures", "connections", "overlap", "search_speed", "step", "first_step",
+    "epoch_estimate",
 )  # fmt: skip
 # A T4 cannot be measured here: give its rate anew when one was.
 ARGUMENTS = {
