@@ -175,30 +175,42 @@ def _to_float32(rows):
 def _refine(queries, index, proposed, num_possible, wanted):
     """Computes distances pair by pair; gives the best (positions (q, wanted), distances).
 
-    Each is a float32 sum of squared differences. Its last digit may differ on another kind of
-    processor; storing descriptors as float16 changes a hundred times as much. Of the positions
-    proposed, (q, n), so many, (q,), can be among the nearest.
+    Of the positions proposed, (q, n), so many, (q,), can be among the nearest.
     """
     possible = np.arange(num_possible.max()) < num_possible[:, None]
-    proposed = np.where(possible, proposed[:, : possible.shape[1]], -1)  # -1 is infinitely far
-    exact = np.empty(proposed.shape, np.float32)
-    # Rows of float32 are read where they are, others are fetched for few queries at a time.
-    in_place = index.dtype == np.float32 and index.flags.c_contiguous
-    few = len(queries) if in_place else max(1, FETCHED // (proposed.shape[1] * index.shape[1]))
-    for begin in range(0, len(queries), few):
-        rows = slice(begin, begin + few)
-        ids, block = proposed[rows], index
-        if not in_place:
-            block = _to_float32(index[ids.ravel()])
-            ids = np.where(ids < 0, -1, np.arange(ids.size).reshape(ids.shape))
-        given = [faiss.swig_ptr(array) for array in (exact[rows], queries[rows], block, ids)]
-        faiss.fvec_L2sqr_by_idx(*given, index.shape[1], *ids.shape)
+    proposed = np.where(possible, proposed[:, : possible.shape[1]], -1)
     # Distances are not negative: their bits sort as they do, and ties go by position.
+    exact = squared_distances(queries, index, proposed)
     keys = exact.view(np.uint32).astype(np.uint64) << np.uint64(32)
     keys |= proposed.view(np.uint64) & np.uint64(2**32 - 1)
     keys = np.sort(keys, axis=1)[:, :wanted]
     positions, bits = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
     return positions.view(np.int32), bits.view(np.float32)
+
+
+def squared_distances(queries, index, positions):
+    """Computes the squared distances of each query to some index rows, the only way to do so.
+
+    Each is a float32 sum of squared differences, each pair by itself. Its last digit may differ on
+    another kind of processor; storing descriptors as float16 changes a hundred times as much.
+
+    Takes descriptors (q, d) and (n, d), float32 or float16, and positions (q, m) int64. Gives
+    (q, m) float32; a position of -1 is infinitely far.
+    """
+    queries, exact = _to_float32(queries), np.empty(positions.shape, np.float32)
+    # Rows of float32 are read where they are, others are fetched for few queries at a time.
+    in_place = index.dtype == np.float32 and index.flags.c_contiguous
+    few = len(queries) if in_place else FETCHED // (positions.shape[1] * index.shape[1])
+    few = max(1, few)
+    for begin in range(0, len(queries), few):
+        rows = slice(begin, begin + few)
+        ids, block = positions[rows], index
+        if not in_place:
+            block = _to_float32(index[ids.ravel()])
+            ids = np.where(ids < 0, -1, np.arange(ids.size).reshape(ids.shape))
+        given = [faiss.swig_ptr(array) for array in (exact[rows], queries[rows], block, ids)]
+        faiss.fvec_L2sqr_by_idx(*given, index.shape[1], *ids.shape)
+    return exact
 
 
 def _cut(whole, size):

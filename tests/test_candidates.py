@@ -1,11 +1,12 @@
-"""Tests of the candidates of each rerank: parts = flat = brute force in float64."""
+"""Tests of the candidates of each rerank: parts = flat = brute force."""
 
 import numpy as np
 import pytest
 
 from descriptors.descriptions import unit_length
 from search import candidates
-from search.exact import find_candidates
+from search.candidates import best_by_agreement
+from search.exact import find_candidates, nearest
 from search.merging import Part, merge_parts
 from search.reranks import RERANKS, SoftLabels
 
@@ -114,6 +115,17 @@ def test_any_number_of_parts_gives_what_all_index_images_give(seed):
             assert ids_of(ranking) == list(world.brute_force(rerank)), rerank
             distances = merge_parts(flat, 1.5, TOP, rerank).distances
             np.testing.assert_array_equal(ranking.distances, distances)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_pairs_that_agree_have_the_distances_of_the_nearest_bit_for_bit(dtype):
+    rng = np.random.default_rng(5)
+    queries, index = (unit_length(rng.normal(size=(n, 48))).astype(dtype) for n in (9, 60))
+    names = [SoftLabels(np.full((n, 1), 7), np.ones((n, 1))) for n in (9, 60)]  # all share one
+    found = best_by_agreement(queries, names[0], index, names[1], 20)
+    positions, distances = nearest(queries, index, 20)
+    assert found[1].tolist() == positions.ravel().tolist()
+    np.testing.assert_array_equal(found[3], distances.ravel())
 
 
 def test_the_rerank_reaches_beyond_the_nearest():
