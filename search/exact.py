@@ -197,7 +197,8 @@ def squared_distances(queries, index, positions):
     Takes descriptors (q, d) and (n, d), float32 or float16, and positions (q, m) int64. Gives
     (q, m) float32; a position of -1 is infinitely far.
     """
-    queries, exact = _to_float32(queries), np.empty(positions.shape, np.float32)
+    queries = np.ascontiguousarray(_to_float32(queries))
+    exact = np.empty(positions.shape, np.float32)
     # Rows of float32 are read where they are, others are fetched for few queries at a time.
     in_place = index.dtype == np.float32 and index.flags.c_contiguous
     few = len(queries) if in_place else FETCHED // (positions.shape[1] * index.shape[1])

@@ -313,7 +313,7 @@ def test_rows_that_are_fetched_a_few_at_a_time_give_the_bits_of_those_in_place(
 ):
     """Halves, and rows that are not in one piece, are fetched where the index has many blocks."""
     monkeypatch.setattr(exact, "FETCHED", fetched)
-    queries, index = normal(50, 40, 24), normal(51, 300, 48)[:, ::2]
+    queries, index = normal(50, 40, 48)[:, ::2], normal(51, 300, 48)[:, ::2]
     index[200:] = index[:100]  # ties, and rows of many candidates beside rows of few
     assert_exact(queries, index, 20)
     assert_exact(queries.astype(np.float16), index.astype(np.float16), 20)
