@@ -179,8 +179,8 @@ def _refine(queries, index, proposed, num_possible, wanted):
     """
     possible = np.arange(num_possible.max()) < num_possible[:, None]
     proposed = np.where(possible, proposed[:, : possible.shape[1]], -1)
-    # Distances are not negative: their bits sort as they do, and ties go by position.
     exact = squared_distances(queries, index, proposed)
+    # Distances are not negative: their bits sort as they do, and ties go by position.
     keys = exact.view(np.uint32).astype(np.uint64) << np.uint64(32)
     keys |= proposed.view(np.uint64) & np.uint64(2**32 - 1)
     keys = np.sort(keys, axis=1)[:, :wanted]
