@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,12 @@ from synthetic import make_source
 # Before Keras is loaded: on a GPU sums have no fixed order, and some tests compare every bit.
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def same_weights_in_every_run():
+    """Seeds what Keras draws the seeds of its initial weights from."""
+    random.seed(0)
 
 
 @pytest.fixture
