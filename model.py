@@ -29,6 +29,7 @@ with loading_keras():
 
     from network import heads
     from network.devices import list_gpus, precision_here
+    from network.layers import fuse_batch_norms
     from network.optimizers import build_optimizer
 
 to_numpy = keras.ops.convert_to_numpy  # of a variable, on every backend
@@ -139,6 +140,8 @@ def start_blocks_as_identity(backbone):
 
 def compile_network(network, recipe, class_sizes):
     """Makes a network trainable; `class_sizes`: (num_classes,) int, images of each landmark."""
+    if keras.backend.backend() == "tensorflow":
+        fuse_batch_norms(network)
     head = [layer for layer in network.layers if layer.name in heads.HEAD_LAYERS]
     network.compile(
         optimizer=build_optimizer(recipe.training, [v for layer in head for v in layer.variables]),

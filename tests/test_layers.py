@@ -16,6 +16,7 @@ from network.layers import (
     adacos_scale,
     class_weights,
     dynamic_margins,
+    fuse_batch_norms,
 )
 
 RANDOM = np.random.default_rng(0)
@@ -315,6 +316,65 @@ def test_lengths_and_cosines_are_float32_under_mixed_precision(policy, float32_a
     for _ in range(3):
         assert math.isfinite(network.train_on_batch(IMAGES, CLASSES))
     assert all(np.isfinite(weights).all() for weights in network.get_weights())
+
+
+# ---------------------------------------------------------------------------- batch normalisation
+
+needs_tensorflow = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="TensorFlow alone has one operation for it"
+)
+
+
+def normalising(fused, shape, trainable=True):
+    """A compiled network that normalises images and sums them up, fused or as Keras does it."""
+    images = keras.Input(shape)
+    norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, trainable=trainable)
+    outputs = keras.layers.Dense(2, kernel_initializer="ones", dtype="float32")(norm(images))
+    network = keras.Model(images, outputs)
+    if fused:
+        fuse_batch_norms(network)
+    network.compile(keras.optimizers.SGD(0.1), "mse")
+    return network
+
+
+@needs_tensorflow
+def test_a_fused_batch_norm_by_hand():
+    network = normalising(True, (1, 2, 1))
+    norm = network.layers[1]
+    images = np.array([0, 4], np.float32).reshape(1, 1, 2, 1)  # mean 2, variance 4
+    np.testing.assert_allclose(to_numpy(norm(images, training=True)).ravel(), [-1, 1], atol=1e-5)
+    assert float(to_numpy(norm.moving_mean)[0]) == pytest.approx(0.9 * 0 + 0.1 * 2)
+    assert float(to_numpy(norm.moving_variance)[0]) == pytest.approx(0.9 * 1 + 0.1 * 4)
+    expected = (np.array([0, 4]) - 0.2) / math.sqrt(1.3)
+    np.testing.assert_allclose(to_numpy(norm(images)).ravel(), expected, rtol=1e-4)
+
+
+@needs_tensorflow
+@pytest.mark.parametrize(
+    ("policy", "trainable", "within"),
+    [("float32", True, 1e-5), ("mixed_float16", True, 1e-2), ("float32", False, 0)],
+)
+def test_a_fused_batch_norm_learns_as_that_of_keras(policy, trainable, within, float32_afterwards):
+    keras.config.set_dtype_policy(policy)
+    images = np.random.default_rng(0).normal(2, 3, (4, 3, 5, 6)).astype(np.float32)
+    values = np.random.default_rng(1).normal(size=(4, 3, 5, 2)).astype(np.float32)
+    found = []
+    for fused in (False, True):
+        network = normalising(fused, images.shape[1:], trainable)
+        losses = [network.train_on_batch(images, values) for _ in range(3)]
+        found.append([*losses, *network.get_weights(), network.predict_on_batch(images)])
+    for theirs, ours in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=within, atol=within)
+
+
+@needs_tensorflow
+def test_vectors_and_other_axes_are_normalised_by_keras():
+    inputs = keras.Input((2, 3, 4))
+    odd = keras.layers.BatchNormalization(axis=1)(inputs)
+    vectors = keras.layers.BatchNormalization()(keras.layers.Flatten()(odd))
+    network = keras.Model(inputs, vectors)
+    fuse_batch_norms(network)
+    assert not any("call" in vars(layer) for layer in network.layers)
 
 
 # ----------------------------------------------------------------------------------------- files
