@@ -1,7 +1,8 @@
 """One network on several devices: every batch is split over them.
 
-The only place beside `optimizers.Adam` that speaks to TensorFlow or JAX itself; on one device
-nothing is done. Under JAX the devices may be those of several machines, see `cluster.machines`.
+The only place beside `optimizers.Adam` and `layers.fuse_batch_norms` that speaks to TensorFlow or
+JAX itself; on one device nothing is done. Under JAX the devices may be those of several machines,
+see `cluster.machines`.
 """
 
 import contextlib
