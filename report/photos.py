@@ -159,6 +159,8 @@ def draw_answers(rows):
     widths = [1.1, 1.5, *[0.8] * num_near] * num_abreast
     num_lines = -(-len(rows) // num_abreast)
     figure = Figure(figsize=(2.2 * sum(widths), 2.3 * num_lines), layout="constrained")
+    if num_near:  # a tall picture would push its name out of the last line
+        figure.get_layout_engine().set(h_pad=0.12)
     grid = figure.subplots(num_lines, len(widths), squeeze=False, width_ratios=widths)
     for axes in grid.flat:
         axes.axis("off")
