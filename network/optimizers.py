@@ -24,6 +24,8 @@ class Adam(keras.optimizers.Adam):
     def apply(self, grads, trainable_variables=None):
         import tensorflow as tf
 
+        if not self.built:
+            self.build(trainable_variables)  # XLA takes no variables from under the wait
         try:
             with tf.control_dependencies([tf.group(*grads)]):
                 return super().apply(grads, trainable_variables)

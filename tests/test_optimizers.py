@@ -208,3 +208,13 @@ def test_a_step_of_each_variable_is_one_operation_of_the_graph():
     assert len(variables) > 2 and kinds.count("Pow") == 2  # of the two betas
     assert kinds.count("ResourceApplyAdam") == len(variables)
     assert optimizer._powers is None  # nothing of the graph is kept
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it is TensorFlow's Adam")
+def test_xla_compiles_a_step_of_an_optimizer_that_was_not_built_before():
+    losses = []
+    for xla in (False, True):
+        network = small_network()
+        network.compile(build_optimizer(Training(), []), "mse", jit_compile=xla)
+        losses.append([network.train_on_batch(IMAGES, VALUES) for _ in range(2)])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
