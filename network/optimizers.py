@@ -26,8 +26,10 @@ class Adam(keras.optimizers.Adam):
 
         if not self.built:
             self.build(trainable_variables)  # XLA takes no variables from under the wait
+        # A variable that the loss does not know has none: DINOv2's mask token.
+        there = [gradient for gradient in grads if gradient is not None]
         try:
-            with tf.control_dependencies([tf.group(*grads)]):
+            with tf.control_dependencies([tf.group(*there)]):
                 return super().apply(grads, trainable_variables)
         finally:
             self._powers = None  # of a graph that is whole now

@@ -130,6 +130,27 @@ def test_the_biases_of_attention_have_two_axes_and_do_not_decay():
         np.testing.assert_array_equal(to_numpy(bias), np.ones(bias.shape))
 
 
+class WithUnusedWeight(keras.layers.Dense):
+    """A layer like that of DINOv2, whose mask token is used in pretraining alone."""
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.unused = self.add_weight((1,), "ones", name="unused")
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_weight_that_the_loss_does_not_know_has_no_step(optimizer):
+    vectors = keras.Input((4,))
+    network = keras.Model(vectors, WithUnusedWeight(2, name="logits")(vectors))
+    head = network.get_layer("logits")
+    network.compile(build_optimizer(Training(optimizer=optimizer), head.variables), "mse")
+    before = to_numpy(head.kernel).copy()
+    network.train_on_batch(IMAGES, VALUES)
+    assert to_numpy(head.unused).tolist() == [1.0]
+    assert (to_numpy(head.kernel) != before).all()
+
+
 # ------------------------------------------------------------------------------------- two rates
 
 
