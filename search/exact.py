@@ -65,7 +65,9 @@ def _nearest_of_same_landmark(queries, query_landmarks, index, index_landmarks, 
     query_order = np.argsort(query_landmarks, kind="stable")
     landmarks, begins = np.unique(query_landmarks[query_order], return_index=True)
     for landmark, query_rows in zip(landmarks, np.split(query_order, begins)[1:], strict=True):
-        first, last = np.searchsorted(sorted_landmarks, [landmark, landmark + 1])
+        first, last = (
+            np.searchsorted(sorted_landmarks, landmark, end) for end in ("left", "right")
+        )
         if first == last:
             continue
         index_rows = index_order[first:last]  # ascending, since the sort is stable

@@ -360,9 +360,10 @@ def assert_both_lists(queries, query_landmarks, index, index_landmarks, num_near
 
 def test_both_lists_by_hand():
     index = np.arange(6, dtype=np.float32)[:, None]
-    index_landmarks = np.array([7, 7, 8, 8, 7, 8])
+    greatest = 2**63 - 1  # that a table may have
+    index_landmarks = np.array([7, 7, greatest, greatest, 7, greatest])
     queries = np.array([[0], [5]], np.float32)
-    found = find_candidates(queries, np.array([8, 7]), index, index_landmarks, 2)
+    found = find_candidates(queries, np.array([greatest, 7]), index, index_landmarks, 2)
     assert candidates_of(found, 0) == {0: 0, 1: 1, 2: 4, 3: 9}
     assert candidates_of(found, 1) == {5: 0, 4: 1, 1: 16}  # position 4 is in both lists
     assert found.positions.dtype == np.int32
