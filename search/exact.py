@@ -24,7 +24,8 @@ MARGIN = 28  # candidates beyond those asked for
 MOST_PROPOSALS = 2**23  # proposals that are looked at together, 0.5 GB
 # Rounding noise of a blocked float32 distance, as a share of |x|^2 + |y|^2; 5 times what was seen.
 NOISE = 1e-5
-SUM_NOISE = 1e-6  # that of a sum of squared differences, as a share of it; 4 times what was seen
+# ... and of a float32 sum of squared differences, as a share of it; 5 times that of 2048 equal ones
+SUM_NOISE = 1e-5
 FETCHED = 2**24  # numbers of candidates that are fetched at a time, 64 MB
 # Ragged rows, one for each query: where it ends (num_queries,) int64, and begins where the one
 # before ends; rows of the index (n,) int32; squared L2 distances (n,) float32.
