@@ -1,4 +1,5 @@
-"""Layers between backbone and loss, the losses of cosine heads, and their settings by class size.
+"""Layers between backbone and loss, the losses of cosine heads, and their settings by class size;
+batch normalisation as one operation.
 
 All weights, powers, lengths and cosines are float32 under every precision policy: float16 has three
 digits, too few for the softmax over thousands of cosines. Every layer is registered with Keras, so
